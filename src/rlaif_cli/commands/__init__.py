@@ -1,0 +1,1 @@
+"""The subcommands: options -> one config -> one call -> one summary."""

@@ -1,0 +1,1 @@
+"""The data stages. They know no torch and no Typer, and print nothing: progress is a callback."""

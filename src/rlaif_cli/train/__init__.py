@@ -1,0 +1,1 @@
+"""Training: pure tensor maths, and the loops built on it."""
