@@ -1,0 +1,35 @@
+# The few words of the dev loop. Each does all the set-up it needs, once; a set-up that was stopped is resumed.
+#   PYTHON  the Python to set up with (3.10 to 3.13)        make setup PYTHON=python3.12
+#   VLLM    auto, vllm (NVIDIA GPUs), cpu, or none          make setup VLLM=none
+#   ARGS    passed on to the command                        make test ARGS="-k judge"
+
+PYTHON ?= python3
+VLLM ?= auto
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make .venv: packages, the vLLM build for this machine, the built-in model
+	@$(PYTHON) scripts/setup.py --vllm $(VLLM)
+
+demo: setup ## the whole pipeline on the built-in model, into runs/demo
+	@$(BIN)/rlaif demo $(ARGS)
+
+test: setup ## all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## check style
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: setup ## mend style
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+types: setup ## check types
+	@$(BIN)/mypy
+
+clean: ## remove .venv and what tools have cached; keeps runs/ and converted models
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

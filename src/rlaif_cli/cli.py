@@ -1,0 +1,97 @@
+"""The Typer app: registers commands and maps errors to exit codes; no logic."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from rlaif_cli import __version__, console, jsonl
+from rlaif_cli.commands import constitution, evaluate, generate, label, ppo, report, run, train_rm
+from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, InputError, RlaifError
+
+
+class ErrorMappingGroup(TyperGroup):
+    """Typer carries its own click, so that a real `click.ClickException` would become a traceback (EXAMPLES 3)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RlaifError as error:
+            if console.debug:
+                raise
+            show_error(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            console.say("interrupted: what was done is kept; run the same command again to go on", style="yellow")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            raise typer.Exit(EXIT_DONE) from None
+
+
+def show_error(error: RlaifError) -> None:
+    """`error: place: what`, every fault, and `hint: how to mend it`."""
+    console.say(f"error: {error}", style="bold red")
+    if isinstance(error, InputError):
+        for fault in error.faults[: jsonl.MAX_FAULTS_SHOWN]:
+            console.say(f"  {fault}")
+        if len(error.faults) > jsonl.MAX_FAULTS_SHOWN:
+            console.say(f"  … and {len(error.faults) - jsonl.MAX_FAULTS_SHOWN} more")
+    if error.hint:
+        console.say(f"hint: {error.hint}")
+
+
+app = typer.Typer(
+    name="rlaif",
+    cls=ErrorMappingGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Reinforcement learning from AI feedback: prompts and a written constitution in, an aligned model out.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rlaif {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None: ...
+
+
+# In the order of use; `rlaif --help` lists them so.
+generate.register(app)
+label.register(app)
+train_rm.register(app)
+ppo.register(app)
+app.add_typer(evaluate.app, name="eval")
+report.register(app)
+run.register(app)
+app.add_typer(constitution.app, name="constitution")
+
+
+def main() -> None:
+    try:
+        app(standalone_mode=True)
+    except SystemExit as stop:
+        _leave(stop.code)
+    except Exception as error:
+        if console.debug:
+            raise
+        console.say(f"error: a bug in rlaif: {type(error).__name__}: {error}", style="bold red")
+        console.say("hint: run again with --debug and report the traceback")
+        _leave(EXIT_FAILED)
+
+
+def _leave(code: Any) -> None:
+    console.close_data_stream()
+    jsonl.remove_temporary_files()
+    sys.exit(code)

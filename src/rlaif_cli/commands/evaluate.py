@@ -1,0 +1,65 @@
+"""rlaif eval alignment | win-rate | harmless-rate | reward"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from rlaif_cli import console
+from rlaif_cli.commands.options import command
+from rlaif_cli.config import AlignmentConfig, HarmlessRateConfig, RewardConfig, StageConfig, WinRateConfig
+from rlaif_cli.errors import EXIT_PARTIAL
+
+app = typer.Typer(help="Say honestly whether it helped: each number with n and an interval.", no_args_is_help=True)
+
+
+def shown(name: str, found: dict[str, Any]) -> str:
+    return f"{name} {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _report(config: Any, result: dict[str, Any]) -> int:
+    """The result on stdout if it has no file, a line about it on stderr, and the exit code."""
+    if config.output == "-":
+        console.data_stream().write(json.dumps(result, ensure_ascii=False) + "\n")
+    estimates = [shown(name, found) for name, found in result.items() if isinstance(found, dict)]
+    console.say(f"{result['metric']}: " + ", ".join([*estimates, f"n {result['n']}"]))
+    unscored = result.get("unscored", 0)
+    if unscored:
+        console.warn(f"{unscored} items could not be scored and are in no number")
+        return EXIT_PARTIAL
+    return 0
+
+
+def _judged(name: str) -> Callable[[Any], int]:
+    def run(config: Any) -> int:
+        from rlaif_cli.engines import EnginePool
+        from rlaif_cli.stages import evaluate
+
+        if config.dry_run:
+            return 0
+        with EnginePool() as engines, console.progress(f"eval {name}") as progress:
+            result = getattr(evaluate, name.replace("-", "_"))(config, engines, progress=progress)
+        return _report(config, result)
+
+    return run
+
+
+def _reward(config: RewardConfig) -> int:
+    from rlaif_cli.train.evaluate import reward
+
+    if config.dry_run:
+        return 0
+    return _report(config, reward(config))
+
+
+_JUDGED: dict[str, type[StageConfig]] = {
+    "alignment": AlignmentConfig,
+    "win-rate": WinRateConfig,
+    "harmless-rate": HarmlessRateConfig,
+}
+for _name, _config in _JUDGED.items():
+    command(app, _name, _config, _judged(_name))
+command(app, "reward", RewardConfig, _reward)

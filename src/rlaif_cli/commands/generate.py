@@ -1,0 +1,35 @@
+"""rlaif generate"""
+
+from __future__ import annotations
+
+import typer
+
+from rlaif_cli import console
+from rlaif_cli.commands.options import command, partial
+from rlaif_cli.config import GenerateConfig
+from rlaif_cli.jsonl import rejected_path
+
+
+
+def run(config: GenerateConfig) -> int:
+    from rlaif_cli.engines import EnginePool
+    from rlaif_cli.stages.generate import generate
+
+    with EnginePool() as engines, console.progress("generate") as progress:
+        summary = generate(config, engines, progress=progress)
+    if config.dry_run:
+        console.say(
+            f"{summary.rows} prompts, {summary.rows * config.n} responses, "
+            f"at most {summary.rows * config.n * config.max_tokens} tokens"
+        )
+        return 0
+    resumed = f" ({summary.resumed} were there already)" if summary.resumed else ""
+    console.say(
+        f"generate: {summary.rows} rows{resumed}, {summary.responses} responses, {summary.tokens_out} tokens, "
+        f"{summary.unfinished} cut at {config.max_tokens} tokens"
+    )
+    return partial(summary.rejected, str(rejected_path(config.output, "generate")))
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "generate", GenerateConfig, run)

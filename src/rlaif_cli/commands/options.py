@@ -1,0 +1,120 @@
+"""A command's options are its config's fields: one definition serves the command line, pipeline files and manifests."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from rlaif_cli import console
+from rlaif_cli.config import StageConfig
+from rlaif_cli.errors import EXIT_PARTIAL, UsageError
+
+
+def command(
+    app: typer.Typer, name: str, config: type[StageConfig], run: Callable[[Any], int], *, hidden: bool = False
+) -> None:
+    """Register `run(config) -> exit code` as a subcommand whose options are the fields of `config`."""
+
+    def callback(**values: Any) -> None:
+        console.debug = values.pop("debug")
+        settings = parse(config, {key: value for key, value in values.items() if value is not None})
+        console.guard_stdout()
+        if settings.dry_run:
+            show_plan(name, settings)
+        code = run(settings)
+        if code:
+            raise typer.Exit(code)
+
+    parameters = [_parameter(field_name, field) for field_name, field in config.model_fields.items()]
+    parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
+    debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+    parameters.append(
+        inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=debug)
+    )
+    callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    callback.__doc__ = config.__doc__
+    app.command(name, hidden=hidden)(callback)
+
+
+def parse(config: type[StageConfig], values: dict[str, Any]) -> Any:
+    """Values as a config.
+
+    Raises:
+        UsageError: naming every option that cannot be as it is.
+    """
+    try:
+        return config.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("; ".join(_option_fault(found) for found in error.errors())) from None
+
+
+def _option_fault(found: Any) -> str:
+    message = found["msg"].removeprefix("Value error, ")
+    return f"{flag(str(found['loc'][0]))}: {message}" if found["loc"] else message
+
+
+def flag(field_name: str) -> str:
+    return "--" + field_name.replace("_", "-")
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    kind = _cli_type(field.annotation)
+    default = inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True)
+    if isinstance(default, tuple | list):
+        default = list(default) or None
+    if extra.get("argument"):
+        annotation = Annotated[kind, typer.Argument(help=field.description, show_default=False)]
+    else:
+        flags = [str(extra["short"])] if "short" in extra else []
+        # Booleans that are off by default are plain switches: there is nothing to say `--no-…` to.
+        main = flag(name)
+        annotation = Annotated[
+            kind,
+            typer.Option(main, *flags, help=field.description, show_default=default not in (None, False, "")),
+        ]
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=annotation,
+    )
+
+
+def _cli_type(annotation: Any) -> Any:
+    """The type that Typer parses; all closer checking is the config's."""
+    origin = get_origin(annotation)
+    if origin is tuple or origin is list:
+        return list[get_args(annotation)[0]] | None  # type: ignore[misc]
+    return annotation
+
+
+def show_plan(name: str, settings: StageConfig) -> None:
+    """The resolved config of a `--dry-run`, on stderr; what it would cost is added by the command."""
+    console.say(f"{name}: resolved settings")
+    console.say(json.dumps(settings.model_dump(mode="json"), indent=2, ensure_ascii=False))
+
+
+def output_path(settings: BaseModel) -> Any:
+    """`-o -` is stdout (None)."""
+    from pathlib import Path
+
+    output = settings.output  # type: ignore[attr-defined]
+    return None if output == "-" else Path(output)
+
+
+def partial(unusable: int, where: str) -> int:
+    """The exit code, and the word about it, for rows that could not be used."""
+    if not unusable:
+        return 0
+    console.warn(f"{unusable} rows could not be used; they are in {where}, each with the reason")
+    return EXIT_PARTIAL
+
+

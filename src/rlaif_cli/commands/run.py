@@ -1,0 +1,135 @@
+"""rlaif run, and rlaif demo: the same on a shipped pipeline file."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rlaif_cli import config, console
+from rlaif_cli.console import ProgressCallback
+
+DEMO = "demo"
+
+
+def kinds(engines: Any) -> dict[str, Any]:
+    """What a pipeline file can run, each by the same function as its subcommand."""
+    from rlaif_cli.commands.ppo import train
+    from rlaif_cli.stages import evaluate
+    from rlaif_cli.stages.generate import generate
+    from rlaif_cli.stages.label import label
+    from rlaif_cli.stages.pipeline import StageKind
+    from rlaif_cli.stages.report import write_report
+
+    def run_generate(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
+        return vars(generate(settings, engines, progress=progress))
+
+    def run_label(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
+        return label(settings, engines, progress=progress).as_numbers()
+
+    def run_train_rm(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
+        from rlaif_cli.train.reward_model import train_reward_model
+
+        engines.close()  # its memory is needed
+        return train_reward_model(settings, progress=progress)
+
+    def run_ppo(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
+        engines.close()
+        return train(settings, engines, progress)
+
+    def run_reward(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
+        from rlaif_cli.train.evaluate import reward
+
+        return reward(settings)
+
+    def judged(name: str) -> Any:
+        return lambda settings, progress: getattr(evaluate, name)(settings, engines, progress=progress)
+
+    def run_report(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
+        return {"report": str(write_report(Path(settings.run_folder), Path(settings.output)))}
+
+    return {
+        "generate": StageKind(config.GenerateConfig, run_generate, ".jsonl"),
+        "label": StageKind(config.LabelConfig, run_label, ".jsonl"),
+        "train-rm": StageKind(config.RewardModelConfig, run_train_rm, ""),
+        "ppo": StageKind(config.PPOConfig, run_ppo, ""),
+        "eval alignment": StageKind(config.AlignmentConfig, judged("alignment"), ".json"),
+        "eval win-rate": StageKind(config.WinRateConfig, judged("win_rate"), ".json"),
+        "eval harmless-rate": StageKind(config.HarmlessRateConfig, judged("harmless_rate"), ".json"),
+        "eval reward": StageKind(config.RewardConfig, run_reward, ".json"),
+        "report": StageKind(config.ReportConfig, run_report, ".html"),
+    }
+
+
+def run_pipeline(path: str, folder: Path, *, overwrite: bool, dry_run: bool) -> int:
+    from rlaif_cli.engines import EnginePool
+    from rlaif_cli.stages import pipeline
+
+    console.guard_stdout()
+    with EnginePool() as engines:
+        available = kinds(engines)
+        overrides = {"overwrite": True} if overwrite else {}
+        plan, steps = pipeline.load(path, folder, available, **overrides)
+        if dry_run:
+            for index, step in enumerate(steps):
+                console.say(f"{index + 1}. {step.name}: rlaif {step.kind} -> {step.config.output}")  # type: ignore[attr-defined]
+            return 0
+
+        def announce(index: int, step: Any) -> None:
+            console.say(f"[{index + 1}/{len(steps)}] {step.name}: rlaif {step.kind}", style="bold")
+
+        summary = pipeline.run(plan, steps, folder, available, _progress, announce, time.monotonic)
+    show_summary(summary, folder)
+    return 0
+
+
+@contextlib.contextmanager
+def _progress(name: str) -> Iterator[ProgressCallback]:
+    with console.progress(name) as callback:
+        yield callback
+
+
+def show_summary(summary: dict[str, Any], folder: Path) -> None:
+    """The run on one screen: what was found, how sure, and plainly where a number shows no effect."""
+    from rlaif_cli.stages.report import findings
+
+    console.say("")
+    for finding in findings(summary, folder):
+        console.say(f"  {finding}")
+    seconds = sum(stage["seconds"] for stage in summary["stages"].values())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    console.say(f"\n{seconds / 60:.1f} minutes, {peak:.1f} GiB at most; everything is in {folder}/")
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("run")
+    def _run(
+        pipeline: Annotated[str, typer.Argument(help="A pipeline file (YAML), or the name of a shipped one.")],
+        output: Annotated[
+            Path | None, typer.Option("--output", "-o", help="The run's folder; default: runs/<pipeline's name>.")
+        ] = None,
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Start every stage anew.")] = False,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the whole file, show the plan.")] = False,
+        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    ) -> None:
+        """Run a pipeline file: all stages, resumable."""
+        console.debug = debug
+        folder = output or Path("runs") / Path(pipeline).stem
+        raise typer.Exit(run_pipeline(pipeline, folder, overwrite=overwrite, dry_run=dry_run))
+
+    @app.command("demo")
+    def _demo(
+        output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = Path("runs/demo"),
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Start every stage anew.")] = False,
+        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    ) -> None:
+        """The whole chain on the built-in small model and shipped real prompts, on a laptop, in minutes."""
+        console.debug = debug
+        raise typer.Exit(run_pipeline(DEMO, output, overwrite=overwrite, dry_run=False))
+
+

@@ -1,0 +1,249 @@
+"""What each stage can be told. One definition serves the command line, pipeline files, manifests and resume checks.
+
+Unknown keys are errors. A field marked `output=False` does not decide what the output is (speed, verbosity), so a run
+may be resumed with another value of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+EngineName = Literal["vllm", "transformers", "fake"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+def setting(
+    default: Any = ...,
+    help: str = "",
+    *,
+    argument: bool = False,
+    short: str | None = None,
+    output: bool = True,
+    **limits: Any,
+) -> Any:
+    """A field with its help text; `limits` are pydantic's (ge, le, gt, lt, min_length)."""
+    extra: dict[str, Any] = {"argument": argument, "output": output}
+    if short:
+        extra["short"] = short
+    return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+class StageConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+
+    seed: int = setting(0, "Fixes everything that can be fixed.", ge=0, lt=2**31)
+    overwrite: bool = setting(False, "Start anew, over an earlier output.", output=False)
+    dry_run: bool = setting(False, "Check everything, print the plan, start nothing.", output=False)
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what the output is; a resumed run must have the same."""
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if (fields[name].json_schema_extra or {}).get("output", True)  # type: ignore[union-attr]
+        }
+
+
+class InputConfig(StageConfig):
+    skip_invalid: bool = setting(
+        False, "Go on without lines that cannot be used; they go to <output>.rejected.jsonl."
+    )
+
+
+class EngineConfig(InputConfig):
+    """How a model is run."""
+
+    engine: EngineName | None = setting(
+        None, "vllm, transformers or fake. Default: vllm; fake where the model is 'fake'."
+    )
+    dtype: Dtype = setting("auto", "auto, bfloat16, float16 or float32.")
+    max_length: int | None = setting(
+        None, "Prompt and response together, tokens. Default: the model's own limit.", ge=8
+    )
+    engine_memory: float | None = setting(
+        None, "vLLM's KV cache: GiB on a CPU (2), share of the memory on a GPU (0.9).", gt=0, output=False
+    )
+    tensor_parallel: int = setting(1, "GPUs that share one copy of the model.", ge=1, output=False)
+    batch_size: int = setting(32, "Sequences in one batch of the transformers engine.", ge=1, output=False)
+
+
+class GenerateConfig(EngineConfig):
+    """Sample candidate responses for every prompt."""
+
+    prompts: str = setting(help="JSONL of prompts, - for stdin, or hf:org/name:split.", argument=True)
+    output: str = setting("-", "Where the candidates go; - is stdout.", short="-o", output=False)
+    model: str = setting(help="A built-in model, a folder, a .gguf file or a hub name.")
+    n: int = setting(4, "Responses a prompt.", short="-n", ge=1)
+    temperature: float = setting(1.0, "0 is greedy.", ge=0)
+    top_p: float = setting(1.0, "Sample from the smallest set of tokens with this mass.", gt=0, le=1)
+    max_tokens: int = setting(256, "The longest response, tokens.", ge=1)
+    system: str | None = setting(None, "A system prompt for every row.")
+    stop: tuple[str, ...] = setting((), "A text that ends a response; may be given several times.")
+
+    @model_validator(mode="after")
+    def _greedy_is_one(self) -> GenerateConfig:
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(f"--temperature 0 gives {self.n} equal responses: use -n 1, or a temperature above 0")
+        return self
+
+
+class JudgeConfig(EngineConfig):
+    """How a judge is asked."""
+
+    judge: str = setting(help="The judge: a built-in model, a folder, a .gguf file or a hub name.")
+    constitution: str = setting(help="A shipped constitution's name, or a YAML file.")
+    method: Literal["pairwise", "contrast"] = setting(
+        "pairwise", "pairwise asks which is better, both orders; contrast compares likelihoods (small judges)."
+    )
+    principles: tuple[str, ...] = setting(
+        ("sample",), "'sample' draws one per comparison; 'all' averages over all; or ids, averaged."
+    )
+    min_mass: float = setting(
+        0.1, "Pairwise: a row whose labels hold less probability than this is unscored.", ge=0, le=1
+    )
+    contrast_scale: float = setting(
+        20.0, "Contrast: k in sigmoid(k (score_a - score_b)), scores in nats per token.", gt=0
+    )
+
+
+class LabelConfig(JudgeConfig):
+    """Turn candidates into soft preferences with an LLM judge."""
+
+    candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
+    output: str = setting("-", "Where the preferences go; - is stdout.", short="-o", output=False)
+    pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
+
+
+class TrainConfig(InputConfig):
+    """What every trainer can be told."""
+
+    model: str = setting(help="The checkpoint to start from: a built-in model, a folder, a .gguf file or a hub name.")
+    lr: float = setting(1e-5, "The peak learning rate.", gt=0)
+    warmup: float = setting(0.1, "The share of the steps in which the learning rate rises.", ge=0, lt=1)
+    weight_decay: float = setting(0.0, "AdamW's.", ge=0)
+    max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm.", gt=0)
+    precision: Literal["auto", "bf16", "fp32"] = setting(
+        "auto", "bf16 autocast over fp32 weights, or fp32; auto: bf16 where the machine has it."
+    )
+    tokens_per_batch: int = setting(
+        2048, "Padded tokens that go through the model at once; sets the memory, not the result.", ge=64, output=False
+    )
+    save_every: int = setting(0, "Steps between checkpoints to resume from; 0: at the end of every epoch.", ge=0)
+
+
+class RewardModelConfig(TrainConfig):
+    """Train a reward model on soft preferences."""
+
+    preferences: str = setting(help="JSONL of preferences, or - for stdin.", argument=True)
+    output: str = setting(help="The folder of the reward model.", short="-o", output=False)
+    epochs: int = setting(1, "Passes over the data.", ge=1)
+    batch_size: int = setting(32, "Pairs an optimizer step.", ge=1)
+    eval_fraction: float = setting(0.1, "Share of the prompts held out.", ge=0, lt=1)
+    max_length: int = setting(1024, "Prompt and response together, tokens; longer pairs are refused.", ge=8)
+    centering: float = setting(0.0, "eta in eta (r_chosen + r_rejected)^2.", ge=0)
+    hard_labels: bool = setting(False, "Round p_chosen to 0 or 1 (to compare with; soft is better).")
+
+
+class PPOConfig(TrainConfig):
+    """Tune a policy with PPO against a reward model, or directly against a judge."""
+
+    prompts: str = setting(help="JSONL of prompts, or - for stdin.", argument=True)
+    output: str = setting(help="The folder of the tuned policy.", short="-o", output=False)
+    reward_model: str | None = setting(None, "A reward model's folder.")
+    judge: str | None = setting(None, "Instead of a reward model: a judge (needs --constitution).")
+    constitution: str | None = setting(None, "For --judge: a shipped constitution's name, or a YAML file.")
+    engine: EngineName = setting("vllm", "What samples the rollouts: vllm, transformers or fake.")
+    engine_memory: float | None = setting(
+        None, "vLLM's KV cache: GiB on a CPU (2), share of the memory on a GPU (0.9).", gt=0, output=False
+    )
+    system: str | None = setting(None, "A system prompt for every prompt.")
+    steps: int = setting(100, "Rollout and update rounds.", ge=1)
+    prompts_per_step: int = setting(32, "Prompts a step.", ge=1)
+    n: int = setting(4, "Responses a prompt.", short="-n", ge=1)
+    max_tokens: int = setting(256, "The longest response, tokens.", ge=1)
+    temperature: float = setting(1.0, "Of the rollouts; log-probs are divided by it.", gt=0)
+    top_p: float = setting(1.0, "Must be 1: PPO on truncated samples is biased.")
+    epochs: int = setting(1, "Passes over each rollout.", ge=1)
+    minibatches: int = setting(1, "Optimizer steps a pass over the rollout.", ge=1)
+    value_lr: float | None = setting(None, "The value model's learning rate; default: the policy's.", gt=0)
+    kl_coef: float = setting(0.05, "Weight of the KL to the reference, in the reward (k1).", ge=0)
+    kl_target: float | None = setting(None, "Adapt kl_coef towards this KL (nats a response).", gt=0)
+    clip: float = setting(0.2, "The ratio's clip range.", gt=0)
+    value_clip: float = setting(0.2, "The value's clip range.", gt=0)
+    value_coef: float = setting(0.1, "Weight of the value loss.", ge=0)
+    gamma: float = setting(1.0, "Discount.", gt=0, le=1)
+    lam: float = setting(0.95, "GAE's lambda.", ge=0, le=1)
+    missing_eos_penalty: float | None = setting(
+        None, "The score of a response that did not end by itself; default: its own score stands."
+    )
+    importance_cap: float = setting(2.0, "Cap of the importance weights between engine and trainer.", gt=0)
+    max_mismatch: float = setting(
+        0.2, "Stop when mean |engine - trainer| log-prob is beyond this: the weights were not synced.", gt=0
+    )
+    eval_prompts: str | None = setting(None, "JSONL of held-out prompts whose reward is measured before and after.")
+    samples_every: int = setting(10, "Steps between samples written to samples.jsonl; 0: never.", ge=0, output=False)
+
+    @model_validator(mode="after")
+    def _can_be(self) -> PPOConfig:
+        if self.top_p != 1:
+            raise ValueError(
+                "--top-p must be 1 with ppo: truncated sampling draws from another distribution than the one whose "
+                "log-probs are trained, which biases the gradient; lower --temperature instead"
+            )
+        if (self.reward_model is None) == (self.judge is None):
+            raise ValueError("ppo needs exactly one of --reward-model and --judge")
+        if self.judge is not None and self.constitution is None:
+            raise ValueError("--judge needs --constitution")
+        return self
+
+
+def result_output() -> Any:
+    return setting("-", "Where the result (JSON) goes; per-item results go beside it.", short="-o", output=False)
+
+
+class AlignmentConfig(JudgeConfig):
+    """How often a judge agrees with people, beside the rule that the longer response wins."""
+
+    pairs: str = setting(help="JSONL of response pairs with human preferences, or - for stdin.", argument=True)
+    output: str = result_output()
+
+
+class WinRateConfig(JudgeConfig):
+    """How often a judge prefers the responses of A to those of B on the same prompts."""
+
+    a: str = setting(help="Candidates of the tuned model, or a model to sample from --prompts.", argument=True)
+    b: str = setting(help="Candidates of the model it is compared with, or a model.", argument=True)
+    output: str = result_output()
+    prompts: str | None = setting(None, "Prompts to sample from, where A or B is a model.")
+    n: int = setting(1, "Responses a prompt, where A or B is a model.", short="-n", ge=1)
+    temperature: float = setting(1.0, "Of those samples.", ge=0)
+    max_tokens: int = setting(256, "The longest of those responses, tokens.", ge=1)
+
+
+class HarmlessRateConfig(JudgeConfig):
+    """The share of responses that a judge finds harmless, one by one."""
+
+    candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
+    constitution: str = setting("harmlessness", "A shipped constitution's name, or a YAML file.")
+    output: str = result_output()
+
+
+class RewardConfig(InputConfig):
+    """The mean reward of candidates under a reward model; of two files, and their difference."""
+
+    candidates: str = setting(help="JSONL of candidates.", argument=True)
+    baseline: str | None = setting(None, "Other candidates for the same prompts, to compare with.")
+    reward_model: str = setting(help="A reward model's folder.")
+    output: str = result_output()
+    precision: Literal["auto", "bf16", "fp32"] = setting("auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.")
+    tokens_per_batch: int = setting(4096, "Padded tokens that go through the model at once.", ge=64, output=False)
+
+
+class ReportConfig(StageConfig):
+    """Write a run's numbers, curves and samples into one HTML file."""
+
+    run_folder: str = setting(help="The folder of a run.", argument=True)
+    output: str = setting(help="The HTML file.", short="-o", output=False)

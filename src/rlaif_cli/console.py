@@ -1,0 +1,128 @@
+"""stdout is data, stderr is talk.
+
+Engines and their child processes print to file descriptor 1 as they like, so `guard_stdout` points that descriptor
+at stderr and keeps the real stdout for records alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+
+debug = False
+_data: IO[str] | None = None
+_PLAIN_EVERY_SECONDS = 10.0
+
+
+class ProgressCallback(Protocol):
+    """What stages report through: how much is done, of how much, and a few numbers worth seeing."""
+
+    def __call__(self, done: int, total: int | None = None, note: str = "") -> None: ...
+
+
+def no_progress(done: int, total: int | None = None, note: str = "") -> None:
+    """For callers that do not want to see any."""
+
+
+def stderr() -> Console:
+    """A console on stderr; Rich itself respects NO_COLOR and non-terminals."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def guard_stdout() -> None:
+    """From here on nothing but records reaches stdout, whoever prints. Called once, before an engine may start."""
+    global _data
+    if _data is not None:
+        return
+    sys.stdout.flush()
+    keep = os.dup(1)
+    os.dup2(2, 1)
+    _data = os.fdopen(keep, "w", encoding="utf-8", newline="\n")
+
+
+def data_stream() -> IO[str]:
+    """The real stdout, for records."""
+    return _data if _data is not None else sys.stdout
+
+
+def close_data_stream() -> None:
+    """Flush the records; a reader that went away (`| head`) is no error."""
+    stream = data_stream()
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        # What is still buffered cannot be delivered; without this, Python would complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(message: str, style: str | None = None) -> None:
+    """A line for the person at the terminal. `message` is plain text, never markup."""
+    stderr().print(escape(message), style=style)
+
+
+def warn(message: str) -> None:
+    say(f"warning: {message}", style="yellow")
+
+
+@contextmanager
+def progress(title: str) -> Iterator[ProgressCallback]:
+    """A bar with rate and ETA on a terminal; a plain line every ten seconds elsewhere."""
+    with _bar(title) if stderr().is_terminal else _lines(title) as callback:
+        yield callback
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[ProgressCallback]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}")
+    with Progress(
+        *columns, "eta", TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=stderr()
+    ) as bar:
+        task = bar.add_task(escape(title), total=None, rate="", note="")
+        rate = _rate_meter()
+
+        def callback(done: int, total: int | None = None, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, rate=rate(done), note=escape(note))
+
+        yield callback
+
+
+@contextmanager
+def _lines(title: str) -> Iterator[ProgressCallback]:
+    rate, last_shown = _rate_meter(), time.monotonic()
+
+    def callback(done: int, total: int | None = None, note: str = "") -> None:
+        nonlocal last_shown
+        now = time.monotonic()
+        if now - last_shown >= _PLAIN_EVERY_SECONDS:
+            last_shown = now
+            of = f"/{total}" if total else ""
+            say("  ".join(part for part in (f"{title}: {done}{of}", rate(done, total), note) if part))
+
+    yield callback
+
+
+def _rate_meter() -> Callable[..., str]:
+    started, first = time.monotonic(), None
+
+    def rate(done: int, total: int | None = None) -> str:
+        nonlocal first, started
+        if first is None:  # a resumed run begins in the middle, and engines take their time to start
+            first, started = done, time.monotonic()
+            return ""
+        seconds = time.monotonic() - started
+        if seconds < 0.5 or done <= first:
+            return ""
+        per_second = (done - first) / seconds
+        shown = f"{per_second:.1f}/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"
+        return f"{shown}, {(total - done) / per_second:.0f} s left" if total else shown
+
+    return rate

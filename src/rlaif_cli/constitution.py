@@ -1,0 +1,589 @@
+"""Constitutions: the written principles that a judge judges by. Load, check, select, and draw with a seed.
+
+A constitution is one YAML file:
+
+    name: helpfulness
+    description: one line for `rlaif constitution list`
+    preamble: what a sample is and what a good response is; it opens the judge's prompt
+    principles:
+      - id: directness
+        text: which response is preferable? one or two whole sentences
+        choose: better          # or worse; see below
+        weight: 1.0             # how often it is drawn, relative to the others
+        for: a system prompt that embodies what `text` asks for        (only for the contrast method)
+        against: a system prompt that embodies its opposite            (only for the contrast method)
+    exemplars:
+      - {prompt, response_1, response_2, rationale, answer: 1 or 2, principle: an id}
+
+What `choose` means. A principle with `choose: worse` asks for the *worse* response ("Which response is more
+harmful?"), as the RLAIF paper does for harmlessness (Lee et al., arXiv 2309.00267). Everything that belongs
+to such a principle is written in the direction of its text: `for` embodies the harmful assistant, and an
+exemplar's `answer` is the harmful response. So whatever the method measures is "how far this response is what
+the text asks for", and exactly one place (the judge) turns that into a preference, by inverting it where
+`choose` is `worse`. Nothing here inverts anything.
+
+Where we depart from the papers: Bai et al. (arXiv 2212.08073) draw a principle for each comparison from a
+running random generator; here the draw is a function of the row's key and the seed alone, so that it does not
+depend on the order of the file, the batch or the other rows, and a resumed run draws what the interrupted one
+would have drawn.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.resources import shipped_path
+
+MAX_BYTES = 1024 * 1024  # a constitution is a few pages; anything larger is the wrong file
+MAX_DEPTH = 16  # the schema needs 3
+MAX_VALUES = 20_000
+MAX_WEIGHT = 1e6
+
+Loc = tuple[str | int, ...]  # where a value is: ("principles", 2, "choose")
+
+Text = Annotated[str, StringConstraints(min_length=1)]
+Id = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"\A[a-z0-9-]+\z")]
+Line = Annotated[str, StringConstraints(min_length=1, pattern=r"\A[^\r\n]*\z")]
+
+
+class _Model(BaseModel):
+    """Unknown keys are errors, nothing is converted ("1" is not 1), nothing changes after loading.
+
+    White space around a text is dropped: YAML's block style ends every text with a line break.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, str_strip_whitespace=True)
+
+
+class Principle(_Model):
+    """One thing to judge by; see the top of the file for `choose`."""
+
+    id: Id
+    text: Text
+    choose: Literal["better", "worse"] = "better"
+    weight: float = Field(default=1.0, gt=0, le=MAX_WEIGHT, allow_inf_nan=False)
+    for_: Text | None = Field(default=None, alias="for")  # `for` is a keyword of Python
+    against: Text | None = None
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Principle:
+        if (self.for_ is None) != (self.against is None):
+            given, lacking = ("for", "against") if self.against is None else ("against", "for")
+            raise ValueError(f"has '{given}' but no '{lacking}'; the contrast method needs both")
+        return self
+
+    def contrast_prompts(self) -> tuple[str, str]:
+        """The system prompts (for, against) of the contrast method.
+
+        Raises:
+            InputError: the principle has none.
+        """
+        if self.for_ is None or self.against is None:
+            raise InputError(
+                f"principle '{self.id}' has no 'for' and 'against', which the contrast method compares",
+                hint="give it both system prompts, or judge by another method",
+            )
+        return self.for_, self.against
+
+
+class Exemplar(_Model):
+    """A worked comparison to show the judge.
+
+    `answer` answers the question of the exemplar's own `principle` (without one: which response is better),
+    so for a `choose: worse` principle it names the worse response.
+    """
+
+    prompt: Text
+    response_1: Text
+    response_2: Text
+    rationale: Text
+    answer: Literal[1, 2]
+    principle: Id | None = None
+
+    @field_validator("answer", mode="before")
+    @classmethod
+    def _not_a_bool(cls, value: object) -> object:
+        if isinstance(value, bool):  # Python's True equals 1, and YAML's `yes` is True
+            raise ValueError(f"must be 1 or 2, not {_shown(value)}")
+        return value
+
+
+class Constitution(_Model):
+    """A task framing, the principles, and exemplars. Made by `load`."""
+
+    name: Line
+    description: Line
+    preamble: Text
+    principles: tuple[Principle, ...] = Field(strict=False)  # YAML gives lists
+    exemplars: tuple[Exemplar, ...] = Field(default=(), strict=False)
+
+    _path: Path | None = PrivateAttr(default=None)
+    _sha256: str | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Constitution:
+        faults = _cross_faults(self.model_dump(by_alias=True))
+        if faults:
+            raise ValueError("; ".join(f"{_dotted(loc)}: {what}" for loc, what in faults))
+        return self
+
+    @property
+    def path(self) -> Path | None:
+        """The file it was loaded from."""
+        return self._path
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the file's bytes (of the content, for one that was not loaded from a file)."""
+        return self._sha256 or hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
+
+    def principle(self, id: str) -> Principle:
+        """The principle of that id.
+
+        Raises:
+            UsageError: there is none.
+        """
+        for principle in self.principles:
+            if principle.id == id:
+                return principle
+        known = [principle.id for principle in self.principles]
+        raise UsageError(
+            f"constitution '{self.name}' has no principle '{id}'",
+            hint=f"{_did_you_mean(id, known)}it has: {', '.join(known)}",
+        )
+
+    def select(self, ids: Iterable[str]) -> Constitution:
+        """The same constitution with these principles only, in the file's order.
+
+        It keeps the exemplars of these principles and those of none. `sha256` still names the whole file.
+
+        Raises:
+            UsageError: an id is unknown or named twice, or there are none.
+        """
+        wanted = [self.principle(id).id for id in ids]
+        if not wanted:
+            raise UsageError("no principle is selected", hint="name at least one id")
+        for id, times in Counter(wanted).items():
+            if times > 1:
+                raise UsageError(f"principle '{id}' is selected {times} times", hint="name it once")
+        return self.model_copy(
+            update={
+                "principles": tuple(p for p in self.principles if p.id in wanted),
+                "exemplars": tuple(e for e in self.exemplars if e.principle in (None, *wanted)),
+            }
+        )
+
+    def draw(self, key: str, seed: int) -> Principle:
+        """One principle at random, by weight.
+
+        It depends on `key`, `seed` and the principles, and on nothing else: not on the order of rows or of
+        principles, on earlier draws, the process, or Python's `hash`.
+
+        Every principle draws an exponential waiting time with its weight as the rate, and the first to arrive
+        wins, which happens with probability weight / sum of weights. So when a principle is added or removed,
+        only the draws that it wins change.
+        """
+
+        def arrival(principle: Principle) -> float:
+            digest = hashlib.sha256(json.dumps([seed, key, principle.id]).encode()).digest()
+            uniform = (int.from_bytes(digest[:8], "big") + 1) / 2**64  # (0, 1]
+            return -math.log(uniform) / principle.weight
+
+        return min(self.principles, key=lambda principle: (arrival(principle), principle.id))
+
+    def exemplars_for(self, principle: Principle) -> list[Exemplar]:
+        """The exemplars that may be shown before this principle's question; the principle's own come first.
+
+        Those of the other direction (`choose`) are left out: they would teach the opposite label.
+        """
+        fitting = [e for e in self.exemplars if self._direction(e) == principle.choose]
+        return sorted(fitting, key=lambda e: e.principle != principle.id)
+
+    def warnings(self) -> list[str]:
+        """What is allowed but probably not meant. For `rlaif constitution check`."""
+        found = []
+        for i, principle in enumerate(self.principles):
+            place = f"principles[{i}] ({principle.id})"
+            if principle.for_ is None or principle.against is None:
+                found.append(f"{place}: no 'for' and 'against', so --method contrast cannot use it")
+            elif not 2 / 3 < len(principle.for_) / len(principle.against) < 3 / 2:
+                found.append(f"{place}: 'for' and 'against' differ much in length, not only in the principle")
+        for direction in ("better", "worse"):
+            found += self._exemplar_warnings(direction)
+        return found
+
+    def _exemplar_warnings(self, direction: str) -> list[str]:
+        exemplars = [e for e in self.exemplars if self._direction(e) == direction]
+        if not exemplars:
+            lacking = self.exemplars and any(p.choose == direction for p in self.principles)
+            return [f"exemplars: none for the 'choose: {direction}' principles"] if lacking else []
+        found = []
+        ones = sum(e.answer == 1 for e in exemplars)
+        twos = len(exemplars) - ones
+        if abs(ones - twos) > 1:
+            found.append(
+                f"exemplars: of those for 'choose: {direction}' {ones} answer 1 and {twos} answer 2; "
+                "a judge may copy the commoner answer"
+            )
+        longer = [(len(e.response_1) > len(e.response_2)) == (e.answer == 1) for e in exemplars]
+        if len(exemplars) > 1 and len(set(longer)) == 1:
+            which = "longer" if longer[0] else "shorter"
+            found.append(f"exemplars: the {which} response is always the answer for 'choose: {direction}'")
+        return found
+
+    def _direction(self, exemplar: Exemplar) -> str:
+        return "better" if exemplar.principle is None else self.principle(exemplar.principle).choose
+
+
+# --- loading ------------------------------------------------------------------------------------------------
+
+
+def shipped() -> list[str]:
+    """The names of the constitutions that ship with rlaif, sorted."""
+    return sorted(path.stem for path in shipped_path("constitutions").glob("*.yaml"))
+
+
+def load(name_or_path: str) -> Constitution:
+    """A shipped constitution by its name, or any by the path of its YAML file.
+
+    A shipped name always means the shipped one; a file of the same name is meant by `./helpfulness`.
+
+    Raises:
+        UsageError: neither a shipped name nor something that looks like a path.
+        InputError: the file cannot be read or is faulty; all faults are reported, with line and field.
+    """
+    path = _find(name_or_path)
+    content = _read(path)
+    data, lines, faults = _parse(content, path)
+    constitution, schema_faults = _validated(data)
+    told = {loc for loc, _ in faults}  # a value that could not be read is not worth a second fault
+    faults += [fault for fault in schema_faults if fault[0] not in told]
+    if constitution is None or faults:
+        raise _faulty(path, [(_line_of(loc, lines), _dotted(loc), what) for loc, what in faults])
+    constitution._path = path
+    constitution._sha256 = hashlib.sha256(content).hexdigest()
+    return constitution
+
+
+def _find(name_or_path: str) -> Path:
+    names = shipped()
+    if name_or_path in names:
+        return shipped_path("constitutions") / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    if re.search(r"[/\\]|\.ya?ml\Z", name_or_path) or os.path.exists(name_or_path):
+        return path
+    guess = _did_you_mean(name_or_path, names)
+    raise UsageError(
+        f"unknown constitution '{name_or_path}'",
+        hint=f"{guess}shipped: {', '.join(names)}; or give the path of a YAML file",
+    )
+
+
+def _read(path: Path) -> bytes:
+    """The file's bytes; at most MAX_BYTES + 1 are ever read."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        stem = path.stem if path.stem in shipped() else None
+        hint = f"for the shipped constitution write '{stem}'" if stem else f"shipped: {', '.join(shipped())}"
+        raise InputError("no such constitution file", where=str(path), hint=hint) from None
+    except IsADirectoryError:
+        raise InputError("is a folder, not a constitution file", where=str(path)) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot be read ({reason})", where=str(path)) from None
+    if len(content) > MAX_BYTES:
+        what = f"is larger than {MAX_BYTES // 1024} KiB"
+        raise InputError(what, where=str(path), hint="is it a constitution file?")
+    return content
+
+
+def _validated(data: object) -> tuple[Constitution | None, list[tuple[Loc, str]]]:
+    """The constitution, or every fault that the schema and the cross checks find."""
+    faults = _cross_faults(data) if isinstance(data, Mapping) else []
+    try:
+        return Constitution.model_validate(data), faults
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            if fault["loc"] == () and fault["type"] == "value_error":
+                continue  # the cross checks again; they are in `faults` already, with their places
+            faults.append((fault["loc"], _in_our_words(fault)))
+        return None, faults
+
+
+def _cross_faults(data: Mapping[str, Any]) -> list[tuple[Loc, str]]:
+    """What no single field can show: no principles, an id used twice, exemplars of a principle there is not.
+
+    Works on unchecked data, so that these faults are found beside those of the schema.
+    """
+    faults: list[tuple[Loc, str]] = []
+    if data.get("principles") in ([], ()):
+        faults.append((("principles",), "needs at least one principle, found none"))
+    first: dict[str, int] = {}
+    for i, id in _texts(data, "principles", "id"):
+        if id in first:
+            faults.append((("principles", i, "id"), f"'{id}' is already the id of principles[{first[id]}]"))
+        first.setdefault(id, i)
+    for i, id in _texts(data, "exemplars", "principle"):
+        if id not in first:
+            what = f"there is no principle '{id}'; {_did_you_mean(id, list(first))}".rstrip("; ")
+            faults.append((("exemplars", i, "principle"), what))
+    return faults
+
+
+def _texts(data: Mapping[str, Any], section: str, field: str) -> list[tuple[int, str]]:
+    """The texts in one field of a section, with their positions; the schema sees to whatever is no text."""
+    items = data.get(section)
+    if not isinstance(items, list | tuple):
+        return []
+    values = ((i, item.get(field)) for i, item in enumerate(items) if isinstance(item, Mapping))
+    return [(i, value.strip()) for i, value in values if isinstance(value, str)]
+
+
+# --- reading YAML -------------------------------------------------------------------------------------------
+
+
+class _YamlFault(Exception):
+    """Reading cannot go on: (line, what)."""
+
+
+class _YamlReader:
+    """Reads the part of YAML that a settings file needs: mappings, lists, text, numbers, true/false and null.
+
+    PyYAML's safe loader would build the values of a "billion laughs" file, let the last of two equal keys
+    win, and turn `2024-01-01` into a date. Here aliases, anchors, tags and deep nesting are refused as soon
+    as they are seen, equal keys are faults, dates stay text, and the line of every value is kept.
+    """
+
+    SCALARS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float"))
+
+    def __init__(self, text: str) -> None:
+        self.loader = yaml.SafeLoader(text)
+        self.values = 0
+        self.lines: dict[Loc, int] = {}
+        self.faults: list[tuple[Loc, str]] = []
+
+    def document(self) -> object:
+        """The value of the only document in the file; None if there is none."""
+        self.loader.get_event()  # the stream starts
+        if self.loader.check_event(yaml.StreamEndEvent):
+            return None
+        self.loader.get_event()  # the document starts
+        value = self.value((), None)
+        self.loader.get_event()  # the document ends
+        if not self.loader.check_event(yaml.StreamEndEvent):
+            line = self.line(self.loader.peek_event())
+            raise _YamlFault(line, "a second document starts here; only one is read")
+        return value
+
+    def value(self, loc: Loc, key_line: int | None) -> object:
+        event = self.event()
+        self.lines[loc] = key_line or self.line(event)
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise _YamlFault(self.line(event), f"more than {MAX_VALUES} values; is it a constitution file?")
+        if len(loc) > MAX_DEPTH:
+            raise _YamlFault(self.line(event), f"nested more than {MAX_DEPTH} deep")
+        if isinstance(event, yaml.MappingStartEvent):
+            return self.mapping(loc)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return self.sequence(loc)
+        return self.scalar(event, loc)
+
+    def event(self) -> Any:
+        """The next event that makes a key or a value."""
+        event: Any = self.loader.get_event()
+        refused = {
+            "an alias": f"*{event.anchor}" if isinstance(event, yaml.AliasEvent) else None,
+            "an anchor": event.anchor and f"&{event.anchor}",
+            "a tag": getattr(event, "tag", None),
+        }
+        for what, found in refused.items():
+            if found is not None:
+                raise _YamlFault(
+                    self.line(event), f"{what} ({_shown(found)}) is not allowed; if it is text, quote it"
+                )
+        return event
+
+    def mapping(self, loc: Loc) -> dict[str, object]:
+        found: dict[str, object] = {}
+        while not self.loader.check_event(yaml.MappingEndEvent):
+            event = self.event()
+            line = self.line(event)
+            if not isinstance(event, yaml.ScalarEvent):
+                raise _YamlFault(line, "a key must be plain text")
+            here = (*loc, event.value)
+            if event.value in found:
+                self.faults.append((here, f"the key is already given in line {self.lines[here]}"))
+            found[event.value] = self.value(here, line)
+        self.loader.get_event()
+        return found
+
+    def sequence(self, loc: Loc) -> list[object]:
+        found: list[object] = []
+        while not self.loader.check_event(yaml.SequenceEndEvent):
+            found.append(self.value((*loc, len(found)), None))
+        self.loader.get_event()
+        return found
+
+    def scalar(self, event: Any, loc: Loc) -> object:
+        tag = self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+        if tag not in self.SCALARS:
+            return event.value
+        try:
+            return self.loader.construct_object(yaml.ScalarNode(tag, event.value))
+        except ValueError:  # it looks like a number but is none: `0b_`, or 5000 digits
+            self.faults.append((loc, "is not a usable number; if it is text, put it in quotes"))
+            return event.value
+
+    @staticmethod
+    def line(event: Any) -> int:
+        return int(event.start_mark.line) + 1
+
+
+def _parse(content: bytes, path: Path) -> tuple[object, dict[Loc, int], list[tuple[Loc, str]]]:
+    """The file's value, the line of each part of it, and the keys that are given twice."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise _faulty(path, [(line, "", "is not UTF-8 text")], hint="is it a YAML file?") from None
+    try:
+        reader = _YamlReader(text)
+        data = reader.document()
+    except _YamlFault as fault:
+        raise _faulty(path, [(fault.args[0], "", fault.args[1])]) from None
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        what = f"a character that YAML does not allow (U+{ord(text[error.position]):04X})"
+        raise _faulty(path, [(line, "", what)], hint="is it a YAML file?") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = "not valid YAML: " + ", ".join(part for part in (error.context, error.problem) if part)
+        hint = "text that holds ': ' or ' #', or starts with a sign, needs quotes or the '>-' block style"
+        raise _faulty(path, [(mark.line + 1 if mark else None, "", what)], hint=hint) from None
+    if not isinstance(data, dict):
+        wanted = "must hold the keys name, description, preamble and principles"
+        what = "is empty" if data is None else f"{wanted}, found {_shown(data)}"
+        raise InputError(what, where=str(path), hint=f"{shipped_path('constitutions')} holds full examples")
+    return data, reader.lines, reader.faults
+
+
+# --- messages -----------------------------------------------------------------------------------------------
+
+
+def _faulty(path: Path, faults: list[tuple[int | None, str, str]], hint: str | None = None) -> InputError:
+    """One fault becomes the message itself; several are listed under it, in the order of their lines."""
+
+    def place(line: int | None) -> str:
+        return f"{path} line {line}" if line else str(path)
+
+    def message(field: str, what: str) -> str:
+        return f"{field}: {what}" if field else what
+
+    faults = sorted(faults, key=lambda fault: fault[0] or 0)
+    if len(faults) == 1:
+        line, field, what = faults[0]
+        return InputError(message(field, what), where=place(line), hint=hint)
+    listed = [f"{place(line)}: {message(field, what)}" for line, field, what in faults]
+    return InputError(f"{len(faults)} faults", where=str(path), hint=hint, faults=listed)
+
+
+def _line_of(loc: Loc, lines: dict[Loc, int]) -> int | None:
+    """The line of the value, or for one that is missing of what it is missing from."""
+    while loc and loc not in lines:
+        loc = loc[:-1]
+    return lines.get(loc) if loc else None
+
+
+def _dotted(loc: Loc) -> str:
+    """("principles", 2, "choose") as principles[2].choose."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+
+
+def _in_our_words(fault: Any) -> str:
+    """A fault of pydantic's in words for the one who wrote the file."""
+    kind, loc, value, context = fault["type"], fault["loc"], fault["input"], fault.get("ctx", {})
+    match kind:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            known = _keys(loc)
+            guess = _did_you_mean(str(loc[-1]), known)
+            return f"unknown key; {guess}known are {', '.join(known)}"
+        case "string_type":
+            quote = "; put it in quotes" if isinstance(value, bool | int | float) else ""
+            return f"must be text, not {_shown(value)}{quote}"
+        case "string_too_short":
+            return "must not be empty"
+        case "string_too_long":
+            return f"must have at most {context['max_length']} characters, found {len(value)}"
+        case "string_pattern_mismatch" if "\n" in value:
+            return "must be a single line"
+        case "string_pattern_mismatch":
+            return f"must consist of a-z, 0-9 and '-', found '{value}'"
+        case "literal_error":
+            return f"must be {context['expected']}, not {_shown(value)}"
+        case "float_type":
+            return f"must be a number, not {'the text ' if isinstance(value, str) else ''}{_shown(value)}"
+        case "greater_than" | "less_than_equal" | "finite_number":
+            return f"must be above 0 and at most {MAX_WEIGHT:,.0f}, not {_shown(value)}"
+        case "tuple_type":
+            return f"must be a list, not {_shown(value)}"
+        case "model_type":
+            return f"must be a mapping with the keys {', '.join(_keys((*loc, '')))}, not {_shown(value)}"
+        case "value_error":
+            return str(context["error"])
+    return str(fault["msg"])
+
+
+def _keys(loc: Loc) -> list[str]:
+    """The keys that are known where `loc` is."""
+    sections: dict[str, type[_Model]] = {"principles": Principle, "exemplars": Exemplar}
+    model = sections[str(loc[0])] if len(loc) > 1 else Constitution
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _shown(value: object) -> str:
+    """A value as it is named in a message."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "a true/false value (yes, no, on and off are such values in YAML)"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, str):
+        return f"'{value}'" if len(value) <= 40 else f"'{value[:40]}…'"
+    if isinstance(value, int) and value.bit_length() > 128:
+        return "a huge number"
+    return str(value)
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'? " if close else ""

@@ -1,0 +1,117 @@
+"""What an inference engine is: token ids in; sampled tokens or log-probs out. It knows nothing of chat or judging.
+
+Three narrow calls, each a stream: requests are pulled as the engine has room for them, and results come back as they
+finish, in any order, named by their key. So memory stays flat and results reach the disk at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+from rlaif_cli.chat import AnyTokenizer
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt for an engine.
+
+    Attributes:
+        key: the caller's name for it; comes back with the result.
+        prompt: token ids.
+        seed: fixes what is sampled, whatever else is in the batch.
+        continuation: token ids whose log-probs are asked for (`score` only).
+    """
+
+    key: Any
+    prompt: Sequence[int]
+    seed: int | None = None
+    continuation: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled response.
+
+    Attributes:
+        text: decoded, without the end token.
+        token_ids: with the end token, when the response ended by itself.
+        logprobs: of each token, nats. At temperature 1 these are the model's own; otherwise see the engine's
+            `logprobs` setting.
+        finish_reason: "stop" (ended by itself or by a stop text) or "length".
+    """
+
+    text: str
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str = "stop"
+
+
+class Engine(Protocol):
+    """An inference engine."""
+
+    name: str
+    tokenizer: AnyTokenizer
+    max_length: int  # prompt and response together, tokens
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Any, list[Completion]]]:
+        """Sample `sampling.n` completions for every prompt."""
+        ...
+
+    def next_token_logprobs(
+        self, requests: Iterable[Request], token_ids: Sequence[int]
+    ) -> Iterator[tuple[Any, list[float]]]:
+        """log p(token | prompt), nats, of exactly these tokens, in the full distribution."""
+        ...
+
+    def score(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
+        """log p of every token of `request.continuation` after `request.prompt`, nats."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory and processes."""
+        ...
+
+
+def request_seed(*parts: object) -> int:
+    """A seed made of what names a request, so that a sample does not depend on its place in the file or batch."""
+    digest = hashlib.sha256(":".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def gather(
+    call: Callable[[Iterable[Request]], Iterator[tuple[Any, Result]]],
+    jobs: Iterable[tuple[Job, Sequence[Request]]],
+) -> Iterator[tuple[Job, list[Result]]]:
+    """Run jobs of several requests each through one engine call; yield a job when all its results are there.
+
+    Requests are numbered here: their own keys are not used.
+    """
+    open_jobs: dict[int, tuple[Job, list[Result | None]]] = {}
+
+    def requests() -> Iterator[Request]:
+        for number, (job, wanted) in enumerate(jobs):
+            open_jobs[number] = (job, [None] * len(wanted))
+            for place, request in enumerate(wanted):
+                yield replace(request, key=(number, place))
+
+    for (number, place), result in call(requests()):
+        job, results = open_jobs[number]
+        results[place] = result
+        if all(found is not None for found in results):
+            del open_jobs[number]
+            yield job, results  # type: ignore[misc]

@@ -1,0 +1,54 @@
+"""An engine without a model: answers that depend on nothing but the request. For trying the pipeline and for tests."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from rlaif_cli.chat import FakeTokenizer
+from rlaif_cli.engines.base import Completion, Request, Sampling
+
+_WORDS = "a the good plan first then because small clear step answer question list of with and more less yes no".split()
+
+
+class FakeEngine:
+    """See `Engine`."""
+
+    name = "fake"
+    max_length = 1 << 20
+
+    def __init__(self) -> None:
+        self.tokenizer = FakeTokenizer()
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Any, list[Completion]]]:
+        for request in requests:
+            digests = (_digest(request.prompt, request.seed, index) for index in range(sampling.n))
+            yield request.key, [self._completion(digest, sampling.max_tokens) for digest in digests]
+
+    def next_token_logprobs(
+        self, requests: Iterable[Request], token_ids: Sequence[int]
+    ) -> Iterator[tuple[Any, list[float]]]:
+        for request in requests:
+            shares = [1 + byte for byte in _digest(request.prompt)[: len(token_ids)]]
+            yield request.key, [math.log(0.9 * share / sum(shares)) for share in shares]
+
+    def score(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
+        for request in requests:
+            digest = _digest(request.prompt, tuple(request.continuation))
+            yield request.key, [-1 - digest[index % 32] / 255 for index in range(len(request.continuation))]
+
+    def close(self) -> None:
+        pass
+
+    def _completion(self, digest: bytes, max_tokens: int) -> Completion:
+        words = [_WORDS[byte % len(_WORDS)] for byte in digest[: 4 + digest[0] % 24]]
+        ids = self.tokenizer.response(" ".join(words))[:max_tokens]
+        return Completion(
+            self.tokenizer.decode(ids), ids, [-1.0] * len(ids), "stop" if ids[-1] == 256 else "length"
+        )
+
+
+def _digest(*parts: Any) -> bytes:
+    return hashlib.sha256(repr([list(p) if isinstance(p, tuple) else p for p in parts]).encode()).digest()

@@ -1,0 +1,138 @@
+"""transformers in this process: for machines without vLLM. Slower, and needs nothing else."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli.chat import ChatTokenizer
+from rlaif_cli.engines.base import Completion, Request, Sampling
+from rlaif_cli.errors import EngineError
+
+
+class TransformersEngine:
+    """See `Engine`.
+
+    Args:
+        path: a checkpoint folder.
+        dtype: "auto", "bfloat16", "float16" or "float32".
+        max_length: prompt and response together, tokens; None: the model's own limit.
+        batch_size: sequences that go through the model together.
+        seed: for requests that bring none.
+        logprobs: "raw" (of the model) or "processed" (after the temperature), for sampled tokens.
+        model: an already loaded model (a trainer's own policy), instead of loading `path`.
+    """
+
+    name = "transformers"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        dtype: str = "auto",
+        max_length: int | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        logprobs: str = "raw",
+        model: Any = None,
+    ) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._torch = torch
+        self.tokenizer = ChatTokenizer(path)
+        if model is None:
+            try:
+                model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise EngineError(f"transformers cannot load the model: {error}", where=str(path)) from error
+            model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self._model = model
+        self._batch_size = batch_size
+        self._seed = seed
+        self._processed = logprobs == "processed"
+        self.max_length = max_length or int(model.config.max_position_embeddings)
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Any, list[Completion]]]:
+        for batch in self._batches(requests, self._batch_size // sampling.n):
+            yield from zip((r.key for r in batch), self._sample(batch, sampling), strict=True)
+
+    def next_token_logprobs(
+        self, requests: Iterable[Request], token_ids: Sequence[int]
+    ) -> Iterator[tuple[Any, list[float]]]:
+        for batch in self._batches(requests, self._batch_size):
+            logprobs = self._forward([list(r.prompt) for r in batch], keep=1)[:, -1].log_softmax(-1)
+            for request, row in zip(batch, logprobs[:, list(token_ids)].tolist(), strict=True):
+                yield request.key, row
+
+    def score(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
+        for batch in self._batches(requests, self._batch_size):
+            longest = max(len(r.continuation) for r in batch)
+            # Left padding puts every continuation at the end: its logits are the last positions but one.
+            logits = self._forward([[*r.prompt, *r.continuation] for r in batch], keep=longest + 1)
+            for request, row in zip(batch, logits, strict=True):
+                wanted = self._torch.tensor(request.continuation, device=row.device)
+                n = len(wanted)
+                yield request.key, row[-n - 1 : -1].log_softmax(-1).gather(1, wanted[:, None])[:, 0].tolist()
+
+    def close(self) -> None:
+        self._model = None
+
+    def _batches(self, requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
+        waiting = iter(requests)
+        while batch := list(itertools.islice(waiting, max(1, size))):
+            yield batch
+
+    def _forward(self, rows: list[list[int]], keep: int) -> Any:
+        """fp32 logits of the last `keep` positions, [rows, keep, vocabulary], left padded."""
+        ids, mask = self._left_padded(rows)
+        with self._torch.no_grad():
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            logits = self._model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep
+            ).logits
+        return logits.float()
+
+    def _left_padded(self, rows: list[list[int]]) -> tuple[Any, Any]:
+        torch, width = self._torch, max(map(len, rows))
+        # What stands in the padding never matters: it is masked.
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        return ids.to(self._model.device), mask.to(self._model.device)
+
+    def _sample(self, batch: list[Request], sampling: Sampling) -> list[list[Completion]]:
+        torch = self._torch
+        torch.manual_seed(self._seed if batch[0].seed is None else batch[0].seed)
+        ids, mask = self._left_padded([list(r.prompt) for r in batch])
+        greedy = sampling.temperature == 0
+        sampled = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        with torch.no_grad():
+            output = self._model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=not greedy,
+                num_return_sequences=sampling.n,
+                max_new_tokens=sampling.max_tokens,
+                eos_token_id=list(self.tokenizer.eos_ids),
+                pad_token_id=self.tokenizer.eos_ids[0],
+                return_dict_in_generate=True,
+                output_logits=not self._processed,
+                output_scores=self._processed,
+                **sampled,
+            )
+        new = output.sequences[:, ids.shape[1] :]
+        steps = torch.stack(output.scores if self._processed else output.logits, 1).float().log_softmax(-1)
+        logprobs = steps.gather(-1, new[..., None])[..., 0]
+        done = [self._completion(row, lp, sampling) for row, lp in zip(new.tolist(), logprobs.tolist(), strict=True)]
+        return [done[i : i + sampling.n] for i in range(0, len(done), sampling.n)]
+
+    def _completion(self, ids: list[int], logprobs: list[float], sampling: Sampling) -> Completion:
+        ends = [i for i, token in enumerate(ids) if token in self.tokenizer.eos_ids]
+        length = ends[0] + 1 if ends else len(ids)
+        ids, text, reason = ids[:length], self.tokenizer.decode(ids[:length]), "stop" if ends else "length"
+        for stop in sampling.stop:
+            if stop in text:
+                text, reason = text.partition(stop)[0], "stop"
+        return Completion(text, ids, logprobs[:length], reason)

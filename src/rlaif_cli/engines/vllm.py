@@ -1,0 +1,248 @@
+"""vLLM in this process, on a GPU or a CPU.
+
+The engine's step loop is driven here rather than through `LLM.generate`, so that requests are pulled and results
+handed out while it runs. Facts about the CPU build that shape this file are in RESEARCH section 8 of the project's
+notes and in docs/engines.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli.chat import ChatTokenizer
+from rlaif_cli.engines.base import Completion, Request, Sampling
+from rlaif_cli.errors import EngineError, MissingDependency
+
+_MAX_RUNNING = 128  # sequences that the engine decodes together
+_IN_FLIGHT = 2 * _MAX_RUNNING  # requests handed over at once: enough to never run dry
+_BLOCK = 32  # tokens of a KV-cache block; what prefix caching can share is a multiple of it
+
+
+class VllmEngine:
+    """See `Engine`.
+
+    Args:
+        path: a checkpoint folder.
+        dtype: "auto", "bfloat16", "float16" or "float32".
+        max_length: prompt and response together, tokens; None: the model's own limit.
+        seed: of the engine, for requests that bring none.
+        memory: GiB for the KV cache on a CPU; share of the GPU's memory on a GPU. None: 2 GiB, or 0.9.
+        logprobs: "raw" (of the model) or "processed" (after the temperature), for sampled tokens.
+        syncable: weights will be replaced by `load_weights`; unties the output layer, see there.
+        tensor_parallel: GPUs that share the model.
+
+    Raises:
+        MissingDependency: vLLM is not installed.
+        EngineError: vLLM cannot start.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        dtype: str = "auto",
+        max_length: int | None = None,
+        seed: int = 0,
+        memory: float | None = None,
+        logprobs: str = "raw",
+        syncable: bool = False,
+        tensor_parallel: int = 1,
+    ) -> None:
+        self.tokenizer = ChatTokenizer(path)
+        on_cpu = _prepare_environment(memory)
+        vllm = _import_vllm()
+        # Final outputs only: without it every decoding step hands out every growing text.
+        self._sampling_params = functools.partial(
+            vllm.SamplingParams, output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY
+        )
+        self._ids = itertools.count()
+        options: dict[str, Any] = {}
+        if on_cpu:
+            # Compiling takes a minute that a short run never earns back (measured: 65-97 s against 5 s).
+            options["enforce_eager"] = True
+            options["block_size"] = _BLOCK
+        elif memory is not None:
+            options["gpu_memory_utilization"] = memory
+        if syncable:
+            options["hf_overrides"] = {"tie_word_embeddings": False}
+        try:
+            self._llm = vllm.LLM(
+                model=str(path),
+                dtype=dtype,
+                max_model_len=max_length,
+                seed=seed,
+                max_num_seqs=_MAX_RUNNING,
+                enable_prefix_caching=True,
+                # A prompt prefilled in pieces breaks per-request seeds on CPUs ("CPU Generator does not use offset").
+                enable_chunked_prefill=not on_cpu,
+                **({"max_num_batched_tokens": max(4096, max_length or 0)} if on_cpu and max_length else {}),
+                logprobs_mode=f"{logprobs}_logprobs",
+                tensor_parallel_size=tensor_parallel,
+                disable_log_stats=True,
+                **options,
+            )
+        except Exception as error:  # vLLM raises whatever its layers raise
+            raise EngineError(
+                f"vLLM cannot start: {type(error).__name__}: {error}",
+                where=str(path),
+                hint="less memory: --engine-memory; a shorter context: --max-length; or --engine transformers",
+            ) from error
+        self._engine = self._llm.llm_engine
+        self.max_length = int(self._llm.model_config.max_model_len)
+
+    # ------------------------------------------------------------------------------------------ the three calls
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Any, list[Completion]]]:
+        def params(request: Request) -> Any:
+            return self._sampling_params(
+                n=sampling.n,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                stop=list(sampling.stop) or None,
+                stop_token_ids=list(self.tokenizer.eos_ids),
+                seed=request.seed,
+                logprobs=0,
+                skip_special_tokens=True,
+            )
+
+        for request, output in self._drive(requests, params):
+            yield request.key, [_completion(sample) for sample in output.outputs]
+
+    def next_token_logprobs(
+        self, requests: Iterable[Request], token_ids: Sequence[int]
+    ) -> Iterator[tuple[Any, list[float]]]:
+        wanted = list(token_ids)
+        params = self._sampling_params(temperature=1.0, max_tokens=1, logprob_token_ids=wanted, detokenize=False)
+        for request, output in self._drive(requests, lambda _: params):
+            found = output.outputs[0].logprobs[0]
+            yield request.key, [found[token].logprob for token in wanted]
+
+    def score(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
+        missed = []
+        for request, output in self._drive(requests, lambda _: self._score_params(reuse_prefix=True)):
+            # A cached prefix is not computed again, and its positions hold no log-probs. That is right as long as
+            # the cache ends before the continuation's first token is predicted.
+            if (output.num_cached_tokens or 0) < len(request.prompt):
+                yield request.key, _continuation_logprobs(request, output)
+            else:
+                missed.append(request)
+        for request, output in self._drive(missed, lambda _: self._score_params(reuse_prefix=False)):
+            yield request.key, _continuation_logprobs(request, output)
+
+    def _score_params(self, reuse_prefix: bool) -> Any:
+        return self._sampling_params(
+            temperature=1.0,
+            max_tokens=1,
+            prompt_logprobs=0,
+            detokenize=False,
+            skip_reading_prefix_cache=not reuse_prefix,
+        )
+
+    # ------------------------------------------------------------------------------------------ weights
+
+    def load_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
+        """Replace the weights by those of a trainer, under the checkpoint's names.
+
+        Where the output layer is tied to the embedding, `lm_head.weight` must be among them: vLLM's reload would
+        otherwise keep the old one, without an error (the engine was loaded untied for that).
+        """
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
+        self._llm.reset_prefix_cache()
+
+    def close(self) -> None:
+        if getattr(self, "_llm", None) is None:
+            return
+        with contextlib.suppress(Exception):
+            self._engine.engine_core.shutdown()
+        del self._llm, self._engine
+        gc.collect()
+        if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+            sys.modules["torch"].cuda.empty_cache()
+
+    # ------------------------------------------------------------------------------------------ the loop
+
+    def _drive(self, requests: Iterable[Request], params: Any) -> Iterator[tuple[Request, Any]]:
+        """Keep the engine full from a stream of requests; yield (request, output) as they finish."""
+        waiting, running = iter(requests), {}
+        try:
+            while True:
+                for request in itertools.islice(waiting, _IN_FLIGHT - len(running)):
+                    name = str(next(self._ids))
+                    tokens = [*request.prompt, *request.continuation]
+                    self._engine.add_request(name, {"prompt_token_ids": tokens}, params(request))
+                    running[name] = request
+                if not running:
+                    return
+                for output in self._step():
+                    if output.finished:
+                        yield running.pop(output.request_id), output
+        finally:
+            if running and getattr(self, "_engine", None) is not None:
+                self._engine.abort_request(list(running))
+
+    def _step(self) -> list[Any]:
+        try:
+            outputs: list[Any] = self._engine.step()
+        except Exception as error:
+            raise EngineError(
+                f"vLLM failed while working: {type(error).__name__}: {error}",
+                hint="what was done is kept; run the same command again to go on",
+            ) from error
+        return outputs
+
+
+def _completion(sample: Any) -> Completion:
+    ids = list(sample.token_ids)
+    logprobs = [position[token].logprob for position, token in zip(sample.logprobs, ids, strict=True)]
+    return Completion(sample.text, ids, logprobs, "length" if sample.finish_reason == "length" else "stop")
+
+
+def _continuation_logprobs(request: Request, output: Any) -> list[float]:
+    positions = output.prompt_logprobs[len(request.prompt) :]
+    return [position[token].logprob for position, token in zip(positions, request.continuation, strict=True)]
+
+
+def _prepare_environment(memory: float | None) -> bool:
+    """Set what vLLM reads from the environment, where the user has not; True on a CPU.
+
+    vLLM reads these once, at import, so they must be set before.
+    """
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in-process: weights can be handed over
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0" if os.environ["VLLM_LOGGING_LEVEL"] == "ERROR" else "1")
+    on_cpu = not _has_gpu()
+    if on_cpu:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(int(memory or 2)))
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+        # Left alone, the CPU build keeps one core for itself: two times slower on two cores.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+    return on_cpu
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _import_vllm() -> Any:
+    try:
+        import vllm
+    except ImportError as error:
+        raise MissingDependency(
+            f"vLLM is not installed ({error})",
+            hint="pip install 'rlaif[vllm]' on a GPU machine, 'rlaif[cpu]' on a CPU; or use --engine transformers",
+        ) from error
+    return vllm

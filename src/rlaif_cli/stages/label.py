@@ -1,0 +1,291 @@
+"""candidates -> preferences: an LLM judge's soft labels. What cannot be scored is kept, with the reason."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from rlaif_cli import constitution as constitutions
+from rlaif_cli.config import LabelConfig
+from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.constitution import Constitution
+from rlaif_cli.engines import EnginePool, engine_name
+from rlaif_cli.engines.base import Engine
+from rlaif_cli.errors import UsageError
+from rlaif_cli.jsonl import Output, Source, beside, file_of, rejected_path
+from rlaif_cli.judge import Comparison, Judgement, choose_principles, make_judge
+from rlaif_cli.records import Candidates, Message, PairsOnly, Preference, Unscored, Verdict, as_messages
+from rlaif_cli.stages.files import input_settings, model_hash, open_tokenizer, too_long
+
+
+@dataclass
+class LabelSummary:
+    pairs: int = 0
+    resumed: int = 0
+    unscored: int = 0
+    flipped: int = 0
+    first_wins: int = 0
+    orders: int = 0  # verdicts whose position can be counted: two for each principle of a pairwise row
+    mass: float = 0.0  # summed over `orders`
+    p_chosen: float = 0.0  # summed over the scored pairs
+    rejected: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def add(self, judgement: Judgement) -> None:
+        self.pairs += 1
+        if judgement.p_a is None:
+            self.unscored += 1
+            return
+        self.flipped += judgement.flipped
+        self.first_wins += sum(p > 0.5 for p in judgement.p_first)
+        self.orders += len(judgement.p_first)
+        self.mass += sum(judgement.mass)
+        self.p_chosen += max(judgement.p_a, 1 - judgement.p_a)
+
+    def as_numbers(self) -> dict[str, float | int | None]:
+        """What the summary and the manifest say."""
+        scored = self.pairs - self.unscored
+        return {
+            "pairs": self.pairs,
+            "resumed": self.resumed,
+            "unscored": self.unscored,
+            "rejected": self.rejected,
+            "mean_p_chosen": _ratio(self.p_chosen, scored),
+            "flip_rate": _ratio(self.flipped, scored) if self.orders else None,
+            "first_position_share": _ratio(self.first_wins, self.orders),
+            "mean_mass": _ratio(self.mass, self.orders),
+        }
+
+
+def _ratio(part: float, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None
+
+
+def pair_chooser(rule: str, seed: int) -> Any:
+    """`--pairs` as a function: row -> index pairs.
+
+    Raises:
+        UsageError: the rule is none of all, chain, random:K.
+    """
+    if rule == "all":
+        return lambda row: list(combinations(range(len(row.responses)), 2))
+    if rule == "chain":
+        return lambda row: [(i, i + 1) for i in range(len(row.responses) - 1)]
+    name, _, count = rule.partition(":")
+    if name != "random" or not count.isdigit() or int(count) < 1:
+        raise UsageError(f"--pairs '{rule}' is unknown", hint="one of: all, chain, random:K (K pairs a row)")
+
+    def some(row: Candidates) -> list[tuple[int, int]]:
+        every = list(combinations(range(len(row.responses)), 2))
+        return sorted(random.Random(f"{seed}:{row.id}").sample(every, min(int(count), len(every))))
+
+    return some
+
+
+def label(
+    config: LabelConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress
+) -> LabelSummary:
+    """Run the stage; see `LabelConfig`.
+
+    Raises:
+        InputError: the candidates or the constitution cannot be used, or a pair does not fit the judge's context.
+        UsageError: an option names something that is not there.
+    """
+    constitution = constitutions.load(config.constitution)
+    choose_pairs = pair_chooser(config.pairs, config.seed)
+    check_principles(config, constitution)
+    source = Source(
+        config.candidates,
+        PairsOnly,
+        skip_invalid=config.skip_invalid,
+        rejected_path=rejected_path(config.output, "label"),
+        check=_fits_judge(config, constitution),
+    )
+    summary = LabelSummary(rejected=source.rejected)
+    if config.dry_run:
+        summary.pairs = sum(len(choose_pairs(row)) for row in source)
+        return summary
+    settings = (
+        config.deciding()
+        | input_settings(source, config.candidates)
+        | {"constitution_sha256": constitution.sha256}
+    )
+    output = Output(file_of(config.output), settings, overwrite=config.overwrite)
+    unscored = UnscoredFile(config, settings)
+    try:
+        done = output.done | unscored.done
+        summary.resumed = len(done)
+        if not output.complete:
+            comparisons = _comparisons(config, constitution, source, choose_pairs, done)
+            engine = engines.get(config, config.judge)
+            _judge_all(config, constitution, engine, comparisons, output, unscored, summary, progress)
+        unscored.finish()
+        output.finish(
+            {
+                "stage": "label",
+                "model_sha256": model_hash(config, config.judge),
+                "engine": engine_name(config, config.judge),
+                "counts": summary.as_numbers(),
+            }
+        )
+    finally:
+        output.close()
+        unscored.close()
+    return summary
+
+
+def check_principles(config: Any, constitution: Constitution) -> None:
+    """Find out before compute is spent whether the principles exist and can be asked with the method."""
+    wanted = tuple(config.principles)
+    if wanted not in (("sample",), ("all",)):
+        constitution = constitution.select(list(wanted))
+    if config.method == "contrast":
+        for principle in constitution.principles:
+            principle.contrast_prompts()
+
+
+def _fits_judge(config: LabelConfig, constitution: Constitution) -> Any:
+    """A check that a row's two longest responses can be compared within the judge's context."""
+    tokenizer, limit = open_tokenizer(config, config.judge)
+    engine: Any = type("Measure", (), {"tokenizer": tokenizer})
+    judge = make_judge(config, constitution, engine)
+    longest_principle = max(constitution.principles, key=lambda p: len(p.text) + len(p.for_ or ""))
+
+    def check(row: PairsOnly) -> str | None:
+        texts = sorted((response.text for response in row.responses), key=len)[-2:]
+        asked = judge.requests(Comparison(None, row.prompt, texts[0], texts[1], (longest_principle,)))
+        need = max(len(request.prompt) + len(request.continuation) for request in asked) + 1
+        return too_long(need, limit, "the prompt and the responses that are compared")
+
+    return check
+
+
+def pair_id(row: Candidates, i: int, j: int) -> str:
+    return row.id if len(row.responses) == 2 else f"{row.id}/{i}-{j}"
+
+
+def _comparisons(
+    config: LabelConfig, constitution: Constitution, source: Source[PairsOnly], choose_pairs: Any, done: set[str]
+) -> Iterator[Comparison]:
+    for row in source:
+        for i, j in choose_pairs(row):
+            if pair_id(row, i, j) not in done:
+                a, b = row.responses[i].text, row.responses[j].text
+                principles = choose_principles(constitution, config.principles, row.prompt, a, b, config.seed)
+                yield Comparison((row, i, j), row.prompt, a, b, principles)
+
+
+def _judge_all(
+    config: LabelConfig,
+    constitution: Constitution,
+    engine: Engine,
+    comparisons: Iterator[Comparison],
+    output: Output,
+    unscored: UnscoredFile,
+    summary: LabelSummary,
+    progress: ProgressCallback,
+) -> None:
+    judge = make_judge(config, constitution, engine)
+    for comparison, judgement in judge.compare(comparisons):
+        row, i, j = comparison.key
+        if judgement.p_a is None:
+            unscored.write(_unscored(config, row, i, j, comparison, judgement))
+        else:
+            output.write(preference(config, row, i, j, comparison, judgement))
+        summary.add(judgement)
+        if summary.pairs % 16 == 0:
+            output.flush()
+        progress(summary.resumed + summary.pairs, None, f"{summary.unscored} unscored")
+
+
+def preference(
+    config: LabelConfig, row: Candidates, i: int, j: int, comparison: Comparison, judgement: Judgement
+) -> Preference:
+    """A judgement as a row: the preferred response is `chosen`; a tie keeps input order."""
+    assert judgement.p_a is not None
+    a_wins = judgement.p_a >= 0.5
+    texts = (comparison.a, comparison.b) if a_wins else (comparison.b, comparison.a)
+    # `p_first` and `scores` are told from the side of `chosen`.
+    p_first = judgement.p_first if a_wins else _swap_orders(judgement.p_first)
+    mass = judgement.mass if a_wins else _swap_orders(judgement.mass)
+    scores = judgement.scores if a_wins else judgement.scores[::-1]
+    names = [principle.id for principle in comparison.principles]
+    return Preference(
+        id=pair_id(row, i, j),
+        prompt=as_messages(row.prompt),
+        chosen=[Message(role="assistant", content=texts[0])],
+        rejected=[Message(role="assistant", content=texts[1])],
+        p_chosen=max(judgement.p_a, 1 - judgement.p_a),
+        judge=Verdict(
+            model=config.judge,
+            method=config.method,
+            principle=names[0] if len(names) == 1 else names,
+            p_first=[round(p, 6) for p in p_first] or None,
+            mass=[round(m, 6) for m in mass] or None,
+            flipped=judgement.flipped,
+            scores=[round(s, 6) for s in scores] or None,
+        ),
+        meta=row.meta | {"prompt_id": row.id, "pair": [i, j] if a_wins else [j, i]},
+    )
+
+
+def _swap_orders(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Per principle, [a first, b first] -> [b first, a first]."""
+    return tuple(values[i ^ 1] for i in range(len(values)))
+
+
+def _unscored(
+    config: LabelConfig, row: Candidates, i: int, j: int, comparison: Comparison, judgement: Judgement
+) -> Unscored:
+    return Unscored(
+        id=pair_id(row, i, j),
+        prompt=row.prompt,
+        responses=[comparison.a, comparison.b],
+        reason=judgement.reason or "",
+        judge={
+            "model": config.judge,
+            "method": config.method,
+            "principle": [principle.id for principle in comparison.principles],
+            "p_first": judgement.p_first,
+            "mass": judgement.mass,
+            "scores": judgement.scores,
+        },
+    )
+
+
+class UnscoredFile:
+    """`<output>.unscored.jsonl`: made when the first row needs it."""
+
+    def __init__(self, config: LabelConfig, settings: dict[str, Any]) -> None:
+        self.path = beside(config.output, "label", "unscored")
+        self._settings = settings
+        # What stands on stdout cannot be resumed, so an older file beside it is none of this run's.
+        self._overwrite = config.overwrite or file_of(config.output) is None
+        self._file: Output | None = None
+        if self._overwrite:
+            self.path.unlink(missing_ok=True)
+        elif self.path.exists():
+            self._open()
+
+    @property
+    def done(self) -> set[str]:
+        return self._file.done if self._file else set()
+
+    def write(self, row: Unscored) -> None:
+        self._open().write(row)
+
+    def finish(self) -> None:
+        if self._file:
+            self._file.finish({"stage": "label"})
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+    def _open(self) -> Output:
+        if self._file is None:
+            self._file = Output(self.path, self._settings, overwrite=self._overwrite)
+        return self._file

@@ -1,0 +1,156 @@
+"""A pipeline file: stages with inputs, outputs and settings, run one after another into one folder.
+
+    name: demo
+    stages:
+      candidates: {run: generate, prompts: "${examples}/demo/train.jsonl", model: smollm2-135m, n: 2}
+      preferences: {run: label, candidates: "${candidates}", judge: smollm2-135m, constitution: helpfulness}
+
+`${stage}` is that stage's output, `${examples}` the folder of shipped examples, `${run}` the run's own folder. A stage
+without `output` writes `<stage>` with the ending that its kind of output has. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rlaif_cli.config import StageConfig
+from rlaif_cli.console import ProgressCallback
+from rlaif_cli.errors import InputError
+from rlaif_cli.jsonl import describe, write_json
+from rlaif_cli.resources import shipped_path
+
+SUMMARY = "summary.json"
+_REFERENCE = re.compile(r"\$\{([^}]*)\}")
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """What a pipeline can run: `run(config, progress) -> the stage's numbers`; `ending` of its output's name."""
+
+    config: type[StageConfig]
+    run: Callable[[Any, ProgressCallback], dict[str, Any]]
+    ending: str
+
+
+class PipelineFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    stages: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a loaded pipeline, its settings checked and its references resolved."""
+
+    name: str
+    kind: str
+    config: StageConfig
+
+
+def load(path: str, run_folder: Path, kinds: Mapping[str, StageKind], **overrides: Any) -> tuple[PipelineFile, list[Step]]:
+    """Read and check a pipeline file whole, before anything runs.
+
+    Args:
+        path: a YAML file, or the name of a shipped pipeline (`demo`).
+        run_folder: where outputs go.
+        kinds: what `run:` may name.
+        overrides: settings for every stage (`overwrite`, `dry_run`).
+
+    Raises:
+        InputError: with every fault, each naming its stage and setting.
+    """
+    file = shipped_path("examples") / path / "pipeline.yaml" if "/" not in path and "." not in path else Path(path)
+    try:
+        data = yaml.safe_load(file.read_text("utf-8"))
+        pipeline = PipelineFile.model_validate(data)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=path) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"not YAML: {error}", where=path) from error
+    except ValidationError as error:
+        raise InputError(describe(error), where=path) from error
+    values = {"run": str(run_folder), "examples": str(shipped_path("examples"))}
+    steps, faults = [], []
+    for name, settings in pipeline.stages.items():
+        try:
+            step = _step(name, dict(settings), run_folder, kinds, values, overrides)
+        except ValueError as error:  # pydantic's are ValueErrors too
+            text = describe(error) if isinstance(error, ValidationError) else str(error)
+            faults.append(f"{path} stage '{name}': {text}")
+        else:
+            steps.append(step)
+        values[name] = str(run_folder / _output_name(name, settings, kinds))
+    if faults:
+        raise InputError(f"{len(faults)} stages cannot be run as they are written", where=path, faults=faults)
+    return pipeline, steps
+
+
+def _output_name(name: str, settings: Mapping[str, Any], kinds: Mapping[str, StageKind]) -> str:
+    kind = kinds.get(settings.get("run", ""))
+    return str(settings.get("output") or name + (kind.ending if kind else ""))
+
+
+def _step(
+    name: str,
+    settings: dict[str, Any],
+    run_folder: Path,
+    kinds: Mapping[str, StageKind],
+    values: Mapping[str, str],
+    overrides: Mapping[str, Any],
+) -> Step:
+    kind_name = settings.pop("run", None)
+    if kind_name not in kinds:
+        raise ValueError(f"run: {kind_name!r} is unknown; one of {', '.join(kinds)}")
+    settings["output"] = str(run_folder / _output_name(name, {"run": kind_name, **settings}, kinds))
+    resolved = {key: _resolve(value, values) for key, value in settings.items()}
+    return Step(name, kind_name, kinds[kind_name].config.model_validate(resolved | overrides))
+
+
+def _resolve(value: Any, values: Mapping[str, str]) -> Any:
+    def replace(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise ValueError(f"${{{match[1]}}} is no earlier stage; there are {', '.join(values)}")
+        return values[match[1]]
+
+    if isinstance(value, list):
+        return [_resolve(item, values) for item in value]
+    return _REFERENCE.sub(replace, value) if isinstance(value, str) else value
+
+
+def run(
+    pipeline: PipelineFile,
+    steps: list[Step],
+    run_folder: Path,
+    kinds: Mapping[str, StageKind],
+    progress_for: Callable[[str], Any],
+    announce: Callable[[int, Step], None],
+    seconds: Callable[[], float],
+) -> dict[str, Any]:
+    """Run the stages in order. A stage that is complete already is not run again: each resumes by itself.
+
+    Returns:
+        What is also written to `<run>/summary.json`: the settings and the numbers of every stage.
+    """
+    summary: dict[str, Any] = {"name": pipeline.name, "description": pipeline.description, "stages": {}}
+    for index, step in enumerate(steps):
+        announce(index, step)
+        started = seconds()
+        with progress_for(step.name) as progress:
+            numbers = kinds[step.kind].run(step.config, progress)
+        summary["stages"][step.name] = {
+            "run": step.kind,
+            "settings": step.config.model_dump(mode="json"),
+            "seconds": round(seconds() - started, 1),
+            "results": numbers,
+        }
+        write_json(run_folder / SUMMARY, summary)
+    return summary

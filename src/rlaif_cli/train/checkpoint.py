@@ -1,0 +1,153 @@
+"""Everything a killed run needs to go on as if it had not been: weights, optimizer, schedule, position, RNG.
+
+Tensors go to safetensors, the rest to JSON: no pickle. A checkpoint is written into a folder of its own and becomes
+*the* checkpoint by one rename.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rlaif_cli.jsonl import cannot_write, drop_torn_line, read_rows, refuse_other_settings, write_json
+
+_STATE = "state"
+
+
+class TrainState:
+    """The resumable state of a training run, kept in `<output>/state` while it is under way.
+
+    Args:
+        folder: the run's output folder.
+        settings: all that decides the result; a resumed run must have the same.
+        models: by name; what is trained.
+        optimizer: over the parameters of `models`.
+
+    Raises:
+        UsageError: the folder holds a run with other settings.
+    """
+
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], models: dict[str, nn.Module], optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._path = folder / _STATE
+        self._settings = settings
+        self._models = models
+        self._optimizer = optimizer
+
+    def save(self, position: dict[str, Any]) -> None:
+        """Make `position` (JSON) and the present weights the point to go on from."""
+        new, old = self._path.with_name("state.new"), self._path.with_name("state.old")
+        shutil.rmtree(new, ignore_errors=True)
+        try:
+            new.mkdir(parents=True)
+            for name, model in self._models.items():
+                save_file(_trained_tensors(model), new / f"{name}.safetensors")
+            tensors, numbers = _flatten(self._optimizer.state_dict())
+            save_file(tensors, new / "optimizer.safetensors")
+            save_file({"cpu": torch.get_rng_state(), **_cuda_rng()}, new / "rng.safetensors")
+            write_json(
+                new / "position.json",
+                {"settings": self._settings, "optimizer": numbers, "position": position},
+            )
+            if self._path.exists():
+                os.replace(self._path, old)
+            os.replace(new, self._path)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        shutil.rmtree(old, ignore_errors=True)
+
+    def load(self) -> dict[str, Any] | None:
+        """Put everything back as it was saved; None if there is nothing to go on from."""
+        path = self._path if self._path.exists() else self._path.with_name("state.old")
+        if not (path / "position.json").exists():
+            return None
+        saved = json.loads((path / "position.json").read_text("utf-8"))
+        refuse_other_settings(saved["settings"], self._settings, path.parent)
+        for name, model in self._models.items():
+            model.load_state_dict(load_file(path / f"{name}.safetensors"), strict=False)
+        self._optimizer.load_state_dict(_unflatten(load_file(path / "optimizer.safetensors"), saved["optimizer"]))
+        rng = load_file(path / "rng.safetensors")
+        torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng:
+            torch.cuda.set_rng_state(rng["cuda"])
+        position: dict[str, Any] = saved["position"]
+        return position
+
+
+def remove_state(folder: Path) -> None:
+    """The run is complete: there is nothing to go on from."""
+    for name in (_STATE, "state.new", "state.old"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters by name; a tied one stands once (`named_parameters` skips repeats)."""
+    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+
+
+def _cuda_rng() -> dict[str, torch.Tensor]:
+    return {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+
+
+def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors named `<parameter>.<what>`, and its plain numbers."""
+    tensors = {
+        f"{index}.{name}": value.contiguous()
+        for index, entry in state["state"].items()
+        for name, value in entry.items()
+        if torch.is_tensor(value)
+    }
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def _unflatten(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": numbers["param_groups"]}
+
+
+class MetricsLog:
+    """`metrics.jsonl`: a row a step. A resumed run drops the rows after the step it goes on from."""
+
+    def __init__(self, folder: Path, *, keep_through_step: int = 0) -> None:
+        self.path = folder / "metrics.jsonl"
+        rows = []
+        if self.path.exists():
+            drop_torn_line(self.path)
+            rows = [row for row in read_rows(self.path) if row["step"] <= keep_through_step]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 - closed in `close`
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        for row in rows:
+            self._write(row)
+
+    def add(self, step: int, **numbers: Any) -> None:
+        self._write({"step": step, **{name: _plain(value) for name, value in numbers.items()}})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+
+def _plain(value: Any) -> Any:
+    if torch.is_tensor(value):
+        value = value.item()
+    return round(value, 6) if isinstance(value, float) else value

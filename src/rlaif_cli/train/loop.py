@@ -1,0 +1,135 @@
+"""What every training loop needs: precision, optimizer, schedule, seeds, and a finished folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlaif_cli import __version__, models
+from rlaif_cli.config import TrainConfig
+from rlaif_cli.errors import UsageError
+from rlaif_cli.jsonl import cannot_write, write_json
+from rlaif_cli.train.models import device
+
+MANIFEST = "manifest.json"
+
+
+def set_seed(seed: int) -> None:
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def autocast(precision: str) -> Any:
+    """bf16 autocast over fp32 weights, or plain fp32.
+
+    Held around a whole optimizer step, so that each weight is cast once and not once a micro-batch.
+    """
+    if precision == "fp32" or (precision == "auto" and not _has_bf16()):
+        return contextlib.nullcontext()
+    return torch.autocast(device().type, dtype=torch.bfloat16)
+
+
+def _has_bf16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    # Without the instructions, bf16 on a CPU is emulated and slower than fp32.
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    if not capabilities.startswith("AVX512"):
+        return False
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
+
+
+def make_optimizer(groups: Iterable[tuple[nn.Module, float]], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over (model, learning rate) groups; eps 1e-5 (RESEARCH section 4)."""
+    return torch.optim.AdamW(
+        [{"params": list(model.parameters()), "lr": lr, "peak_lr": lr} for model, lr in groups],
+        eps=1e-5,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, total: int) -> float:
+    """Linear warm-up, then linear to 0 (the N+ details); `step` counts from 0. Returns the first group's rate."""
+    warmup = max(1, round(config.warmup * total))
+    share = (step + 1) / warmup if step < warmup else (total - step) / max(1, total - warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * share
+    first: float = optimizer.param_groups[0]["lr"]
+    return first
+
+
+def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
+    """One optimizer step; returns the gradient's norm before clipping."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm, error_if_nonfinite=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(norm)
+
+
+def held_out(keys: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """The keys (prompts) that training never sees: `fraction` of the distinct ones, chosen by hash."""
+    distinct = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).hexdigest())
+    count = round(fraction * len(distinct))
+    return set(distinct[: max(1, count) if fraction > 0 and len(distinct) > 1 else 0])
+
+
+def prepare_folder(folder: Path, *, overwrite: bool) -> bool:
+    """Make the output folder; True if a complete run stands in it already.
+
+    Raises:
+        UsageError: the folder holds something that no training run of ours made.
+    """
+    try:
+        if overwrite and folder.exists():
+            _refuse_foreign(folder)
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    _refuse_foreign(folder)
+    return (folder / MANIFEST).exists()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    ours = any((folder / name).exists() for name in (MANIFEST, "metrics.jsonl", "state"))
+    if any(folder.iterdir()) and not ours:
+        raise UsageError(
+            "the folder holds files that no training run made", where=str(folder), hint="choose another -o"
+        )
+
+
+def save_checkpoint(model: Any, base: Path, folder: Path) -> None:
+    """A standard checkpoint, in the dtype of the one it started from, with that one's tokenizer."""
+    import json
+
+    from transformers import AutoTokenizer
+
+    dtype = json.loads((base / "config.json").read_text("utf-8")).get("dtype") or "float32"
+    model.to(getattr(torch, dtype))
+    model.config.use_cache = True
+    try:
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def write_manifest(folder: Path, stage: str, settings: dict[str, Any], **facts: Any) -> None:
+    """Written last: its existence means that the folder is complete."""
+    facts = {"stage": stage, "rlaif": __version__, "settings": settings, **facts}
+    facts["checkpoint_sha256"] = models.checkpoint_hash(folder)
+    write_json(folder / MANIFEST, facts)

@@ -1,0 +1,123 @@
+"""Causal LMs, and reward and value models on top of them: loading, heads, and the one forward pass they share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlaif_cli.errors import ModelError
+from rlaif_cli.train.ops import gather_logprobs
+from rlaif_cli.train.packing import Packed
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_policy(path: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal LM; float32 weights where it will be trained (autocast computes in bf16)."""
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, path, dtype=dtype)
+
+
+def new_reward_model(path: Path, seed: int) -> Any:
+    """A reward model with a fresh head on the checkpoint's body: N(0, 1/(d+1)), dropout off (RESEARCH section 4)."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = _load(AutoModelForSequenceClassification, path, dtype=torch.float32, num_labels=1)
+    weight = model.score.weight
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        fresh = torch.randn(weight.shape, generator=generator) / (weight.shape[1] + 1) ** 0.5
+        weight.copy_(fresh.to(weight))
+    return model
+
+
+def load_reward_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A trained reward model.
+
+    Raises:
+        ModelError: the folder is no one-label sequence-classification checkpoint with a trained head. transformers
+            would make a random head without an error, and every reward would be noise.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    if not (path / "config.json").is_file():
+        raise ModelError("there is no reward model in this folder", where=str(path))
+    config = json.loads((path / "config.json").read_text("utf-8"))
+    if not any("SequenceClassification" in name for name in config.get("architectures") or []):
+        raise ModelError(
+            "this is not a reward model: its head would be newly initialised, and every reward would be noise",
+            where=str(path),
+            hint="give a folder that `rlaif train-rm` made",
+        )
+    model, info = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    if info["missing_keys"] or info["mismatched_keys"]:
+        missing = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
+        raise ModelError(f"the checkpoint lacks weights: {', '.join(missing[:5])}", where=str(path))
+    if model.config.num_labels != 1:
+        raise ModelError(f"a reward model has one label, this has {model.config.num_labels}", where=str(path))
+    return _ready(model)
+
+
+def _load(kind: Any, path: Path, **options: Any) -> Any:
+    try:
+        return _ready(kind.from_pretrained(path, **options))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"the model cannot be loaded: {error}", where=str(path)) from error
+
+
+def _ready(model: Any) -> Any:
+    """On its device, with every dropout off: rollout and update must see the same network."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):
+        if hasattr(model.config, name):
+            setattr(model.config, name, 0.0)
+    model.config.use_cache = False
+    return model.to(device())
+
+
+# ------------------------------------------------------------------------------------------------ the forward pass
+
+
+def hidden_states(model: Any, batch: Packed) -> Tensor:
+    """[B, T, d]: the body's last hidden states."""
+    body = getattr(model, model.base_model_prefix)
+    output = body(
+        input_ids=batch.input_ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
+    )
+    states: Tensor = output.last_hidden_state
+    return states
+
+
+def _at(states: Tensor, positions: Tensor) -> Tensor:
+    """states [B, T, d] at positions [B, …] -> [B, …, d]."""
+    rows = torch.arange(len(states), device=states.device).view(-1, *[1] * (positions.dim() - 1))
+    return states[rows, positions]
+
+
+def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
+    """log p of every response token, [B, n, R], nats. Logits are made at response positions only."""
+    logits = model.get_output_embeddings()(_at(hidden_states(model, batch), batch.predictor))
+    return gather_logprobs(logits.flatten(0, 1), batch.response_ids.flatten(0, 1), temperature).view_as(
+        batch.response_mask
+    )
+
+
+def rewards(model: Any, batch: Packed) -> Tensor:
+    """The reward of every branch, [B, n]: the head at the branch's last token, found from its place, not from a pad id."""
+    reward: Tensor = model.score(_at(hidden_states(model, batch), batch.last))[..., 0].float()
+    return reward
+
+
+def values(model: Any, batch: Packed) -> Tensor:
+    """The value before each response token, [B, n, R]."""
+    value: Tensor = model.score(_at(hidden_states(model, batch), batch.predictor))[..., 0].float()
+    return value

@@ -1,0 +1,430 @@
+"""PPO on token level: sample, score, estimate advantages, update, hand the weights back; then again.
+
+Ziegler et al. 2019 and the N+ details (arXiv 2403.17031), as DESIGN section 5 lists them. The KL to the reference is
+in the reward (k1). Where we depart: the entropy that is logged is the sampled estimate -mean log p(token), and the
+reward is normalised by the reward model's own stored mean and std.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlaif_cli import models
+from rlaif_cli.chat import ChatTokenizer, with_system
+from rlaif_cli.config import PPOConfig
+from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.engines.base import request_seed
+from rlaif_cli.errors import EngineError
+from rlaif_cli.jsonl import Source, read_rows, refuse_other_settings
+from rlaif_cli.records import PromptRecord, as_messages
+from rlaif_cli.train import loop, ops
+from rlaif_cli.train.checkpoint import MetricsLog, TrainState, remove_state
+from rlaif_cli.train.models import (
+    device,
+    load_policy,
+    load_reward_model,
+    new_reward_model,
+    response_logprobs,
+    values,
+)
+from rlaif_cli.train.packing import Packed, micro_batches, pack
+from rlaif_cli.train.rewards import RewardModelScorer, RewardSource, stored_scale
+from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
+
+# --------------------------------------------------------------------------------------------- what a step works on
+
+
+@dataclass
+class Experience:
+    """A step's rollouts with all that the update needs. S = prompts x n sequences, R = the longest response.
+
+    Attributes:
+        scores: [S].
+        mask: [S, R] bool, real response tokens.
+        rollout_logprobs, old_logprobs, ref_logprobs, old_values, advantages, returns: [S, R].
+        weights: [S, R], truncated importance weights between engine and trainer.
+    """
+
+    rollouts: list[Rollout]
+    scores: Tensor
+    mask: Tensor
+    rollout_logprobs: Tensor
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    weights: Tensor
+
+
+class Trainer:
+    """Policy, reference and value model, and the optimizer over what is trained."""
+
+    def __init__(self, config: PPOConfig, base: Path, reward_path: Path | None) -> None:
+        self.config = config
+        self.policy = load_policy(base).train()
+        self.reference = load_policy(base, torch.bfloat16 if config.precision != "fp32" else torch.float32)
+        self.reference.eval().requires_grad_(False)
+        self.value_model = _value_model(base, reward_path, config.seed).train()
+        self.optimizer = loop.make_optimizer(
+            [(self.policy, config.lr), (self.value_model, config.value_lr or config.lr)], config
+        )
+        self.kl = (
+            ops.AdaptiveKLController(config.kl_coef, config.kl_target, horizon=10_000)
+            if config.kl_target
+            else ops.FixedKLController(config.kl_coef)
+        )
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        return {"policy": self.policy, "value": self.value_model}
+
+    @torch.no_grad()
+    def experience(self, rollouts: list[Rollout], scores: Tensor) -> Experience:
+        """Log-probs, values, token rewards and advantages of a step's rollouts."""
+        config = self.config
+        shape = (len(rollouts) * config.n, max(len(c.token_ids) for r in rollouts for c in r.completions))
+        old, ref, value = torch.zeros(3, *shape).unbind()
+        mask = torch.zeros(shape, dtype=torch.bool)
+        with loop.autocast(config.precision):
+            for rows, packed in self._micro_batches(rollouts):
+                width = packed.response_ids.shape[-1]
+                mask[rows, :width] = packed.response_mask.flatten(0, 1).cpu()
+                old[rows, :width] = self._logprobs(self.policy, packed)
+                ref[rows, :width] = self._logprobs(self.reference, packed)
+                value[rows, :width] = values(self.value_model, packed).flatten(0, 1).cpu()
+        sampled = torch.zeros(shape)
+        for row, completion in enumerate(c for r in rollouts for c in r.completions):
+            sampled[row, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
+        rewards = token_rewards(scores, old, ref, mask, self.kl.value)
+        advantages, returns = ops.gae(rewards, value, mask, config.gamma, config.lam)
+        return Experience(
+            rollouts,
+            scores,
+            mask,
+            sampled,
+            old,
+            ref,
+            value,
+            ops.masked_whiten(advantages, mask),
+            returns,
+            ops.truncated_importance_weights(old, sampled, mask, cap=config.importance_cap),
+        )
+
+    def update(self, experience: Experience, step: int) -> dict[str, float]:
+        """`epochs` passes over the rollout in `minibatches` optimizer steps each."""
+        config, count = self.config, len(experience.rollouts)
+        logged: list[dict[str, float]] = []
+        for epoch in range(config.epochs):
+            # The order depends on the seed and the step alone, so that a resumed run has the same.
+            order = np.random.default_rng([config.seed, step, epoch]).permutation(count)
+            for chosen in np.array_split(order, min(config.minibatches, count)):
+                logged.append(self._optimizer_step(experience, chosen.tolist()))
+        return {name: sum(row[name] for row in logged) / len(logged) for name in logged[0]}
+
+    def _optimizer_step(self, experience: Experience, chosen: list[int]) -> dict[str, float]:
+        """One minibatch of prompts, in micro-batches weighted by their tokens."""
+        n = self.config.n
+        total = int(experience.mask.view(-1, n, experience.mask.shape[-1])[chosen].sum())
+        logged: dict[str, float] = {}
+        with loop.autocast(self.config.precision):
+            for rows, packed in self._micro_batches([experience.rollouts[i] for i in chosen], chosen):
+                share = int(packed.response_mask.sum()) / total
+                loss, numbers = self._loss(experience, rows, packed)
+                (share * loss).backward()
+                for name, value in numbers.items():
+                    logged[name] = logged.get(name, 0.0) + share * float(value)
+        logged["grad_norm"] = loop.clip_and_step(self.optimizer, self.config.max_grad_norm)
+        return logged
+
+    def _loss(self, experience: Experience, rows: list[int], packed: Packed) -> tuple[Tensor, dict[str, Any]]:
+        config, width = self.config, packed.response_ids.shape[-1]
+
+        def of(tensor: Tensor) -> Tensor:  # these sequences' part of a step's [S, R] tensor
+            return tensor[rows, :width].to(packed.input_ids.device)
+
+        mask = of(experience.mask)
+        logprobs = response_logprobs(self.policy, packed, config.temperature).flatten(0, 1)
+        policy_loss, policy_numbers = ops.ppo_policy_loss(
+            logprobs, of(experience.old_logprobs), of(experience.advantages), mask, config.clip, of(experience.weights)
+        )
+        value = values(self.value_model, packed).flatten(0, 1)
+        value_loss, value_numbers = ops.ppo_value_loss(
+            value, of(experience.old_values), of(experience.returns), mask, config.value_clip
+        )
+        numbers = {
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "clip_fraction": policy_numbers["clip_fraction"],
+            "approx_kl": policy_numbers["approx_kl"],
+            "value_clip_fraction": value_numbers["value_clip_fraction"],
+        }
+        return policy_loss + config.value_coef * value_loss, numbers
+
+    def _logprobs(self, model: Any, packed: Packed) -> Tensor:
+        return response_logprobs(model, packed, self.config.temperature).flatten(0, 1).float().cpu()
+
+    def _micro_batches(
+        self, rollouts: Sequence[Rollout], places: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Packed]]:
+        """(rows of the step's [S, R] tensors, packed sequences); `places`: the rollouts' numbers within the step."""
+        groups, n = [rollout.group for rollout in rollouts], self.config.n
+        for indices in micro_batches(groups, self.config.tokens_per_batch):
+            numbers = [places[i] if places is not None else i for i in indices]
+            rows = [number * n + k for number in numbers for k in range(n)]
+            yield rows, pack([groups[i] for i in indices]).to(device())
+
+
+def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """-kl_coef * (log p - log p_ref) on every token, and the score on the last one. [S], [S, R] -> [S, R]."""
+    rewards = -kl_coef * ops.kl_estimate(logprobs, ref_logprobs, "k1") * mask
+    last = ops.last_token_index(mask)
+    rewards[torch.arange(len(rewards)), last] += scores.to(rewards)
+    return rewards
+
+
+def _value_model(base: Path, reward_path: Path | None, seed: int) -> Any:
+    """The value model: the reward model, where it reads the policy's tokens; else the policy's body with a fresh head.
+
+    The reward's normalisation is folded into the head, so that values start on the scale of the scores.
+    """
+    if reward_path is None or not _same_tokens(base, reward_path):
+        model = new_reward_model(base, seed)
+        mean, std = 0.0, 1.0
+    else:
+        model = load_reward_model(reward_path)
+        mean, std = stored_scale(model)
+    head = nn.Linear(model.score.in_features, 1).to(model.score.weight)
+    with torch.no_grad():
+        head.weight.copy_(model.score.weight / std)
+        head.bias.fill_(-mean / std)
+    model.score = head
+    return model
+
+
+def _same_tokens(a: Path, b: Path) -> bool:
+    vocabulary, other = (ChatTokenizer(path).hf.get_vocab() for path in (a, b))
+    return bool(vocabulary == other)
+
+
+# --------------------------------------------------------------------------------------------- the run
+
+
+def train_ppo(
+    config: PPOConfig, make_reward: Any, *, progress: ProgressCallback = no_progress
+) -> dict[str, Any]:
+    """Run the stage; see `PPOConfig`. Returns the summary's numbers.
+
+    Args:
+        make_reward: called once, when compute begins: () -> RewardSource, for a judge (`--judge`).
+
+    Raises:
+        InputError: the prompts cannot be used, or one does not fit the model's context.
+        ModelError: a model cannot be found or loaded.
+        EngineError: the engine's log-probs do not follow the trainer's.
+    """
+    base = models.resolve(config.model)
+    reward_path = models.resolve(config.reward_model) if config.reward_model else None
+    source = _source(config, base)
+    if config.dry_run:
+        return {"prompts": len(source)}
+    folder = Path(config.output)
+    settings = config.deciding() | {"input_sha256": source.sha256}
+    if loop.prepare_folder(folder, overwrite=config.overwrite):
+        done = json.loads((folder / loop.MANIFEST).read_text("utf-8"))
+        refuse_other_settings(done["settings"], settings, folder)
+        return dict(done["results"])
+    loop.set_seed(config.seed)
+    prompts = _prompts(config, source, base)
+    reward: RewardSource = (
+        RewardModelScorer(reward_path, config.precision, config.tokens_per_batch) if reward_path else make_reward()
+    )
+    trainer = Trainer(config, base, reward_path)
+    _run(config, settings, folder, base, trainer, reward, prompts, progress)
+    loop.save_checkpoint(trainer.policy, base, folder)
+    results = _results(folder)
+    loop.write_manifest(folder, "ppo", settings, results=results)
+    remove_state(folder)
+    return results
+
+
+def _source(config: PPOConfig, base: Path) -> Source[PromptRecord]:
+    tokenizer, limit = ChatTokenizer(base), models.context_length(base)
+
+    def fits(record: PromptRecord) -> str | None:
+        need = len(tokenizer.chat(with_system(as_messages(record.prompt), config.system))) + config.max_tokens
+        return None if need <= limit else f"prompt and response need {need} tokens, the model's context holds {limit}"
+
+    rejected = Path(config.output).with_name(Path(config.output).name + ".rejected.jsonl")
+    return Source(
+        config.prompts, PromptRecord, skip_invalid=config.skip_invalid, rejected_path=rejected, check=fits
+    )
+
+
+def _prompts(config: PPOConfig, source: Source[PromptRecord], base: Path) -> list[Prompt]:
+    tokenizer = ChatTokenizer(base)
+    rows = ((record.id, with_system(as_messages(record.prompt), config.system)) for record in source)
+    return [Prompt(name, messages, tokenizer.chat(messages)) for name, messages in rows]
+
+
+def _run(
+    config: PPOConfig,
+    settings: dict[str, Any],
+    folder: Path,
+    base: Path,
+    trainer: Trainer,
+    reward: RewardSource,
+    prompts: list[Prompt],
+    progress: ProgressCallback,
+) -> None:
+    state = TrainState(folder, settings, trainer.models, trainer.optimizer)
+    position = state.load() or {"step": 0, "kl": trainer.kl.state_dict()}
+    trainer.kl.load_state_dict(position["kl"])
+    log = MetricsLog(folder, keep_through_step=position["step"])
+    engine = RolloutEngine(config, trainer.policy, base, max(len(p.token_ids) for p in prompts))
+    try:
+        for step in range(position["step"], config.steps):
+            numbers = ppo_step(config, trainer, engine, reward, prompts, step, folder)
+            log.add(step + 1, **numbers)
+            if config.save_every and (step + 1) % config.save_every == 0 and step + 1 < config.steps:
+                state.save({"step": step + 1, "kl": trainer.kl.state_dict()})
+            progress(step + 1, config.steps, f"reward {numbers['reward']:.3f}, KL {numbers['kl']:.2f}")
+    finally:
+        engine.close()
+        log.close()
+
+
+def ppo_step(
+    config: PPOConfig,
+    trainer: Trainer,
+    engine: RolloutEngine,
+    reward: RewardSource,
+    prompts: list[Prompt],
+    step: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """One round of the algorithm; returns what is logged of it."""
+    clock = Clock()
+    lr = loop.set_learning_rate(trainer.optimizer, config, step, config.steps)
+    with clock("sync"):
+        engine.sync()
+    with clock("rollout"):
+        batch = step_prompts(prompts, config.prompts_per_step, config.seed, step)
+        rollouts = engine.sample(batch, [request_seed(config.seed, step, prompt.id) for prompt in batch])
+    with clock("reward"):
+        texts = [[c.text for c in r.completions] for r in rollouts]
+        raw = reward.score([r.prompt.messages for r in rollouts], texts).flatten()
+        ended = torch.tensor([c.finish_reason == "stop" for r in rollouts for c in r.completions])
+        scores = raw if config.missing_eos_penalty is None else raw.where(ended, config.missing_eos_penalty)
+    with clock("forward"):
+        experience = trainer.experience(rollouts, scores)
+    numbers = describe(experience, trainer.kl.value)
+    check_mismatch(numbers["mismatch"], config.max_mismatch)
+    with clock("update"):
+        numbers |= trainer.update(experience, step)
+    trainer.kl.update(numbers["kl"], len(scores))
+    if config.samples_every and step % config.samples_every == 0:
+        write_samples(folder, step + 1, rollouts, scores)
+    samples_per_second = len(scores) / sum(clock.seconds.values())
+    seconds = {f"seconds_{name}": value for name, value in clock.seconds.items()}
+    return numbers | {
+        "reward": float(raw.mean()),
+        "ended": float(ended.float().mean()),
+        "lr": lr,
+        "samples_per_second": samples_per_second,
+        **seconds,
+    }
+
+
+@torch.no_grad()
+def describe(experience: Experience, kl_coef: float) -> dict[str, float]:
+    """What is logged of a step's rollouts; docs/metrics.md explains each number."""
+    e, mask = experience, experience.mask
+    kl = (ops.kl_estimate(e.old_logprobs, e.ref_logprobs, "k1") * mask).sum(1)
+    return {
+        "score": float(e.scores.mean()),
+        "kl": float(kl.mean()),
+        "kl_coef": kl_coef,
+        "entropy": float(-ops.masked_mean(e.old_logprobs, mask)),
+        "response_length": float(mask.sum(1).float().mean()),
+        "explained_variance": float(ops.explained_variance(e.old_values, e.returns, mask)),
+        "mismatch": float(ops.masked_mean((e.rollout_logprobs - e.old_logprobs).abs(), mask)),
+        "importance_weight": float(ops.masked_mean(e.weights, mask)),
+    }
+
+
+def check_mismatch(mismatch: float, bound: float) -> None:
+    """Raises: EngineError: the engine's log-probs are not the trainer's; the rollouts come from other weights."""
+    if not mismatch <= bound:
+        raise EngineError(
+            f"the engine's log-probs differ from the trainer's by {mismatch:.3f} nats a token on average "
+            f"(bound {bound:g}): its weights were not synced",
+            hint="report this with the model's name; --max-mismatch sets the bound",
+        )
+
+
+def step_prompts(prompts: list[Prompt], count: int, seed: int, step: int) -> list[Prompt]:
+    """The prompts of a step: shuffled passes over all of them, known from the step alone."""
+    chosen = []
+    for place in range(step * count, (step + 1) * count):
+        epoch, index = divmod(place, len(prompts))
+        chosen.append(prompts[int(np.random.default_rng([seed, epoch]).permutation(len(prompts))[index])])
+    return chosen
+
+
+def write_samples(folder: Path, step: int, rollouts: Sequence[Rollout], scores: Tensor, count: int = 4) -> None:
+    """The first sample of a few prompts, for people to read."""
+    n = len(rollouts[0].completions)
+    with open(folder / "samples.jsonl", "a", encoding="utf-8") as file:
+        for index, rollout in enumerate(rollouts[:count]):
+            row = {
+                "step": step,
+                "prompt": [message.model_dump() for message in rollout.prompt.messages],
+                "response": rollout.completions[0].text,
+                "score": round(float(scores[index * n]), 4),
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - started
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    """First and last steps side by side, from the log."""
+    rows = read_rows(folder / "metrics.jsonl")
+    edge = max(1, len(rows) // 5)
+
+    def mean(name: str, part: list[dict[str, Any]]) -> float:
+        return round(sum(row[name] for row in part) / len(part), 4)
+
+    return {
+        "steps": len(rows),
+        "reward_first": mean("reward", rows[:edge]),
+        "reward_last": mean("reward", rows[-edge:]),
+        "kl_last": mean("kl", rows[-edge:]),
+        "samples_per_second": mean("samples_per_second", rows),
+    }
+
+

@@ -1,0 +1,207 @@
+"""Train a reward model on soft preferences: L = -[p log s(d) + (1-p) log s(-d)], d = r_chosen - r_rejected.
+
+The loss can not fall below the labels' own entropy; that floor is logged beside it. Where we depart from Lee et al.
+2023: the head starts at N(0, 1/(d+1)) and dropout is off (RESEARCH section 4).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlaif_cli import metrics, models
+from rlaif_cli.chat import ChatTokenizer
+from rlaif_cli.config import RewardModelConfig
+from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.jsonl import Source, refuse_other_settings
+from rlaif_cli.records import Preference, prompt_text
+from rlaif_cli.train import loop
+from rlaif_cli.train.checkpoint import MetricsLog, TrainState, remove_state
+from rlaif_cli.train.models import device, new_reward_model, rewards
+from rlaif_cli.train.ops import binary_entropy, soft_pairwise_loss
+from rlaif_cli.train.packing import Group, micro_batches, pack
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference, tokenized: the group's responses are (chosen, rejected)."""
+
+    group: Group
+    p_chosen: float
+    prompt: str
+
+
+def train_reward_model(
+    config: RewardModelConfig, *, progress: ProgressCallback = no_progress
+) -> dict[str, Any]:
+    """Run the stage; see `RewardModelConfig`. Returns the summary's numbers.
+
+    Raises:
+        InputError: the preferences cannot be used, or a pair is longer than `max_length`.
+        ModelError: the model cannot be found or loaded.
+    """
+    base = models.resolve(config.model)
+    tokenizer = ChatTokenizer(base)
+    source = _source(config, tokenizer)
+    if config.dry_run:
+        return {"pairs": len(source)}
+    folder = Path(config.output)
+    settings = config.deciding() | {"input_sha256": source.sha256}
+    if loop.prepare_folder(folder, overwrite=config.overwrite):
+        done = json.loads((folder / loop.MANIFEST).read_text("utf-8"))
+        refuse_other_settings(done["settings"], settings, folder)
+        return dict(done["results"])
+    pairs = [_tokenize(record, tokenizer) for record in source]
+    train, test = split(pairs, config)
+    model = _train(config, settings, folder, base, train, progress)
+    results = _finish(config, model, folder, base, train, test)
+    loop.write_manifest(folder, "train-rm", settings, results=results)
+    remove_state(folder)
+    return results
+
+
+def _source(config: RewardModelConfig, tokenizer: ChatTokenizer) -> Source[Preference]:
+    def fits(record: Preference) -> str | None:
+        group = _tokenize(record, tokenizer).group
+        longest = len(group.prompt) + max(map(len, group.responses))
+        return None if longest <= config.max_length else f"{longest} tokens; --max-length is {config.max_length}"
+
+    rejected = Path(config.output).with_name(Path(config.output).name + ".rejected.jsonl")
+    return Source(
+        config.preferences, Preference, skip_invalid=config.skip_invalid, rejected_path=rejected, check=fits
+    )
+
+
+def _tokenize(record: Preference, tokenizer: ChatTokenizer) -> Pair:
+    # `chosen` may hold several turns (TRL allows it): all but the last belong to the prompt.
+    turns = [*record.prompt, *record.chosen[:-1]]
+    responses = (tokenizer.response(record.chosen_text), tokenizer.response(record.rejected_text))
+    return Pair(Group(tokenizer.chat(turns), responses), record.p_chosen, prompt_text(record.prompt))
+
+
+def split(pairs: Sequence[Pair], config: RewardModelConfig) -> tuple[list[Pair], list[Pair]]:
+    """(train, held out), by prompt: no prompt is on both sides."""
+    away = loop.held_out((pair.prompt for pair in pairs), config.eval_fraction, config.seed)
+    return [p for p in pairs if p.prompt not in away], [p for p in pairs if p.prompt in away]
+
+
+def _train(
+    config: RewardModelConfig,
+    settings: dict[str, Any],
+    folder: Path,
+    base: Path,
+    pairs: list[Pair],
+    progress: ProgressCallback,
+) -> Any:
+    loop.set_seed(config.seed)
+    model = new_reward_model(base, config.seed).train()
+    optimizer = loop.make_optimizer([(model, config.lr)], config)
+    state = TrainState(folder, settings, {"model": model}, optimizer)
+    position = state.load() or {"step": 0}
+    log = MetricsLog(folder, keep_through_step=position["step"])
+    batches = [
+        batch for epoch in range(config.epochs) for batch in epoch_batches(len(pairs), config.batch_size, config.seed, epoch)
+    ]
+    steps_per_epoch = len(batches) // config.epochs
+    save_every = config.save_every or steps_per_epoch
+    for step in range(position["step"], len(batches)):
+        lr = loop.set_learning_rate(optimizer, config, step, len(batches))
+        numbers = train_step(model, optimizer, [pairs[i] for i in batches[step]], config)
+        log.add(step + 1, **numbers, lr=lr)
+        if (step + 1) % save_every == 0 and step + 1 < len(batches):
+            state.save({"step": step + 1})
+        progress(step + 1, len(batches), f"loss {numbers['loss']:.4f} (floor {numbers['entropy_floor']:.4f})")
+    log.close()
+    return model
+
+
+def epoch_batches(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
+    """A shuffled pass over `count` items in batches of `size`; a last small batch is kept."""
+    order = np.random.default_rng([seed, epoch]).permutation(count).tolist()
+    return [order[i : i + size] for i in range(0, count, size)]
+
+
+def train_step(
+    model: Any, optimizer: torch.optim.Optimizer, pairs: Sequence[Pair], config: RewardModelConfig
+) -> dict[str, float]:
+    """One optimizer step over a batch, in micro-batches; equal to the whole batch at once."""
+    started = time.monotonic()
+    groups = [pair.group for pair in pairs]
+    labels = torch.tensor([pair.p_chosen for pair in pairs], device=device())
+    labels = labels.round() if config.hard_labels else labels
+    loss_sum, margins = 0.0, torch.zeros(len(pairs))
+    with loop.autocast(config.precision):
+        for indices in micro_batches(groups, config.tokens_per_batch):
+            r = rewards(model, pack([groups[i] for i in indices]).to(device()))  # [b, 2]
+            share = len(indices) / len(pairs)
+            loss = soft_pairwise_loss(r[:, 0], r[:, 1], labels[indices])
+            centering = config.centering * (r.sum(1) ** 2).mean()
+            (share * (loss + centering)).backward()
+            loss_sum += share * float(loss.detach())
+            margins[indices] = (r[:, 0] - r[:, 1]).detach().float().cpu()
+    norm = loop.clip_and_step(optimizer, config.max_grad_norm)
+    seconds = time.monotonic() - started
+    return {
+        "loss": loss_sum,
+        "entropy_floor": float(binary_entropy(labels).mean()),
+        "accuracy": float(((margins > 0).float() + 0.5 * (margins == 0)).mean()),
+        "margin": float(margins.mean()),
+        "grad_norm": norm,
+        "pairs_per_second": len(pairs) / seconds,
+        "tokens_per_second": sum(group.tokens for group in groups) / seconds,
+    }
+
+
+@torch.no_grad()
+def score_groups(model: Any, groups: Sequence[Group], precision: str, token_budget: int) -> np.ndarray[Any, Any]:
+    """The reward of every response, [groups, n]; independent of batching and padding."""
+    scores = np.zeros((len(groups), len(groups[0].responses)))
+    with loop.autocast(precision):
+        for indices in micro_batches(groups, token_budget):
+            packed = pack([groups[i] for i in indices]).to(device())
+            scores[indices] = rewards(model, packed).float().cpu().numpy()
+    return scores
+
+
+def evaluate(scores: np.ndarray[Any, Any], p_chosen: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """How well reward margins predict soft labels. scores: [pairs, 2] (chosen, rejected)."""
+    margin = scores[:, 0] - scores[:, 1]
+    predicted = 1 / (1 + np.exp(-margin))
+    agreement = metrics.mean_estimate(metrics.agreement_items(predicted, p_chosen))
+    loss = -(p_chosen * np.log(predicted + 1e-12) + (1 - p_chosen) * np.log(1 - predicted + 1e-12)).mean()
+    return {
+        "pairs": len(margin),
+        "accuracy": round(agreement.value, 4),
+        "accuracy_interval": [round(agreement.low, 4), round(agreement.high, 4)],
+        "loss": round(float(loss), 4),
+        "entropy_floor": round(float(metrics.entropy(p_chosen).mean()), 4),
+        "ece": round(metrics.expected_calibration_error(predicted, p_chosen), 4),
+        "brier": round(metrics.brier(predicted, p_chosen), 4),
+    }
+
+
+def _finish(
+    config: RewardModelConfig, model: Any, folder: Path, base: Path, train: list[Pair], test: list[Pair]
+) -> dict[str, Any]:
+    """Measure, store the reward's mean and std in the checkpoint's own config, and save."""
+    model.eval()
+    seen = score_groups(model, [p.group for p in train], config.precision, config.tokens_per_batch)
+    mean, std = float(seen.mean()), float(seen.std())
+    results: dict[str, Any] = {
+        "train_pairs": len(train),
+        "reward_mean": round(mean, 6),
+        "reward_std": round(std, 6),
+    }
+    if test:
+        unseen = score_groups(model, [p.group for p in test], config.precision, config.tokens_per_batch)
+        results["held_out"] = evaluate(unseen, np.array([p.p_chosen for p in test]))
+    model.config.rlaif = {"reward_mean": mean, "reward_std": std}
+    loop.save_checkpoint(model, base, folder)
+    return results

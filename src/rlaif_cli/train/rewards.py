@@ -1,0 +1,96 @@
+"""Where PPO's scores come from: a reward model, or a judge directly. Both read decoded text.
+
+So a reward model may have another tokenizer and chat template than the policy, and is asked exactly what it was
+trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from rlaif_cli import constitution as constitutions
+from rlaif_cli.chat import ChatTokenizer
+from rlaif_cli.config import JudgeConfig
+from rlaif_cli.engines.base import Engine
+from rlaif_cli.errors import UsageError
+from rlaif_cli.judge import ContrastJudge
+from rlaif_cli.records import Message, content_id
+from rlaif_cli.train.models import load_reward_model
+from rlaif_cli.train.packing import Group
+from rlaif_cli.train.reward_model import score_groups
+
+
+class RewardSource(Protocol):
+    def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
+        """The score of every response: [prompts, n]."""
+        ...
+
+
+class RewardModelScorer:
+    """A trained reward model; scores are normalised by the mean and std that its checkpoint stores."""
+
+    def __init__(self, path: Path, precision: str, token_budget: int) -> None:
+        # Frozen and only read, so bf16 weights do; the head's sum is made in fp32.
+        self.model = load_reward_model(path, dtype=torch.bfloat16 if precision != "fp32" else torch.float32)
+        self.model.eval().requires_grad_(False)
+        self.tokenizer = ChatTokenizer(path)
+        self.mean, self.std = stored_scale(self.model)
+        self._precision = precision
+        self._token_budget = token_budget
+
+    def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
+        groups = [
+            Group(self.tokenizer.chat(prompt), [self.tokenizer.response(text) for text in texts])
+            for prompt, texts in zip(prompts, responses, strict=True)
+        ]
+        raw = score_groups(self.model, groups, self._precision, self._token_budget)
+        return (torch.from_numpy(raw).float() - self.mean) / self.std
+
+
+class JudgeScorer:
+    """A contrast judge's score, k times nats per token: the logit that its preferences are made of."""
+
+    def __init__(self, config: JudgeConfig, engine: Engine) -> None:
+        if config.method != "contrast":
+            raise UsageError(
+                f"a judge rewards single responses by --method contrast, not by {config.method}",
+                hint="pairwise verdicts train a reward model: rlaif label, then rlaif train-rm",
+            )
+        constitution = constitutions.load(config.constitution)
+        wanted = tuple(config.principles)
+        # A drawn principle would make the reward itself random from step to step, so by default all count.
+        self._principles = (
+            constitution.principles
+            if wanted in (("sample",), ("all",))
+            else constitution.select(list(wanted)).principles
+        )
+        self._judge = ContrastJudge(engine, constitution, config.contrast_scale)
+        self._scale = config.contrast_scale
+        self._cache: dict[str, float] = {}
+
+    def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
+        keys = [
+            [content_id(prompt, text) for text in texts] for prompt, texts in zip(prompts, responses, strict=True)
+        ]
+        items = {
+            (key, principle.id): ((key, principle.id), prompt, text, principle)
+            for prompt, texts, row in zip(prompts, responses, keys, strict=True)
+            for text, key in zip(texts, row, strict=True)
+            if key not in self._cache
+            for principle in self._principles
+        }
+        found: dict[str, list[float]] = {}
+        for (key, _), score in self._judge.scores(items.values()):
+            found.setdefault(key, []).append(score)
+        self._cache |= {key: self._scale * sum(scores) / len(scores) for key, scores in found.items()}
+        return torch.tensor([[self._cache[key] for key in row] for row in keys])
+
+
+def stored_scale(model: Any) -> tuple[float, float]:
+    """(mean, std) of the rewards over the training responses; (0, 1) for a model of another tool."""
+    scale = getattr(model.config, "rlaif", None) or {}
+    return float(scale.get("reward_mean", 0.0)), max(float(scale.get("reward_std", 1.0)), 1e-6)

@@ -1,0 +1,91 @@
+"""Rollouts: the policy's own samples, from an engine whose weights follow the trainer's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli.config import PPOConfig
+from rlaif_cli.engines import Completion, Engine, Request, Sampling, open_engine
+from rlaif_cli.records import Message
+from rlaif_cli.train.packing import Group
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt of the training set, as messages and as the policy's token ids."""
+
+    id: str
+    messages: list[Message]
+    token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A prompt's samples."""
+
+    prompt: Prompt
+    completions: list[Completion]
+
+    @property
+    def group(self) -> Group:
+        return Group(self.prompt.token_ids, [c.token_ids for c in self.completions])
+
+
+class RolloutEngine:
+    """Samples from the policy as it is now.
+
+    vLLM holds a copy of the weights, replaced by `sync`; the transformers engine samples from the trainer's own
+    model and needs no sync.
+
+    Args:
+        policy: the trainer's model.
+        path: the checkpoint it started from (for its tokenizer and config).
+    """
+
+    def __init__(self, config: PPOConfig, policy: Any, path: Path, longest_prompt: int) -> None:
+        self._policy = policy
+        self._sampling = Sampling(n=config.n, temperature=config.temperature, max_tokens=config.max_tokens)
+        # "processed" log-probs are those of the distribution that was sampled from, after the temperature.
+        options: dict[str, Any] = {"logprobs": "processed", "max_length": longest_prompt + config.max_tokens}
+        if config.engine == "vllm":
+            options |= {"seed": config.seed, "memory": config.engine_memory, "syncable": True}
+            self.engine: Engine = open_engine("vllm", path, **options)
+        else:
+            batch_size = config.prompts_per_step * config.n
+            self.engine = open_engine("transformers", path, model=policy, batch_size=batch_size, **options)
+
+    def sync(self) -> None:
+        """Hand the trainer's weights over."""
+        load_weights = getattr(self.engine, "load_weights", None)
+        if load_weights is not None:
+            load_weights(policy_weights(self._policy))
+
+    def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Rollout]:
+        """`n` responses to every prompt, in the order of `prompts`."""
+        requests = [
+            Request(index, prompt.token_ids, seed=seed)
+            for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        ]
+        done = dict(self.engine.generate(requests, self._sampling))
+        return [Rollout(prompt, done[index]) for index, prompt in enumerate(prompts)]
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def policy_weights(policy: Any) -> list[tuple[str, Any]]:
+    """The policy's weights under the checkpoint's names, with the output layer even where it is tied.
+
+    vLLM's reload keeps an output layer that is not sent, without an error: the rollouts would come from a model whose
+    body is new and whose head is old (RESEARCH section 4; a test holds this).
+    """
+    weights = [(name, parameter.detach()) for name, parameter in policy.named_parameters()]
+    names = {name for name, _ in weights}
+    output = policy.get_output_embeddings()
+    head = next((name for name, module in policy.named_modules() if module is output), None)
+    if head is not None and f"{head}.weight" not in names:
+        weights.append((f"{head}.weight", output.weight.detach()))
+    return weights

@@ -1,0 +1,55 @@
+"""Tiny models and the real command line, for every test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# vLLM reads these once, when it is imported; the tests of one process share one small cache.
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama over bytes."""
+    from rlaif_cli import tiny
+
+    return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path) -> Callable[..., str]:
+    """Rows (or raw lines) to a file in tmp_path; returns its path."""
+
+    def write(name: str, rows: list[Any]) -> str:
+        path = tmp_path / name
+        lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
+        path.write_text("".join(line + "\n" for line in lines), "utf-8")
+        return str(path)
+
+    return write
+
+
+def rlaif(*arguments: str, stdin: str | None = None, cwd: Path | None = None, timeout: int = 300) -> Any:
+    """The real command line, as a user runs it."""
+    return subprocess.run(
+        [sys.executable, "-m", "rlaif_cli", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=timeout,
+    )
+
+
+def rows_of(path: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]

@@ -1,0 +1,322 @@
+"""rlaif_cli.metrics against hand-worked numbers."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlaif_cli import metrics
+
+# --- intervals ----------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_is_deterministic_and_depends_on_the_seed() -> None:
+    values = np.random.default_rng(0).random(50)
+    assert metrics.bootstrap_interval(values, seed=3) == metrics.bootstrap_interval(values, seed=3)
+    assert metrics.bootstrap_interval(values, seed=3) != metrics.bootstrap_interval(values, seed=4)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_vectorised_mean_equals_the_general_path(grouped: bool) -> None:
+    values = np.random.default_rng(0).random(30)
+    groups = [f"prompt {i * i % 7}" for i in range(30)] if grouped else None
+    fast = metrics.bootstrap_interval(values, groups=groups, resamples=300)
+    slow = metrics.bootstrap_interval(values, lambda x: float(np.mean(x)), groups=groups, resamples=300)
+    assert fast == pytest.approx(slow, abs=1e-12)
+
+
+def test_drawing_in_small_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random(40)
+    whole = metrics.bootstrap_interval(values, resamples=200)
+    monkeypatch.setattr(metrics, "_DRAWS_AT_ONCE", 100)
+    assert metrics.bootstrap_interval(values, resamples=200) == whole
+
+
+def test_bootstrap_of_a_mean_agrees_with_the_normal_interval() -> None:
+    values = np.random.default_rng(0).normal(10, 2, size=400)
+    low, high = metrics.bootstrap_interval(values, resamples=4000)
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.03)
+    assert high == pytest.approx(values.mean() + half, abs=0.03)
+    narrow = metrics.bootstrap_interval(values, resamples=4000, level=0.5)
+    assert narrow[1] - narrow[0] == pytest.approx(2 * 0.6745 * values.std() / 20, abs=0.03)
+
+
+def test_bootstrap_of_another_statistic_and_of_rows() -> None:
+    low, high = metrics.bootstrap_interval([1, 2, 3, 4, 100], np.median, resamples=500)
+    assert 1 <= low < 3 < high <= 100
+    rows = [[0.9, 1.0], [0.8, 1.0], [0.7, 0.0], [0.2, 0.0]] * 10
+    low, high = metrics.bootstrap_interval(rows, lambda r: metrics.brier(r[:, 0], r[:, 1]), resamples=200)
+    assert low < metrics.brier(*np.transpose(rows)) < high
+
+
+def test_groups_that_repeat_one_item_widen_the_interval() -> None:
+    values = np.repeat(np.random.default_rng(0).random(20), 10)  # 20 prompts, 10 equal results each
+    prompts = np.repeat(np.arange(20), 10).tolist()
+    low, high = metrics.bootstrap_interval(values, groups=prompts)
+    naive_low, naive_high = metrics.bootstrap_interval(values)
+    assert high - low == pytest.approx(math.sqrt(10) * (naive_high - naive_low), rel=0.15)
+    assert (low, high) == pytest.approx(metrics.bootstrap_interval(values[::10]), abs=1e-12)
+
+
+def test_groups_of_unequal_size_weigh_by_items() -> None:
+    values, groups = [0, 0, 0, 1], ["a", "a", "a", "b"]
+    draws: list[float] = []
+
+    def recorded_mean(x: np.ndarray) -> float:
+        draws.append(float(x.mean()))
+        return draws[-1]
+
+    metrics.bootstrap_interval(values, recorded_mean, groups=groups)
+    assert set(draws) == {0.0, 0.25, 1.0}  # aa, ab, bb; means of group means would be 0, 0.5, 1
+    assert sum(draw == 0.25 for draw in draws) / 2000 == pytest.approx(0.5, abs=0.05)
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(300):
+        low, high = metrics.bootstrap_interval(rng.random(60) < 0.6, resamples=300, seed=seed)
+        covered += low <= 0.6 <= high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),  # Newcombe (1998), Statistics in Medicine 17, table I, method 3
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval_by_the_table(successes: int, n: int, low: float, high: float) -> None:
+    assert metrics.wilson_interval(successes, n) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_wilson_interval_is_symmetric_exact_at_the_ends_and_follows_the_level() -> None:
+    low, high = metrics.wilson_interval(3, 11)
+    assert metrics.wilson_interval(8, 11) == pytest.approx((1 - high, 1 - low))
+    for n in range(1, 50):
+        assert metrics.wilson_interval(0, n)[0] == 0.0
+        assert metrics.wilson_interval(n, n)[1] == 1.0
+    wide = metrics.wilson_interval(3, 11, level=0.99)
+    assert wide[0] < low and wide[1] > high
+
+
+def test_estimate_prints_as_percentages() -> None:
+    assert str(metrics.Estimate(0.632, 0.571, 0.69, 120)) == "63.2 % [57.1, 69.0], n = 120"
+
+
+def test_mean_estimate_leaves_out_what_does_not_count() -> None:
+    estimate = metrics.mean_estimate([1, 0, np.nan, 1, 1], groups=["a", "a", "b", "c", "c"])
+    assert (estimate.value, estimate.n) == (0.75, 4)
+    assert (estimate.low, estimate.high) == metrics.bootstrap_interval([1, 0, 1, 1], groups=list("aacc"))
+
+
+# --- agreement ----------------------------------------------------------------------------------------------
+
+
+def test_accuracy_by_hand() -> None:
+    p_first = [0.9, 0.2, 0.5, 0.6, 0.6, 0.5]
+    human_first = [1.0, 1.0, 0.0, 0.6, 0.5, 0.5]
+    np.testing.assert_array_equal(
+        metrics.agreement_items(p_first, human_first), [1.0, 0.0, 0.5, 1.0, np.nan, np.nan]
+    )
+    assert metrics.accuracy(p_first, human_first) == 2.5 / 4
+
+
+def test_accuracy_does_not_change_with_the_order_of_responses() -> None:
+    rng = np.random.default_rng(0)
+    p, human = rng.random(100).round(1), rng.integers(0, 5, 100) / 4
+    assert metrics.accuracy(p, human) == metrics.accuracy(1 - p, 1 - human)
+    assert metrics.accuracy(p, human) == pytest.approx(1 - metrics.accuracy(1 - p, human))
+
+
+def test_longer_wins() -> None:
+    assert metrics.longer_wins([10, 5, 7, 0], [5, 10, 7, 0]).tolist() == [1.0, 0.0, 0.5, 0.5]
+
+
+def test_cohen_kappa_by_hand() -> None:
+    # 20 yes/yes, 5 yes/no, 10 no/yes, 15 no/no: observed 0.7, chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5, kappa 0.4
+    a = ["yes"] * 25 + ["no"] * 25
+    b = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
+    assert metrics.cohen_kappa(a, b) == pytest.approx(0.4)
+    assert metrics.cohen_kappa(b, a) == pytest.approx(0.4)
+    assert metrics.cohen_kappa(a, a) == 1.0
+    assert metrics.cohen_kappa([0, 1], [1, 0]) == pytest.approx(-1.0)
+    assert math.isnan(metrics.cohen_kappa([1, 1], [1, 1]))
+    assert metrics.cohen_kappa([1, "1", None], [1, "1", None]) == 1.0
+
+
+def test_spearman_by_hand() -> None:
+    assert metrics.spearman([1, 2, 3, 4, 5], [1, 8, 27, 64, 125]) == pytest.approx(1.0)
+    assert metrics.spearman([1, 2, 3], [9, 5, 1]) == pytest.approx(-1.0)
+    # no ties: 1 - 6 sum d^2 / (n (n^2 - 1)), with d = (0, 1, 1, 0, 0): 1 - 12 / 120
+    assert metrics.spearman([1, 2, 3, 4, 5], [1, 3, 2, 4, 5]) == pytest.approx(0.9)
+    # ranks (1, 2.5, 2.5, 4) and (1, 2, 3, 4): 4.5 / sqrt(4.5 * 5)
+    assert metrics.spearman([10, 20, 20, 30], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(22.5))
+    assert math.isnan(metrics.spearman([1, 1, 1], [1, 2, 3]))
+
+
+# --- calibration --------------------------------------------------------------------------------------------
+
+
+def test_brier_by_hand() -> None:
+    assert metrics.brier([0.9, 0.2, 0.5], [1, 0, 0.5]) == pytest.approx((0.01 + 0.04) / 3)
+
+
+def test_calibration_by_hand() -> None:
+    p, y = [0.1, 0.2, 0.25, 0.8, 1.0], [0, 1, 0, 1, 1]
+    bins = metrics.reliability_bins(p, y, bins=4)
+    assert [(b["low"], b["high"], b["n"]) for b in bins] == [(0.0, 0.25, 2), (0.25, 0.5, 1), (0.75, 1.0, 2)]
+    assert [b["mean_p"] for b in bins] == pytest.approx([0.15, 0.25, 0.9])
+    assert [b["mean_y"] for b in bins] == pytest.approx([0.5, 0.0, 1.0])
+    # (2 * 0.35 + 1 * 0.25 + 2 * 0.1) / 5
+    assert metrics.expected_calibration_error(p, y, bins=4) == pytest.approx(0.23)
+    # one bin compares the means only: 0.47 and 0.6
+    assert metrics.expected_calibration_error(p, y, bins=1) == pytest.approx(0.13)
+
+
+def test_bin_edges_belong_to_the_upper_bin() -> None:
+    tenths = [i / 10 for i in range(11)]
+    bins = metrics.reliability_bins(tenths, tenths)
+    assert [b["n"] for b in bins] == [1] * 9 + [2]
+    assert [b["low"] for b in bins] == tenths[:10]
+
+
+def test_entropy() -> None:
+    values = metrics.entropy([0.0, 1.0, 0.5, 0.7])
+    assert values[:2].tolist() == [0.0, 0.0]
+    assert values[2:] == pytest.approx([math.log(2), 0.6108643])
+
+
+# --- fits ---------------------------------------------------------------------------------------------------
+
+
+def test_length_control_finds_no_skill_when_the_longer_one_always_wins() -> None:
+    a, b = np.array([100, 200, 50, 400, 80, 160]), np.array([200, 100, 400, 50, 160, 80])
+    assert metrics.length_controlled_win_rate((a > b).astype(float), a, b) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_length_control_of_equal_lengths_is_the_raw_rate() -> None:
+    lengths = [120] * 8
+    assert metrics.length_controlled_win_rate([1, 1, 1, 0.5, 1, 0, 0, 1], lengths, lengths) == pytest.approx(
+        5.5 / 8
+    )
+
+
+def test_length_control_recovers_the_rate_it_was_made_with() -> None:
+    rng = np.random.default_rng(0)
+    b = rng.integers(50, 500, 4000)
+    a = np.round(b * np.exp(rng.normal(0.5, 0.5, 4000)))  # a is longer by 1.65 on average
+    wins = 1 / (1 + np.exp(-(0.4 + 1.5 * np.log(a / b))))  # soft wins, true rate s(0.4) at equal length
+    assert wins.mean() > 0.7
+    assert metrics.length_controlled_win_rate(wins, a, b) == pytest.approx(1 / (1 + math.exp(-0.4)), abs=1e-5)
+    sampled = (rng.random(4000) < wins).astype(float)
+    assert metrics.length_controlled_win_rate(sampled, a, b) == pytest.approx(
+        1 / (1 + math.exp(-0.4)), abs=0.03
+    )
+
+
+def test_length_control_of_the_other_side_is_the_complement() -> None:
+    rng = np.random.default_rng(1)
+    wins, a, b = rng.random(50), rng.integers(0, 300, 50), rng.integers(0, 300, 50)
+    rate = metrics.length_controlled_win_rate(wins, a, b)
+    assert metrics.length_controlled_win_rate(1 - wins, b, a) == pytest.approx(1 - rate, abs=1e-9)
+    assert 0.2 < rate < 0.8
+
+
+@pytest.mark.parametrize("win", [0.0, 1.0])
+def test_length_control_stays_finite_when_one_side_always_wins(win: float) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(10, 300, 30), rng.integers(10, 300, 30)
+    assert metrics.length_controlled_win_rate([win] * 30, a, b) == pytest.approx(win, abs=1e-4)
+
+
+def test_contrast_scale_by_hand() -> None:
+    # all differences 0.5 and three of four right: sigmoid(0.5 k) = 0.75, k = 2 log 3; orders mixed
+    d, human = [0.5, -0.5, 0.5, -0.5], [1.0, 0.0, 1.0, 1.0]
+    assert metrics.fit_contrast_scale(d, human) == pytest.approx(2 * math.log(3), rel=1e-9)
+    for factor in (0.01, 20, 1e4):  # Newton's step alone leaves [0, 1000] for the larger ones
+        k = metrics.fit_contrast_scale(np.array(d) * factor, human)
+        assert k == pytest.approx(2 * math.log(3) / factor, rel=1e-6)
+
+
+def test_contrast_scale_recovers_the_scale_it_was_made_with() -> None:
+    d = np.random.default_rng(0).normal(0, 0.3, 200)
+    for k in (0.1, 7.0, 300.0):
+        assert metrics.fit_contrast_scale(d, 1 / (1 + np.exp(-k * d))) == pytest.approx(k, rel=1e-6)
+
+
+def test_contrast_scale_at_its_bounds() -> None:
+    assert metrics.fit_contrast_scale([0.5, -0.5], [0.0, 1.0]) == 0.0  # wrong way round
+    assert metrics.fit_contrast_scale([0.0, 0.0], [1.0, 0.0]) == 0.0  # nothing to scale
+    assert metrics.fit_contrast_scale([0.5, -0.5], [1.0, 1.0]) == 0.0  # no signal
+    assert metrics.fit_contrast_scale([1e-3, -1e-3], [1.0, 0.0]) == 1000.0  # always right
+
+
+# --- refusals and imports -----------------------------------------------------------------------------------
+
+TWO_VECTORS: dict[str, Callable[[Any, Any], Any]] = {
+    "accuracy": metrics.accuracy,
+    "agreement_items": metrics.agreement_items,
+    "longer_wins": metrics.longer_wins,
+    "brier": metrics.brier,
+    "expected_calibration_error": metrics.expected_calibration_error,
+    "reliability_bins": metrics.reliability_bins,
+    "cohen_kappa": metrics.cohen_kappa,
+    "fit_contrast_scale": metrics.fit_contrast_scale,
+    "spearman": metrics.spearman,
+    "length_controlled_win_rate": lambda a, b: metrics.length_controlled_win_rate(a, b, b),
+    "length_controlled_win_rate, lengths": lambda a, b: metrics.length_controlled_win_rate(a, a, b),
+    "bootstrap_interval": lambda a, b: metrics.bootstrap_interval(a, groups=b),
+    "mean_estimate": lambda a, b: metrics.mean_estimate(a, groups=b),
+}
+
+
+@pytest.mark.parametrize("name", TWO_VECTORS)
+def test_empty_and_unequal_inputs_are_refused(name: str) -> None:
+    with pytest.raises(ValueError):
+        TWO_VECTORS[name]([], [])
+    with pytest.raises(ValueError, match="lengths differ"):
+        TWO_VECTORS[name]([0.5, 1.0], [1.0])
+
+
+REFUSED: dict[str, Callable[[], Any]] = {
+    "probability above 1": lambda: metrics.brier([1.2], [1.0]),
+    "outcome below 0": lambda: metrics.expected_calibration_error([0.5], [-0.1]),
+    "NaN probability": lambda: metrics.accuracy([math.nan], [1.0]),
+    "nothing but human ties": lambda: metrics.accuracy([0.9], [0.5]),
+    "no bins": lambda: metrics.reliability_bins([0.5], [1.0], bins=0),
+    "negative length": lambda: metrics.longer_wins([-1], [2]),
+    "win above 1": lambda: metrics.length_controlled_win_rate([2.0], [5], [5]),
+    "two dimensions": lambda: metrics.brier([[0.5]], [[1.0]]),
+    "entropy of nothing": lambda: metrics.entropy([]),
+    "entropy above 1": lambda: metrics.entropy([1.5]),
+    "infinite difference": lambda: metrics.fit_contrast_scale([math.inf], [1.0]),
+    "bootstrap of NaN": lambda: metrics.bootstrap_interval([1.0, math.nan]),
+    "bootstrap of no resamples": lambda: metrics.bootstrap_interval([1.0], resamples=0),
+    "bootstrap at level 1": lambda: metrics.bootstrap_interval([1.0], level=1.0),
+    "estimate of nothing that counts": lambda: metrics.mean_estimate([math.nan]),
+    "Wilson of nothing": lambda: metrics.wilson_interval(0, 0),
+    "Wilson of too many": lambda: metrics.wilson_interval(3, 2),
+    "Wilson at level 0": lambda: metrics.wilson_interval(1, 2, level=0.0),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    with pytest.raises(ValueError):
+        REFUSED[name]()
+
+
+def test_metrics_imports_neither_torch_nor_scipy() -> None:
+    code = "import sys, rlaif_cli.metrics; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

