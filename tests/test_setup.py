@@ -24,6 +24,15 @@ LACKING = """\
 ERROR: Could not find a version that satisfies the requirement torch==2.13.0+cpu (from versions: 2.13.0)
 ERROR: No matching distribution found for torch==2.13.0+cpu
 """
+LACKING_UNDER_A_CONSTRAINT = """\
+    The user requested torch==2.13.0+cpu
+    The user requested (constraint) torch<=2.14.1
+
+Additionally, some packages in these conflicts have no matching distributions available for your environment:
+    torch
+
+ERROR: ResolutionImpossible: for help visit the documentation
+"""
 UNREACHABLE = """\
 WARNING: Retrying (Retry(total=4, connect=None)) after connection broken by 'NewConnectionError("refused")'
 ERROR: Could not find a version that satisfies the requirement torch==2.13.0+cpu (from versions: none)
@@ -165,6 +174,10 @@ def test_a_venv_that_does_not_work_is_made_anew(
 
 def test_a_venv_is_usable_only_if_its_own_pip_runs_from_here(setup: ModuleType, venv: Path) -> None:
     assert not setup.is_usable()
+    info = setup.site_packages() / "pip-26.3.dist-info"
+    info.mkdir(parents=True)
+    (info / "INSTALLER").write_text("pip\n")
+    (info / "RECORD").write_text("pip-26.3.dist-info/INSTALLER,sha256=y,4\n")
     pip = setup.PYTHON.with_name("pip")
     version = "{}.{}".format(*sys.version_info[:2])
     for place, python, usable in [
@@ -176,6 +189,15 @@ def test_a_venv_is_usable_only_if_its_own_pip_runs_from_here(setup: ModuleType, 
         pip.chmod(0o755)
         assert setup.is_usable() == usable
     pip.write_text("#!/gone/python3\n")
+    assert not setup.is_usable()
+
+
+def test_a_pip_killed_while_it_replaced_itself_is_not_usable(setup: ModuleType, venv: Path) -> None:
+    pip = setup.PYTHON.with_name("pip")
+    version = "{}.{}".format(*sys.version_info[:2])
+    pip.write_text(f"#!/bin/sh\necho 'pip 26.3 from {venv}/lib/site-packages/pip (python {version})'\n")
+    pip.chmod(0o755)
+    (setup.site_packages() / "pip-26.3.dist-info").mkdir(parents=True)
     assert not setup.is_usable()
 
 
@@ -316,14 +338,15 @@ def test_gpus_and_other_machines_get_no_cpu_build(setup: ModuleType, commands: l
     assert not any("uninstall" in words or "torch==" in words for words in commands)
 
 
+@pytest.mark.parametrize("lacking", [LACKING, LACKING_UNDER_A_CONSTRAINT])
 def test_the_other_index_is_used_only_if_pips_sources_lack_the_build(
-    setup: ModuleType, commands: list[str], monkeypatch: pytest.MonkeyPatch
+    setup: ModuleType, commands: list[str], monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
     have_torch: list[bool] = []
 
     def fails(words: str) -> str | None:
         have_torch.extend([True] if "--torch-backend=cpu" in words else [])
-        return LACKING if "-e .[cpu" in words and not have_torch else None
+        return lacking if "-e .[cpu" in words and not have_torch else None
 
     monkeypatch.setattr(setup, "run", failing(setup, commands, fails))
     setup.install_packages("cpu")

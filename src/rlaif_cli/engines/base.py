@@ -99,19 +99,23 @@ def gather(
 ) -> Iterator[tuple[Job, list[Result]]]:
     """Run jobs of several requests each through one engine call; yield a job when all its results are there.
 
-    Requests are numbered here: their own keys are not used.
+    A request equal to one that is under way is not asked again: neighbouring pairs of a row share a response. The
+    requests' own keys are not used.
     """
-    open_jobs: dict[int, tuple[Job, list[Result | None]]] = {}
+    waiting: dict[Any, list[tuple[Job, list[Result | None], int]]] = {}
 
     def requests() -> Iterator[Request]:
-        for number, (job, wanted) in enumerate(jobs):
-            open_jobs[number] = (job, [None] * len(wanted))
+        for job, wanted in jobs:
+            results: list[Result | None] = [None] * len(wanted)
             for place, request in enumerate(wanted):
-                yield replace(request, key=(number, place))
+                key = (tuple(request.prompt), tuple(request.continuation), request.seed)
+                first = key not in waiting
+                waiting.setdefault(key, []).append((job, results, place))
+                if first:
+                    yield replace(request, key=key)
 
-    for (number, place), result in call(requests()):
-        job, results = open_jobs[number]
-        results[place] = result
-        if all(found is not None for found in results):
-            del open_jobs[number]
-            yield job, results  # type: ignore[misc]
+    for key, result in call(requests()):
+        for job, results, place in waiting.pop(key):
+            results[place] = result
+            if all(found is not None for found in results):
+                yield job, results  # type: ignore[misc]
