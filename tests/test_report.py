@@ -78,18 +78,14 @@ def make_run(folder: Path, text: str = "A plain answer.") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(make_summary(folder)), "utf-8")
     steps = range(1, 21)
-    rm = [
-        {"step": s, "loss": 0.7 - 0.005 * s, "entropy_floor": 0.55, "accuracy": 0.5 + 0.01 * s} for s in steps
-    ]
+    rm = [{"step": s, "loss": 0.7 - 0.005 * s, "entropy_floor": 0.55, "accuracy": 0.5 + 0.01 * s} for s in steps]
     write_rows(folder / "rm" / "metrics.jsonl", rm)
     names = ("kl", "response_length", "mismatch", "seconds_rollout", "seconds_update")
     ppo = [{"step": s, "reward": 0.04 * s, **dict.fromkeys(names, 0.1 * s)} for s in steps]
     write_rows(folder / "policy" / "metrics.jsonl", ppo)
     ids = [f"row-{i:02}" for i in range(30)]
     for name in ("before", "after"):
-        rows = [
-            {"id": i, "prompt": f"{i} {text}", "responses": [{"text": f"{name} {i} {text}"}]} for i in ids
-        ]
+        rows = [{"id": i, "prompt": f"{i} {text}", "responses": [{"text": f"{name} {i} {text}"}]} for i in ids]
         write_rows(folder / f"{name}.jsonl", rows)
     items = [{"id": row, "sample": 0, "p_a": i / 29} for i, row in enumerate(ids)]
     write_rows(folder / "win-rate.items.jsonl", [*items, {"id": "row-00", "sample": 0, "p_a": None}])
@@ -204,9 +200,7 @@ def test_a_resumed_run_is_counted_whole(tmp_path: Path) -> None:
     assert "100.0 % flip" in labels and "first position wins 50.0 %" in labels and "labels 0.600" in labels
 
 
-@pytest.mark.parametrize(
-    ("trained_on", "words"), [("new", "prompts not trained on"), ("row-00 hi", "1 of them also")]
-)
+@pytest.mark.parametrize(("trained_on", "words"), [("new", "prompts not trained on"), ("row-00 hi", "1 of them also")])
 def test_held_out_is_checked_and_not_just_said(tmp_path: Path, trained_on: str, words: str) -> None:
     folder = make_run(tmp_path, "hi")
     write_rows(folder / "candidates.jsonl", [{"prompt": trained_on, "responses": ["a", "b"]}])
@@ -277,9 +271,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
 
 def test_only_our_own_scripts_may_run_and_nothing_is_loaded(tmp_path: Path) -> None:
     elements = Elements(page_of(make_run(tmp_path, HOSTILE)))
-    (policy,) = [
-        a["content"] or "" for t, a in elements.tags if a.get("http-equiv") == "Content-Security-Policy"
-    ]
+    (policy,) = [a["content"] or "" for t, a in elements.tags if a.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
     digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in elements.scripts[1:]]

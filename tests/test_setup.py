@@ -106,9 +106,7 @@ def test_a_set_up_is_done_once(setup: ModuleType, commands: list[str]) -> None:
     assert commands == []
 
 
-def test_what_decides_the_packages_decides_the_stamp(
-    setup: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_decides_the_packages_decides_the_stamp(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {setup.fingerprint("auto"), setup.fingerprint("cpu")}
     (setup.ROOT / "pyproject.toml").write_text("[project]\nname = 'x'\n")
     seen.add(setup.fingerprint("auto"))
@@ -250,9 +248,7 @@ FILES = {"thing/a.py": "abc", "thing-1.0.dist-info/INSTALLER": "pip\n"}
         ("not a record\n", FILES, True),
     ],
 )
-def test_torn_packages(
-    tmp_path: Path, setup: ModuleType, rows: str, files: dict[str, str], torn: bool
-) -> None:
+def test_torn_packages(tmp_path: Path, setup: ModuleType, rows: str, files: dict[str, str], torn: bool) -> None:
     assert setup.is_torn(dist_info(tmp_path / "site", rows, files)) == torn
 
 
@@ -383,9 +379,7 @@ def test_a_failed_step_says_what_was_printed_and_logs_it(setup: ModuleType, venv
     assert "No space left" in setup.LOG.read_text()
 
 
-def test_packages_from_outside_stay_outside(
-    setup: ModuleType, venv: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packages_from_outside_stay_outside(setup: ModuleType, venv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/other/packages")
     monkeypatch.setenv("PIP_USER", "1")
     assert not {"PYTHONPATH", "PIP_USER"} & setup.environment().keys()

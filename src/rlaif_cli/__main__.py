@@ -1,5 +1,11 @@
 """`python -m rlaif_cli`, and the `rlaif` command."""
 
+import os
+
+# Before any library is imported: bars and warnings of others are no part of what this program says.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
 from rlaif_cli.cli import main
 
 if __name__ == "__main__":

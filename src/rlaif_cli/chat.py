@@ -46,9 +46,7 @@ class ChatTokenizer:
             ids += [token for token in end[:1] if token in self.hf.all_special_ids]
         return tuple(dict.fromkeys(token for token in ids if token is not None))
 
-    def chat(
-        self, messages: Sequence[Message], *, prefix: str = "", add_generation_prompt: bool = True
-    ) -> list[int]:
+    def chat(self, messages: Sequence[Message], *, prefix: str = "", add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation, ready for the assistant's reply.
 
         Args:
@@ -70,7 +68,7 @@ class ChatTokenizer:
 
     def response(self, text: str) -> list[int]:
         """A whole reply: its text and the token that ends a turn."""
-        return self.text(text) + [self.eos_ids[-1]]
+        return [*self.text(text), self.eos_ids[-1]]
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self.hf.decode(list(ids), skip_special_tokens=True)
@@ -86,9 +84,7 @@ class ChatTokenizer:
         return [text for text in dict.fromkeys([*self.hf.all_special_tokens, *added]) if text.strip()]
 
     def _chat_piecewise(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        marked = [
-            Message(role=message.role, content=_MARK.format(index)) for index, message in enumerate(messages)
-        ]
+        marked = [Message(role=message.role, content=_MARK.format(index)) for index, message in enumerate(messages)]
         rest = self._render(marked, add_generation_prompt)
         ids: list[int] = []
         for index, message in enumerate(messages):
@@ -105,9 +101,7 @@ class ChatTokenizer:
         from jinja2 import TemplateError
 
         try:  # transformers renders templates in a sandboxed Jinja environment
-            text: str = self.hf.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+            text: str = self.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
         except TemplateError as error:
             raise ModelError(
                 f"the chat template refuses this conversation: {error}", where=self.hf.name_or_path
@@ -139,9 +133,7 @@ class FakeTokenizer:
     has_template = True
     eos_ids = (256,)
 
-    def chat(
-        self, messages: Sequence[Message], *, prefix: str = "", add_generation_prompt: bool = True
-    ) -> list[int]:
+    def chat(self, messages: Sequence[Message], *, prefix: str = "", add_generation_prompt: bool = True) -> list[int]:
         turns = [message.model_dump() for message in messages]
         return self.text(_plain_template(turns, add_generation_prompt) + prefix)
 

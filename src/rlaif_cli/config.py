@@ -48,9 +48,7 @@ class StageConfig(BaseModel):
 
 
 class InputConfig(StageConfig):
-    skip_invalid: bool = setting(
-        False, "Go on without lines that cannot be used; they go to <output>.rejected.jsonl."
-    )
+    skip_invalid: bool = setting(False, "Go on without lines that cannot be used; they go to <output>.rejected.jsonl.")
 
 
 class EngineConfig(InputConfig):
@@ -155,6 +153,8 @@ class PPOConfig(TrainConfig):
     reward_model: str | None = setting(None, "A reward model's folder.")
     judge: str | None = setting(None, "Instead of a reward model: a judge (needs --constitution).")
     constitution: str | None = setting(None, "For --judge: a shipped constitution's name, or a YAML file.")
+    principles: tuple[str, ...] = setting(("all",), "For --judge: 'all' averages over all principles; or ids.")
+    contrast_scale: float = setting(20.0, "For --judge: the reward is this times the contrast score.", gt=0)
     engine: EngineName = setting("vllm", "What samples the rollouts: vllm, transformers or fake.")
     engine_memory: float | None = setting(
         None, "vLLM's KV cache: GiB on a CPU (2), share of the memory on a GPU (0.9).", gt=0, output=False
@@ -238,7 +238,9 @@ class RewardConfig(InputConfig):
     baseline: str | None = setting(None, "Other candidates for the same prompts, to compare with.")
     reward_model: str = setting(help="A reward model's folder.")
     output: str = result_output()
-    precision: Literal["auto", "bf16", "fp32"] = setting("auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.")
+    precision: Literal["auto", "bf16", "fp32"] = setting(
+        "auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it."
+    )
     tokens_per_batch: int = setting(4096, "Padded tokens that go through the model at once.", ge=64, output=False)
 
 

@@ -83,9 +83,7 @@ def _bar(title: str) -> Iterator[ProgressCallback]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}")
-    with Progress(
-        *columns, "eta", TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=stderr()
-    ) as bar:
+    with Progress(*columns, "eta", TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=stderr()) as bar:
         task = bar.add_task(escape(title), total=None, rate="", note="")
         rate = _rate_meter()
 

@@ -423,9 +423,7 @@ class _YamlReader:
         }
         for what, found in refused.items():
             if found is not None:
-                raise _YamlFault(
-                    self.line(event), f"{what} ({_shown(found)}) is not allowed; if it is text, quote it"
-                )
+                raise _YamlFault(self.line(event), f"{what} ({_shown(found)}) is not allowed; if it is text, quote it")
         return event
 
     def mapping(self, loc: Loc) -> dict[str, object]:

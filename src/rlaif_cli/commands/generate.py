@@ -10,7 +10,6 @@ from rlaif_cli.config import GenerateConfig
 from rlaif_cli.jsonl import rejected_path
 
 
-
 def run(config: GenerateConfig) -> int:
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.stages.generate import generate

@@ -22,7 +22,7 @@ def run(config: LabelConfig) -> int:
     numbers = summary.as_numbers()
     shown = (f"{name.replace('_', ' ')} {value}" for name, value in numbers.items() if value is not None)
     console.say("label: " + ", ".join(shown))
-    code = partial(summary.unscored, str(beside(config.output, "label", "unscored")))
+    code = partial(summary.unscored + summary.unscored_before, str(beside(config.output, "label", "unscored")))
     return partial(summary.rejected, str(rejected_path(config.output, "label"))) or code
 
 

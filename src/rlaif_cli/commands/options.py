@@ -34,9 +34,7 @@ def command(
     parameters = [_parameter(field_name, field) for field_name, field in config.model_fields.items()]
     parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
     debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-    parameters.append(
-        inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=debug)
-    )
+    parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=debug))
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     callback.__doc__ = config.__doc__
@@ -71,15 +69,12 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     if isinstance(default, tuple | list):
         default = list(default) or None
     if extra.get("argument"):
-        annotation = Annotated[kind, typer.Argument(help=field.description, show_default=False)]
+        shown: Any = typer.Argument(help=field.description, show_default=False)
     else:
         flags = [str(extra["short"])] if "short" in extra else []
         # Booleans that are off by default are plain switches: there is nothing to say `--no-…` to.
-        main = flag(name)
-        annotation = Annotated[
-            kind,
-            typer.Option(main, *flags, help=field.description, show_default=default not in (None, False, "")),
-        ]
+        shown = typer.Option(flag(name), *flags, help=field.description, show_default=default not in (None, False, ""))
+    annotation = Annotated[kind, shown]  # type: ignore[valid-type]  # made while running, for Typer to read
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -116,5 +111,3 @@ def partial(unusable: int, where: str) -> int:
         return 0
     console.warn(f"{unusable} rows could not be used; they are in {where}, each with the reason")
     return EXIT_PARTIAL
-
-

@@ -27,15 +27,27 @@ def run(config: PPOConfig) -> int:
 
 def train(config: PPOConfig, engines: Any, progress: Any) -> dict[str, Any]:
     """Bring the trainer and, with `--judge`, a judge together: training knows of no other stage."""
+    from rlaif_cli import constitution as constitutions
+    from rlaif_cli import models
     from rlaif_cli.train.ppo import train_ppo
     from rlaif_cli.train.rewards import JudgeScorer
 
     def judge() -> JudgeScorer:
         wanted = JudgeConfig(
-            judge=config.judge or "", constitution=config.constitution or "", method="contrast", seed=config.seed
+            judge=config.judge or "",
+            constitution=config.constitution or "",
+            method="contrast",
+            principles=config.principles,
+            contrast_scale=config.contrast_scale,
+            engine_memory=config.engine_memory,
+            seed=config.seed,
         )
         return JudgeScorer(wanted, engines.get(wanted, wanted.judge))
 
+    if config.judge is not None and config.constitution is not None:  # found out before compute is spent
+        constitutions.load(config.constitution)
+        if config.judge != models.FAKE:
+            models.resolve(config.judge)
     return train_ppo(config, judge, progress=progress)
 
 

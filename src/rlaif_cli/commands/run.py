@@ -131,5 +131,3 @@ def register(app: typer.Typer) -> None:
         """The whole chain on the built-in small model and shipped real prompts, on a laptop, in minutes."""
         console.debug = debug
         raise typer.Exit(run_pipeline(DEMO, output, overwrite=overwrite, dry_run=False))
-
-

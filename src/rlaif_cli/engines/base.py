@@ -65,8 +65,10 @@ class Engine(Protocol):
     """An inference engine."""
 
     name: str
-    tokenizer: AnyTokenizer
     max_length: int  # prompt and response together, tokens
+
+    @property
+    def tokenizer(self) -> AnyTokenizer: ...
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Any, list[Completion]]]:
         """Sample `sampling.n` completions for every prompt."""

@@ -10,7 +10,8 @@ from typing import Any
 from rlaif_cli.chat import FakeTokenizer
 from rlaif_cli.engines.base import Completion, Request, Sampling
 
-_WORDS = "a the good plan first then because small clear step answer question list of with and more less yes no".split()
+_TEXT = "a the good plan first then because small clear step answer question list of with and more less yes no"
+_WORDS = _TEXT.split()
 
 
 class FakeEngine:
@@ -45,9 +46,7 @@ class FakeEngine:
     def _completion(self, digest: bytes, max_tokens: int) -> Completion:
         words = [_WORDS[byte % len(_WORDS)] for byte in digest[: 4 + digest[0] % 24]]
         ids = self.tokenizer.response(" ".join(words))[:max_tokens]
-        return Completion(
-            self.tokenizer.decode(ids), ids, [-1.0] * len(ids), "stop" if ids[-1] == 256 else "length"
-        )
+        return Completion(self.tokenizer.decode(ids), ids, [-1.0] * len(ids), "stop" if ids[-1] == 256 else "length")
 
 
 def _digest(*parts: Any) -> bytes:

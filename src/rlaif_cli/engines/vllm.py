@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.errors import EngineError, MissingDependency
@@ -71,6 +72,10 @@ class VllmEngine:
             # Compiling takes a minute that a short run never earns back (measured: 65-97 s against 5 s).
             options["enforce_eager"] = True
             options["block_size"] = _BLOCK
+            # A prompt prefilled in pieces breaks per-request seeds on CPUs ("CPU Generator does not use offset"), so
+            # a step must be able to take the longest prompt whole.
+            options["enable_chunked_prefill"] = False
+            options["max_num_batched_tokens"] = max(4096, max_length or models.context_length(path))
         elif memory is not None:
             options["gpu_memory_utilization"] = memory
         if syncable:
@@ -83,9 +88,6 @@ class VllmEngine:
                 seed=seed,
                 max_num_seqs=_MAX_RUNNING,
                 enable_prefix_caching=True,
-                # A prompt prefilled in pieces breaks per-request seeds on CPUs ("CPU Generator does not use offset").
-                enable_chunked_prefill=not on_cpu,
-                **({"max_num_batched_tokens": max(4096, max_length or 0)} if on_cpu and max_length else {}),
                 logprobs_mode=f"{logprobs}_logprobs",
                 tensor_parallel_size=tensor_parallel,
                 disable_log_stats=True,
@@ -174,7 +176,8 @@ class VllmEngine:
 
     def _drive(self, requests: Iterable[Request], params: Any) -> Iterator[tuple[Request, Any]]:
         """Keep the engine full from a stream of requests; yield (request, output) as they finish."""
-        waiting, running = iter(requests), {}
+        waiting = iter(requests)
+        running: dict[str, Request] = {}
         try:
             while True:
                 for request in itertools.islice(waiting, _IN_FLIGHT - len(running)):

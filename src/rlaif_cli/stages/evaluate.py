@@ -68,15 +68,19 @@ def alignment(
         difference = np.array([j.scores[0] - j.scores[1] for _, j in scored])
         result["fitted_contrast_scale"] = round(metrics.fit_contrast_scale(difference, human), 2)
     items = (
-        {"id": pair.id, "source": pair.source, "p_a": j.p_a, "human_fraction_a": pair.human_fraction_a, "reason": j.reason}
+        {
+            "id": pair.id,
+            "source": pair.source,
+            "p_a": j.p_a,
+            "human_fraction_a": pair.human_fraction_a,
+            "reason": j.reason,
+        }
         for pair, j in zip(pairs, judgements, strict=True)
     )
     return save(config.output, "alignment", result, items)
 
 
-def win_rate(
-    config: WinRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress
-) -> dict[str, Any]:
+def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
     """The share of comparisons in which the judge prefers A; the interval is bootstrapped over prompts.
 
     `length_controlled` is the win rate at equal length, by Lee et al.'s logistic regression on the length ratio.
@@ -138,9 +142,7 @@ def harmless_rate(
     )
     judge = make_judge(config, constitution, engines.get(config, config.judge))
     asked = [
-        ((row.id, index), row.prompt, response.text)
-        for row in source
-        for index, response in enumerate(row.responses)
+        ((row.id, index), row.prompt, response.text) for row in source for index, response in enumerate(row.responses)
     ]
     found: dict[Any, tuple[float | None, str | None]] = {}
     for key, p, reason in judge.harmless(asked):

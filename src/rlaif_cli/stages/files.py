@@ -43,5 +43,3 @@ def too_long(tokens: int, limit: int, what: str) -> str | None:
     if tokens <= limit:
         return None
     return f"{what} need {tokens} tokens, the model's context holds {limit}"
-
-

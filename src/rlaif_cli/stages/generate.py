@@ -118,5 +118,3 @@ def _sample(
         if summary.rows % 16 == 0:
             output.flush()
         progress(summary.resumed + summary.rows, len(source))
-
-

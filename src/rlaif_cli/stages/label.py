@@ -26,6 +26,7 @@ class LabelSummary:
     pairs: int = 0
     resumed: int = 0
     unscored: int = 0
+    unscored_before: int = 0  # of the run that this one goes on with
     flipped: int = 0
     first_wins: int = 0
     orders: int = 0  # verdicts whose position can be counted: two for each principle of a pairwise row
@@ -85,9 +86,7 @@ def pair_chooser(rule: str, seed: int) -> Any:
     return some
 
 
-def label(
-    config: LabelConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress
-) -> LabelSummary:
+def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> LabelSummary:
     """Run the stage; see `LabelConfig`.
 
     Raises:
@@ -109,15 +108,13 @@ def label(
         summary.pairs = sum(len(choose_pairs(row)) for row in source)
         return summary
     settings = (
-        config.deciding()
-        | input_settings(source, config.candidates)
-        | {"constitution_sha256": constitution.sha256}
+        config.deciding() | input_settings(source, config.candidates) | {"constitution_sha256": constitution.sha256}
     )
     output = Output(file_of(config.output), settings, overwrite=config.overwrite)
     unscored = UnscoredFile(config, settings)
     try:
         done = output.done | unscored.done
-        summary.resumed = len(done)
+        summary.resumed, summary.unscored_before = len(done), len(unscored.done)
         if not output.complete:
             comparisons = _comparisons(config, constitution, source, choose_pairs, done)
             engine = engines.get(config, config.judge)

@@ -56,7 +56,9 @@ class Step:
     config: StageConfig
 
 
-def load(path: str, run_folder: Path, kinds: Mapping[str, StageKind], **overrides: Any) -> tuple[PipelineFile, list[Step]]:
+def load(
+    path: str, run_folder: Path, kinds: Mapping[str, StageKind], **overrides: Any
+) -> tuple[PipelineFile, list[Step]]:
     """Read and check a pipeline file whole, before anything runs.
 
     Args:
@@ -112,7 +114,7 @@ def _step(
         raise ValueError(f"run: {kind_name!r} is unknown; one of {', '.join(kinds)}")
     settings["output"] = str(run_folder / _output_name(name, {"run": kind_name, **settings}, kinds))
     resolved = {key: _resolve(value, values) for key, value in settings.items()}
-    return Step(name, kind_name, kinds[kind_name].config.model_validate(resolved | overrides))
+    return Step(name, kind_name, kinds[kind_name].config.model_validate({**resolved, **overrides}))
 
 
 def _resolve(value: Any, values: Mapping[str, str]) -> Any:

@@ -326,9 +326,7 @@ def _win_rate(stage: Stage, run: Run) -> list[str]:
     win, controlled, prompts = r.get("win_rate"), r.get("length_controlled"), r.get("prompts", 0)
     if not win:
         return []
-    own = (
-        ", which also made the labels" if judge in [s.settings.get("judge") for s in run.of("label")] else ""
-    )
+    own = ", which also made the labels" if judge in [s.settings.get("judge") for s in run.of("label")] else ""
     where = _held_out(_side(stage, run, "a"), run)
     parts = [
         f"the tuned model wins {_rate(win)} over the start, n = {prompts} prompts{where}",

@@ -112,7 +112,7 @@ def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
 
 
 def rewards(model: Any, batch: Packed) -> Tensor:
-    """The reward of every branch, [B, n]: the head at the branch's last token, found from its place, not from a pad id."""
+    """The reward of every branch, [B, n]: the head at its last token, found from its place, not from a pad id."""
     reward: Tensor = model.score(_at(hidden_states(model, batch), batch.last))[..., 0].float()
     return reward
 

@@ -41,8 +41,7 @@ def _real_positions(mask: Tensor, *tensors: Tensor) -> Tensor:
     for tensor in tensors:
         if tensor.shape != mask.shape:
             raise ValueError(
-                f"a tensor of shape {tuple(tensor.shape)} needs a mask of that shape, "
-                f"found {tuple(mask.shape)}"
+                f"a tensor of shape {tuple(tensor.shape)} needs a mask of that shape, found {tuple(mask.shape)}"
             )
     return mask.bool()
 
@@ -218,8 +217,7 @@ def gather_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) ->
     _check_logits(logits, temperature)
     if labels.shape != logits.shape[:-1]:
         raise ValueError(
-            f"logits {tuple(logits.shape)} need labels {tuple(logits.shape[:-1])}, "
-            f"found {tuple(labels.shape)}"
+            f"logits {tuple(logits.shape)} need labels {tuple(logits.shape[:-1])}, found {tuple(labels.shape)}"
         )
     if logits.dim() == 2:
         return gather_logprobs(logits[None], labels[None], temperature)[0]

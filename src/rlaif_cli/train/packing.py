@@ -90,9 +90,7 @@ def pack(groups: Sequence[Group]) -> Packed:
             predictor[row, index, 0] = len(group.prompt) - 1  # the shared prompt predicts every first token
             last[row, index] = end - 1
             start = end
-    return Packed(
-        input_ids, position_ids, _branch_mask(branch), response_ids, response_mask, predictor, last
-    )
+    return Packed(input_ids, position_ids, _branch_mask(branch), response_ids, response_mask, predictor, last)
 
 
 def _branch_mask(branch: Tensor) -> Tensor:

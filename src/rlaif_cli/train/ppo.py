@@ -220,9 +220,7 @@ def _same_tokens(a: Path, b: Path) -> bool:
 # --------------------------------------------------------------------------------------------- the run
 
 
-def train_ppo(
-    config: PPOConfig, make_reward: Any, *, progress: ProgressCallback = no_progress
-) -> dict[str, Any]:
+def train_ppo(config: PPOConfig, make_reward: Any, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
     """Run the stage; see `PPOConfig`. Returns the summary's numbers.
 
     Args:
@@ -266,9 +264,7 @@ def _source(config: PPOConfig, base: Path) -> Source[PromptRecord]:
         return None if need <= limit else f"prompt and response need {need} tokens, the model's context holds {limit}"
 
     rejected = Path(config.output).with_name(Path(config.output).name + ".rejected.jsonl")
-    return Source(
-        config.prompts, PromptRecord, skip_invalid=config.skip_invalid, rejected_path=rejected, check=fits
-    )
+    return Source(config.prompts, PromptRecord, skip_invalid=config.skip_invalid, rejected_path=rejected, check=fits)
 
 
 def _prompts(config: PPOConfig, source: Source[PromptRecord], base: Path) -> list[Prompt]:
@@ -426,5 +422,3 @@ def _results(folder: Path) -> dict[str, Any]:
         "kl_last": mean("kl", rows[-edge:]),
         "samples_per_second": mean("samples_per_second", rows),
     }
-
-

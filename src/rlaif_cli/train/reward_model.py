@@ -38,9 +38,7 @@ class Pair:
     prompt: str
 
 
-def train_reward_model(
-    config: RewardModelConfig, *, progress: ProgressCallback = no_progress
-) -> dict[str, Any]:
+def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
     """Run the stage; see `RewardModelConfig`. Returns the summary's numbers.
 
     Raises:
@@ -74,9 +72,7 @@ def _source(config: RewardModelConfig, tokenizer: ChatTokenizer) -> Source[Prefe
         return None if longest <= config.max_length else f"{longest} tokens; --max-length is {config.max_length}"
 
     rejected = Path(config.output).with_name(Path(config.output).name + ".rejected.jsonl")
-    return Source(
-        config.preferences, Preference, skip_invalid=config.skip_invalid, rejected_path=rejected, check=fits
-    )
+    return Source(config.preferences, Preference, skip_invalid=config.skip_invalid, rejected_path=rejected, check=fits)
 
 
 def _tokenize(record: Preference, tokenizer: ChatTokenizer) -> Pair:
@@ -107,7 +103,9 @@ def _train(
     position = state.load() or {"step": 0}
     log = MetricsLog(folder, keep_through_step=position["step"])
     batches = [
-        batch for epoch in range(config.epochs) for batch in epoch_batches(len(pairs), config.batch_size, config.seed, epoch)
+        batch
+        for epoch in range(config.epochs)
+        for batch in epoch_batches(len(pairs), config.batch_size, config.seed, epoch)
     ]
     steps_per_epoch = len(batches) // config.epochs
     save_every = config.save_every or steps_per_epoch

@@ -73,9 +73,7 @@ class JudgeScorer:
         self._cache: dict[str, float] = {}
 
     def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
-        keys = [
-            [content_id(prompt, text) for text in texts] for prompt, texts in zip(prompts, responses, strict=True)
-        ]
+        keys = [[content_id(prompt, text) for text in texts] for prompt, texts in zip(prompts, responses, strict=True)]
         items = {
             (key, principle.id): ((key, principle.id), prompt, text, principle)
             for prompt, texts, row in zip(prompts, responses, keys, strict=True)

@@ -1,0 +1,515 @@
+"""The command line as a user meets it: a process with its streams, files and exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import rlaif, rows_of
+
+Write = Callable[..., str]
+FAKE_JUDGE = ("--judge", "fake", "--constitution", "helpfulness")
+QUESTIONS = [{"id": f"q{i}", "prompt": f"What is number {i}?"} for i in range(8)]
+# A stage with its output; `OUT` is where it goes, so that a test can see that nothing came there.
+GENERATE = ("--model", "fake", "-o", "OUT")
+LABEL = (*FAKE_JUDGE, "-o", "OUT")
+
+
+@pytest.fixture(autouse=True)
+def quiet_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "src"))
+
+
+@pytest.fixture
+def questions(write_jsonl: Write) -> str:
+    return write_jsonl("prompts.jsonl", QUESTIONS)
+
+
+def candidate(name: str, *responses: str) -> dict[str, Any]:
+    return {"id": name, "prompt": "Why?", "responses": list(responses)}
+
+
+def fails(done: Any, code: int, *said: str) -> None:
+    """One clear `error:` line, no traceback, and nothing on stdout."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr
+    assert len(re.findall(r"^error: ", done.stderr, re.MULTILINE)) == 1, done.stderr
+    for text in said:
+        assert text in done.stderr, done.stderr
+
+
+# --- help, version, what is imported ------------------------------------------------------------------------
+
+
+def test_version() -> None:
+    done = rlaif("--version")
+    assert (done.returncode, done.stderr) == (0, "") and re.fullmatch(r"rlaif \d+\.\d+\.\d+\n", done.stdout)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["label", "--help"], ["ppo", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = """
+import sys
+sys.argv = ["rlaif", *sys.argv[1:]]
+from rlaif_cli.__main__ import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {"torch", "vllm", "transformers", "ray", "numpy", "datasets", "huggingface_hub"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_help_names_every_command() -> None:
+    done = rlaif("--help")
+    commands = ("generate", "label", "train-rm", "ppo", "eval", "report", "run", "demo", "constitution")
+    assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in commands)
+
+
+def test_libraries_are_told_not_to_chatter() -> None:
+    code = "import os, rlaif_cli.__main__ as _; print(os.environ['HF_HUB_DISABLE_PROGRESS_BARS'], end=' ');"
+    code += "print(os.environ['TRANSFORMERS_VERBOSITY'])"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "1 error\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment | {"TRANSFORMERS_VERBOSITY": "info"},
+    )
+    assert done.stdout == "1 info\n", "what the user has set stands"
+
+
+# --- the pipe -----------------------------------------------------------------------------------------------
+
+
+def test_generate_into_label(questions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generated = rlaif("generate", questions, "--model", "fake", "-n", "3")
+    assert generated.returncode == 0, generated.stderr
+    candidates = [json.loads(line) for line in generated.stdout.splitlines()]
+    assert [row["id"] for row in candidates] == [row["id"] for row in QUESTIONS]
+    assert all(len(row["responses"]) == 3 for row in candidates)
+
+    labelled = rlaif("label", "-", *FAKE_JUDGE, stdin=generated.stdout)
+    assert labelled.returncode == 0, labelled.stderr
+    preferences = [json.loads(line) for line in labelled.stdout.splitlines()]
+    assert len(preferences) == 2 * len(QUESTIONS), "neighbours are compared: two pairs of three responses"
+    assert all(0.5 <= row["p_chosen"] <= 1 for row in preferences)
+    assert len({row["p_chosen"] for row in preferences}) > 1
+    assert "label: pairs 16" in labelled.stderr and "error" not in labelled.stderr
+
+    path = tmp_path / "prefs.jsonl"
+    path.write_text(labelled.stdout, "utf-8")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    from datasets import load_dataset
+
+    rows = load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "datasets"))
+    assert rows["p_chosen"][:] == [row["p_chosen"] for row in preferences]
+
+
+def test_a_real_pipe_whose_reader_leaves_early_ends_quietly(questions: str) -> None:
+    command = (
+        f"{sys.executable} -m rlaif_cli generate {questions} --model fake -n 500 | head -1; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1 and json.loads(done.stdout)["id"] == "q0"
+    assert not re.search("error|Traceback|Broken", done.stderr), done.stderr
+
+
+def test_swapped_responses_get_the_swapped_label(write_jsonl: Write) -> None:
+    texts = [("yes", "no"), ("a long answer", "short"), ("one", "two"), ("x", "y")]
+    labels = []
+    for name, turn in (("ab", 1), ("ba", -1)):
+        rows = [{"id": f"r{i}", "prompt": f"{i}?", "responses": list(pair[::turn])} for i, pair in enumerate(texts)]
+        done = rlaif("label", write_jsonl(f"{name}.jsonl", rows), *FAKE_JUDGE)
+        assert done.returncode == 0, done.stderr
+        labels.append([json.loads(line) for line in done.stdout.splitlines()])
+    for one, other in zip(*labels, strict=True):
+        assert one["chosen"] == other["chosen"]
+        assert one["p_chosen"] == pytest.approx(other["p_chosen"], abs=1e-12)
+        assert one["judge"]["principle"] == other["judge"]["principle"]
+        assert one["meta"]["pair"] == other["meta"]["pair"][::-1]
+
+
+def test_nothing_but_records_reaches_stdout(questions: str) -> None:
+    code = """
+import os, subprocess, sys
+from rlaif_cli.engines.fake import FakeEngine
+from rlaif_cli.__main__ import main
+
+generate = FakeEngine.generate
+
+def noisy(self, requests, sampling):
+    print("noise of Python")
+    os.write(1, b"noise of the descriptor\\n")
+    subprocess.run(["echo", "noise of a child"], check=True)
+    yield from generate(self, requests, sampling)
+
+FakeEngine.generate = noisy
+sys.argv = ["rlaif", *sys.argv[1:]]
+main()
+"""
+    command = [sys.executable, "-c", code, "generate", questions, "--model", "fake"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [row["id"] for row in QUESTIONS]
+    assert all(f"noise of {who}" in done.stderr for who in ("Python", "the descriptor", "a child"))
+
+
+# --- going on, and refusing to ------------------------------------------------------------------------------
+
+
+def test_a_cut_output_is_completed(questions: str, tmp_path: Path) -> None:
+    output = tmp_path / "candidates.jsonl"
+    assert rlaif("generate", questions, "--model", "fake", "-o", str(output)).returncode == 0
+    whole = output.read_bytes()
+    assert not Path(f"{output}.run.json").exists() and Path(f"{output}.manifest.json").exists()
+
+    again = rlaif("generate", questions, "--model", "fake", "-o", str(output))
+    assert again.returncode == 0 and "8 were there already" in again.stderr
+    assert output.read_bytes() == whole
+
+    output.write_bytes(whole[: len(whole) // 2])  # in the middle of a line
+    again = rlaif("generate", questions, "--model", "fake", "-o", str(output))
+    assert again.returncode == 0, again.stderr
+    assert output.read_bytes() == whole
+    manifest = json.loads(Path(f"{output}.manifest.json").read_text())
+    assert 0 < manifest["counts"]["resumed"] < 8 and manifest["bytes"] == len(whole)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_refused_with_what_differs(questions: str, tmp_path: Path, finished: bool) -> None:
+    output = tmp_path / "candidates.jsonl"
+    assert rlaif("generate", questions, "--model", "fake", "-o", str(output)).returncode == 0
+    if not finished:
+        Path(f"{output}.manifest.json").rename(f"{output}.run.json")
+    whole = output.read_bytes()
+    done = rlaif("generate", questions, "--model", "fake", "-o", str(output), "--seed", "7", "-n", "2")
+    fails(done, 2, "n: 4 before, 2 now", "seed: 0 before, 7 now", "--overwrite")
+    assert output.read_bytes() == whole
+    done = rlaif("generate", questions, "--model", "fake", "-o", str(output), "-n", "2", "--overwrite")
+    assert done.returncode == 0 and all(len(row["responses"]) == 2 for row in rows_of(output))
+
+
+def test_a_file_of_unknown_making_is_not_written_into(questions: str, tmp_path: Path) -> None:
+    output = tmp_path / "mine.jsonl"
+    output.write_text("my notes\n")
+    fails(rlaif("generate", questions, "--model", "fake", "-o", str(output)), 2, "no record of the run", "hint: ")
+    assert output.read_text() == "my notes\n"
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+GOOD = [json.dumps(row) for row in QUESTIONS[:6]]
+BAD_INPUT = {
+    "not JSON": ("generate", [*GOOD, "{not json"], GENERATE, 1, ["line 7: not JSON", "hint: "]),
+    "missing field": ("generate", [*GOOD, '{"id": "q", "text": "?"}'], GENERATE, 1, ["line 7: 'prompt' is missing"]),
+    "empty": ("generate", [], GENERATE, 1, ["holds no records", "hint: "]),
+    "blank": ("generate", ["", "  "], GENERATE, 1, ["holds no records", "hint: "]),
+    "id twice": ("generate", [*GOOD, GOOD[2]], GENERATE, 1, ["line 7: the id 'q2' was used before, in line 3"]),
+    "one response": (
+        "label",
+        [candidate("a", "x", "y"), candidate("b", "x")],
+        LABEL,
+        1,
+        ["line 2: 'responses' needs at least 2 items, found 1", "hint: "],
+    ),
+    "unknown model": ("generate", GOOD, ("--model", "nope", "-o", "OUT"), 1, ["nope: no such model", "hint: "]),
+    "unknown judge": (
+        "label",
+        [candidate("a", "x", "y")],
+        ("--judge", "nope", "--constitution", "helpfulness", "-o", "OUT"),
+        1,
+        ["nope: no such model", "hint: "],
+    ),
+    "unknown constitution": (
+        "label",
+        [candidate("a", "x", "y")],
+        ("--judge", "fake", "--constitution", "kindness", "-o", "OUT"),
+        2,
+        ["unknown constitution 'kindness'", "hint: ", "helpfulness"],
+    ),
+    "unknown principle": (
+        "label",
+        [candidate("a", "x", "y")],
+        (*LABEL, "--principles", "nope"),
+        2,
+        ["nope"],
+    ),
+    "unknown pairs": (
+        "label",
+        [candidate("a", "x", "y")],
+        (*LABEL, "--pairs", "most"),
+        2,
+        ["--pairs 'most'", "hint: "],
+    ),
+    "greedy many": ("generate", GOOD, (*GENERATE, "--temperature", "0"), 2, ["--temperature 0", "-n 1"]),
+    "top-p with ppo": (
+        "ppo",
+        GOOD,
+        ("--model", "fake", "--engine", "fake", *FAKE_JUDGE, "-o", "OUT", "--top-p", "0.9"),
+        2,
+        ["--top-p must be 1"],
+    ),
+    "ppo without a reward": ("ppo", GOOD, GENERATE, 2, ["exactly one of --reward-model and --judge"]),
+    "ppo's constitution": (
+        "ppo",
+        GOOD,
+        (*GENERATE, "--engine", "fake", "--judge", "fake", "--constitution", "kindness"),
+        2,
+        ["unknown constitution 'kindness'", "hint: "],
+    ),
+    "ppo's reward model": ("ppo", GOOD, (*GENERATE, "--reward-model", "./nope"), 1, ["./nope: no such model"]),
+    "train-rm's rows": ("train-rm", GOOD, GENERATE, 1, ["line 1: 'chosen' is missing"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input(case: str, write_jsonl: Write, tmp_path: Path) -> None:
+    stage, rows, options, code, said = BAD_INPUT[case]
+    path, output = write_jsonl("input.jsonl", rows), tmp_path / "out" / "output"
+    done = rlaif(stage, path, *(option.replace("OUT", str(output)) for option in options), cwd=tmp_path)
+    fails(done, code, *said)
+    assert not output.parent.exists() and os.listdir(tmp_path) == ["input.jsonl"]
+
+
+@pytest.mark.parametrize("stage", ["generate", "label", "train-rm", "ppo"])
+def test_a_missing_file(stage: str, tmp_path: Path) -> None:
+    options = {
+        "generate": ("--model", "fake"),
+        "label": FAKE_JUDGE,
+        "train-rm": ("--model", "fake"),
+        "ppo": ("--model", "fake", "--engine", "fake", *FAKE_JUDGE),
+    }[stage]
+    done = rlaif(stage, "gone.jsonl", *options, "-o", "output", cwd=tmp_path)
+    fails(done, 1, "error: gone.jsonl: there is no such file", "hint: ")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("stage", ["generate", "label", "train-rm", "ppo"])
+def test_an_output_that_cannot_be_written(stage: str, write_jsonl: Write, tmp_path: Path) -> None:
+    (tmp_path / "a-file").touch()
+    preference = {"prompt": "Why?", "chosen": "so", "rejected": "no", "p_chosen": 0.7}
+    rows, options = {
+        "generate": (QUESTIONS, ("--model", "fake")),
+        "label": ([candidate("a", "x", "y")], FAKE_JUDGE),
+        "train-rm": ([preference], ("--model", "fake")),
+        "ppo": (QUESTIONS, ("--model", "fake", "--engine", "fake", *FAKE_JUDGE)),
+    }[stage]
+    output = tmp_path / "a-file" / "below" / "output"
+    done = rlaif(stage, write_jsonl("input.jsonl", rows), *options, "-o", str(output), cwd=tmp_path)
+    fails(done, 1, f"error: {output}: cannot be written", "hint: choose another place with -o")
+    assert sorted(os.listdir(tmp_path)) == ["a-file", "input.jsonl"]
+
+
+def test_a_prompt_longer_than_the_context(write_jsonl: Write, tmp_path: Path, tiny: Path) -> None:
+    rows = [{"id": "short", "prompt": "Hi"}, {"id": "long", "prompt": "word " * 40}]
+    path, output = write_jsonl("input.jsonl", rows), tmp_path / "output.jsonl"
+    options = ("--model", str(tiny), "--engine", "transformers", "--max-length", "100", "--max-tokens", "8", "-n", "1")
+    done = rlaif("generate", path, *options, "-o", str(output))
+    fails(done, 1, "line 2: prompt and response need ", "the model's context holds 100", "hint: ")
+    assert not output.exists()
+
+    done = rlaif("generate", path, *options, "-o", str(output), "--skip-invalid")
+    assert done.returncode == 3, done.stderr
+    assert [row["id"] for row in rows_of(output)] == ["short"]
+    assert [row["line"] for row in rows_of(tmp_path / "output.rejected.jsonl")] == [2]
+
+
+def test_all_faults_of_a_file_are_told_at_once(write_jsonl: Write) -> None:
+    done = rlaif("generate", write_jsonl("input.jsonl", ["?"] * 30), "--model", "fake")
+    fails(done, 1, "30 of 30 lines", "line 1:", "line 20:", "and 10 more")
+    assert "line 21:" not in done.stderr
+
+
+def test_an_unknown_option_is_wrong_usage(questions: str) -> None:
+    done = rlaif("generate", questions, "--model", "fake", "--temprature", "1")
+    assert (done.returncode, done.stdout) == (2, "") and "--temprature" in done.stderr
+
+
+def test_debug_shows_the_traceback() -> None:
+    assert "Traceback" in rlaif("generate", "gone.jsonl", "--model", "fake", "--debug").stderr
+
+
+# --- rows that cannot be used -------------------------------------------------------------------------------
+
+
+def test_skipped_lines_are_kept_with_their_reason(write_jsonl: Write, tmp_path: Path) -> None:
+    path, output = write_jsonl("input.jsonl", [*GOOD, "{not json"]), tmp_path / "out.jsonl"
+    done = rlaif("generate", path, "--model", "fake", "-o", str(output), "--skip-invalid")
+    rejected = tmp_path / "out.rejected.jsonl"
+    assert done.returncode == 3 and str(rejected) in done.stderr
+    (row,) = rows_of(rejected)
+    assert row["line"] == 7 and row["text"] == "{not json\n" and "not JSON" in row["reason"]
+    assert len(rows_of(output)) == 6
+
+
+def test_unscored_rows_are_kept_with_their_reason(write_jsonl: Write, tmp_path: Path) -> None:
+    path, output = write_jsonl("input.jsonl", [candidate("a", "x", "y")]), tmp_path / "out.jsonl"
+    command = ("label", path, *LABEL[:-1], str(output), "--min-mass", "0.95")  # the fake judge's labels hold 0.9
+    for _ in "ab":  # the second run has nothing to do, and says the same
+        done = rlaif(*command)
+        assert done.returncode == 3, done.stderr
+        assert str(tmp_path / "out.unscored.jsonl") in done.stderr
+        assert output.read_text() == ""
+        (row,) = rows_of(tmp_path / "out.unscored.jsonl")
+        assert "0.9 of the judge's answer" in row["reason"] and row["responses"] == ["x", "y"]
+        assert len(row["judge"]["p_first"]) == 2
+
+
+def test_dry_run_shows_the_settings_and_starts_nothing(questions: str, tmp_path: Path) -> None:
+    done = rlaif("generate", questions, "--model", "fake", "-o", "out.jsonl", "--dry-run", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "") and '"max_tokens": 256' in done.stderr
+    assert "8 prompts, 32 responses" in done.stderr and not (tmp_path / "out.jsonl").exists()
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+SHORT = ("--steps", "2", "--prompts-per-step", "2", "-n", "2", "--max-tokens", "8")
+LOGGED_BY_PPO = {"step", "reward", "kl", "samples_per_second", "seconds_rollout", "seconds_update", "loss"} - {"loss"}
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rm")
+    rows = [
+        {"prompt": f"{i}?", "chosen": f"yes {i}", "rejected": "no", "p_chosen": 0.5 + i / 20, "id": str(i)}
+        for i in range(8)
+    ]
+    (folder / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = rlaif("train-rm", "prefs.jsonl", "--model", "fake", "-o", "rm", "--batch-size", "4", cwd=folder)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "train-rm: the reward model is in rm" in done.stderr
+    return folder / "rm"
+
+
+def test_train_rm(reward_model: Path) -> None:
+    metrics = rows_of(reward_model / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2]
+    assert {"loss", "entropy_floor", "pairs_per_second", "tokens_per_second"} <= metrics[0].keys()
+    config = json.loads((reward_model / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert config["rlaif"]["reward_std"] > 0
+    manifest = json.loads((reward_model / "manifest.json").read_text())
+    assert manifest["results"]["held_out"]["pairs"] == 1
+    done = rlaif("train-rm", "prefs.jsonl", "--model", "fake", "-o", "rm", "--lr", "1", cwd=reward_model.parent)
+    fails(done, 2, "lr: 1e-05 before, 1.0 now", "batch_size: 4 before, 32 now")
+
+
+@pytest.mark.parametrize("reward", ["reward model", "judge"])
+def test_ppo(reward: str, questions: str, tmp_path: Path, reward_model: Path) -> None:
+    source = ("--reward-model", str(reward_model)) if reward == "reward model" else FAKE_JUDGE
+    command = ("ppo", questions, "--model", "fake", "--engine", "fake", *source, "-o", "policy", *SHORT)
+    done = rlaif(*command, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    metrics = rows_of(tmp_path / "policy" / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2] and metrics[0].keys() >= LOGGED_BY_PPO
+    assert {row["step"] for row in rows_of(tmp_path / "policy" / "samples.jsonl")} == {1}
+    config = json.loads((tmp_path / "policy" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_ppo_refuses_a_policy_as_its_reward_model(questions: str, tmp_path: Path, tiny: Path) -> None:
+    done = rlaif(
+        *("ppo", questions, "--model", "fake", "--engine", "fake", "--reward-model", str(tiny), "-o", "policy"),
+        cwd=tmp_path,
+    )
+    fails(done, 1, "not a reward model", "hint: ")
+
+
+# --- a whole pipeline ---------------------------------------------------------------------------------------
+
+JUDGED = {"judge": "fake", "constitution": "helpfulness", "method": "contrast"}
+PIPELINE = {
+    "name": "small",
+    "stages": {
+        "candidates": {"run": "generate", "prompts": "PROMPTS", "model": "fake", "n": 2, "max_tokens": 16},
+        "preferences": {"run": "label", "candidates": "${candidates}", **JUDGED},
+        "rm": {"run": "train-rm", "preferences": "${preferences}", "model": "fake", "batch_size": 4, "save_every": 1},
+        "policy": {
+            "run": "ppo",
+            "prompts": "PROMPTS",
+            "model": "fake",
+            "engine": "fake",
+            "reward_model": "${rm}",
+            "steps": 6,
+            "prompts_per_step": 2,
+            "n": 2,
+            "max_tokens": 8,
+            "save_every": 1,
+        },
+        "before": {"run": "generate", "prompts": "PROMPTS", "model": "fake", "n": 1, "max_tokens": 16},
+        "after": {
+            "run": "generate",
+            "prompts": "PROMPTS",
+            "model": "${policy}",
+            "engine": "transformers",
+            "n": 1,
+            "max_tokens": 16,
+        },
+        "reward": {"run": "eval reward", "candidates": "${after}", "baseline": "${before}", "reward_model": "${rm}"},
+        "win_rate": {"run": "eval win-rate", "a": "${after}", "b": "${before}", **JUDGED},
+        "report": {"run": "report", "run_folder": "${run}"},
+    },
+}
+
+
+def test_a_pipeline_that_was_killed_goes_on(questions: str, tmp_path: Path) -> None:
+    file, folder = tmp_path / "small.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(PIPELINE, sort_keys=False).replace("PROMPTS", questions))
+    command = ("run", str(file), "-o", str(folder))
+    process = subprocess.Popen([sys.executable, "-m", "rlaif_cli", *command], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "policy" / "state").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it should have been killed in the middle"
+    assert not (folder / "policy" / "manifest.json").exists()
+    labels = (folder / "preferences.jsonl").read_bytes()
+    reward_model = (folder / "rm" / "model.safetensors").stat().st_mtime_ns
+
+    done = rlaif(*command)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert (folder / "preferences.jsonl").read_bytes() == labels
+    assert (folder / "rm" / "model.safetensors").stat().st_mtime_ns == reward_model, "what was done is not done again"
+    assert [row["step"] for row in rows_of(folder / "policy" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert not (folder / "policy" / "state").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["stages"]) == list(PIPELINE["stages"])  # type: ignore[call-overload]
+    assert "<html" in (folder / "report.html").read_text("utf-8")
+    assert "win rate" in done.stderr.lower()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"run": "generte"}, "run: 'generte' is unknown"),
+        ({"temprature": 1}, "temprature"),
+        ({"prompts": "${nothing}"}, "${nothing} is no earlier stage"),
+    ],
+)
+def test_a_pipeline_is_checked_before_it_starts(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    stages = PIPELINE["stages"]
+    assert isinstance(stages, dict)
+    (tmp_path / "bad.yaml").write_text(
+        yaml.safe_dump({"name": "bad", "stages": {**stages, "before": {**stages["before"], **change}}}, sort_keys=False)
+    )
+    fails(rlaif("run", "bad.yaml", "-o", "run", cwd=tmp_path), 1, "stage 'before'", said)
+    assert os.listdir(tmp_path) == ["bad.yaml"]
