@@ -488,7 +488,6 @@ def test_an_interrupted_ppo_run_goes_on_where_it_was(ppo: Any) -> None:
     assert_same_run(whole, ppo("cut", **options))
 
 
-@pytest.mark.xfail(strict=True, reason="write_samples appends; a resumed run writes the redone steps' samples again")
 def test_an_interrupted_ppo_run_writes_every_sample_once(ppo: Any) -> None:
     options = {"steps": 4, "save_every": 2, "samples_every": 1}
     ppo("cut", stop=3, **options)

@@ -66,7 +66,10 @@ def sampled(engine: Any, requests: list[Request], **sampling: Any) -> dict[Any, 
 
 
 def test_generate_gives_n_different_responses(engine: Any) -> None:
-    found = sampled(engine, [Request("a", tokens(9, 0), seed=1), Request("b", tokens(5, 1), seed=2)], n=3, max_tokens=6)
+    # Prompts of whole characters: vLLM decodes with the prompt's tail as context, and holds back half a character.
+    prompts = {name: engine.tokenizer.chat([Message(role="user", content=name)]) for name in "ab"}
+    requests = [Request(name, prompt, seed=seed) for seed, (name, prompt) in enumerate(prompts.items())]
+    found = sampled(engine, requests, n=3, max_tokens=6)
     assert found.keys() == {"a", "b"}
     for completions in found.values():
         assert len({tuple(c.token_ids) for c in completions}) == 3
@@ -74,7 +77,7 @@ def test_generate_gives_n_different_responses(engine: Any) -> None:
             ended = c.token_ids[-1] in engine.tokenizer.eos_ids
             assert len(c.logprobs) == len(c.token_ids) and (ended or len(c.token_ids) == 6)
             assert c.finish_reason == ("stop" if ended else "length")
-            assert c.text == engine.tokenizer.decode(c.token_ids)
+            assert c.text.rstrip("\ufffd") == engine.tokenizer.decode(c.token_ids).rstrip("\ufffd")
 
 
 def test_a_seeded_row_does_not_depend_on_its_batch(engine: Any) -> None:
@@ -135,9 +138,7 @@ def test_a_run_that_is_left_early_leaves_the_engine_usable(engine: Any) -> None:
 @pytest.fixture(scope="module")
 def syncable(pool: EnginePool, tiny: Path) -> Iterator[VllmEngine]:
     pool.close()
-    engine = VllmEngine(
-        tiny, dtype="float32", max_length=256, memory=1, logprobs="processed", syncable=True
-    )
+    engine = VllmEngine(tiny, dtype="float32", max_length=256, memory=1, logprobs="processed", syncable=True)
     yield engine
     engine.close()
 
@@ -176,7 +177,9 @@ def test_the_engine_follows_the_trainer(syncable: VllmEngine, changed_policy: An
 
 def test_an_output_layer_that_is_not_sent_is_noticed(syncable: VllmEngine, changed_policy: Any, tiny: Path) -> None:
     syncable.load_weights(policy_weights(load_policy(tiny)))
-    syncable.load_weights([(name, weight) for name, weight in policy_weights(changed_policy) if name != "lm_head.weight"])
+    syncable.load_weights(
+        [(name, weight) for name, weight in policy_weights(changed_policy) if name != "lm_head.weight"]
+    )
     gap = mismatch(syncable, changed_policy, tiny)
     with pytest.raises(EngineError, match="not synced"):
         check_mismatch(gap, PPOConfig.model_fields["max_mismatch"].default)
@@ -211,7 +214,8 @@ def test_ppo_steps_with_vllm(syncable: VllmEngine, tiny: Path, tmp_path: Path, w
     train_ppo(config, Length)
     rows = rows_of(tmp_path / "policy" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
-    assert all(row["mismatch"] < 1e-2 for row in rows) and rows[1]["kl"] != 0
+    # The engine works in bfloat16 here, so a little is left; stale weights would be beyond 0.2 in the second step.
+    assert all(row["mismatch"] < 0.05 for row in rows) and abs(rows[1]["kl"]) > 0.1
     before, after = (dict(load_policy(path).named_parameters()) for path in (tiny, tmp_path / "policy"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
@@ -267,7 +271,7 @@ def test_swapping_two_responses_swaps_their_label(
     assert forth.keys() == back.keys() == {f"r{i}" for i in range(len(ROWS))}
     assert max(abs(forth[key] + back[key] - 1) for key in forth) < 1e-3
     # Verdicts that ignore the responses, or one value everywhere, would pass the line above.
-    assert len({round(p, 3) for p in forth.values()}) == len(ROWS)
+    assert len({round(p, 3) for p in forth.values()}) >= 3
     assert max(forth.values()) - min(forth.values()) > 0.01
 
 
@@ -282,7 +286,7 @@ def test_a_real_models_logprobs_are_those_of_transformers(small: Path, pool: Eng
         assert first[key] == pytest.approx(want[key], abs=1e-3)
         assert second[key] == pytest.approx(want[key], abs=1e-3)
     assert sum(want[0]) / len(want[0]) > sum(want[1]) / len(want[1])  # Paris is the likelier answer
-    [completion] = sampled(engine, [Request(0, prompt)], temperature=0.0, max_tokens=24)[0]
+    [completion] = sampled(engine, [Request(0, prompt)], temperature=0.0, max_tokens=8)[0]
     assert "Paris" in completion.text
 
 

@@ -43,7 +43,7 @@ class ChatTokenizer:
         ids = [self.hf.eos_token_id]
         if self.has_template:
             end = self._encode(self._render([Message(role="assistant", content="x")], False).rpartition("x")[2])
-            ids += [token for token in end[:1] if token in self.hf.all_special_ids]
+            ids += [token for token in end[:1] if token in self.hf.added_tokens_decoder]
         return tuple(dict.fromkeys(token for token in ids if token is not None))
 
     def chat(self, messages: Sequence[Message], *, prefix: str = "", add_generation_prompt: bool = True) -> list[int]:

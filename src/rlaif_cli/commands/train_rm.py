@@ -34,6 +34,8 @@ def summary(results: dict[str, Any]) -> str:
             f"loss {held_out['loss']:.4f} (floor {held_out['entropy_floor']:.4f}), "
             f"ECE {held_out['ece']:.3f}, Brier {held_out['brier']:.3f}"
         )
+    else:
+        text += "; no held-out pair with a preference to measure by"
     return text + f"; reward {results['reward_mean']:.3f} ± {results['reward_std']:.3f}"
 
 

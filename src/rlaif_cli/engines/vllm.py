@@ -11,6 +11,7 @@ import contextlib
 import functools
 import gc
 import itertools
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -119,7 +120,15 @@ class VllmEngine:
             )
 
         for request, output in self._drive(requests, params):
-            yield request.key, [_completion(sample) for sample in output.outputs]
+            yield request.key, [self._completion(sample) for sample in output.outputs]
+
+    def _completion(self, sample: Any) -> Completion:
+        ids = list(sample.token_ids)
+        logprobs = [position[token].logprob for position, token in zip(sample.logprobs, ids, strict=True)]
+        # vLLM's own text can begin with the prompt's tail and lacks a cut-off last character; it is needed only where
+        # a stop text was cut away.
+        text = sample.text if isinstance(sample.stop_reason, str) else self.tokenizer.decode(ids)
+        return Completion(text, ids, logprobs, "length" if sample.finish_reason == "length" else "stop")
 
     def next_token_logprobs(
         self, requests: Iterable[Request], token_ids: Sequence[int]
@@ -159,7 +168,9 @@ class VllmEngine:
         Where the output layer is tied to the embedding, `lm_head.weight` must be among them: vLLM's reload would
         otherwise keep the old one, without an error (the engine was loaded untied for that).
         """
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights)})
+        dtype = self._llm.model_config.dtype
+        cast = [(name, weight.to(dtype)) for name, weight in weights]
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast})
         self._llm.reset_prefix_cache()
 
     def close(self) -> None:
@@ -205,12 +216,6 @@ class VllmEngine:
         return outputs
 
 
-def _completion(sample: Any) -> Completion:
-    ids = list(sample.token_ids)
-    logprobs = [position[token].logprob for position, token in zip(sample.logprobs, ids, strict=True)]
-    return Completion(sample.text, ids, logprobs, "length" if sample.finish_reason == "length" else "stop")
-
-
 def _continuation_logprobs(request: Request, output: Any) -> list[float]:
     positions = output.prompt_logprobs[len(request.prompt) :]
     return [position[token].logprob for position, token in zip(positions, request.continuation, strict=True)]
@@ -248,4 +253,6 @@ def _import_vllm() -> Any:
             f"vLLM is not installed ({error})",
             hint="pip install 'rlaif[vllm]' on a GPU machine, 'rlaif[cpu]' on a CPU; or use --engine transformers",
         ) from error
+    if os.environ["VLLM_LOGGING_LEVEL"] == "ERROR":  # the variable alone leaves its warnings to Python's last resort
+        logging.getLogger("vllm").setLevel(logging.ERROR)
     return vllm

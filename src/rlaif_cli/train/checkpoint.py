@@ -116,22 +116,29 @@ def _unflatten(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> dic
     return {"state": state, "param_groups": numbers["param_groups"]}
 
 
+def keep_through(path: Path, step: int) -> None:
+    """Drop the rows of a log that come after the step a run goes on from: they will be written again."""
+    if not path.exists():
+        return
+    drop_torn_line(path)
+    rows = [row for row in read_rows(path) if row["step"] <= step]
+    try:
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 class MetricsLog:
     """`metrics.jsonl`: a row a step. A resumed run drops the rows after the step it goes on from."""
 
     def __init__(self, folder: Path, *, keep_through_step: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
-        rows = []
-        if self.path.exists():
-            drop_torn_line(self.path)
-            rows = [row for row in read_rows(self.path) if row["step"] <= keep_through_step]
+        keep_through(self.path, keep_through_step)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 - closed in `close`
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in `close`
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        for row in rows:
-            self._write(row)
 
     def add(self, step: int, **numbers: Any) -> None:
         self._write({"step": step, **{name: _plain(value) for name, value in numbers.items()}})

@@ -28,7 +28,7 @@ from rlaif_cli.errors import EngineError
 from rlaif_cli.jsonl import Source, read_rows, refuse_other_settings
 from rlaif_cli.records import PromptRecord, as_messages
 from rlaif_cli.train import loop, ops
-from rlaif_cli.train.checkpoint import MetricsLog, TrainState, remove_state
+from rlaif_cli.train.checkpoint import MetricsLog, TrainState, keep_through, remove_state
 from rlaif_cli.train.models import (
     device,
     load_policy,
@@ -40,6 +40,8 @@ from rlaif_cli.train.models import (
 from rlaif_cli.train.packing import Packed, micro_batches, pack
 from rlaif_cli.train.rewards import RewardModelScorer, RewardSource, stored_scale
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
+
+SAMPLES = "samples.jsonl"
 
 # --------------------------------------------------------------------------------------------- what a step works on
 
@@ -287,6 +289,7 @@ def _run(
     position = state.load() or {"step": 0, "kl": trainer.kl.state_dict()}
     trainer.kl.load_state_dict(position["kl"])
     log = MetricsLog(folder, keep_through_step=position["step"])
+    keep_through(folder / SAMPLES, position["step"])
     engine = RolloutEngine(config, trainer.policy, base, max(len(p.token_ids) for p in prompts))
     try:
         for step in range(position["step"], config.steps):
@@ -381,7 +384,7 @@ def step_prompts(prompts: list[Prompt], count: int, seed: int, step: int) -> lis
 def write_samples(folder: Path, step: int, rollouts: Sequence[Rollout], scores: Tensor, count: int = 4) -> None:
     """The first sample of a few prompts, for people to read."""
     n = len(rollouts[0].completions)
-    with open(folder / "samples.jsonl", "a", encoding="utf-8") as file:
+    with open(folder / SAMPLES, "a", encoding="utf-8") as file:
         for index, rollout in enumerate(rollouts[:count]):
             row = {
                 "step": step,

@@ -197,7 +197,7 @@ def _finish(
         "reward_mean": round(mean, 6),
         "reward_std": round(std, 6),
     }
-    if test:
+    if any(pair.p_chosen != 0.5 for pair in test):  # else there is no preference to agree with
         unseen = score_groups(model, [p.group for p in test], config.precision, config.tokens_per_batch)
         results["held_out"] = evaluate(unseen, np.array([p.p_chosen for p in test]))
     model.config.rlaif = {"reward_mean": mean, "reward_std": std}

@@ -51,7 +51,9 @@ class RolloutEngine:
         # "processed" log-probs are those of the distribution that was sampled from, after the temperature.
         options: dict[str, Any] = {"logprobs": "processed", "max_length": longest_prompt + config.max_tokens}
         if config.engine == "vllm":
-            options |= {"seed": config.seed, "memory": config.engine_memory, "syncable": True}
+            # An fp32 trainer's rollouts come from an fp32 engine: "auto" would take the checkpoint's dtype or bf16.
+            dtype = "float32" if config.precision == "fp32" else "auto"
+            options |= {"dtype": dtype, "seed": config.seed, "memory": config.engine_memory, "syncable": True}
             self.engine: Engine = open_engine("vllm", path, **options)
         else:
             batch_size = config.prompts_per_step * config.n

@@ -1,0 +1,160 @@
+"""Imports point downwards, as shared/DESIGN.md section 1 says; read from the source, nothing is imported.
+
+What that section leaves open and is meant so: `console` holds the type of the progress callback, which stages and
+trainers take; `chat` (tokenizers) and `models` (names -> checkpoints) stand below the engines; `judge` asks an engine
+and so knows the protocol in `engines.base`, nothing of the back ends; trainers sample through `engines`; `results`
+writes what `metrics` computes; `train.rewards` asks a judge. Imports under `if TYPE_CHECKING` count too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "rlaif_cli"
+HEAVY = {"vllm", "ray", "openai", "torch", "transformers"}
+
+# From the bottom up: a module may import from its own layer and from those above it in this list.
+LAYERS = [
+    {"__init__", "errors", "resources", "console"},
+    {"records", "config"},
+    {"jsonl", "constitution", "prompts", "metrics", "models", "chat", "tiny", "results"},
+    {"engines.base"},
+    {"judge"},
+    {"engines"},
+    {"train"},
+    {"stages"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+]
+
+
+class Import(NamedTuple):
+    """`module` uses `target`; `inside`: within a function, so not before it is called."""
+
+    module: str
+    target: str
+    inside: bool
+    line: int
+
+
+def modules() -> list[str]:
+    return [".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in sorted(PACKAGE.rglob("*.py"))]
+
+
+def imports(module: str) -> Iterator[Import]:
+    path = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+    tree = ast.parse(path.read_text("utf-8"))
+
+    def walk(node: ast.AST, inside: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (Import(module, name.name, inside, child.lineno) for name in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0 and child.module, f"{path}:{child.lineno}: imports are absolute"
+                # `from rlaif_cli import models` means the module rlaif_cli.models
+                names = [f"{child.module}.{name.name}" for name in child.names]
+                found = [name if is_module(name) else child.module for name in names]
+                yield from (Import(module, name, inside, child.lineno) for name in dict.fromkeys(found))
+            else:
+                function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+                yield from walk(child, inside or function)
+
+    return walk(tree, False)
+
+
+def is_module(name: str) -> bool:
+    parts = name.split(".")
+    if parts[0] != "rlaif_cli":
+        return False
+    path = PACKAGE.joinpath(*parts[1:])
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def layer(module: str) -> int:
+    """The place of a module (without `rlaif_cli.`) in LAYERS: its own, else its package's."""
+    for name in (module, module.split(".")[0]):
+        for place, names in enumerate(LAYERS):
+            if name in names:
+                return place
+    raise AssertionError(f"{module} stands in no layer: say in LAYERS where it belongs")
+
+
+ALL = [found for module in modules() for found in imports(module)]
+OWN = [
+    found._replace(target=found.target.removeprefix("rlaif_cli").lstrip(".") or "__init__")
+    for found in ALL
+    if found.target.split(".")[0] == "rlaif_cli"
+]
+
+
+def describe(found: list[Import]) -> list[str]:
+    return [f"{i.module}.py:{i.line} imports {i.target}" for i in found]
+
+
+def test_there_is_something_to_read() -> None:
+    assert len(OWN) > 150 and {"cli", "train.ops", "engines.vllm"} <= set(modules())
+    assert Import("train.ops", "torch", False, next(i.line for i in ALL if i[:2] == ("train.ops", "torch"))) in ALL
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_point_downwards(module: str) -> None:
+    upwards = [i for i in OWN if i.module == module and layer(i.target) > layer(module)]
+    assert not describe(upwards)
+
+
+def test_trainers_and_stages_do_not_know_each_other() -> None:
+    crossing = [i for i in OWN if {i.module.split(".")[0], i.target.split(".")[0]} == {"train", "stages"}]
+    assert not describe(crossing), "what needs both belongs to commands"
+
+
+def test_judge_knows_the_engine_protocol_alone() -> None:
+    assert {i.target for i in OWN if i.module == "judge" and i.target.startswith("engines")} == {"engines.base"}
+
+
+def test_stages_know_no_torch_and_no_typer() -> None:
+    known = [i for i in ALL if i.module.startswith("stages") and i.target.split(".")[0] in HEAVY | {"typer", "rich"}]
+    assert not describe(known)
+
+
+def test_stages_and_trainers_print_nothing() -> None:
+    for module in modules():
+        if module.split(".")[0] in ("stages", "train", "engines"):
+            tree = ast.parse(PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8"))
+            calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+            assert not [c.lineno for c in calls if isinstance(c, ast.Name) and c.id == "print"], module
+
+
+def test_ops_imports_torch_alone() -> None:
+    targets = {i.target.split(".")[0] for i in ALL if i.module == "train.ops"}
+    standard = {"__future__", "collections", "dataclasses", "math", "typing"}
+    assert targets - standard == {"torch"}
+
+
+def test_heavy_packages_are_imported_when_they_are_needed() -> None:
+    at_once = [
+        i
+        for i in ALL
+        if i.target.split(".")[0] in HEAVY and not i.inside and i.module.split(".")[0] not in ("train", "engines")
+    ]
+    assert not describe(at_once)
+    # vllm, ray and openai are optional: nobody may need them merely by being imported.
+    optional = [i for i in ALL if i.target.split(".")[0] in ("vllm", "ray", "openai") and not i.inside]
+    assert not describe(optional)
+
+
+def test_commands_wait_with_all_that_is_heavy() -> None:
+    """`rlaif --help` imports every command, so none may import an engine, a stage or a trainer at once."""
+    at_once = [
+        i
+        for i in OWN
+        if i.module.split(".")[0] in ("cli", "commands")
+        and i.target.split(".")[0] in ("engines", "stages", "train", "judge", "metrics", "chat")
+        and not i.inside
+    ]
+    assert not describe(at_once)
