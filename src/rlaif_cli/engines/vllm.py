@@ -12,6 +12,7 @@ import functools
 import gc
 import itertools
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ from rlaif_cli.errors import EngineError, MissingDependency
 
 _MAX_RUNNING = 128  # sequences that the engine decodes together
 _IN_FLIGHT = 2 * _MAX_RUNNING  # requests handed over at once: enough to never run dry
+_USERS_CACHE_SPACE = os.environ.get("VLLM_CPU_KVCACHE_SPACE")  # GiB, where the user has set it
 _BLOCK = 32  # tokens of a KV-cache block; what prefix caching can share is a multiple of it
 
 
@@ -232,7 +234,8 @@ def _prepare_environment(memory: float | None) -> bool:
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0" if os.environ["VLLM_LOGGING_LEVEL"] == "ERROR" else "1")
     on_cpu = not _has_gpu()
     if on_cpu:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(int(memory or 2)))
+        # Set anew for every engine of the process: an earlier engine's size must not stand in for this one's.
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(math.ceil(memory)) if memory else _USERS_CACHE_SPACE or "2"
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
         # Left alone, the CPU build keeps one core for itself: two times slower on two cores.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
