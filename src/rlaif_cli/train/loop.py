@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import random
 import shutil
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from torch import nn
 from rlaif_cli import __version__, models
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import UsageError
-from rlaif_cli.jsonl import cannot_write, write_json
+from rlaif_cli.jsonl import cannot_write, refuse_other_settings, write_json
 from rlaif_cli.train.models import device
 
 MANIFEST = "manifest.json"
@@ -84,11 +85,11 @@ def held_out(keys: Iterable[str], fraction: float, seed: int) -> set[str]:
     return set(distinct[: max(1, count) if fraction > 0 and len(distinct) > 1 else 0])
 
 
-def prepare_folder(folder: Path, *, overwrite: bool) -> bool:
-    """Make the output folder; True if a complete run stands in it already.
+def prepare_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
+    """Make the output folder; the results of the complete run that stands in it already, if one does.
 
     Raises:
-        UsageError: the folder holds something that no training run of ours made.
+        UsageError: the folder holds something that no training run of ours made, or a run with other settings.
     """
     try:
         if overwrite and folder.exists():
@@ -101,7 +102,11 @@ def prepare_folder(folder: Path, *, overwrite: bool) -> bool:
     except OSError as error:
         raise cannot_write(folder, error) from error
     _refuse_foreign(folder)
-    return (folder / MANIFEST).exists()
+    if not (folder / MANIFEST).exists():
+        return None
+    done = json.loads((folder / MANIFEST).read_text("utf-8"))
+    refuse_other_settings(done["settings"], settings, folder)
+    return dict(done["results"])
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -114,8 +119,6 @@ def _refuse_foreign(folder: Path) -> None:
 
 def save_checkpoint(model: Any, base: Path, folder: Path) -> None:
     """A standard checkpoint, in the dtype of the one it started from, with that one's tokenizer."""
-    import json
-
     from transformers import AutoTokenizer
 
     dtype = json.loads((base / "config.json").read_text("utf-8")).get("dtype") or "float32"

@@ -25,7 +25,7 @@ from rlaif_cli.config import PPOConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.engines.base import request_seed
 from rlaif_cli.errors import EngineError
-from rlaif_cli.jsonl import Source, read_rows, refuse_other_settings
+from rlaif_cli.jsonl import Source, read_rows
 from rlaif_cli.records import PromptRecord, as_messages
 from rlaif_cli.train import loop, ops
 from rlaif_cli.train.checkpoint import MetricsLog, TrainState, keep_through, remove_state
@@ -239,10 +239,9 @@ def train_ppo(config: PPOConfig, make_reward: Any, *, progress: ProgressCallback
         return {"prompts": len(source)}
     folder = Path(config.output)
     settings = config.deciding() | {"input_sha256": source.sha256}
-    if loop.prepare_folder(folder, overwrite=config.overwrite):
-        done = json.loads((folder / loop.MANIFEST).read_text("utf-8"))
-        refuse_other_settings(done["settings"], settings, folder)
-        return dict(done["results"])
+    done = loop.prepare_folder(folder, settings, overwrite=config.overwrite)
+    if done is not None:
+        return done
     loop.set_seed(config.seed)
     prompts = _prompts(config, source, base)
     reward: RewardSource = (

@@ -6,7 +6,6 @@ The loss can not fall below the labels' own entropy; that floor is logged beside
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from rlaif_cli import metrics, models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import RewardModelConfig
 from rlaif_cli.console import ProgressCallback, no_progress
-from rlaif_cli.jsonl import Source, refuse_other_settings
+from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Preference, prompt_text
 from rlaif_cli.train import loop
 from rlaif_cli.train.checkpoint import MetricsLog, TrainState, remove_state
@@ -52,10 +51,9 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
         return {"pairs": len(source)}
     folder = Path(config.output)
     settings = config.deciding() | {"input_sha256": source.sha256}
-    if loop.prepare_folder(folder, overwrite=config.overwrite):
-        done = json.loads((folder / loop.MANIFEST).read_text("utf-8"))
-        refuse_other_settings(done["settings"], settings, folder)
-        return dict(done["results"])
+    done = loop.prepare_folder(folder, settings, overwrite=config.overwrite)
+    if done is not None:
+        return done
     pairs = [_tokenize(record, tokenizer) for record in source]
     train, test = split(pairs, config)
     model = _train(config, settings, folder, base, train, progress)
