@@ -28,7 +28,7 @@ from rlaif_cli.train.models import (
     values,
 )
 from rlaif_cli.train.packing import Group, micro_batches, pack
-from rlaif_cli.train.ppo import Trainer, check_mismatch, token_rewards, train_ppo
+from rlaif_cli.train.ppo import Trainer, check_mismatch, group_advantages, token_rewards, train_ppo
 from rlaif_cli.train.reward_model import Pair, score_groups, split, train_reward_model, train_step
 from rlaif_cli.train.rollout import Prompt, Rollout, policy_weights
 
@@ -380,6 +380,24 @@ def test_the_score_is_on_the_last_token_and_the_kl_on_every_token() -> None:
     torch.testing.assert_close(found, want)
 
 
+@pytest.mark.parametrize("kind", ["rloo", "grpo"])
+def test_group_advantages_compare_the_responses_of_one_prompt(kind: str) -> None:
+    mask = torch.tensor([[True, True], [True, False], [True, True], [True, True]])
+    rewards = torch.tensor([[1.0, 2.0], [1.0, 0.0], [-1.0, 6.0], [0.0, 5.0]])
+    found = group_advantages(rewards, mask, 2, kind)
+    if kind == "rloo":  # 3 against 1: both off the other by 2; 5 against 5: nothing to learn
+        want = torch.tensor([[2.0, 2.0], [-2.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    else:
+        want = torch.tensor([[0.5**0.5, 0.5**0.5], [-(0.5**0.5), 0.0], [0.0, 0.0], [0.0, 0.0]])
+    torch.testing.assert_close(found, want)
+
+
+@pytest.mark.parametrize("options", [{"n": 1}, {"lam": 0.9}, {"value_lr": 1e-3}])
+def test_group_advantages_refuse_what_they_cannot_use(tiny: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="--(advantage|lam|value-lr)"):
+        ppo_config(tiny, advantage="rloo", **options)
+
+
 @pytest.mark.parametrize("mismatch", [0.21, float("nan"), float("inf")])
 def test_stale_weights_stop_the_run(mismatch: float) -> None:
     check_mismatch(0.19, 0.2)
@@ -462,8 +480,9 @@ def mean(rows: list[dict[str, Any]], name: str) -> float:
     return sum(row[name] for row in rows) / len(rows)
 
 
-def test_ppo_climbs_a_known_reward(ppo: Any, tiny: Path) -> None:
-    folder = ppo("policy", steps=30, prompts_per_step=8, n=4, lr=2e-3, kl_coef=0.0)
+@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
+def test_ppo_climbs_a_known_reward(ppo: Any, tiny: Path, advantage: str) -> None:
+    folder = ppo("policy", steps=30, prompts_per_step=8, n=4, lr=2e-3, kl_coef=0.0, advantage=advantage)
     rows = log_of(folder)
     assert mean(rows[-3:], "reward") > mean(rows[:3], "reward") + 0.3
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-3) and rows[-1]["kl"] > 1

@@ -168,6 +168,9 @@ class PPOConfig(TrainConfig):
     top_p: float = setting(1.0, "Must be 1: PPO on truncated samples is biased.")
     epochs: int = setting(1, "Passes over each rollout.", ge=1)
     minibatches: int = setting(1, "Optimizer steps a pass over the rollout.", ge=1)
+    advantage: Literal["gae", "rloo", "grpo"] = setting(
+        "gae", "gae learns a value model; rloo and grpo compare the n responses of a prompt (half the work, n >= 2)."
+    )
     value_lr: float | None = setting(None, "The value model's learning rate; default: the policy's.", gt=0)
     kl_coef: float = setting(0.05, "Weight of the KL to the reference, in the reward (k1).", ge=0)
     kl_target: float | None = setting(None, "Adapt kl_coef towards this KL (nats a response).", gt=0)
@@ -197,6 +200,13 @@ class PPOConfig(TrainConfig):
             raise ValueError("ppo needs exactly one of --reward-model and --judge")
         if self.judge is not None and self.constitution is None:
             raise ValueError("--judge needs --constitution")
+        if self.advantage != "gae":
+            if self.n < 2:
+                raise ValueError(f"--advantage {self.advantage} compares a prompt's responses: it needs --n of 2 or more")
+            for name in ("value_lr", "value_clip", "value_coef", "gamma", "lam"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    option = name.replace("_", "-")
+                    raise ValueError(f"--{option} belongs to --advantage gae: {self.advantage} has no value model")
         return self
 
 

@@ -53,8 +53,9 @@ class Experience:
     Attributes:
         scores: [S].
         mask: [S, R] bool, real response tokens.
-        rollout_logprobs, old_logprobs, ref_logprobs, old_values, advantages, returns: [S, R].
+        rollout_logprobs, old_logprobs, ref_logprobs, advantages: [S, R].
         weights: [S, R], truncated importance weights between engine and trainer.
+        old_values, returns: [S, R]; None without a value model.
     """
 
     rollouts: list[Rollout]
@@ -63,24 +64,26 @@ class Experience:
     rollout_logprobs: Tensor
     old_logprobs: Tensor
     ref_logprobs: Tensor
-    old_values: Tensor
     advantages: Tensor
-    returns: Tensor
     weights: Tensor
+    old_values: Tensor | None = None
+    returns: Tensor | None = None
 
 
 class Trainer:
-    """Policy, reference and value model, and the optimizer over what is trained."""
+    """Policy, reference and (for GAE) value model, and the optimizer over what is trained."""
 
     def __init__(self, config: PPOConfig, base: Path, reward_path: Path | None) -> None:
         self.config = config
         self.policy = load_policy(base).train()
         self.reference = load_policy(base, torch.bfloat16 if config.precision != "fp32" else torch.float32)
         self.reference.eval().requires_grad_(False)
-        self.value_model = _value_model(base, reward_path, config.seed).train()
-        self.optimizer = loop.make_optimizer(
-            [(self.policy, config.lr), (self.value_model, config.value_lr or config.lr)], config
-        )
+        trained = [(self.policy, config.lr)]
+        self.value_model = None
+        if config.advantage == "gae":
+            self.value_model = _value_model(base, reward_path, config.seed).train()
+            trained.append((self.value_model, config.value_lr or config.lr))
+        self.optimizer = loop.make_optimizer(trained, config)
         self.kl = (
             ops.AdaptiveKLController(config.kl_coef, config.kl_target, horizon=10_000)
             if config.kl_target
@@ -89,7 +92,7 @@ class Trainer:
 
     @property
     def models(self) -> dict[str, nn.Module]:
-        return {"policy": self.policy, "value": self.value_model}
+        return {"policy": self.policy} | ({"value": self.value_model} if self.value_model is not None else {})
 
     @torch.no_grad()
     def experience(self, rollouts: list[Rollout], scores: Tensor) -> Experience:
@@ -104,24 +107,19 @@ class Trainer:
                 mask[rows, :width] = packed.response_mask.flatten(0, 1).cpu()
                 old[rows, :width] = self._logprobs(self.policy, packed)
                 ref[rows, :width] = self._logprobs(self.reference, packed)
-                value[rows, :width] = values(self.value_model, packed).flatten(0, 1).cpu()
+                if self.value_model is not None:
+                    value[rows, :width] = values(self.value_model, packed).flatten(0, 1).cpu()
         sampled = torch.zeros(shape)
         for row, completion in enumerate(c for r in rollouts for c in r.completions):
             sampled[row, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
+        weights = ops.truncated_importance_weights(old, sampled, mask, cap=config.importance_cap)
         rewards = token_rewards(scores, old, ref, mask, self.kl.value)
+        if self.value_model is None:
+            advantages = group_advantages(rewards, mask, config.n, config.advantage)
+            return Experience(rollouts, scores, mask, sampled, old, ref, advantages, weights)
         advantages, returns = ops.gae(rewards, value, mask, config.gamma, config.lam)
-        return Experience(
-            rollouts,
-            scores,
-            mask,
-            sampled,
-            old,
-            ref,
-            value,
-            ops.masked_whiten(advantages, mask),
-            returns,
-            ops.truncated_importance_weights(old, sampled, mask, cap=config.importance_cap),
-        )
+        advantages = ops.masked_whiten(advantages, mask)
+        return Experience(rollouts, scores, mask, sampled, old, ref, advantages, weights, value, returns)
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """`epochs` passes over the rollout in `minibatches` optimizer steps each."""
@@ -160,17 +158,19 @@ class Trainer:
         policy_loss, policy_numbers = ops.ppo_policy_loss(
             logprobs, of(experience.old_logprobs), of(experience.advantages), mask, config.clip, of(experience.weights)
         )
+        numbers = {
+            "policy_loss": policy_loss.detach(),
+            "clip_fraction": policy_numbers["clip_fraction"],
+            "approx_kl": policy_numbers["approx_kl"],
+        }
+        if experience.old_values is None or experience.returns is None:
+            return policy_loss, numbers
         value = values(self.value_model, packed).flatten(0, 1)
         value_loss, value_numbers = ops.ppo_value_loss(
             value, of(experience.old_values), of(experience.returns), mask, config.value_clip
         )
-        numbers = {
-            "policy_loss": policy_loss.detach(),
-            "value_loss": value_loss.detach(),
-            "clip_fraction": policy_numbers["clip_fraction"],
-            "approx_kl": policy_numbers["approx_kl"],
-            "value_clip_fraction": value_numbers["value_clip_fraction"],
-        }
+        numbers["value_loss"] = value_loss.detach()
+        numbers["value_clip_fraction"] = value_numbers["value_clip_fraction"]
         return policy_loss + config.value_coef * value_loss, numbers
 
     def _logprobs(self, model: Any, packed: Packed) -> Tensor:
@@ -193,6 +193,19 @@ def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: 
     last = ops.last_token_index(mask)
     rewards[torch.arange(len(rewards)), last] += scores.to(rewards)
     return rewards
+
+
+def group_advantages(rewards: Tensor, mask: Tensor, n: int, kind: str) -> Tensor:
+    """Each response's whole reward against those of its prompt's others, the same on all its tokens. [S, R] -> [S, R].
+
+    Args:
+        kind: "rloo" (minus the mean of the others) or "grpo" (minus the mean, over the deviation).
+    """
+    total = rewards.sum(1).view(-1, n)
+    advantages = (
+        total - ops.leave_one_out_baseline(total) if kind == "rloo" else ops.group_normalized_advantage(total)
+    )
+    return advantages.flatten()[:, None] * mask
 
 
 def _value_model(base: Path, reward_path: Path | None, seed: int) -> Any:
@@ -348,13 +361,15 @@ def describe(experience: Experience, kl_coef: float) -> dict[str, float]:
     """What is logged of a step's rollouts; docs/metrics.md explains each number."""
     e, mask = experience, experience.mask
     kl = (ops.kl_estimate(e.old_logprobs, e.ref_logprobs, "k1") * mask).sum(1)
-    return {
+    values = {}
+    if e.old_values is not None and e.returns is not None:
+        values["explained_variance"] = float(ops.explained_variance(e.old_values, e.returns, mask))
+    return values | {
         "score": float(e.scores.mean()),
         "kl": float(kl.mean()),
         "kl_coef": kl_coef,
         "entropy": float(-ops.masked_mean(e.old_logprobs, mask)),
         "response_length": float(mask.sum(1).float().mean()),
-        "explained_variance": float(ops.explained_variance(e.old_values, e.returns, mask)),
         "mismatch": float(ops.masked_mean((e.rollout_logprobs - e.old_logprobs).abs(), mask)),
         "importance_weight": float(ops.masked_mean(e.weights, mask)),
     }
