@@ -465,6 +465,14 @@ def test_train_rm_on_labels_that_are_all_undecided(write_jsonl: Write, tmp_path:
     assert "no held-out pair with a preference" in done.stderr
 
 
+def test_ppo_by_group_logs_what_it_has(questions: str, tmp_path: Path) -> None:
+    command = ("ppo", questions, "--model", "fake", "--engine", "fake", *FAKE_JUDGE, "-o", "policy", *SHORT)
+    done = rlaif(*command, "--advantage", "rloo", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    by_value_model = {"explained_variance", "value_loss", "value_clip_fraction"}
+    assert rows_of(tmp_path / "policy" / "metrics.jsonl")[0].keys() - {"step"} == documented("ppo") - by_value_model
+
+
 @pytest.mark.parametrize("reward", ["reward model", "judge"])
 def test_ppo(reward: str, questions: str, tmp_path: Path, reward_model: Path) -> None:
     source = ("--reward-model", str(reward_model)) if reward == "reward model" else FAKE_JUDGE
@@ -485,6 +493,21 @@ def test_ppo_refuses_a_policy_as_its_reward_model(questions: str, tmp_path: Path
         cwd=tmp_path,
     )
     fails(done, 1, "not a reward model", "hint: ")
+    assert not (tmp_path / "policy").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "exactly one of --reward-model and --judge"),
+        (("--judge", "fake"), "--judge needs --constitution"),
+        (("--reward-model", "rm", "--principles", "clarity"), "--principles belongs to --judge"),
+        ((*FAKE_JUDGE, "--principles", "sample"), "--principles sample is for comparisons"),
+    ],
+)
+def test_a_reward_comes_from_one_place(options: tuple[str, ...], said: str, questions: str, tmp_path: Path) -> None:
+    for command in (("ppo", questions, "--model", "fake", "-o", "policy"), ("eval", "reward", questions)):
+        fails(rlaif(*command, *options, cwd=tmp_path), 2, said)
 
 
 # --- a whole pipeline ---------------------------------------------------------------------------------------
@@ -518,6 +541,13 @@ PIPELINE = {
             "max_tokens": 16,
         },
         "reward": {"run": "eval reward", "candidates": "${after}", "baseline": "${before}", "reward_model": "${rm}"},
+        "judged_reward": {
+            "run": "eval reward",
+            "candidates": "${after}",
+            "baseline": "${before}",
+            "judge": "fake",
+            "constitution": "helpfulness",
+        },
         "win_rate": {"run": "eval win-rate", "a": "${after}", "b": "${before}", **JUDGED},
         "report": {"run": "report", "run_folder": "${run}"},
     },

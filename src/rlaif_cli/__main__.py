@@ -5,6 +5,7 @@ import os
 # Before any library is imported: bars and warnings of others are no part of what this program says.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 from rlaif_cli.cli import main
 

@@ -145,20 +145,37 @@ class RewardModelConfig(TrainConfig):
     hard_labels: bool = setting(False, "Round p_chosen to 0 or 1 (to compare with; soft is better).")
 
 
-class PPOConfig(TrainConfig):
-    """Tune a policy with PPO against a reward model, or directly against a judge."""
+class RewardSourceConfig(InputConfig):
+    """What scores single responses: a reward model, or a judge directly."""
 
-    prompts: str = setting(help="JSONL of prompts, or - for stdin.", argument=True)
-    output: str = setting(help="The folder of the tuned policy.", short="-o", output=False)
     reward_model: str | None = setting(None, "A reward model's folder.")
     judge: str | None = setting(None, "Instead of a reward model: a judge (needs --constitution).")
     constitution: str | None = setting(None, "For --judge: a shipped constitution's name, or a YAML file.")
     principles: tuple[str, ...] = setting(("all",), "For --judge: 'all' averages over all principles; or ids.")
     contrast_scale: float = setting(20.0, "For --judge: the reward is this times the contrast score.", gt=0)
-    engine: EngineName = setting("vllm", "What samples the rollouts: vllm, transformers or fake.")
     engine_memory: float | None = setting(
         None, "vLLM's KV cache: GiB on a CPU (2), share of the memory on a GPU (0.9).", gt=0, output=False
     )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RewardSourceConfig:
+        if (self.reward_model is None) == (self.judge is None):
+            raise ValueError("exactly one of --reward-model and --judge is needed")
+        if self.judge is not None and self.constitution is None:
+            raise ValueError("--judge needs --constitution")
+        if self.reward_model is not None:
+            for name in ("constitution", "principles", "contrast_scale"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"--{name.replace('_', '-')} belongs to --judge, and there is a --reward-model")
+        return self
+
+
+class PPOConfig(TrainConfig, RewardSourceConfig):
+    """Tune a policy with PPO against a reward model, or directly against a judge."""
+
+    prompts: str = setting(help="JSONL of prompts, or - for stdin.", argument=True)
+    output: str = setting(help="The folder of the tuned policy.", short="-o", output=False)
+    engine: EngineName = setting("vllm", "What samples the rollouts, and runs a judge: vllm, transformers or fake.")
     system: str | None = setting(None, "A system prompt for every prompt.")
     steps: int = setting(100, "Rollout and update rounds.", ge=1)
     prompts_per_step: int = setting(32, "Prompts a step.", ge=1)
@@ -186,7 +203,6 @@ class PPOConfig(TrainConfig):
     max_mismatch: float = setting(
         0.2, "Stop when mean |engine - trainer| log-prob is beyond this: the weights were not synced.", gt=0
     )
-    eval_prompts: str | None = setting(None, "JSONL of held-out prompts whose reward is measured before and after.")
     samples_every: int = setting(10, "Steps between samples written to samples.jsonl; 0: never.", ge=0, output=False)
 
     @model_validator(mode="after")
@@ -196,13 +212,9 @@ class PPOConfig(TrainConfig):
                 "--top-p must be 1 with ppo: truncated sampling draws from another distribution than the one whose "
                 "log-probs are trained, which biases the gradient; lower --temperature instead"
             )
-        if (self.reward_model is None) == (self.judge is None):
-            raise ValueError("ppo needs exactly one of --reward-model and --judge")
-        if self.judge is not None and self.constitution is None:
-            raise ValueError("--judge needs --constitution")
         if self.advantage != "gae":
             if self.n < 2:
-                raise ValueError(f"--advantage {self.advantage} compares a prompt's responses: it needs --n of 2 or more")
+                raise ValueError(f"--advantage {self.advantage} compares a prompt's responses: --n must be 2 or more")
             for name in ("value_lr", "value_clip", "value_coef", "gamma", "lam"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     option = name.replace("_", "-")
@@ -241,13 +253,13 @@ class HarmlessRateConfig(JudgeConfig):
     output: str = result_output()
 
 
-class RewardConfig(InputConfig):
-    """The mean reward of candidates under a reward model; of two files, and their difference."""
+class RewardConfig(RewardSourceConfig):
+    """The mean reward of candidates by a reward model or a judge; of two files, and their difference."""
 
     candidates: str = setting(help="JSONL of candidates.", argument=True)
     baseline: str | None = setting(None, "Other candidates for the same prompts, to compare with.")
-    reward_model: str = setting(help="A reward model's folder.")
     output: str = result_output()
+    engine: EngineName | None = setting(None, "What runs a judge. Default: vllm; fake where the judge is 'fake'.")
     precision: Literal["auto", "bf16", "fp32"] = setting(
         "auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it."
     )

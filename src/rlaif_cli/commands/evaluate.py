@@ -48,11 +48,13 @@ def _judged(name: str) -> Callable[[Any], int]:
 
 
 def _reward(config: RewardConfig) -> int:
+    from rlaif_cli.engines import EnginePool
     from rlaif_cli.train.evaluate import reward
 
     if config.dry_run:
         return 0
-    return _report(config, reward(config))
+    with EnginePool() as engines:
+        return _report(config, reward(config, engines))
 
 
 _JUDGED: dict[str, type[StageConfig]] = {

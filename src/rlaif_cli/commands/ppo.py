@@ -8,7 +8,7 @@ import typer
 
 from rlaif_cli import console
 from rlaif_cli.commands.options import command
-from rlaif_cli.config import JudgeConfig, PPOConfig
+from rlaif_cli.config import PPOConfig
 
 
 def run(config: PPOConfig) -> int:
@@ -26,29 +26,10 @@ def run(config: PPOConfig) -> int:
 
 
 def train(config: PPOConfig, engines: Any, progress: Any) -> dict[str, Any]:
-    """Bring the trainer and, with `--judge`, a judge together: training knows of no other stage."""
-    from rlaif_cli import constitution as constitutions
-    from rlaif_cli import models
     from rlaif_cli.train.ppo import train_ppo
-    from rlaif_cli.train.rewards import JudgeScorer
+    from rlaif_cli.train.rewards import reward_source
 
-    def judge() -> JudgeScorer:
-        wanted = JudgeConfig(
-            judge=config.judge or "",
-            constitution=config.constitution or "",
-            method="contrast",
-            principles=config.principles,
-            contrast_scale=config.contrast_scale,
-            engine_memory=config.engine_memory,
-            seed=config.seed,
-        )
-        return JudgeScorer(wanted, engines.get(wanted, wanted.judge))
-
-    if config.judge is not None and config.constitution is not None:  # found out before compute is spent
-        constitutions.load(config.constitution)
-        if config.judge != models.FAKE:
-            models.resolve(config.judge)
-    return train_ppo(config, judge, progress=progress)
+    return train_ppo(config, lambda: reward_source(config, engines), progress=progress)
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ def kinds(engines: Any) -> dict[str, Any]:
     def run_reward(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
         from rlaif_cli.train.evaluate import reward
 
-        return reward(settings)
+        return reward(settings, engines)
 
     def judged(name: str) -> Any:
         return lambda settings, progress: getattr(evaluate, name)(settings, engines, progress=progress)

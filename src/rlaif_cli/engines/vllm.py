@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ class VllmEngine:
                 logprobs_mode=f"{logprobs}_logprobs",
                 tensor_parallel_size=tensor_parallel,
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 **options,
             )
         except Exception as error:  # vLLM raises whatever its layers raise
@@ -258,4 +260,6 @@ def _import_vllm() -> Any:
         ) from error
     if os.environ["VLLM_LOGGING_LEVEL"] == "ERROR":  # the variable alone leaves its warnings to Python's last resort
         logging.getLogger("vllm").setLevel(logging.ERROR)
+        # What torch tells vLLM's authors; no user can mend it.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
     return vllm

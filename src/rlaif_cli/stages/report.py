@@ -24,7 +24,6 @@ from rlaif_cli.records import Candidates, PromptRecord, as_messages, prompt_text
 
 SUMMARY = "summary.json"
 SAMPLES = 20
-_RM_UNIT = "in the reward model's standard deviations"
 FEW = 10  # below this many independent items a bootstrap interval is too narrow to be believed
 _CUT = 900  # characters of a text that are shown at once; the rest unfolds
 
@@ -292,7 +291,7 @@ def _ppo(stage: Stage, run: Run) -> list[str]:
     r = stage.results
     if "reward_first" not in r:
         return []
-    unit = _RM_UNIT if stage.settings.get("reward_model") else "on the judge's scale"
+    unit = _reward_unit(stage)
     return [
         f"{r['steps']:,} steps",
         f"reward {r['reward_first']:+.2f} -> {r['reward_last']:+.2f} ({unit}; first, last fifth of steps)",
@@ -301,13 +300,18 @@ def _ppo(stage: Stage, run: Run) -> list[str]:
     ]
 
 
+def _reward_unit(stage: Stage) -> str:
+    judge = stage.settings.get("judge")
+    return "on the judge's scale" if judge else "in the reward model's standard deviations"
+
+
 def _reward(stage: Stage, run: Run) -> list[str]:
     r, where = stage.results, _held_out(run.locate(stage.settings.get("candidates")), run)
     if not r.get("reward"):
         return []
     n, baseline, difference = r.get("n", 0), r.get("baseline"), r.get("difference")
     if not (baseline and difference):
-        return [f"{_amount(r['reward'])} {_RM_UNIT}, n = {n} prompts{where}"]
+        return [f"{_amount(r['reward'])} {_reward_unit(stage)}, n = {n} prompts{where}"]
     verdict = {
         "above": "the interval is clear of 0",
         "below": "the interval is clear of 0, on the wrong side: the reward fell",
@@ -316,7 +320,7 @@ def _reward(stage: Stage, run: Run) -> list[str]:
     }[_effect(difference, 0.0, n)]
     return [
         f"mean {baseline['value']:+.2f} before, {r['reward']['value']:+.2f} after, on n = {n} prompts{where}",
-        f"difference {_amount(difference)} {_RM_UNIT}",
+        f"difference {_amount(difference)} {_reward_unit(stage)}",
         verdict,
     ]
 

@@ -1,29 +1,31 @@
-"""Evaluations that run a reward model."""
+"""The mean reward of responses: what PPO climbs, measured on prompts that it never saw."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rlaif_cli import models
 from rlaif_cli.config import RewardConfig
+from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import Source, rejected_path
 from rlaif_cli.records import Candidates, as_messages
 from rlaif_cli.results import estimate, save
-from rlaif_cli.train.rewards import RewardModelScorer
+from rlaif_cli.train.rewards import RewardSource, check_reward_source, reward_source
 
 
-def reward(config: RewardConfig) -> dict[str, Any]:
+def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
     """The mean reward of candidates; with a baseline, of both, and the mean paired difference.
 
-    Rewards are in units of the reward model's own standard deviation over its training responses, from its mean.
+    A reward model's are in its standard deviations over its training responses, from its mean; a judge's are logits,
+    as in `ppo`.
     """
-    scorer = RewardModelScorer(models.resolve(config.reward_model), config.precision, config.tokens_per_batch)
+    check_reward_source(config)
     rows = _by_id(config.candidates, config)
     baseline = _by_id(config.baseline, config) if config.baseline else None
     keys = [key for key in rows if baseline is None or key in baseline]
     if not keys:
         raise InputError("the two files have no prompt id in common", where=f"{config.candidates}, {config.baseline}")
+    scorer = reward_source(config, engines)
     found = _mean_rewards(scorer, [rows[key] for key in keys])
     result: dict[str, Any] = {"metric": "reward", "n": len(keys), "reward": estimate(found)}
     items = [{"id": key, "reward": round(value, 4)} for key, value in zip(keys, found, strict=True)]
@@ -45,7 +47,7 @@ def _by_id(path: str, config: RewardConfig) -> dict[str, Candidates]:
     return {row.id: row for row in source}
 
 
-def _mean_rewards(scorer: RewardModelScorer, rows: list[Candidates]) -> list[float]:
+def _mean_rewards(scorer: RewardSource, rows: list[Candidates]) -> list[float]:
     """A row's mean reward over its responses; rows with equally many are scored together."""
     means: dict[str, float] = {}
     for count in {len(row.responses) for row in rows}:

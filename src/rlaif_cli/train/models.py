@@ -38,15 +38,8 @@ def new_reward_model(path: Path, seed: int) -> Any:
     return model
 
 
-def load_reward_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A trained reward model.
-
-    Raises:
-        ModelError: the folder is no one-label sequence-classification checkpoint with a trained head. transformers
-            would make a random head without an error, and every reward would be noise.
-    """
-    from transformers import AutoModelForSequenceClassification
-
+def check_reward_model(path: Path) -> None:
+    """Raises: ModelError: by its config this is no sequence-classification checkpoint."""
     if not (path / "config.json").is_file():
         raise ModelError("there is no reward model in this folder", where=str(path))
     config = json.loads((path / "config.json").read_text("utf-8"))
@@ -56,6 +49,18 @@ def load_reward_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
             where=str(path),
             hint="give a folder that `rlaif train-rm` made",
         )
+
+
+def load_reward_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A trained reward model.
+
+    Raises:
+        ModelError: the folder is no one-label sequence-classification checkpoint with a trained head. transformers
+            would make a random head without an error, and every reward would be noise.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    check_reward_model(path)
     model, info = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
     if info["missing_keys"] or info["mismatched_keys"]:
         missing = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ from rlaif_cli.train.models import (
     values,
 )
 from rlaif_cli.train.packing import Packed, micro_batches, pack
-from rlaif_cli.train.rewards import RewardModelScorer, RewardSource, stored_scale
+from rlaif_cli.train.rewards import RewardSource, check_reward_source, stored_scale
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
 
 SAMPLES = "samples.jsonl"
@@ -202,9 +202,7 @@ def group_advantages(rewards: Tensor, mask: Tensor, n: int, kind: str) -> Tensor
         kind: "rloo" (minus the mean of the others) or "grpo" (minus the mean, over the deviation).
     """
     total = rewards.sum(1).view(-1, n)
-    advantages = (
-        total - ops.leave_one_out_baseline(total) if kind == "rloo" else ops.group_normalized_advantage(total)
-    )
+    advantages = total - ops.leave_one_out_baseline(total) if kind == "rloo" else ops.group_normalized_advantage(total)
     return advantages.flatten()[:, None] * mask
 
 
@@ -234,17 +232,20 @@ def _same_tokens(a: Path, b: Path) -> bool:
 # --------------------------------------------------------------------------------------------- the run
 
 
-def train_ppo(config: PPOConfig, make_reward: Any, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
+def train_ppo(
+    config: PPOConfig, make_reward: Callable[[], RewardSource], *, progress: ProgressCallback = no_progress
+) -> dict[str, Any]:
     """Run the stage; see `PPOConfig`. Returns the summary's numbers.
 
     Args:
-        make_reward: called once, when compute begins: () -> RewardSource, for a judge (`--judge`).
+        make_reward: called once, when compute begins.
 
     Raises:
         InputError: the prompts cannot be used, or one does not fit the model's context.
         ModelError: a model cannot be found or loaded.
         EngineError: the engine's log-probs do not follow the trainer's.
     """
+    check_reward_source(config)
     base = models.resolve(config.model)
     reward_path = models.resolve(config.reward_model) if config.reward_model else None
     source = _source(config, base)
@@ -257,9 +258,7 @@ def train_ppo(config: PPOConfig, make_reward: Any, *, progress: ProgressCallback
         return done
     loop.set_seed(config.seed)
     prompts = _prompts(config, source, base)
-    reward: RewardSource = (
-        RewardModelScorer(reward_path, config.precision, config.tokens_per_batch) if reward_path else make_reward()
-    )
+    reward = make_reward()
     trainer = Trainer(config, base, reward_path)
     _run(config, settings, folder, base, trainer, reward, prompts, progress)
     loop.save_checkpoint(trainer.policy, base, folder)

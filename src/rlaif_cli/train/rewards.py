@@ -13,13 +13,15 @@ from typing import Any, Protocol
 import torch
 
 from rlaif_cli import constitution as constitutions
+from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
-from rlaif_cli.config import JudgeConfig
-from rlaif_cli.engines.base import Engine
+from rlaif_cli.config import JudgeConfig, PPOConfig, RewardConfig, RewardSourceConfig
+from rlaif_cli.constitution import Constitution, Principle
+from rlaif_cli.engines import FAKE, Engine, EnginePool
 from rlaif_cli.errors import UsageError
 from rlaif_cli.judge import ContrastJudge
 from rlaif_cli.records import Message, content_id
-from rlaif_cli.train.models import load_reward_model
+from rlaif_cli.train.models import check_reward_model, load_reward_model
 from rlaif_cli.train.packing import Group
 from rlaif_cli.train.reward_model import score_groups
 
@@ -28,6 +30,37 @@ class RewardSource(Protocol):
     def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
         """The score of every response: [prompts, n]."""
         ...
+
+
+def check_reward_source(config: RewardSourceConfig) -> None:
+    """Whatever can be wrong with it, before compute is spent.
+
+    Raises:
+        InputError, ModelError: no such constitution, principle or model, or the model is no reward model.
+    """
+    if config.reward_model is not None:
+        check_reward_model(models.resolve(config.reward_model))
+    elif config.judge is not None and config.constitution is not None:
+        _principles(constitutions.load(config.constitution), config.principles)
+        if config.judge != models.FAKE:
+            models.resolve(config.judge)
+
+
+def reward_source(config: PPOConfig | RewardConfig, engines: EnginePool) -> RewardSource:
+    """The reward model or the judge that `config` names."""
+    if config.reward_model is not None:
+        return RewardModelScorer(models.resolve(config.reward_model), config.precision, config.tokens_per_batch)
+    wanted = JudgeConfig(
+        judge=config.judge or "",
+        constitution=config.constitution or "",
+        method="contrast",
+        principles=config.principles,
+        contrast_scale=config.contrast_scale,
+        engine=None if FAKE in (config.judge, config.engine) else config.engine,
+        engine_memory=config.engine_memory,
+        seed=config.seed,
+    )
+    return JudgeScorer(wanted, engines.get(wanted, wanted.judge))
 
 
 class RewardModelScorer:
@@ -55,19 +88,8 @@ class JudgeScorer:
     """A contrast judge's score, k times nats per token: the logit that its preferences are made of."""
 
     def __init__(self, config: JudgeConfig, engine: Engine) -> None:
-        if config.method != "contrast":
-            raise UsageError(
-                f"a judge rewards single responses by --method contrast, not by {config.method}",
-                hint="pairwise verdicts train a reward model: rlaif label, then rlaif train-rm",
-            )
         constitution = constitutions.load(config.constitution)
-        wanted = tuple(config.principles)
-        # A drawn principle would make the reward itself random from step to step, so by default all count.
-        self._principles = (
-            constitution.principles
-            if wanted in (("sample",), ("all",))
-            else constitution.select(list(wanted)).principles
-        )
+        self._principles = _principles(constitution, config.principles)
         self._judge = ContrastJudge(engine, constitution, config.contrast_scale)
         self._scale = config.contrast_scale
         self._cache: dict[str, float] = {}
@@ -86,6 +108,13 @@ class JudgeScorer:
             found.setdefault(key, []).append(score)
         self._cache |= {key: self._scale * sum(scores) / len(scores) for key, scores in found.items()}
         return torch.tensor([[self._cache[key] for key in row] for row in keys])
+
+
+def _principles(constitution: Constitution, wanted: Sequence[str]) -> tuple[Principle, ...]:
+    # A drawn principle would make the reward itself random from step to step.
+    if tuple(wanted) == ("sample",):
+        raise UsageError("--principles sample is for comparisons: a reward needs the same ones for every response")
+    return constitution.principles if tuple(wanted) == ("all",) else constitution.select(list(wanted)).principles
 
 
 def stored_scale(model: Any) -> tuple[float, float]:
