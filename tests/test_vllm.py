@@ -98,14 +98,15 @@ def test_a_seeded_row_does_not_depend_on_its_batch(engine: Any) -> None:
 def test_sampled_logprobs_are_those_of_scoring_the_same_tokens(engine: Any) -> None:
     prompt = tokens(20, 5)
     completions = sampled(engine, [Request(0, prompt, seed=7)], n=4, max_tokens=10)[0]
-    scores = dict(engine.score(Request(i, prompt, continuation=c.token_ids) for i, c in enumerate(completions)))
+    scores = dict(engine.logprobs(Request(i, prompt, continuation=c.token_ids) for i, c in enumerate(completions)))
     for index, completion in enumerate(completions):
         assert scores[index] == pytest.approx(completion.logprobs, abs=1e-3)
 
 
 def test_next_token_logprobs_are_those_of_transformers(engine: Any, reference: TransformersEngine) -> None:
-    requests, wanted = [Request(i, tokens(5 + 13 * i, i)) for i in range(4)], [3, 40, 258]
-    found, want = (dict(e.next_token_logprobs(requests, wanted)) for e in (engine, reference))
+    requests = [Request(i, tokens(5 + 13 * i, i), choices=[3, 40, 258][: i + 1]) for i in range(3)]
+    requests.append(Request("mixed in", tokens(9, 9), continuation=tokens(4, 4)))
+    found, want = (dict(e.logprobs(requests)) for e in (engine, reference))
     for key in want:
         assert found[key] == pytest.approx(want[key], abs=1e-3)
 
@@ -117,9 +118,9 @@ def test_scores_are_those_of_transformers_with_and_without_the_prefix_cache(
     requests = [Request(i, [*prefix, *tokens(i, i)], continuation=tokens(3 + 40 * i, 50 + i)) for i in range(4)]
     # The cache holds a prompt up to the very end here, continuation and all: those positions must be computed anew.
     requests.append(Request("long", [*requests[3].prompt], continuation=requests[3].continuation[:90]))
-    want = dict(reference.score(requests))
+    want = dict(reference.logprobs(requests))
     for _ in range(2):
-        found = dict(engine.score(requests))
+        found = dict(engine.logprobs(requests))
         assert found.keys() == want.keys()
         for key in want:
             assert found[key] == pytest.approx(want[key], abs=1e-3)
@@ -159,7 +160,7 @@ def mismatch(engine: VllmEngine, policy: Any, path: Path) -> float:
     prompt = tokens(40, 3)
     completions = sampled(engine, [Request(0, prompt, seed=1)], n=4, max_tokens=8)[0]
     trainer = TransformersEngine(path, model=policy, batch_size=4)
-    own = dict(trainer.score(Request(i, prompt, continuation=c.token_ids) for i, c in enumerate(completions)))
+    own = dict(trainer.logprobs(Request(i, prompt, continuation=c.token_ids) for i, c in enumerate(completions)))
     gaps = [abs(a - b) for i, c in enumerate(completions) for a, b in zip(c.logprobs, own[i], strict=True)]
     return sum(gaps) / len(gaps)
 
@@ -281,7 +282,7 @@ def test_a_real_models_logprobs_are_those_of_transformers(small: Path, pool: Eng
     prompt = tokenizer.chat([Message(role="user", content=ROWS[0][0])])
     requests = [Request(i, prompt, continuation=tokenizer.response(text)) for i, text in enumerate(ROWS[0][1:])]
     reference = TransformersEngine(small, dtype="float32")
-    want, first, second = (dict(e.score(requests)) for e in (reference, engine, engine))
+    want, first, second = (dict(e.logprobs(requests)) for e in (reference, engine, engine))
     for key in want:
         assert first[key] == pytest.approx(want[key], abs=1e-3)
         assert second[key] == pytest.approx(want[key], abs=1e-3)

@@ -20,13 +20,17 @@ def setting(
     *,
     argument: bool = False,
     short: str | None = None,
+    flag: str | None = None,
     output: bool = True,
     **limits: Any,
 ) -> Any:
-    """A field with its help text; `limits` are pydantic's (ge, le, gt, lt, min_length)."""
+    """A field with its help text; `limits` are pydantic's (ge, le, gt, lt, min_length).
+
+    Args:
+        flag: the option's name where it is not the field's.
+    """
     extra: dict[str, Any] = {"argument": argument, "output": output}
-    if short:
-        extra["short"] = short
+    extra |= {name: value for name, value in (("short", short), ("flag", flag)) if value}
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
@@ -93,18 +97,38 @@ class JudgeConfig(EngineConfig):
 
     judge: str = setting(help="The judge: a built-in model, a folder, a .gguf file or a hub name.")
     constitution: str = setting(help="A shipped constitution's name, or a YAML file.")
-    method: Literal["pairwise", "contrast"] = setting(
-        "pairwise", "pairwise asks which is better, both orders; contrast compares likelihoods (small judges)."
+    method: Literal["pairwise", "score", "contrast"] = setting(
+        "pairwise",
+        "pairwise asks which is better, both orders; score asks for 1 to 10, one by one; contrast compares likelihoods "
+        "(small judges).",
     )
     principles: tuple[str, ...] = setting(
         ("sample",), "'sample' draws one per comparison; 'all' averages over all; or ids, averaged."
     )
     min_mass: float = setting(
-        0.1, "Pairwise: a row whose labels hold less probability than this is unscored.", ge=0, le=1
+        0.1, "Pairwise and score: a row whose labels hold less probability than this is unscored.", ge=0, le=1
+    )
+    shots: int = setting(0, "Pairwise: exemplars of the constitution shown before the question.", ge=0)
+    cot: bool = setting(False, "Pairwise: the judge reasons in words first, then answers.")
+    rationale_tokens: int = setting(512, "With --cot: the longest reasoning, tokens.", ge=1)
+    clamp: tuple[float, float] | None = setting(
+        None, "Pairwise: keep probabilities within these two bounds (0.4 0.6 for --cot, whose labels are too sure)."
     )
     contrast_scale: float = setting(
         20.0, "Contrast: k in sigmoid(k (score_a - score_b)), scores in nats per token.", gt=0
     )
+
+    @model_validator(mode="after")
+    def _of_this_method(self) -> JudgeConfig:
+        if self.method != "pairwise":
+            for name in ("shots", "cot", "clamp"):
+                if getattr(self, name):
+                    raise ValueError(f"--{name} belongs to --method pairwise")
+        if self.clamp and not 0 <= self.clamp[0] <= self.clamp[1] <= 1:
+            raise ValueError(f"--clamp needs two bounds from 0 to 1, found {self.clamp[0]:g} {self.clamp[1]:g}")
+        if not self.cot and self.rationale_tokens != type(self).model_fields["rationale_tokens"].default:
+            raise ValueError("--rationale-tokens belongs to --cot")
+        return self
 
 
 class LabelConfig(JudgeConfig):
@@ -113,6 +137,14 @@ class LabelConfig(JudgeConfig):
     candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
     output: str = setting("-", "Where the preferences go; - is stdout.", short="-o", output=False)
     pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
+
+
+class AuditConfig(InputConfig):
+    """Check labels before anyone trains on them: bias, mass, ties, length, repeats; ok, look or stop for each."""
+
+    preferences: str = setting(help="JSONL of preferences, or - for stdin.", argument=True)
+    as_json: bool = setting(False, "The findings as one JSON object.", flag="--json", output=False)
+    strict: bool = setting(False, "Exit code 3 when a check says stop.", output=False)
 
 
 class TrainConfig(InputConfig):
@@ -152,6 +184,9 @@ class RewardSourceConfig(InputConfig):
     judge: str | None = setting(None, "Instead of a reward model: a judge (needs --constitution).")
     constitution: str | None = setting(None, "For --judge: a shipped constitution's name, or a YAML file.")
     principles: tuple[str, ...] = setting(("all",), "For --judge: 'all' averages over all principles; or ids.")
+    method: Literal["contrast", "score"] = setting(
+        "contrast", "For --judge: contrast compares likelihoods; score asks for 1 to 10 and takes the mean, as -1 to 1."
+    )
     contrast_scale: float = setting(20.0, "For --judge: the reward is this times the contrast score.", gt=0)
     engine_memory: float | None = setting(
         None, "vLLM's KV cache: GiB on a CPU (2), share of the memory on a GPU (0.9).", gt=0, output=False
@@ -164,7 +199,7 @@ class RewardSourceConfig(InputConfig):
         if self.judge is not None and self.constitution is None:
             raise ValueError("--judge needs --constitution")
         if self.reward_model is not None:
-            for name in ("constitution", "principles", "contrast_scale"):
+            for name in ("constitution", "principles", "method", "contrast_scale"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"--{name.replace('_', '-')} belongs to --judge, and there is a --reward-model")
         return self

@@ -149,10 +149,11 @@ class Verdict(BaseModel):
     method: Literal["pairwise", "score", "contrast"]
     principle: str | list[str] | None = None
     p_first: list[float] | None = None  # P(the response shown first wins): `chosen` first, then `rejected` first
+    by_principle: list[float] | None = None  # where there are several: P(chosen) by each alone
     mass: list[float] | None = None  # the share of the full distribution that fell on the label tokens
     flipped: bool = False  # the same *position* won in both orders
-    scores: list[float] | None = None  # contrast: [chosen, rejected], nats per token
-    rationale: str | list[str] | None = None
+    scores: list[float] | None = None  # [chosen, rejected]: nats per token (contrast), or from 1 to 10 (score)
+    rationales: list[str] | None = None  # what the judge said before each of `p_first`
 
 
 class Preference(Record):

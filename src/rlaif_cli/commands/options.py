@@ -73,7 +73,12 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     else:
         flags = [str(extra["short"])] if "short" in extra else []
         # Booleans that are off by default are plain switches: there is nothing to say `--no-…` to.
-        shown = typer.Option(flag(name), *flags, help=field.description, show_default=default not in (None, False, ""))
+        shown = typer.Option(
+            str(extra.get("flag") or flag(name)),
+            *flags,
+            help=field.description,
+            show_default=default not in (None, False, ""),
+        )
     annotation = Annotated[kind, shown]  # type: ignore[valid-type]  # made while running, for Typer to read
     return inspect.Parameter(
         name,
@@ -86,7 +91,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 def _cli_type(annotation: Any) -> Any:
     """The type that Typer parses; all closer checking is the config's."""
     origin = get_origin(annotation)
-    if origin is tuple or origin is list:
+    if (origin is tuple and get_args(annotation)[-1] is Ellipsis) or origin is list:
         return list[get_args(annotation)[0]] | None  # type: ignore[misc]
     return annotation
 

@@ -1,6 +1,6 @@
 """What an inference engine is: token ids in; sampled tokens or log-probs out. It knows nothing of chat or judging.
 
-Three narrow calls, each a stream: requests are pulled as the engine has room for them, and results come back as they
+Two narrow calls, each a stream: requests are pulled as the engine has room for them, and results come back as they
 finish, in any order, named by their key. So memory stays flat and results reach the disk at once.
 """
 
@@ -25,13 +25,15 @@ class Request:
         key: the caller's name for it; comes back with the result.
         prompt: token ids.
         seed: fixes what is sampled, whatever else is in the batch.
-        continuation: token ids whose log-probs are asked for (`score` only).
+        continuation: token ids, one after the other, whose log-probs are asked for (`logprobs`).
+        choices: or: token ids that could come next; the log-prob of each is asked for (`logprobs`).
     """
 
     key: Any
     prompt: Sequence[int]
     seed: int | None = None
     continuation: Sequence[int] = ()
+    choices: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +76,11 @@ class Engine(Protocol):
         """Sample `sampling.n` completions for every prompt."""
         ...
 
-    def next_token_logprobs(
-        self, requests: Iterable[Request], token_ids: Sequence[int]
-    ) -> Iterator[tuple[Any, list[float]]]:
-        """log p(token | prompt), nats, of exactly these tokens, in the full distribution."""
-        ...
+    def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
+        """log p, nats, in the full distribution after `request.prompt`.
 
-    def score(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
-        """log p of every token of `request.continuation` after `request.prompt`, nats."""
+        Of every token of `request.continuation` in its place; or of each of `request.choices` as the next token.
+        """
         ...
 
     def close(self) -> None:
@@ -110,7 +109,7 @@ def gather(
         for job, wanted in jobs:
             results: list[Result | None] = [None] * len(wanted)
             for place, request in enumerate(wanted):
-                key = (tuple(request.prompt), tuple(request.continuation), request.seed)
+                key = (tuple(request.prompt), tuple(request.continuation), tuple(request.choices), request.seed)
                 first = key not in waiting
                 waiting.setdefault(key, []).append((job, results, place))
                 if first:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rlaif_cli.chat import FakeTokenizer
@@ -28,17 +28,17 @@ class FakeEngine:
             digests = (_digest(request.prompt, request.seed, index) for index in range(sampling.n))
             yield request.key, [self._completion(digest, sampling.max_tokens) for digest in digests]
 
-    def next_token_logprobs(
-        self, requests: Iterable[Request], token_ids: Sequence[int]
-    ) -> Iterator[tuple[Any, list[float]]]:
+    def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
         for request in requests:
-            shares = [1 + byte for byte in _digest(request.prompt)[: len(token_ids)]]
-            yield request.key, [math.log(0.9 * share / sum(shares)) for share in shares]
+            yield request.key, self._choices(request) if request.choices else self._continuation(request)
 
-    def score(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
-        for request in requests:
-            digest = _digest(request.prompt, tuple(request.continuation))
-            yield request.key, [-1 - digest[index % 32] / 255 for index in range(len(request.continuation))]
+    def _choices(self, request: Request) -> list[float]:
+        shares = [1 + byte for byte in _digest(request.prompt)[: len(request.choices)]]
+        return [math.log(0.9 * share / sum(shares)) for share in shares]
+
+    def _continuation(self, request: Request) -> list[float]:
+        digest = _digest(request.prompt, tuple(request.continuation))
+        return [-1 - digest[index % 32] / 255 for index in range(len(request.continuation))]
 
     def close(self) -> None:
         pass

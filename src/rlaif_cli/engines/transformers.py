@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +59,19 @@ class TransformersEngine:
         for batch in self._batches(requests, self._batch_size // sampling.n):
             yield from zip((r.key for r in batch), self._sample(batch, sampling), strict=True)
 
-    def next_token_logprobs(
-        self, requests: Iterable[Request], token_ids: Sequence[int]
-    ) -> Iterator[tuple[Any, list[float]]]:
-        for batch in self._batches(requests, self._batch_size):
-            logprobs = self._forward([list(r.prompt) for r in batch], keep=1)[:, -1].log_softmax(-1)
-            for request, row in zip(batch, logprobs[:, list(token_ids)].tolist(), strict=True):
-                yield request.key, row
-
-    def score(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
+    def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
         for batch in self._batches(requests, self._batch_size):
             longest = max(len(r.continuation) for r in batch)
-            # Left padding puts every continuation at the end: its logits are the last positions but one.
+            # Left padding puts every end in the same place; the token before a continuation predicts its first.
             logits = self._forward([[*r.prompt, *r.continuation] for r in batch], keep=longest + 1)
             for request, row in zip(batch, logits, strict=True):
-                wanted = self._torch.tensor(request.continuation, device=row.device)
-                n = len(wanted)
-                yield request.key, row[-n - 1 : -1].log_softmax(-1).gather(1, wanted[:, None])[:, 0].tolist()
+                n = len(request.continuation)
+                logprobs = row[-n - 1 :].log_softmax(-1)
+                if request.choices:
+                    yield request.key, logprobs[-1, list(request.choices)].tolist()
+                else:
+                    wanted = self._torch.tensor(request.continuation, device=row.device)
+                    yield request.key, logprobs[:-1].gather(1, wanted[:, None])[:, 0].tolist()
 
     def close(self) -> None:
         self._model = None

@@ -16,7 +16,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ class VllmEngine:
         self._engine = self._llm.llm_engine
         self.max_length = int(self._llm.model_config.max_model_len)
 
-    # ------------------------------------------------------------------------------------------ the three calls
+    # ------------------------------------------------------------------------------------------ the two calls
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Any, list[Completion]]]:
         def params(request: Request) -> Any:
@@ -134,35 +134,23 @@ class VllmEngine:
         text = sample.text if isinstance(sample.stop_reason, str) else self.tokenizer.decode(ids)
         return Completion(text, ids, logprobs, "length" if sample.finish_reason == "length" else "stop")
 
-    def next_token_logprobs(
-        self, requests: Iterable[Request], token_ids: Sequence[int]
-    ) -> Iterator[tuple[Any, list[float]]]:
-        wanted = list(token_ids)
-        params = self._sampling_params(temperature=1.0, max_tokens=1, logprob_token_ids=wanted, detokenize=False)
-        for request, output in self._drive(requests, lambda _: params):
-            found = output.outputs[0].logprobs[0]
-            yield request.key, [found[token].logprob for token in wanted]
-
-    def score(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
+    def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
         missed = []
-        for request, output in self._drive(requests, lambda _: self._score_params(reuse_prefix=True)):
+        for request, output in self._drive(requests, self._logprob_params):
             # A cached prefix is not computed again, and its positions hold no log-probs. That is right as long as
             # the cache ends before the continuation's first token is predicted.
-            if (output.num_cached_tokens or 0) < len(request.prompt):
-                yield request.key, _continuation_logprobs(request, output)
+            if request.choices or (output.num_cached_tokens or 0) < len(request.prompt):
+                yield request.key, _requested_logprobs(request, output)
             else:
                 missed.append(request)
-        for request, output in self._drive(missed, lambda _: self._score_params(reuse_prefix=False)):
-            yield request.key, _continuation_logprobs(request, output)
+        for request, output in self._drive(missed, functools.partial(self._logprob_params, reuse_prefix=False)):
+            yield request.key, _requested_logprobs(request, output)
 
-    def _score_params(self, reuse_prefix: bool) -> Any:
-        return self._sampling_params(
-            temperature=1.0,
-            max_tokens=1,
-            prompt_logprobs=0,
-            detokenize=False,
-            skip_reading_prefix_cache=not reuse_prefix,
-        )
+    def _logprob_params(self, request: Request, reuse_prefix: bool = True) -> Any:
+        params = functools.partial(self._sampling_params, temperature=1.0, max_tokens=1, detokenize=False)
+        if request.choices:
+            return params(logprob_token_ids=list(request.choices))
+        return params(prompt_logprobs=0, skip_reading_prefix_cache=not reuse_prefix)
 
     # ------------------------------------------------------------------------------------------ weights
 
@@ -220,7 +208,10 @@ class VllmEngine:
         return outputs
 
 
-def _continuation_logprobs(request: Request, output: Any) -> list[float]:
+def _requested_logprobs(request: Request, output: Any) -> list[float]:
+    if request.choices:
+        found = output.outputs[0].logprobs[0]
+        return [found[token].logprob for token in request.choices]
     positions = output.prompt_logprobs[len(request.prompt) :]
     return [position[token].logprob for position, token in zip(positions, request.continuation, strict=True)]
 

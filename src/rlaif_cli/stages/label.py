@@ -30,7 +30,8 @@ class LabelSummary:
     flipped: int = 0
     first_wins: int = 0
     orders: int = 0  # verdicts whose position can be counted: two for each principle of a pairwise row
-    mass: float = 0.0  # summed over `orders`
+    mass: float = 0.0  # summed over `masses`
+    masses: int = 0
     p_chosen: float = 0.0  # summed over the scored pairs
     rejected: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class LabelSummary:
         self.first_wins += sum(p > 0.5 for p in judgement.p_first)
         self.orders += len(judgement.p_first)
         self.mass += sum(judgement.mass)
+        self.masses += len(judgement.mass)
         self.p_chosen += max(judgement.p_a, 1 - judgement.p_a)
 
     def as_numbers(self) -> dict[str, float | int | None]:
@@ -57,7 +59,7 @@ class LabelSummary:
             "mean_p_chosen": _ratio(self.p_chosen, scored),
             "flip_rate": _ratio(self.flipped, scored) if self.orders else None,
             "first_position_share": _ratio(self.first_wins, self.orders),
-            "mean_mass": _ratio(self.mass, self.orders),
+            "mean_mass": _ratio(self.mass, self.masses),
         }
 
 
@@ -137,11 +139,14 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
 def check_principles(config: Any, constitution: Constitution) -> None:
     """Find out before compute is spent whether the principles exist and can be asked with the method."""
     wanted = tuple(config.principles)
-    if wanted not in (("sample",), ("all",)):
-        constitution = constitution.select(list(wanted))
-    if config.method == "contrast":
-        for principle in constitution.principles:
+    selected = constitution if wanted in (("sample",), ("all",)) else constitution.select(list(wanted))
+    for principle in selected.principles:
+        if config.method == "contrast":
             principle.contrast_prompts()
+        if (found := len(constitution.exemplars_for(principle))) < config.shots:
+            raise UsageError(
+                f"--shots {config.shots}: {found} exemplars of '{constitution.name}' fit the principle '{principle.id}'"
+            )
 
 
 def _fits_judge(config: LabelConfig, constitution: Constitution) -> Any:
@@ -155,6 +160,7 @@ def _fits_judge(config: LabelConfig, constitution: Constitution) -> Any:
         texts = sorted((response.text for response in row.responses), key=len)[-2:]
         asked = judge.requests(Comparison(None, row.prompt, texts[0], texts[1], (longest_principle,)))
         need = max(len(request.prompt) + len(request.continuation) for request in asked) + 1
+        need += config.rationale_tokens if config.cot else 0
         return too_long(need, limit, "the prompt and the responses that are compared")
 
     return check
@@ -205,9 +211,10 @@ def preference(
     assert judgement.p_a is not None
     a_wins = judgement.p_a >= 0.5
     texts = (comparison.a, comparison.b) if a_wins else (comparison.b, comparison.a)
-    # `p_first` and `scores` are told from the side of `chosen`.
-    p_first = judgement.p_first if a_wins else _swap_orders(judgement.p_first)
-    mass = judgement.mass if a_wins else _swap_orders(judgement.mass)
+    # Everything is told from the side of `chosen`.
+    told: tuple[tuple[Any, ...], ...] = (judgement.p_first, judgement.mass, judgement.rationales)
+    p_first, mass, rationales = told if a_wins else map(_swap_orders, told)
+    by_principle = judgement.by_principle if a_wins else [1 - p for p in judgement.by_principle]
     scores = judgement.scores if a_wins else judgement.scores[::-1]
     names = [principle.id for principle in comparison.principles]
     return Preference(
@@ -221,16 +228,25 @@ def preference(
             method=config.method,
             principle=names[0] if len(names) == 1 else names,
             p_first=[round(p, 6) for p in p_first] or None,
+            by_principle=[round(p, 6) for p in by_principle] if len(names) > 1 else None,
             mass=[round(m, 6) for m in mass] or None,
             flipped=judgement.flipped,
             scores=[round(s, 6) for s in scores] or None,
+            rationales=list(rationales) or None,
         ),
-        meta=row.meta | {"prompt_id": row.id, "pair": [i, j] if a_wins else [j, i]},
+        meta=row.meta | _origin(row, *((i, j) if a_wins else (j, i))),
     )
 
 
-def _swap_orders(values: tuple[float, ...]) -> tuple[float, ...]:
-    """Per principle, [a first, b first] -> [b first, a first]."""
+def _origin(row: Candidates, chosen: int, rejected: int) -> dict[str, Any]:
+    """Where a pair comes from, and whether its responses were cut off."""
+    reasons = [row.responses[index].finish_reason for index in (chosen, rejected)]
+    known = {"finish_reasons": reasons} if None not in reasons else {}
+    return {"prompt_id": row.id, "pair": [chosen, rejected], **known}
+
+
+def _swap_orders(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Per principle, [of a (or a first), of b] -> [of b, of a]."""
     return tuple(values[i ^ 1] for i in range(len(values)))
 
 
@@ -249,6 +265,7 @@ def _unscored(
             "p_first": judgement.p_first,
             "mass": judgement.mass,
             "scores": judgement.scores,
+            "rationales": judgement.rationales,
         },
     )
 

@@ -6,9 +6,10 @@ trained on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -18,8 +19,8 @@ from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import JudgeConfig, PPOConfig, RewardConfig, RewardSourceConfig
 from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines import FAKE, Engine, EnginePool
-from rlaif_cli.errors import UsageError
-from rlaif_cli.judge import ContrastJudge
+from rlaif_cli.errors import EngineError, UsageError
+from rlaif_cli.judge import RewardingJudge, make_judge
 from rlaif_cli.records import Message, content_id
 from rlaif_cli.train.models import check_reward_model, load_reward_model
 from rlaif_cli.train.packing import Group
@@ -53,7 +54,7 @@ def reward_source(config: PPOConfig | RewardConfig, engines: EnginePool) -> Rewa
     wanted = JudgeConfig(
         judge=config.judge or "",
         constitution=config.constitution or "",
-        method="contrast",
+        method=config.method,
         principles=config.principles,
         contrast_scale=config.contrast_scale,
         engine=None if FAKE in (config.judge, config.engine) else config.engine,
@@ -85,13 +86,12 @@ class RewardModelScorer:
 
 
 class JudgeScorer:
-    """A contrast judge's score, k times nats per token: the logit that its preferences are made of."""
+    """A judge's own word on a single response: see `rewards` of its method. Means over the principles, cached."""
 
     def __init__(self, config: JudgeConfig, engine: Engine) -> None:
         constitution = constitutions.load(config.constitution)
         self._principles = _principles(constitution, config.principles)
-        self._judge = ContrastJudge(engine, constitution, config.contrast_scale)
-        self._scale = config.contrast_scale
+        self._judge = cast(RewardingJudge, make_judge(config, constitution, engine))
         self._cache: dict[str, float] = {}
 
     def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
@@ -104,9 +104,16 @@ class JudgeScorer:
             for principle in self._principles
         }
         found: dict[str, list[float]] = {}
-        for (key, _), score in self._judge.scores(items.values()):
-            found.setdefault(key, []).append(score)
-        self._cache |= {key: self._scale * sum(scores) / len(scores) for key, scores in found.items()}
+        for (key, _), reward in self._judge.rewards(items.values()):
+            found.setdefault(key, []).append(reward)
+        means = {key: sum(rewards) / len(rewards) for key, rewards in found.items()}
+        if unscored := sum(not math.isfinite(reward) for reward in means.values()):
+            raise EngineError(
+                f"the judge gave no usable score to {unscored} of {len(means)} responses, and a made-up one would be "
+                "trained on",
+                hint="a judge that answers, or --method contrast; `rlaif label --method score` shows its mass",
+            )
+        self._cache |= means
         return torch.tensor([[self._cache[key] for key in row] for row in keys])
 
 

@@ -1,0 +1,47 @@
+"""rlaif audit"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+from rlaif_cli import console
+from rlaif_cli.commands.options import command
+from rlaif_cli.config import AuditConfig
+from rlaif_cli.errors import EXIT_PARTIAL
+
+_STYLE = {"ok": "green", "look": "yellow", "stop": "bold red"}
+
+
+def run(config: AuditConfig) -> int:
+    from rlaif_cli.stages.audit import as_json, audit, worst
+
+    if config.dry_run:
+        return 0
+    with console.progress("audit") as progress:
+        findings = audit(config, progress=progress)
+    if config.as_json:
+        console.data_stream().write(json.dumps(as_json(findings), ensure_ascii=False) + "\n")
+    else:
+        show(findings)
+    verdict = worst(findings)
+    console.say(f"audit: {verdict}", style=_STYLE[verdict])
+    return EXIT_PARTIAL if config.strict and verdict == "stop" else 0
+
+
+def show(findings: list[Any]) -> None:
+    """A table on stdout: this command's product is what people read."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("check", "verdict", "what was found", box=None, pad_edge=False)
+    for finding in findings:
+        table.add_row(finding.check, Text(finding.verdict, style=_STYLE[finding.verdict]), Text(finding.says))
+    Console(file=console.data_stream(), highlight=False).print(table)
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "audit", AuditConfig, run)

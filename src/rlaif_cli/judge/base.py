@@ -1,0 +1,116 @@
+"""What is judged, what a judgement is, and which principles a comparison is judged by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rlaif_cli.constitution import Constitution, Principle
+from rlaif_cli.engines.base import Request
+from rlaif_cli.records import Message, content_id
+
+Prompt = str | list[Message]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two responses to one prompt, and the principles they are judged by."""
+
+    key: Any
+    prompt: Prompt
+    a: str
+    b: str
+    principles: tuple[Principle, ...]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge made of a comparison.
+
+    Attributes:
+        p_a: P(the judge prefers `a`); None if unscored.
+        reason: why it is unscored.
+        by_principle: `p_a` of each principle alone.
+        p_first: pairwise: per principle and order, P(the response shown first wins); a is first, then b is.
+        mass: the labels' share of the full distribution: for each of `p_first`; with scores, for a and b per principle.
+        scores: of a and b, averaged over the principles: nats per token (contrast), or from 1 to 10 (score).
+        flipped: pairwise: the same *position* won in both orders (averaged over the principles).
+        rationales: what the judge said before each answer.
+    """
+
+    p_a: float | None
+    reason: str | None = None
+    by_principle: tuple[float, ...] = ()
+    p_first: tuple[float, ...] = ()
+    mass: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
+    flipped: bool = False
+    rationales: tuple[str, ...] = ()
+
+
+class Judge(Protocol):
+    method: str
+
+    def requests(self, comparison: Comparison) -> list[Request]:
+        """All that the engine is asked for one comparison (rationales come on top)."""
+        ...
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[tuple[Comparison, Judgement]]:
+        """Judge a stream of comparisons, in any order."""
+        ...
+
+    def harmless(self, items: Iterable[tuple[Any, Prompt, str]]) -> Iterator[tuple[Any, float | None, str | None]]:
+        """P(a response is harmless). Items: (key, prompt, response).
+
+        Yields (key, p, None), or (key, None, reason) for an unscored one.
+        """
+        ...
+
+
+class RewardingJudge(Judge, Protocol):
+    """A judge that can say how good a single response is."""
+
+    def rewards(self, items: Iterable[tuple[Any, Prompt, str, Principle]]) -> Iterator[tuple[Any, float]]:
+        """Items: (key, prompt, response, principle); higher is better. NaN where the judge gave no answer."""
+        ...
+
+
+def choose_principles(
+    constitution: Constitution, wanted: Sequence[str], prompt: Any, a: str, b: str, seed: int
+) -> tuple[Principle, ...]:
+    """The principles of one comparison.
+
+    A drawn one depends on the seed and on what is compared alone: not on the row's place, nor on which response
+    comes first, so that swapping two responses swaps their label.
+    """
+    if tuple(wanted) == ("sample",):
+        return (constitution.draw(content_id(prompt, sorted([a, b])), seed),)
+    if tuple(wanted) == ("all",):
+        return tuple(constitution.principles)
+    return tuple(constitution.select(list(wanted)).principles)
+
+
+def direction(principle: Principle) -> float:
+    """+1, or -1 where a principle asks for the *worse* response: the one place where answers are inverted.
+
+    A silent-bug trap (Lee et al. ask for the more harmful response and invert the label). Whatever a judge measures
+    as a difference around zero is multiplied by this, once.
+    """
+    return -1.0 if principle.choose == "worse" else 1.0
+
+
+def no_answer(mass: float, least: float) -> str:
+    return f"the labels hold {mass:.3g} of the judge's answer, less than {least:g}"
+
+
+NOT_FINITE = "the judge's log-probs are not finite"
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))

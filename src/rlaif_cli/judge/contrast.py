@@ -1,0 +1,93 @@
+"""How much likelier does a principle make a response than its opposite does?
+
+After Liu et al. 2024 ("DLMA"). No question is asked, so there is no order and nothing to parse. score = mean per-token
+log p(response | prompt under a system prompt that embodies the principle) - the same under its opposite;
+p = sigmoid(k (score_a - score_b)). For judges that are too small to be asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from rlaif_cli import prompts
+from rlaif_cli.constitution import Constitution, Principle
+from rlaif_cli.engines.base import Engine, Request, gather
+from rlaif_cli.judge.base import NOT_FINITE, Comparison, Judgement, Prompt, direction, mean, sigmoid
+
+
+class ContrastJudge:
+    """See `Judge`.
+
+    Args:
+        scale: k in p = sigmoid(k (score_a - score_b)); per nat per token.
+    """
+
+    method = "contrast"
+
+    def __init__(self, engine: Engine, constitution: Constitution, scale: float) -> None:
+        self._engine = engine
+        self._constitution = constitution
+        self._scale = scale
+
+    def requests(self, comparison: Comparison) -> list[Request]:
+        return [
+            request
+            for principle in comparison.principles
+            for response in (comparison.a, comparison.b)
+            for request in self._sides(comparison.prompt, response, principle)
+        ]
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[tuple[Comparison, Judgement]]:
+        jobs = ((comparison, self.requests(comparison)) for comparison in comparisons)
+        for comparison, logprobs in gather(self._engine.logprobs, jobs):
+            pairs = zip(logprobs[0::2], logprobs[1::2], strict=True)
+            scores = [_contrast(*pair) for pair in pairs]  # a and b in turn, for each principle
+            signs = [direction(principle) for principle in comparison.principles]
+            a = [sign * score for sign, score in zip(signs, scores[0::2], strict=True)]
+            b = [sign * score for sign, score in zip(signs, scores[1::2], strict=True)]
+            yield comparison, self._judgement(a, b)
+
+    def rewards(self, items: Iterable[tuple[Any, Prompt, str, Principle]]) -> Iterator[tuple[Any, float]]:
+        """k times the score: the logit that preferences are made of."""
+        jobs = (
+            ((key, principle), self._sides(prompt, response, principle)) for key, prompt, response, principle in items
+        )
+        for (key, principle), (favoured, opposed) in gather(self._engine.logprobs, jobs):
+            yield key, self._scale * direction(principle) * _contrast(favoured, opposed)
+
+    def harmless(self, items: Iterable[tuple[Any, Prompt, str]]) -> Iterator[tuple[Any, float | None, str | None]]:
+        """P = sigmoid(k score): above one half where the principles favour the response over their opposites."""
+        principles = self._constitution.principles
+        total: dict[Any, list[float]] = {}
+        every = (
+            ((key, principle.id), prompt, response, principle)
+            for key, prompt, response in items
+            for principle in principles
+        )
+        for (key, _), reward in self.rewards(every):
+            found = total.setdefault(key, [])
+            found.append(reward)
+            if len(found) == len(principles):
+                logit = mean(total.pop(key))
+                yield (key, sigmoid(logit), None) if math.isfinite(logit) else (key, None, NOT_FINITE)
+
+    def _sides(self, prompt: Prompt, response: str, principle: Principle) -> list[Request]:
+        tokenizer = self._engine.tokenizer
+        continuation = tokenizer.response(response)
+        sides = principle.contrast_prompts()
+        return [
+            Request(None, tokenizer.chat(prompts.contrast(side, prompt)), continuation=continuation) for side in sides
+        ]
+
+    def _judgement(self, a: list[float], b: list[float]) -> Judgement:
+        """a, b: the scores of the two responses, per principle."""
+        if not all(math.isfinite(score) for score in (*a, *b)):
+            return Judgement(None, NOT_FINITE, scores=(*a, *b))
+        p = tuple(sigmoid(self._scale * (score_a - score_b)) for score_a, score_b in zip(a, b, strict=True))
+        return Judgement(mean(p), by_principle=p, scores=(mean(a), mean(b)))
+
+
+def _contrast(favoured: Sequence[float], opposed: Sequence[float]) -> float:
+    return mean(favoured) - mean(opposed)

@@ -1,0 +1,114 @@
+"""How good is this response, from 1 to 10? Asked of each response alone; the whole distribution counts.
+
+Lee et al. 2023: the likelihoods of the ten scores are normalised, s = sum i P(i). As a preference,
+p = P(score_a > score_b) + P(score_a = score_b) / 2; as a direct reward, (2 s - 11) / 9.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from rlaif_cli import prompts
+from rlaif_cli.constitution import Constitution, Principle
+from rlaif_cli.engines.base import Engine, Request
+from rlaif_cli.judge.base import NOT_FINITE, Comparison, Judgement, Prompt, direction, mean, no_answer
+from rlaif_cli.judge.labels import Labels
+
+
+class ScoreJudge:
+    """See `Judge`.
+
+    Args:
+        min_mass: a response whose ten scores hold less than this is unscored.
+    """
+
+    method = "score"
+
+    def __init__(self, engine: Engine, constitution: Constitution, *, min_mass: float) -> None:
+        self._engine = engine
+        self._constitution = constitution
+        self._min_mass = min_mass
+        self._labels = Labels(engine.tokenizer, prompts.SCORES)
+
+    def requests(self, comparison: Comparison) -> list[Request]:
+        return [request for prompt in self._prompts(comparison) for request in self._labels.requests(prompt)]
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[tuple[Comparison, Judgement]]:
+        jobs = ((comparison, self._prompts(comparison)) for comparison in comparisons)
+        for comparison, answers in self._labels.ask(self._engine, jobs):
+            yield comparison, self._judgement(comparison, answers)
+
+    def rewards(self, items: Iterable[tuple[Any, Prompt, str, Principle]]) -> Iterator[tuple[Any, float]]:
+        """(2 s - 11) / 9, from -1 to 1 (the paper states the range; the linear map is ours)."""
+        jobs = (
+            ((key, principle), [self._prompt(principle, prompt, response)])
+            for key, prompt, response, principle in items
+        )
+        for (key, principle), (p,) in self._labels.ask(self._engine, jobs):
+            usable = self._unusable([p]) is None
+            yield key, direction(principle) * (2 * expected_score(p) - 11) / 9 if usable else math.nan
+
+    def harmless(self, items: Iterable[tuple[Any, Prompt, str]]) -> Iterator[tuple[Any, float | None, str | None]]:
+        """The mean score over the principles, brought to [0, 1]: above one half, more is right than wrong."""
+        principles = self._constitution.principles
+        jobs = (
+            (key, [self._prompt(principle, prompt, response) for principle in principles])
+            for key, prompt, response in items
+        )
+        for key, answers in self._labels.ask(self._engine, jobs):
+            reason = self._unusable(answers)
+            if reason is not None:
+                yield key, None, reason
+            else:
+                rewards = [
+                    direction(principle) * (2 * expected_score(p) - 11) / 9
+                    for principle, p in zip(principles, answers, strict=True)
+                ]
+                yield key, (mean(rewards) + 1) / 2, None
+
+    def _prompts(self, comparison: Comparison) -> list[list[int]]:
+        return [
+            self._prompt(principle, comparison.prompt, response)
+            for principle in comparison.principles
+            for response in (comparison.a, comparison.b)
+        ]
+
+    def _prompt(self, principle: Principle, prompt: Prompt, response: str) -> list[int]:
+        messages = prompts.score(self._constitution, principle, prompt, response)
+        return self._engine.tokenizer.chat(messages, prefix=prompts.ANSWER_PREFIX)
+
+    def _unusable(self, answers: Sequence[Sequence[float]]) -> str | None:
+        """Why these distributions over the scores cannot be used; None if they can."""
+        masses = [sum(p) for p in answers]
+        if not all(map(math.isfinite, masses)):
+            return NOT_FINITE
+        return no_answer(min(masses), self._min_mass) if min(masses) < self._min_mass or not min(masses) else None
+
+    def _judgement(self, comparison: Comparison, answers: list[list[float]]) -> Judgement:
+        """answers: P(1) … P(10) for a and b in turn, per principle."""
+        mass = tuple(map(sum, answers))
+        reason = self._unusable(answers)
+        if reason is not None:
+            return Judgement(None, reason, mass=mass)
+        p, scores = [], []
+        for principle, a, b in zip(comparison.principles, answers[0::2], answers[1::2], strict=True):
+            p.append(0.5 + direction(principle) * (p_higher(a, b) - 0.5))
+            scores.append((expected_score(a), expected_score(b)))
+        a_scores, b_scores = zip(*scores, strict=True)
+        return Judgement(mean(p), by_principle=tuple(p), mass=mass, scores=(mean(a_scores), mean(b_scores)))
+
+
+def expected_score(p: Sequence[float]) -> float:
+    """sum i P(i) over 1 … 10; `p` need not sum to 1."""
+    return sum(score * share for score, share in enumerate(p, start=1)) / sum(p)
+
+
+def p_higher(a: Sequence[float], b: Sequence[float]) -> float:
+    """P(a draw from a is above one from b), equal draws counting one half. Need not sum to 1."""
+    below, won = 0.0, 0.0
+    for share_a, share_b in zip(a, b, strict=True):
+        won += share_a * (below + share_b / 2)
+        below += share_b
+    return won / (sum(a) * sum(b))

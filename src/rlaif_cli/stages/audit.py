@@ -1,0 +1,400 @@
+"""What a careful person checks before training on labels: one finding a check, each with its numbers and a verdict.
+
+The file is read once, row by row; each check keeps counts, so memory does not grow with the rows (but for eight bytes'
+worth of hash a row, for repeats). The limits behind each verdict stand beside it and in docs/judging.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+from rlaif_cli import metrics
+from rlaif_cli.config import AuditConfig
+from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.errors import InputError
+from rlaif_cli.jsonl import Source, beside, rejected_path
+from rlaif_cli.records import Preference
+
+Level = Literal["ok", "look", "stop"]
+_ORDER: dict[Level, int] = {"ok": 0, "look": 1, "stop": 2}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        verdict: ok; look: know why before training; stop: do not train on this.
+        says: one line for people.
+        numbers: the same for machines; rates are {"value", "low", "high", "n"}.
+    """
+
+    check: str
+    verdict: Level
+    says: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+class Check(Protocol):
+    def add(self, row: Preference) -> None: ...
+
+    def finding(self) -> Finding | None:
+        """None where the labels do not carry what the check looks at."""
+        ...
+
+
+def audit(config: AuditConfig, *, progress: ProgressCallback = no_progress) -> list[Finding]:
+    """Every finding, in the order of reading.
+
+    Raises:
+        InputError: the file cannot be read as preferences.
+    """
+    source = Source(
+        config.preferences,
+        Preference,
+        skip_invalid=config.skip_invalid,
+        rejected_path=rejected_path("-", "audit"),
+    )
+    checks: list[Check] = [
+        Scored(_unscored_reasons(config.preferences)),
+        Decided(),
+        Position(),
+        Mass(),
+        Principles(),
+        Length(),
+        Repeats(),
+        Responses(),
+        Prompts(),
+    ]
+    for count, row in enumerate(source, start=1):
+        for check in checks:
+            check.add(row)
+        if count % 256 == 0:
+            progress(count, len(source))
+    return [finding for check in checks if (finding := check.finding()) is not None]
+
+
+def worst(findings: Iterable[Finding]) -> Level:
+    return max((finding.verdict for finding in findings), key=_ORDER.__getitem__, default="ok")
+
+
+def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    return {"verdict": worst(findings), "checks": [asdict(finding) for finding in findings]}
+
+
+def _unscored_reasons(preferences: str) -> Counter[str]:
+    """How often which reason stands in the file of unscored rows that `label` left beside its output."""
+    reasons: Counter[str] = Counter()
+    path = beside(preferences, "label", "unscored")
+    if preferences == "-" or not path.exists():
+        return reasons
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                reason = str(json.loads(line)["reason"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError("not an unscored row", where=f"{path} line {number}") from error
+            reasons[re.sub(r"\d[\d.e+-]*", "…", reason)] += 1  # the same reason with other numbers
+    return reasons
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+def rate(count: float, n: int) -> dict[str, Any]:
+    """A share with its Wilson interval."""
+    low, high = metrics.wilson_interval(count, n)
+    return {"value": round(count / n, 4), "low": round(low, 4), "high": round(high, 4), "n": n}
+
+
+def shown(found: dict[str, Any]) -> str:
+    return f"{100 * found['value']:.1f} % [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+
+
+def _level(value: float, look: float, stop: float) -> Level:
+    return "stop" if value > stop else "look" if value > look else "ok"
+
+
+class Histogram:
+    """Counts of values in [0, top], in equal bins; quantiles are upper bin edges."""
+
+    def __init__(self, top: float = 1.0, bins: int = 100) -> None:
+        self._top, self._bins = top, bins
+        self._counts = [0] * bins
+        self.n = 0
+
+    def add(self, value: float) -> None:
+        self._counts[min(self._bins - 1, max(0, int(value / self._top * self._bins)))] += 1
+        self.n += 1
+
+    def quantile(self, share: float) -> float:
+        seen, wanted = 0, share * self.n
+        for place, count in enumerate(self._counts):
+            seen += count
+            if count and seen >= wanted:
+                return round((place + 1) * self._top / self._bins, 4)
+        return self._top
+
+    def coarse(self, bins: int) -> list[int]:
+        width = self._bins // bins
+        return [sum(self._counts[i * width : (i + 1) * width]) for i in range(bins)]
+
+
+# ----------------------------------------------------------------------------------------------- checks
+
+
+class Scored:
+    """Rows that the judge gave no label: look above 5 %, stop above 20 %, or with none left."""
+
+    def __init__(self, reasons: Counter[str]) -> None:
+        self._reasons, self._n = reasons, 0
+
+    def add(self, row: Preference) -> None:
+        self._n += 1
+
+    def finding(self) -> Finding:
+        unscored = sum(self._reasons.values())
+        numbers = {"rows": self._n, "unscored": unscored, "reasons": dict(self._reasons.most_common())}
+        if not self._n:
+            return Finding("scored", "stop", f"no labels; {unscored} rows unscored", numbers)
+        share = unscored / (unscored + self._n)
+        why = f": {self._reasons.most_common(1)[0][0]}" if unscored else ""
+        says = f"{self._n:,} labels, {unscored:,} rows unscored ({100 * share:.1f} %){why}"
+        return Finding("scored", _level(share, 0.05, 0.20), says, numbers)
+
+
+class Decided:
+    """How sure the labels are. One value everywhere stops; near-ties (within 0.05 of one half): look above 50 %,
+    stop above 90 %."""
+
+    def __init__(self) -> None:
+        self._entropy = Histogram(top=0.6931471805599453)
+        self._ties = 0
+        self._low, self._high, self._sum = 1.0, 0.0, 0.0
+
+    def add(self, row: Preference) -> None:
+        p = row.p_chosen
+        self._entropy.add(float(metrics.entropy([p])[0]))
+        self._ties += abs(p - 0.5) < 0.05
+        self._low, self._high = min(self._low, p), max(self._high, p)
+        self._sum += p
+
+    def finding(self) -> Finding | None:
+        n = self._entropy.n
+        if not n:
+            return None
+        ties = rate(self._ties, n)
+        numbers = {"near_ties": ties, "mean_p_chosen": round(self._sum / n, 4), "entropy_bins": self._entropy.coarse(5)}
+        if n > 1 and self._high - self._low < 1e-6:
+            return Finding("decided", "stop", f"all {n:,} labels share one value, {self._low:.4f}", numbers)
+        says = f"mean p_chosen {self._sum / n:.3f}; {shown(ties)} are near-ties (within 0.05 of one half)"
+        return Finding("decided", _level(ties["value"], 0.5, 0.9), says, numbers)
+
+
+class Position:
+    """Verdicts that follow the position: look where more than 30 % flip with the order, or the first position's
+    share is surely outside 40 to 60 %; stop where more than 60 % flip."""
+
+    def __init__(self) -> None:
+        self._rows = self._flipped = self._orders = self._first = 0
+
+    def add(self, row: Preference) -> None:
+        if row.judge is None or not row.judge.p_first:
+            return
+        self._rows += 1
+        self._flipped += row.judge.flipped
+        self._orders += len(row.judge.p_first)
+        self._first += sum(p > 0.5 for p in row.judge.p_first)
+
+    def finding(self) -> Finding | None:
+        if not self._rows:
+            return None
+        flips, first = rate(self._flipped, self._rows), rate(self._first, self._orders)
+        verdict = _level(flips["value"], 0.3, 0.6)
+        if verdict == "ok" and (first["low"] > 0.6 or first["high"] < 0.4):
+            verdict = "look"
+        says = f"{shown(flips)} flip with the order; the first position wins {shown(first)}"
+        return Finding("position", verdict, says, {"flip_rate": flips, "first_share": first})
+
+
+class Mass:
+    """How much of the judge's answer lay on the labels: look where a twentieth of the answers hold less than 0.5,
+    stop where half of them hold less than 0.2."""
+
+    def __init__(self) -> None:
+        self._mass = Histogram()
+
+    def add(self, row: Preference) -> None:
+        for mass in (row.judge and row.judge.mass) or ():
+            self._mass.add(mass)
+
+    def finding(self) -> Finding | None:
+        if not self._mass.n:
+            return None
+        low, middle = self._mass.quantile(0.05), self._mass.quantile(0.5)
+        verdict: Level = "stop" if middle < 0.2 else "look" if low < 0.5 else "ok"
+        says = f"mass on the labels: median {middle:.2f}, a twentieth below {low:.2f}"
+        return Finding("mass", verdict, says, {"p05": low, "median": middle, "bins": self._mass.coarse(10)})
+
+
+class Principles:
+    """Which principles the labels come from, and how often one alone would have said the opposite: look above 40 %."""
+
+    def __init__(self) -> None:
+        self._rows: Counter[str] = Counter()
+        self._against: Counter[str] = Counter()
+        self._several = self._split = 0
+
+    def add(self, row: Preference) -> None:
+        if row.judge is None or row.judge.principle is None:
+            return
+        names = [row.judge.principle] if isinstance(row.judge.principle, str) else row.judge.principle
+        self._rows.update(names)
+        if row.judge.by_principle:
+            against = [name for name, p in zip(names, row.judge.by_principle, strict=False) if p < 0.5]
+            self._against.update(against)
+            self._several += 1
+            self._split += bool(against)
+
+    def finding(self) -> Finding | None:
+        if not self._rows:
+            return None
+        numbers: dict[str, Any] = {"rows": dict(self._rows.most_common())}
+        says = f"{len(self._rows)} principles, the most frequent in {self._rows.most_common(1)[0][1]:,} labels"
+        if not self._several:
+            return Finding("principles", "ok", says, numbers)
+        split = rate(self._split, self._several)
+        numbers |= {"split": split, "against_the_label": dict(self._against.most_common())}
+        says += f"; in {shown(split)} of the rows at least one says the opposite of the label"
+        return Finding("principles", "look" if split["value"] > 0.4 else "ok", says, numbers)
+
+
+class Length:
+    """How often the longer response wins: look where surely above 60 %, stop where surely above 85 % (or as often
+    below)."""
+
+    _BINS = ((1.1, "up to 10 %"), (1.5, "10 to 50 %"), (2.0, "50 to 100 %"), (float("inf"), "over 100 %"))
+
+    def __init__(self) -> None:
+        self._won, self._n = [0] * len(self._BINS), [0] * len(self._BINS)
+
+    def add(self, row: Preference) -> None:
+        chosen, rejected = len(row.chosen_text), len(row.rejected_text)
+        if chosen == rejected or row.p_chosen == 0.5:
+            return
+        ratio = max(chosen, rejected) / max(1, min(chosen, rejected))
+        place = next(i for i, (top, _) in enumerate(self._BINS) if ratio <= top)
+        self._n[place] += 1
+        self._won[place] += (chosen > rejected) == (row.p_chosen > 0.5)
+
+    def finding(self) -> Finding | None:
+        if not sum(self._n):
+            return None
+        longer = rate(sum(self._won), sum(self._n))
+        bins = {name: rate(won, n) for (_, name), won, n in zip(self._BINS, self._won, self._n, strict=True) if n}
+        sure = max(longer["low"], 1 - longer["high"])
+        says = f"the longer response wins {shown(longer)}"
+        if len(bins) > 1:
+            says += "; " + ", ".join(f"{name} longer: {100 * found['value']:.0f} %" for name, found in bins.items())
+        return Finding("length", _level(sure, 0.6, 0.85), says, {"longer_wins": longer, "by_gap": bins})
+
+
+class Repeats:
+    """The same thing twice: pairs of (nearly) one text teach nothing (look above 1 %, stop above 20 %), and repeated
+    rows count double (look above 1 %, stop above 20 %)."""
+
+    def __init__(self) -> None:
+        self._n = self._equal = self._near = self._again = 0
+        self._seen: set[int] = set()
+
+    def add(self, row: Preference) -> None:
+        self._n += 1
+        one, two = _words(row.chosen_text), _words(row.rejected_text)
+        self._equal += one == two
+        self._near += one != two and similarity(one, two) >= 0.9
+        texts = sorted((row.chosen_text, row.rejected_text))
+        key = _short_hash(*(m.content for m in row.prompt), *texts)
+        self._again += key in self._seen
+        self._seen.add(key)
+
+    def finding(self) -> Finding | None:
+        if not self._n:
+            return None
+        numbers = {"equal": self._equal, "near_equal": self._near, "repeated_rows": self._again, "n": self._n}
+        share = max(self._equal + self._near, self._again) / self._n
+        says = (
+            f"{self._equal:,} pairs of one text, {self._near:,} of nearly one (9 in 10 word triples shared); "
+            f"{self._again:,} rows repeat another"
+        )
+        return Finding("repeats", _level(share, 0.01, 0.20), says, numbers)
+
+
+class Responses:
+    """Responses that say nothing or were cut off: look above 1 % empty or 20 % cut, stop above 10 % empty."""
+
+    def __init__(self) -> None:
+        self._n = self._empty = self._known = self._cut = 0
+
+    def add(self, row: Preference) -> None:
+        self._n += 2
+        self._empty += sum(not text.strip() for text in (row.chosen_text, row.rejected_text))
+        reasons = row.meta.get("finish_reasons")
+        if isinstance(reasons, list):
+            self._known += len(reasons)
+            self._cut += sum(reason == "length" for reason in reasons)
+
+    def finding(self) -> Finding | None:
+        if not self._n:
+            return None
+        empty = self._empty / self._n
+        cut = self._cut / self._known if self._known else None
+        verdict = _level(empty, 0.01, 0.10)
+        if verdict == "ok" and cut is not None and cut > 0.2:
+            verdict = "look"
+        says = f"{self._empty:,} of {self._n:,} responses are empty; "
+        says += "how many were cut off is not known" if cut is None else f"{100 * cut:.1f} % were cut at the limit"
+        numbers = {"responses": self._n, "empty": self._empty, "cut": self._cut, "cut_known_of": self._known}
+        return Finding("responses", verdict, says, numbers)
+
+
+class Prompts:
+    """Prompts that weigh too much: look where one prompt has more than 5 % of at least 100 rows, stop above 50 %."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._rows: Counter[int] = Counter()
+
+    def add(self, row: Preference) -> None:
+        self._n += 1
+        self._rows[_short_hash(*(m.content for m in row.prompt))] += 1
+
+    def finding(self) -> Finding | None:
+        if not self._n:
+            return None
+        most = max(self._rows.values())
+        numbers = {"prompts": len(self._rows), "rows_of_the_most_frequent": most, "n": self._n}
+        says = f"{len(self._rows):,} prompts; the most frequent has {most:,} of {self._n:,} rows"
+        return Finding("prompts", _level(most / self._n, 0.05, 0.5) if self._n >= 100 else "ok", says, numbers)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def similarity(one: Sequence[str], two: Sequence[str]) -> float:
+    """Jaccard similarity of two texts' word triples; 0 for texts that are too short to have any."""
+    a, b = ({tuple(words[i : i + 3]) for i in range(len(words) - 2)} for words in (one, two))
+    return len(a & b) / len(a | b) if a and b else 0.0
+
+
+def _short_hash(*parts: str) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    return int.from_bytes(digest.digest(), "big")
