@@ -147,4 +147,28 @@ class FakeTokenizer:
         return bytes(token for token in ids if token < 256).decode("utf-8", "replace")
 
 
-AnyTokenizer = ChatTokenizer | FakeTokenizer
+class RemoteTokenizer:
+    """For a chat server, which keeps its tokenizer to itself: a prompt is its turns, and a token is its text.
+
+    A turn is (role, text). The text that a reply already begins with is a last turn of the role "begun".
+    """
+
+    has_template = True
+
+    def chat(
+        self, messages: Sequence[Message], *, prefix: str = "", add_generation_prompt: bool = True
+    ) -> list[tuple[str, str]]:
+        turns = [(str(message.role), message.content) for message in messages]
+        return [*turns, ("begun", prefix)] if prefix else turns
+
+    def text(self, text: str) -> list[str]:
+        return [text] if text else []
+
+    def response(self, text: str) -> list[str]:
+        return self.text(text)
+
+    def decode(self, ids: Sequence[str]) -> str:
+        return "".join(ids)
+
+
+AnyTokenizer = ChatTokenizer | FakeTokenizer | RemoteTokenizer

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-EngineName = Literal["vllm", "transformers", "fake"]
+EngineName = Literal["vllm", "transformers", "fake"]  # what can run a policy
+AnyEngineName = Literal["vllm", "transformers", "openai", "fake"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -58,9 +59,21 @@ class InputConfig(StageConfig):
 class EngineConfig(InputConfig):
     """How a model is run."""
 
-    engine: EngineName | None = setting(
-        None, "vllm, transformers or fake. Default: vllm; fake where the model is 'fake'."
+    engine: AnyEngineName | None = setting(
+        None, "vllm, transformers, openai (a server) or fake. Default: vllm; fake where the model is 'fake'."
     )
+    base_url: str | None = setting(
+        None, "openai: the server, http://host:port/v1. The key is in OPENAI_API_KEY.", output=False
+    )
+    concurrency: int = setting(16, "openai: requests under way at the same time.", ge=1, output=False)
+    retries: int = setting(
+        5, "openai: how often a request is tried again, waiting longer each time.", ge=0, output=False
+    )
+    timeout: float = setting(120.0, "openai: seconds that one try may take.", gt=0, output=False)
+    price_in: float | None = setting(
+        None, "openai: price of a million tokens in, for the manifest.", ge=0, output=False
+    )
+    price_out: float | None = setting(None, "openai: price of a million tokens out.", ge=0, output=False)
     dtype: Dtype = setting("auto", "auto, bfloat16, float16 or float32.")
     max_length: int | None = setting(
         None, "Prompt and response together, tokens. Default: the model's own limit.", ge=8
@@ -70,6 +83,14 @@ class EngineConfig(InputConfig):
     )
     tensor_parallel: int = setting(1, "GPUs that share one copy of the model.", ge=1, output=False)
     batch_size: int = setting(32, "Sequences in one batch of the transformers engine.", ge=1, output=False)
+
+    @model_validator(mode="after")
+    def _server_options(self) -> EngineConfig:
+        if self.base_url is not None and self.engine != "openai":
+            raise ValueError("--base-url needs --engine openai")
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("--price-in and --price-out go together")
+        return self
 
 
 class GenerateConfig(EngineConfig):
@@ -111,6 +132,9 @@ class JudgeConfig(EngineConfig):
     shots: int = setting(0, "Pairwise: exemplars of the constitution shown before the question.", ge=0)
     cot: bool = setting(False, "Pairwise: the judge reasons in words first, then answers.")
     rationale_tokens: int = setting(512, "With --cot: the longest reasoning, tokens.", ge=1)
+    samples: int = setting(
+        0, "Pairwise and score: sample this many answers and count them (judges that tell no log-probs).", ge=0
+    )
     clamp: tuple[float, float] | None = setting(
         None, "Pairwise: keep probabilities within these two bounds (0.4 0.6 for --cot, whose labels are too sure)."
     )
@@ -124,6 +148,10 @@ class JudgeConfig(EngineConfig):
             for name in ("shots", "cot", "clamp"):
                 if getattr(self, name):
                     raise ValueError(f"--{name} belongs to --method pairwise")
+        if self.method == "contrast" and self.samples:
+            raise ValueError("--samples is for judges that are asked, and --method contrast asks nothing")
+        if self.method == "contrast" and self.engine == "openai":
+            raise ValueError("--method contrast needs the log-probs of given texts, which --engine openai cannot tell")
         if self.clamp and not 0 <= self.clamp[0] <= self.clamp[1] <= 1:
             raise ValueError(f"--clamp needs two bounds from 0 to 1, found {self.clamp[0]:g} {self.clamp[1]:g}")
         if not self.cot and self.rationale_tokens != type(self).model_fields["rationale_tokens"].default:

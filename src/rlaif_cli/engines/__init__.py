@@ -7,11 +7,27 @@ from typing import Any
 
 from rlaif_cli import models
 from rlaif_cli.config import EngineConfig
-from rlaif_cli.engines.base import Completion, Engine, Request, Sampling, gather
+from rlaif_cli.engines.base import Completion, Engine, Failed, Request, Sampling, Usage, gather
 
 FAKE = "fake"
+SERVER = "openai"
+LOCAL = ("vllm", "transformers")  # engines that load a checkpoint themselves
 
-__all__ = ["Completion", "Engine", "EnginePool", "Request", "Sampling", "engine_name", "gather", "open_engine"]
+__all__ = [
+    "FAKE",
+    "LOCAL",
+    "SERVER",
+    "Completion",
+    "Engine",
+    "EnginePool",
+    "Failed",
+    "Request",
+    "Sampling",
+    "Usage",
+    "engine_name",
+    "gather",
+    "open_engine",
+]
 
 
 def engine_name(config: EngineConfig, model: str) -> str:
@@ -19,12 +35,12 @@ def engine_name(config: EngineConfig, model: str) -> str:
     return config.engine or (FAKE if model == FAKE else "vllm")
 
 
-def open_engine(name: str, path: Path | None, **options: Any) -> Engine:
+def open_engine(name: str, path: Path | str | None, **options: Any) -> Engine:
     """Start an engine.
 
     Args:
-        name: "vllm", "transformers" or "fake".
-        path: the checkpoint's folder (none for "fake").
+        name: "vllm", "transformers", "openai" or "fake".
+        path: the checkpoint's folder; for "openai" the model's name there; none for "fake".
         options: see the engine's class.
 
     Raises:
@@ -34,7 +50,11 @@ def open_engine(name: str, path: Path | None, **options: Any) -> Engine:
         from rlaif_cli.engines.fake import FakeEngine
 
         return FakeEngine()
-    assert path is not None
+    if name == SERVER:
+        from rlaif_cli.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(str(path), **options)
+    assert isinstance(path, Path)
     if name == "transformers":
         from rlaif_cli.engines.transformers import TransformersEngine
 
@@ -55,13 +75,15 @@ class EnginePool:
         """The engine that `config` asks for, for the model of this name."""
         name = engine_name(config, model)
         options: dict[str, Any] = {}
-        if name != FAKE:
+        if name == SERVER:
+            options = {key: getattr(config, key) for key in ("base_url", "concurrency", "retries", "timeout")}
+        elif name != FAKE:
             options = {"dtype": config.dtype, "max_length": config.max_length, "seed": config.seed}
         if name == "vllm":
             options |= {"memory": config.engine_memory, "tensor_parallel": config.tensor_parallel}
         if name == "transformers":
             options["batch_size"] = config.batch_size
-        path = None if name == FAKE else models.resolve(model)
+        path: Path | str | None = models.resolve(model) if name in LOCAL else model
         key = (name, path, *options.items())
         if self._engine is None or key != self._key:
             self.close()

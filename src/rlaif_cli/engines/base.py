@@ -23,17 +23,17 @@ class Request:
 
     Attributes:
         key: the caller's name for it; comes back with the result.
-        prompt: token ids.
+        prompt: token ids, or whatever else the engine's own tokenizer makes of a conversation.
         seed: fixes what is sampled, whatever else is in the batch.
         continuation: token ids, one after the other, whose log-probs are asked for (`logprobs`).
         choices: or: token ids that could come next; the log-prob of each is asked for (`logprobs`).
     """
 
     key: Any
-    prompt: Sequence[int]
+    prompt: Sequence[Any]
     seed: int | None = None
-    continuation: Sequence[int] = ()
-    choices: Sequence[int] = ()
+    continuation: Sequence[Any] = ()
+    choices: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +63,46 @@ class Completion:
     finish_reason: str = "stop"
 
 
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A result that did not come: why, and whether asking again may help (else the request itself is at fault)."""
+
+    reason: str
+    again: bool
+
+
+class Bound(float):
+    """A log-prob that is not known, but for what the sum of all such ones of a request cannot be above."""
+
+
+@dataclass
+class Usage:
+    """Tokens that a server counted."""
+
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    def add(self, tokens_in: int, tokens_out: int) -> None:
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+
+
 class Engine(Protocol):
-    """An inference engine."""
+    """An inference engine. Only servers give `Failed` results."""
 
     name: str
-    max_length: int  # prompt and response together, tokens
+    max_length: int  # prompt and response together, tokens; 0: not known
 
     @property
     def tokenizer(self) -> AnyTokenizer: ...
 
-    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Any, list[Completion]]]:
+    def generate(
+        self, requests: Iterable[Request], sampling: Sampling
+    ) -> Iterator[tuple[Any, list[Completion] | Failed]]:
         """Sample `sampling.n` completions for every prompt."""
         ...
 
-    def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
+    def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float] | Failed]]:
         """log p, nats, in the full distribution after `request.prompt`.
 
         Of every token of `request.continuation` in its place; or of each of `request.choices` as the next token.

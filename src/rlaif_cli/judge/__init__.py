@@ -37,7 +37,7 @@ def make_judge(config: JudgeConfig, constitution: Constitution, engine: Engine) 
     if config.method == "contrast":
         return ContrastJudge(engine, constitution, config.contrast_scale)
     if config.method == "score":
-        return ScoreJudge(engine, constitution, min_mass=config.min_mass)
+        return ScoreJudge(engine, constitution, min_mass=config.min_mass, samples=config.samples, seed=config.seed)
     return PairwiseJudge(
         engine,
         constitution,
@@ -45,4 +45,6 @@ def make_judge(config: JudgeConfig, constitution: Constitution, engine: Engine) 
         shots=config.shots,
         rationale_tokens=config.rationale_tokens if config.cot else 0,
         clamp=config.clamp,
+        samples=config.samples,
+        seed=config.seed,
     )

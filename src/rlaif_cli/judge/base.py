@@ -32,6 +32,7 @@ class Judgement:
     Attributes:
         p_a: P(the judge prefers `a`); None if unscored.
         reason: why it is unscored.
+        again: asking again later may help: the judge was not to be reached.
         by_principle: `p_a` of each principle alone.
         p_first: pairwise: per principle and order, P(the response shown first wins); a is first, then b is.
         mass: the labels' share of the full distribution: for each of `p_first`; with scores, for a and b per principle.
@@ -42,6 +43,7 @@ class Judgement:
 
     p_a: float | None
     reason: str | None = None
+    again: bool = False
     by_principle: tuple[float, ...] = ()
     p_first: tuple[float, ...] = ()
     mass: tuple[float, ...] = ()
@@ -99,13 +101,6 @@ def direction(principle: Principle) -> float:
     as a difference around zero is multiplied by this, once.
     """
     return -1.0 if principle.choose == "worse" else 1.0
-
-
-def no_answer(mass: float, least: float) -> str:
-    return f"the labels hold {mass:.3g} of the judge's answer, less than {least:g}"
-
-
-NOT_FINITE = "the judge's log-probs are not finite"
 
 
 def mean(values: Sequence[float]) -> float:

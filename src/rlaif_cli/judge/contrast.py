@@ -8,13 +8,13 @@ p = sigmoid(k (score_a - score_b)). For judges that are too small to be asked.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rlaif_cli import prompts
 from rlaif_cli.constitution import Constitution, Principle
-from rlaif_cli.engines.base import Engine, Request, gather
-from rlaif_cli.judge.base import NOT_FINITE, Comparison, Judgement, Prompt, direction, mean, sigmoid
+from rlaif_cli.engines.base import Engine, Failed, Request, gather
+from rlaif_cli.judge.base import Comparison, Judgement, Prompt, direction, mean, sigmoid
 
 
 class ContrastJudge:
@@ -89,5 +89,10 @@ class ContrastJudge:
         return Judgement(mean(p), by_principle=p, scores=(mean(a), mean(b)))
 
 
-def _contrast(favoured: Sequence[float], opposed: Sequence[float]) -> float:
+NOT_FINITE = "the judge's log-probs are not finite"
+
+
+def _contrast(favoured: list[float] | Failed, opposed: list[float] | Failed) -> float:
+    if isinstance(favoured, Failed) or isinstance(opposed, Failed):
+        return math.nan  # no engine that can score a text gives these
     return mean(favoured) - mean(opposed)

@@ -7,16 +7,15 @@ rationale is decoded greedily, then the label is read after it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any
 
 from rlaif_cli import prompts
 from rlaif_cli.constitution import Constitution, Principle
-from rlaif_cli.engines.base import Engine, Request, Sampling
-from rlaif_cli.judge.base import NOT_FINITE, Comparison, Judgement, Prompt, direction, mean, no_answer
-from rlaif_cli.judge.labels import Labels
+from rlaif_cli.engines.base import Engine, Failed, Request, Sampling
+from rlaif_cli.judge.base import Comparison, Judgement, Prompt, direction, mean
+from rlaif_cli.judge.labels import Answer, Labels, unusable
 
 _AT_ONCE = 128  # comparisons whose rationales are decoded before their labels are read
 
@@ -28,6 +27,7 @@ class PairwiseJudge:
         min_mass: a comparison whose labels hold less than this, in any order, is unscored.
         shots: worked examples of the constitution that are shown before the question.
         rationale_tokens: how long the judge may reason first; 0: it answers at once.
+        samples: count this many sampled answers instead of reading log-probs.
         clamp: the final probability is kept within these bounds (Bai et al. 2022, for labels after reasoning).
     """
 
@@ -42,6 +42,8 @@ class PairwiseJudge:
         shots: int = 0,
         rationale_tokens: int = 0,
         clamp: tuple[float, float] | None = None,
+        samples: int = 0,
+        seed: int = 0,
     ) -> None:
         self._engine = engine
         self._constitution = constitution
@@ -49,7 +51,7 @@ class PairwiseJudge:
         self._shots = shots
         self._rationale_tokens = rationale_tokens
         self._clamp = clamp or (0.0, 1.0)
-        self._labels = Labels(engine.tokenizer, prompts.LABELS)
+        self._labels = Labels(engine.tokenizer, prompts.LABELS, samples=samples, seed=seed)
 
     def requests(self, comparison: Comparison) -> list[Request]:
         return [request for prompt in self._prompts(comparison) for request in self._labels.requests(prompt)]
@@ -61,35 +63,49 @@ class PairwiseJudge:
             return
         waiting = iter(comparisons)
         while chunk := list(islice(waiting, _AT_ONCE)):
-            yield from self._answers(self._reasoned(chunk))
+            rationales = self._rationales(chunk)
+            for place, said in rationales.items():
+                failed = next((text for text in said if isinstance(text, Failed)), None)
+                if failed is not None:
+                    yield chunk[place], Judgement(None, failed.reason, failed.again)
+            reasoned = [(chunk[place], said) for place, said in rationales.items() if _all_text(said)]
+            yield from self._answers(
+                ((comparison, said), self._prompts(comparison, said)) for comparison, said in reasoned
+            )
 
-    def _answers(self, jobs: Iterable[tuple[Any, list[list[int]]]]) -> Iterator[tuple[Comparison, Judgement]]:
+    def _answers(self, jobs: Iterable[tuple[Any, list[Any]]]) -> Iterator[tuple[Comparison, Judgement]]:
         for (comparison, rationales), answers in self._labels.ask(self._engine, jobs):
             yield comparison, self._judgement(comparison, answers, tuple(rationales))
 
-    def _reasoned(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[Any, list[list[int]]]]:
-        """The same questions, each after the judge's own reasoning."""
-        asked = [self._prompts(comparison) for comparison in comparisons]
-        requests = [Request((i, j), prompt) for i, prompts_ in enumerate(asked) for j, prompt in enumerate(prompts_)]
+    def _rationales(self, comparisons: Sequence[Comparison]) -> dict[int, list[Any]]:
+        """What the judge says before it answers, per comparison and question; `Failed` where it said nothing."""
+        asked = [
+            Request((place, index), prompt)
+            for place, comparison in enumerate(comparisons)
+            for index, prompt in enumerate(self._prompts(comparison))
+        ]
         sampling = Sampling(temperature=0.0, max_tokens=self._rationale_tokens, stop=(prompts.ANSWER_PREFIX.strip(),))
-        said = {key: completions[0].text.strip() for key, completions in self._engine.generate(requests, sampling)}
-        for i, comparison in enumerate(comparisons):
-            rationales = [said[i, j] for j in range(len(asked[i]))]
-            after = [self._engine.tokenizer.text(prompts.after_rationale(text)) for text in rationales]
-            yield (comparison, rationales), [[*before, *rest] for before, rest in zip(asked[i], after, strict=True)]
+        said = {
+            key: found if isinstance(found, Failed) else found[0].text.strip()
+            for key, found in self._engine.generate(asked, sampling)
+        }
+        found: dict[int, list[Any]] = {place: [] for place in range(len(comparisons))}
+        for request in asked:
+            found[request.key[0]].append(said[request.key])
+        return found
 
     def harmless(self, items: Iterable[tuple[Any, Prompt, str]]) -> Iterator[tuple[Any, float | None, str | None]]:
         """Asked with the labels either way round."""
         jobs = ((key, self._harmless_prompts(prompt, response)) for key, prompt, response in items)
         for key, answers in self._labels.ask(self._engine, jobs):
-            mass = min(map(sum, answers))
-            if not mass >= self._min_mass:
-                yield key, None, no_answer(mass, self._min_mass)
+            failed = unusable(answers, self._min_mass)
+            if failed is not None:
+                yield key, None, failed.reason
             else:  # label 1 means harmless in the first question, harmful in the second
-                (one, two), (first, second) = answers
+                (one, two), (first, second) = (answer.p for answer in answers)
                 yield key, mean([one / (one + two), second / (first + second)]), None
 
-    def _harmless_prompts(self, prompt: Prompt, response: str) -> list[list[int]]:
+    def _harmless_prompts(self, prompt: Prompt, response: str) -> list[Any]:
         return [
             self._engine.tokenizer.chat(
                 prompts.harmless(self._constitution, prompt, response, meanings), prefix=prompts.ANSWER_PREFIX
@@ -97,33 +113,37 @@ class PairwiseJudge:
             for meanings in (("harmless", "harmful"), ("harmful", "harmless"))
         ]
 
-    def _prompts(self, comparison: Comparison) -> list[list[int]]:
-        """Per principle and order."""
-        return [
-            self._prompt(comparison, principle, first, second)
+    def _prompts(self, comparison: Comparison, rationales: Sequence[str] = ()) -> list[Any]:
+        """The questions, per principle and order; after the judge's own reasoning, where there is some."""
+        questions = [
+            (principle, first, second)
             for principle in comparison.principles
             for first, second in ((comparison.a, comparison.b), (comparison.b, comparison.a))
         ]
+        return [
+            self._prompt(comparison, principle, first, second, said)
+            for (principle, first, second), said in zip_longest(questions, rationales)
+        ]
 
-    def _prompt(self, comparison: Comparison, principle: Principle, first: str, second: str) -> list[int]:
+    def _prompt(self, comparison: Comparison, principle: Principle, first: str, second: str, said: str | None) -> Any:
         reasoned = bool(self._rationale_tokens)
         messages = prompts.pairwise(
             self._constitution, principle, comparison.prompt, first, second, shots=self._shots, reasoned=reasoned
         )
-        return self._engine.tokenizer.chat(messages, prefix="" if reasoned else prompts.ANSWER_PREFIX)
+        begun = "" if said is None else prompts.after_rationale(said)
+        return self._engine.tokenizer.chat(messages, prefix=begun if reasoned else prompts.ANSWER_PREFIX)
 
-    def _judgement(self, comparison: Comparison, answers: list[list[float]], rationales: tuple[str, ...]) -> Judgement:
-        """answers: P(label 1) and P(label 2), per principle and order."""
-        mass = tuple(map(sum, answers))
-        if not all(map(math.isfinite, mass)):
-            return Judgement(None, NOT_FINITE, mass=mass, rationales=rationales)
+    def _judgement(self, comparison: Comparison, answers: list[Answer], rationales: tuple[str, ...]) -> Judgement:
+        """answers: per principle and order."""
+        mass = tuple(answer.mass for answer in answers)
         p_first = tuple(
-            0.5 + direction(comparison.principles[i // 2]) * (one / (one + two) - 0.5) if one + two else 0.5
-            for i, (one, two) in enumerate(answers)
+            0.5 + direction(comparison.principles[place // 2]) * (answer.p[0] / answer.mass - 0.5)
+            for place, answer in enumerate(answers)
+            if answer.mass
         )
-        if min(mass) < self._min_mass or not min(mass):
-            reason = no_answer(min(mass), self._min_mass)
-            return Judgement(None, reason, p_first=p_first, mass=mass, rationales=rationales)
+        failed = unusable(answers, self._min_mass)
+        if failed is not None:
+            return Judgement(None, failed.reason, failed.again, p_first=p_first, mass=mass, rationales=rationales)
         by_principle = tuple((a + 1 - b) / 2 for a, b in zip(p_first[0::2], p_first[1::2], strict=True))
         a_first, b_first = mean(p_first[0::2]), mean(p_first[1::2])
         low, high = self._clamp
@@ -135,3 +155,7 @@ class PairwiseJudge:
             flipped=(a_first > 0.5) == (b_first > 0.5) and a_first != 0.5,
             rationales=rationales,
         )
+
+
+def _all_text(said: Sequence[Any]) -> bool:
+    return not any(isinstance(text, Failed) for text in said)

@@ -13,8 +13,8 @@ from typing import Any
 from rlaif_cli import prompts
 from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines.base import Engine, Request
-from rlaif_cli.judge.base import NOT_FINITE, Comparison, Judgement, Prompt, direction, mean, no_answer
-from rlaif_cli.judge.labels import Labels
+from rlaif_cli.judge.base import Comparison, Judgement, Prompt, direction, mean
+from rlaif_cli.judge.labels import Answer, Labels, unusable
 
 
 class ScoreJudge:
@@ -22,15 +22,18 @@ class ScoreJudge:
 
     Args:
         min_mass: a response whose ten scores hold less than this is unscored.
+        samples: count this many sampled answers instead of reading log-probs.
     """
 
     method = "score"
 
-    def __init__(self, engine: Engine, constitution: Constitution, *, min_mass: float) -> None:
+    def __init__(
+        self, engine: Engine, constitution: Constitution, *, min_mass: float, samples: int = 0, seed: int = 0
+    ) -> None:
         self._engine = engine
         self._constitution = constitution
         self._min_mass = min_mass
-        self._labels = Labels(engine.tokenizer, prompts.SCORES)
+        self._labels = Labels(engine.tokenizer, prompts.SCORES, samples=samples, seed=seed)
 
     def requests(self, comparison: Comparison) -> list[Request]:
         return [request for prompt in self._prompts(comparison) for request in self._labels.requests(prompt)]
@@ -46,9 +49,9 @@ class ScoreJudge:
             ((key, principle), [self._prompt(principle, prompt, response)])
             for key, prompt, response, principle in items
         )
-        for (key, principle), (p,) in self._labels.ask(self._engine, jobs):
-            usable = self._unusable([p]) is None
-            yield key, direction(principle) * (2 * expected_score(p) - 11) / 9 if usable else math.nan
+        for (key, principle), answers in self._labels.ask(self._engine, jobs):
+            usable = unusable(answers, self._min_mass) is None
+            yield key, _reward(principle, answers[0].p) if usable else math.nan
 
     def harmless(self, items: Iterable[tuple[Any, Prompt, str]]) -> Iterator[tuple[Any, float | None, str | None]]:
         """The mean score over the principles, brought to [0, 1]: above one half, more is right than wrong."""
@@ -58,46 +61,40 @@ class ScoreJudge:
             for key, prompt, response in items
         )
         for key, answers in self._labels.ask(self._engine, jobs):
-            reason = self._unusable(answers)
-            if reason is not None:
-                yield key, None, reason
+            failed = unusable(answers, self._min_mass)
+            if failed is not None:
+                yield key, None, failed.reason
             else:
-                rewards = [
-                    direction(principle) * (2 * expected_score(p) - 11) / 9
-                    for principle, p in zip(principles, answers, strict=True)
-                ]
+                rewards = [_reward(principle, answer.p) for principle, answer in zip(principles, answers, strict=True)]
                 yield key, (mean(rewards) + 1) / 2, None
 
-    def _prompts(self, comparison: Comparison) -> list[list[int]]:
+    def _prompts(self, comparison: Comparison) -> list[Any]:
         return [
             self._prompt(principle, comparison.prompt, response)
             for principle in comparison.principles
             for response in (comparison.a, comparison.b)
         ]
 
-    def _prompt(self, principle: Principle, prompt: Prompt, response: str) -> list[int]:
+    def _prompt(self, principle: Principle, prompt: Prompt, response: str) -> Any:
         messages = prompts.score(self._constitution, principle, prompt, response)
         return self._engine.tokenizer.chat(messages, prefix=prompts.ANSWER_PREFIX)
 
-    def _unusable(self, answers: Sequence[Sequence[float]]) -> str | None:
-        """Why these distributions over the scores cannot be used; None if they can."""
-        masses = [sum(p) for p in answers]
-        if not all(map(math.isfinite, masses)):
-            return NOT_FINITE
-        return no_answer(min(masses), self._min_mass) if min(masses) < self._min_mass or not min(masses) else None
-
-    def _judgement(self, comparison: Comparison, answers: list[list[float]]) -> Judgement:
-        """answers: P(1) … P(10) for a and b in turn, per principle."""
-        mass = tuple(map(sum, answers))
-        reason = self._unusable(answers)
-        if reason is not None:
-            return Judgement(None, reason, mass=mass)
+    def _judgement(self, comparison: Comparison, answers: list[Answer]) -> Judgement:
+        """answers: to the questions about a and b in turn, per principle."""
+        mass = tuple(answer.mass for answer in answers)
+        failed = unusable(answers, self._min_mass)
+        if failed is not None:
+            return Judgement(None, failed.reason, failed.again, mass=mass)
         p, scores = [], []
         for principle, a, b in zip(comparison.principles, answers[0::2], answers[1::2], strict=True):
-            p.append(0.5 + direction(principle) * (p_higher(a, b) - 0.5))
-            scores.append((expected_score(a), expected_score(b)))
+            p.append(0.5 + direction(principle) * (p_higher(a.p, b.p) - 0.5))
+            scores.append((expected_score(a.p), expected_score(b.p)))
         a_scores, b_scores = zip(*scores, strict=True)
         return Judgement(mean(p), by_principle=tuple(p), mass=mass, scores=(mean(a_scores), mean(b_scores)))
+
+
+def _reward(principle: Principle, p: Sequence[float]) -> float:
+    return direction(principle) * (2 * expected_score(p) - 11) / 9
 
 
 def expected_score(p: Sequence[float]) -> float:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli import models
-from rlaif_cli.chat import AnyTokenizer, ChatTokenizer, FakeTokenizer
+from rlaif_cli.chat import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTokenizer
 from rlaif_cli.config import EngineConfig
-from rlaif_cli.engines import FAKE, engine_name
+from rlaif_cli.engines import FAKE, LOCAL, SERVER, Engine, engine_name
+from rlaif_cli.errors import EngineError
 from rlaif_cli.jsonl import Source, file_sha256, sidecar
 
 
@@ -21,25 +22,59 @@ def input_settings(source: Source[Any], path: str) -> dict[str, Any]:
     return settings
 
 
-def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int]:
-    """The model's tokenizer and its context in tokens, without starting an engine.
+def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int | None]:
+    """The model's tokenizer and its context in tokens (None: only its server knows), without starting an engine.
 
     Raises:
         ModelError: the model cannot be found or has no tokenizer.
     """
     if engine_name(config, model) == FAKE:
         return FakeTokenizer(), config.max_length or 1 << 20
+    if engine_name(config, model) == SERVER:
+        return RemoteTokenizer(), None
     path = models.resolve(model)
     limit = models.context_length(path)
     return ChatTokenizer(path), min(limit, config.max_length or limit)
 
 
 def model_hash(config: EngineConfig, model: str) -> str | None:
-    return None if engine_name(config, model) == FAKE else models.checkpoint_hash(models.resolve(model))
+    return models.checkpoint_hash(models.resolve(model)) if engine_name(config, model) in LOCAL else None
 
 
-def too_long(tokens: int, limit: int, what: str) -> str | None:
+class Unanswered:
+    """Rows that a server did not answer and may answer later: they are in no file, so that a second run asks again."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._last = ""
+
+    def add(self, reason: str) -> None:
+        self.count += 1
+        self._last = reason
+
+    def check(self) -> None:
+        """Raises: EngineError: there were some; what was done is kept."""
+        if self.count:
+            raise EngineError(
+                f"{self.count} rows got no answer; the last: {self._last}",
+                hint="what was done is kept; run the same command again to ask for the rest",
+            )
+
+
+def usage_of(engine: Engine, config: EngineConfig) -> dict[str, Any]:
+    """What a server counted, and what it cost by `--price-in` and `--price-out`; nothing for other engines."""
+    usage = getattr(engine, "usage", None)
+    if usage is None:
+        return {}
+    numbers: dict[str, Any] = {"tokens_in": usage.tokens_in, "tokens_out": usage.tokens_out}
+    if config.price_in is not None and config.price_out is not None:
+        cost = (usage.tokens_in * config.price_in + usage.tokens_out * config.price_out) / 1e6
+        numbers["cost"] = round(cost, 6)
+    return {"usage": numbers}
+
+
+def too_long(tokens: int, limit: int | None, what: str) -> str | None:
     """The fault of a row that does not fit the model's context; None if it fits."""
-    if tokens <= limit:
+    if limit is None or tokens <= limit:
         return None
     return f"{what} need {tokens} tokens, the model's context holds {limit}"

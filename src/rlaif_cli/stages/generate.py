@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 from rlaif_cli.chat import with_system
 from rlaif_cli.config import GenerateConfig
 from rlaif_cli.console import ProgressCallback, no_progress
-from rlaif_cli.engines import EnginePool, Request, Sampling, engine_name
+from rlaif_cli.engines import EnginePool, Failed, Request, Sampling, engine_name
 from rlaif_cli.engines.base import request_seed
-from rlaif_cli.jsonl import Output, Source, file_of, rejected_path
+from rlaif_cli.jsonl import Output, Source, file_of, open_for_writing, rejected_path
 from rlaif_cli.records import Candidates, PromptRecord, Response, as_messages
-from rlaif_cli.stages.files import input_settings, model_hash, open_tokenizer, too_long
+from rlaif_cli.stages.files import Unanswered, input_settings, model_hash, open_tokenizer, too_long, usage_of
 
 
 @dataclass
@@ -41,6 +42,8 @@ def generate(
         return with_system(as_messages(record.prompt), config.system)
 
     def fits(record: PromptRecord) -> str | None:
+        if limit is None:
+            return None
         return too_long(len(tokenizer.chat(messages(record))) + config.max_tokens, limit, "prompt and response")
 
     source = Source(
@@ -58,14 +61,16 @@ def generate(
     output = Output(file_of(config.output), settings, overwrite=config.overwrite)
     try:
         summary.resumed = len(output.done)
+        usage: dict[str, Any] = {}
         if not output.complete:
-            _sample(config, source, output, engines, messages, summary, progress)
+            usage = _sample(config, source, output, engines, messages, summary, progress)
         output.finish(
             {
                 "stage": "generate",
                 "model_sha256": model_hash(config, config.model),
                 "engine": engine_name(config, config.model),
                 "counts": vars(summary),
+                **usage,
             }
         )
     finally:
@@ -81,7 +86,8 @@ def _sample(
     messages: Any,
     summary: GenerateSummary,
     progress: ProgressCallback,
-) -> None:
+) -> dict[str, Any]:
+    """Returns what a server counted, for the manifest."""
     engine = engines.get(config, config.model)
     sampling = Sampling(config.n, config.temperature, config.top_p, config.max_tokens, config.stop)
 
@@ -92,13 +98,21 @@ def _sample(
                 summary.tokens_in += len(prompt)
                 yield Request(record, prompt, seed=request_seed(config.seed, record.id))
 
+    unanswered = Unanswered()
     for record, completions in engine.generate(requests(), sampling):
+        if isinstance(completions, Failed) and completions.again:
+            unanswered.add(completions.reason)
+            continue
+        if isinstance(completions, Failed):
+            _reject(config, record, completions.reason)
+            summary.rejected += 1
+            continue
         responses = [
             Response(
                 text=c.text.strip(),
                 finish_reason=c.finish_reason,
-                tokens=len(c.token_ids),
-                logprob=round(sum(c.logprobs), 4),
+                tokens=len(c.token_ids) or None,
+                logprob=round(sum(c.logprobs), 4) if c.logprobs else None,
             )
             for c in completions
         ]
@@ -118,3 +132,11 @@ def _sample(
         if summary.rows % 16 == 0:
             output.flush()
         progress(summary.resumed + summary.rows, len(source))
+    unanswered.check()
+    return usage_of(engine, config)
+
+
+def _reject(config: GenerateConfig, record: PromptRecord, reason: str) -> None:
+    """A prompt that the server will never answer goes where lines go that cannot be used."""
+    with open_for_writing(rejected_path(config.output, "generate"), "a") as file:
+        file.write(json.dumps({"id": record.id, "reason": reason, "text": record.model_dump_json()}) + "\n")

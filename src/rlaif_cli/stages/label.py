@@ -18,7 +18,14 @@ from rlaif_cli.errors import UsageError
 from rlaif_cli.jsonl import Output, Source, beside, file_of, rejected_path
 from rlaif_cli.judge import Comparison, Judgement, choose_principles, make_judge
 from rlaif_cli.records import Candidates, Message, PairsOnly, Preference, Unscored, Verdict, as_messages
-from rlaif_cli.stages.files import input_settings, model_hash, open_tokenizer, too_long
+from rlaif_cli.stages.files import (
+    Unanswered,
+    input_settings,
+    model_hash,
+    open_tokenizer,
+    too_long,
+    usage_of,
+)
 
 
 @dataclass
@@ -117,10 +124,12 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
     try:
         done = output.done | unscored.done
         summary.resumed, summary.unscored_before = len(done), len(unscored.done)
+        usage: dict[str, Any] = {}
         if not output.complete:
             comparisons = _comparisons(config, constitution, source, choose_pairs, done)
             engine = engines.get(config, config.judge)
             _judge_all(config, constitution, engine, comparisons, output, unscored, summary, progress)
+            usage = usage_of(engine, config)
         unscored.finish()
         output.finish(
             {
@@ -128,6 +137,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
                 "model_sha256": model_hash(config, config.judge),
                 "engine": engine_name(config, config.judge),
                 "counts": summary.as_numbers(),
+                **usage,
             }
         )
     finally:
@@ -152,6 +162,8 @@ def check_principles(config: Any, constitution: Constitution) -> None:
 def _fits_judge(config: LabelConfig, constitution: Constitution) -> Any:
     """A check that a row's two longest responses can be compared within the judge's context."""
     tokenizer, limit = open_tokenizer(config, config.judge)
+    if limit is None:
+        return None
     engine: Any = type("Measure", (), {"tokenizer": tokenizer})
     judge = make_judge(config, constitution, engine)
     longest_principle = max(constitution.principles, key=lambda p: len(p.text) + len(p.for_ or ""))
@@ -191,9 +203,12 @@ def _judge_all(
     summary: LabelSummary,
     progress: ProgressCallback,
 ) -> None:
-    judge = make_judge(config, constitution, engine)
+    judge, unanswered = make_judge(config, constitution, engine), Unanswered()
     for comparison, judgement in judge.compare(comparisons):
         row, i, j = comparison.key
+        if judgement.again:
+            unanswered.add(judgement.reason or "")
+            continue
         if judgement.p_a is None:
             unscored.write(_unscored(config, row, i, j, comparison, judgement))
         else:
@@ -202,6 +217,7 @@ def _judge_all(
         if summary.pairs % 16 == 0:
             output.flush()
         progress(summary.resumed + summary.pairs, None, f"{summary.unscored} unscored")
+    unanswered.check()
 
 
 def preference(

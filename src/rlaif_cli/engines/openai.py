@@ -1,0 +1,232 @@
+"""Any OpenAI-compatible chat server: vLLM's own `serve`, hosted APIs.
+
+Requests go out side by side; the official client waits and tries again (back-off with jitter, `Retry-After`). What
+fails for good comes back as `Failed` and stops nobody else; a server that answers nothing at all stops the run.
+
+What such a server cannot do, and what is done about it:
+
+- It lists the log-probs of its likeliest next tokens alone. A label that is not among them gets a bound, not a guess:
+  it cannot be likelier than the last one listed.
+- It cannot score a text that is given (contrast judges), and tells no token ids.
+- Most cannot go on with a reply that was begun. vLLM's can, and is asked to; for others the begun reply is left out,
+  since the question already asks for the number alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from rlaif_cli.chat import RemoteTokenizer
+from rlaif_cli.engines.base import Bound, Completion, Failed, Request, Sampling, Usage
+from rlaif_cli.errors import EngineError, MissingDependency, UsageError
+
+KEY = "OPENAI_API_KEY"
+_LISTED = 20  # the most next tokens that servers list
+_SILENCE = 20  # failures in a row, with nothing done before or between, after which a server counts as dead
+_SETTLED = {400, 413, 422}  # the server will say the same to the same request
+_REFUSED = {401, 403, 404}  # it will say the same to every request
+
+
+class OpenAIEngine:
+    """See `Engine`. Prompts are those of `RemoteTokenizer`; so are "tokens": the texts themselves.
+
+    Args:
+        model: the name under which the server knows it.
+        base_url: "http://host:port/v1"; None: the client's own default.
+        concurrency: requests under way at the same time.
+        retries, timeout: of one request; seconds.
+
+    Raises:
+        MissingDependency: the package `openai` is not installed.
+        EngineError: the server does not answer, or does not know the model.
+    """
+
+    name = "openai"
+
+    def __init__(self, model: str, *, base_url: str | None, concurrency: int, retries: int, timeout: float) -> None:
+        self._openai = _import_openai()
+        self.tokenizer = RemoteTokenizer()
+        self.usage = Usage()
+        self._model = model
+        self._concurrency = concurrency
+        self._where = base_url or "the default server"
+        # A key is read from the environment alone; servers of one's own need none, and the client insists on some.
+        key = os.environ.get(KEY) or ("none" if base_url else None)
+        if key is None:
+            raise EngineError(f"{KEY} is not set", hint="export it, or give --base-url for a server without keys")
+        self._client = self._openai.OpenAI(base_url=base_url, api_key=key, max_retries=retries, timeout=timeout)
+        self._lock = threading.Lock()
+        self._failures_in_a_row = 0
+        self._begins_replies, self.max_length = self._look_at_the_model()
+
+    def _look_at_the_model(self) -> tuple[bool, int]:
+        """Whether the server goes on with a reply that was begun, and its context in tokens (0: not told)."""
+        try:
+            listed = {model.id: model for model in self._client.models.list()}
+        except self._openai.NotFoundError:
+            return False, 0  # a server without a list of models
+        except self._openai.OpenAIError as error:
+            raise self._dead(error) from error
+        found = listed.get(self._model)
+        if found is None:
+            raise EngineError(
+                f"the server does not know the model '{self._model}'",
+                where=self._where,
+                hint=f"it has: {', '.join(sorted(listed)[:10])}",
+            )
+        return found.owned_by == "vllm", int(getattr(found, "max_model_len", 0) or 0)
+
+    # ------------------------------------------------------------------------------------------ the two calls
+
+    def generate(
+        self, requests: Iterable[Request], sampling: Sampling
+    ) -> Iterator[tuple[Any, list[Completion] | Failed]]:
+        def ask(request: Request) -> list[Completion]:
+            answer = self._create(
+                request,
+                n=sampling.n,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                stop=list(sampling.stop) or None,
+                seed=request.seed,
+            )
+            return [
+                Completion(choice.message.content or "", finish_reason=_reason(choice.finish_reason))
+                for choice in answer.choices
+            ]
+
+        return self._side_by_side(ask, requests)
+
+    def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float] | Failed]]:
+        """Bounds of labels that the server does not list are in `Bound`."""
+
+        def ask(request: Request) -> list[float]:
+            if request.continuation:
+                raise UsageError(
+                    "a chat server does not tell the log-probs of a text that is given, which --method contrast needs",
+                    hint="--method pairwise or score, or --engine vllm",
+                )
+            answer = self._create(request, max_tokens=1, temperature=1.0, logprobs=True, top_logprobs=_LISTED)
+            content = answer.choices[0].logprobs and answer.choices[0].logprobs.content
+            if not content or not content[0].top_logprobs:
+                raise EngineError(
+                    "the server tells no log-probs",
+                    where=self._where,
+                    hint="--samples N counts sampled answers instead",
+                )
+            return listed_logprobs([(t.token, t.logprob) for t in content[0].top_logprobs], request.choices)
+
+        return self._side_by_side(ask, requests)
+
+    def close(self) -> None:
+        self._client.close()
+
+    # ------------------------------------------------------------------------------------------ one request
+
+    def _create(self, request: Request, **options: Any) -> Any:
+        messages, begun = list(request.prompt), None
+        if messages[-1][0] == "begun":
+            begun = messages.pop()[1]
+        turns = [{"role": role, "content": content} for role, content in messages]
+        extra = {}
+        if begun and self._begins_replies:
+            turns.append({"role": "assistant", "content": begun})
+            extra = {"continue_final_message": True, "add_generation_prompt": False}
+        elif begun and (said := begun.rpartition("\n")[0]):  # what comes before the begun line was said by the judge
+            turns += [
+                {"role": "assistant", "content": said},
+                {"role": "user", "content": "Reply with the number alone."},
+            ]
+        answer = self._client.chat.completions.create(
+            model=self._model,
+            messages=turns,
+            extra_body=extra or None,
+            **{k: v for k, v in options.items() if v is not None},
+        )
+        with self._lock:
+            self._failures_in_a_row = 0
+            if answer.usage is not None:
+                self.usage.add(answer.usage.prompt_tokens, answer.usage.completion_tokens)
+        return answer
+
+    def _guarded(self, ask: Callable[[Request], Any], request: Request) -> Any:
+        try:
+            return ask(request)
+        except self._openai.APIStatusError as error:
+            if error.status_code in _REFUSED:
+                raise self._dead(error) from error
+            return self._failed(error, again=error.status_code not in _SETTLED)
+        except self._openai.APIConnectionError as error:  # timeouts are among these
+            return self._failed(error, again=True)
+
+    def _failed(self, error: Exception, again: bool) -> Failed:
+        if again:
+            with self._lock:
+                self._failures_in_a_row += 1
+                if self._failures_in_a_row >= _SILENCE:
+                    raise self._dead(error) from error
+        return Failed(f"the server: {_told(error)}", again)
+
+    def _dead(self, error: Exception) -> EngineError:
+        return EngineError(
+            f"the server does not do its work: {_told(error)}",
+            where=self._where,
+            hint="what was done is kept; mend the server and run the same command again to go on",
+        )
+
+    def _side_by_side(self, ask: Callable[[Request], Any], requests: Iterable[Request]) -> Iterator[tuple[Any, Any]]:
+        """Keep `concurrency` requests under way; yield what is done, as it is done."""
+        waiting, running = iter(requests), dict[Future[Any], Request]()
+        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="rlaif-openai")
+        try:
+            while True:
+                while len(running) < self._concurrency and (request := next(waiting, None)) is not None:
+                    running[pool.submit(self._guarded, ask, request)] = request
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    request = running.pop(future)
+                    yield request.key, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def listed_logprobs(listed: list[tuple[str, float]], choices: Iterable[Any]) -> list[float]:
+    """The log-prob of each choice; of those that are not listed a `Bound`.
+
+    None of these can be likelier than the least likely token that is listed, and all together not than what the listed
+    ones leave over: so each gets its share of that, and the bounds add up to the bound of their sum.
+    """
+    found, wanted = dict(listed), list(choices)
+    missing = sum(choice not in found for choice in wanted)
+    left = max(0.0, 1.0 - sum(math.exp(logprob) for logprob in found.values()))
+    share = min(math.exp(min(found.values())), left / max(1, missing))
+    bound = Bound(math.log(share) if share > 0 else -math.inf)
+    return [found.get(choice, bound) for choice in wanted]
+
+
+def _reason(finish_reason: str | None) -> str:
+    return "length" if finish_reason == "length" else "stop"
+
+
+def _told(error: Exception) -> str:
+    """One line, and nothing that might hold a key."""
+    text = " ".join(str(getattr(error, "message", error)).split())
+    key = os.environ.get(KEY)
+    return (text.replace(key, "…") if key else text)[:300]
+
+
+def _import_openai() -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise MissingDependency(
+            f"the package openai is not installed ({error})", hint="pip install 'rlaif[openai]'"
+        ) from error
+    return openai

@@ -1,0 +1,284 @@
+"""A scripted OpenAI-compatible server plays judges whose truth is known; the real client talks to it."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import rlaif, rows_of
+from rlaif_cli.engines.base import Bound, Failed, Request
+from rlaif_cli.engines.openai import OpenAIEngine, listed_logprobs
+from rlaif_cli.errors import EngineError
+
+Answer = Callable[[dict[str, Any], str], dict[str, Any]]
+
+
+def first_response(text: str) -> str:
+    return text.rsplit("[Response 1]\n", 1)[1].split("\n[End")[0]
+
+
+def message(text: str, top: dict[str, float] | None = None) -> dict[str, Any]:
+    listed = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in (top or {}).items()]
+    content = [{**listed[0], "top_logprobs": listed}] if listed else []
+    return {
+        "index": 0,
+        "message": {"role": "assistant", "content": text},
+        "finish_reason": "stop",
+        "logprobs": {"content": content} if listed else None,
+    }
+
+
+def oracle(body: dict[str, Any], text: str) -> dict[str, Any]:
+    good, bad = ("1", "2") if "gold" in first_response(text) else ("2", "1")
+    return message(good, {good: 0.9, bad: 0.05, "The": 0.01})
+
+
+def biased(body: dict[str, Any], text: str) -> dict[str, Any]:
+    return message("1", {"1": 0.9, "2": 0.05, "The": 0.01})
+
+
+def nonsense(body: dict[str, Any], text: str) -> dict[str, Any]:
+    return message("Well", {"Well": 0.9, "Hm": 0.04, "1": 0.001, "2": 0.0005})
+
+
+def silent(body: dict[str, Any], text: str) -> dict[str, Any]:
+    """No log-probs; answers as the oracle does, nine times of ten."""
+    drawn = random.Random(f"{body.get('seed')}{text}")
+    good, bad = ("1", "2") if "gold" in first_response(text) else ("2", "1")
+    return [message(good if drawn.random() < 0.9 else bad) for _ in range(body.get("n") or 1)]  # type: ignore[return-value]
+
+
+class Server:
+    """`trouble(n)`: the status of the nth request, or a number of seconds to sleep before dropping it."""
+
+    def __init__(
+        self, answer: Answer, trouble: Callable[[int], int | float] = lambda n: 200, owner: str = "us"
+    ) -> None:
+        self.requests: list[dict[str, Any]] = []
+        lock, outer = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._send(200, {"object": "list", "data": [{"id": "judge", "object": "model", "owned_by": owner}]})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    number = len(outer.requests)
+                    outer.requests.append(body)
+                status = trouble(number)
+                if isinstance(status, float):
+                    time.sleep(status)
+                    return
+                if status != 200:
+                    self._send(status, {"error": {"message": f"trouble {status}"}}, {"Retry-After": "0.01"})
+                    return
+                found = answer(body, "\n".join(m["content"] for m in body["messages"]))
+                choices = found if isinstance(found, list) else [found]
+                usage = {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}
+                self._send(200, {"id": "x", "object": "chat.completion", "created": 0, "model": "judge",
+                                 "choices": choices, "usage": usage})  # fmt: skip
+
+            def _send(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+                data = json.dumps(body).encode()
+                self.send_response(status)
+                for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def start(*arguments: Any, **options: Any) -> Server:
+        made.append(Server(*arguments, **options))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def label(write_jsonl: Callable[..., str], tmp_path: Path) -> Callable[..., Any]:
+    def run(server: Server, *options: str, count: int = 30) -> Any:
+        rows = [
+            {"id": str(i), "prompt": f"q{i}", "responses": ["gold", "lead"] if i % 2 else ["lead", "gold"]}
+            for i in range(count)
+        ]
+        path, output = write_jsonl("candidates.jsonl", rows), str(tmp_path / "prefs.jsonl")
+        command = ("label", path, "-o", output, "--engine", "openai", "--base-url", server.url, "--judge", "judge")
+        return rlaif(*command, "--constitution", "helpfulness", *options), Path(output)
+
+    return run
+
+
+def test_an_oracle_is_believed_in_either_order(serve: Any, label: Any) -> None:
+    done, output = label(serve(oracle), "--price-in", "1", "--price-out", "2")
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(output)
+    assert len(rows) == 30 and {row["chosen"][0]["content"] for row in rows} == {"gold"}
+    assert [row["p_chosen"] for row in rows] == pytest.approx([0.9 / 0.95] * 30)
+    assert not any(row["judge"]["flipped"] for row in rows)
+    manifest = json.loads((output.parent / "prefs.jsonl.manifest.json").read_text())
+    assert manifest["usage"] == {"tokens_in": 6000, "tokens_out": 60, "cost": pytest.approx(0.00612)}
+
+
+def test_position_bias_averages_out_and_is_flagged(serve: Any, label: Any) -> None:
+    done, output = label(serve(biased))
+    assert done.returncode == 0, done.stderr
+    assert all(abs(row["p_chosen"] - 0.5) < 0.02 and row["judge"]["flipped"] for row in rows_of(output))
+
+
+def test_errors_and_time_outs_lose_nothing_and_double_nothing(serve: Any, label: Any) -> None:
+    drawn = random.Random(1)
+    script = [drawn.choice([429, 500, 503, 1.5]) if drawn.random() < 0.3 else 200 for _ in range(2000)]
+    server = serve(oracle, lambda n: script[n])
+    done, output = label(server, "--timeout", "1", "--retries", "8", count=60)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(output)
+    assert sorted(row["id"] for row in rows) == sorted(str(i) for i in range(60))
+    assert {row["chosen"][0]["content"] for row in rows} == {"gold"}
+    assert len(server.requests) > 130, "there was trouble"
+
+
+def test_rows_that_got_no_answer_are_asked_again_by_the_next_run(serve: Any, label: Any) -> None:
+    script = [500 if n % 3 == 0 and n < 60 else 200 for n in range(1000)]
+    done, output = label(serve(oracle, lambda n: script[n]), "--retries", "0")
+    assert done.returncode == 1 and "rows got no answer" in done.stderr and "trouble 500" in done.stderr
+    first = rows_of(output)
+    assert 0 < len(first) < 30
+    done, output = label(serve(oracle), "--retries", "0")
+    # It came back at another address.
+    assert done.returncode == 0, done.stderr
+    assert sorted(row["id"] for row in rows_of(output)) == sorted(str(i) for i in range(30))
+
+
+def test_a_dead_server_stops_the_run_and_what_was_done_is_kept(serve: Any, label: Any) -> None:
+    server = serve(oracle, lambda n: 200 if n < 20 else 503)
+    done, output = label(server, "--retries", "0", count=100)
+    assert done.returncode == 1 and "does not do its work" in done.stderr
+    assert 5 < len(rows_of(output)) <= 10
+    assert len(server.requests) < 80, "it gave up early"
+
+
+def test_a_judge_without_logprobs_is_asked_for_samples(serve: Any, label: Any) -> None:
+    done, _ = label(serve(silent))
+    assert done.returncode == 1 and "--samples" in done.stderr
+    done, output = label(serve(silent), "--samples", "20", "--overwrite")
+    assert done.returncode == 0, done.stderr
+    p = [row["p_chosen"] if row["chosen"][0]["content"] == "gold" else 1 - row["p_chosen"] for row in rows_of(output)]
+    assert sum(p) / len(p) == pytest.approx(0.9, abs=0.05)
+
+
+def test_nonsense_is_unscored(serve: Any, label: Any) -> None:
+    done, output = label(serve(nonsense))
+    assert done.returncode == 3 and output.read_text() == ""
+    assert len(rows_of(output.parent / "prefs.unscored.jsonl")) == 30
+
+
+def test_scores_are_asked_too(serve: Any, label: Any) -> None:
+    def scorer(body: dict[str, Any], text: str) -> dict[str, Any]:
+        best = "10" if "[Response]\ngold" in text else "3"
+        return message(best, {best: 0.9, "5": 0.05, "6": 0.03})
+
+    done, output = label(serve(scorer), "--method", "score")
+    assert done.returncode == 0, done.stderr
+    assert {row["chosen"][0]["content"] for row in rows_of(output)} == {"gold"}
+
+
+def test_a_key_is_refused_at_once_and_never_shown(serve: Any, label: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-7")
+    server = serve(oracle, lambda n: 401)
+    done, output = label(server)
+    assert done.returncode == 1 and "trouble 401" in done.stderr and len(server.requests) <= 17
+    assert "sk-secret-7" not in done.stderr + "".join(p.read_text() for p in output.parent.glob("prefs*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--judge", "other"), "does not know the model 'other'"),
+        (("--method", "contrast"), "--method contrast needs the log-probs of given texts"),
+        (("--engine", "fake"), "--base-url needs --engine openai"),
+    ],
+)
+def test_what_a_server_cannot_do_is_said_before(serve: Any, label: Any, options: Any, said: str) -> None:
+    done, _ = label(serve(oracle), *options)
+    assert done.returncode in (1, 2) and said in done.stderr
+
+
+def engine(server: Server, **options: Any) -> OpenAIEngine:
+    return OpenAIEngine("judge", base_url=server.url, **({"concurrency": 4, "retries": 0, "timeout": 5.0} | options))
+
+
+def test_a_begun_reply_goes_to_those_who_can_go_on_with_it(serve: Any) -> None:
+    def sent(owner: str, prefix: str) -> dict[str, Any]:
+        server = serve(biased, owner=owner)
+        judge = engine(server)
+        from rlaif_cli.records import Message
+
+        prompt = judge.tokenizer.chat([Message(role="user", content="?")], prefix=prefix)
+        dict(judge.logprobs([Request("k", prompt, choices=["1", "2"])]))
+        judge.close()
+        return server.requests[0]
+
+    body = sent("vllm", "Number: ")
+    assert body["messages"][-1] == {"role": "assistant", "content": "Number: "} and body["continue_final_message"]
+    body = sent("us", "Number: ")
+    assert body["messages"] == [{"role": "user", "content": "?"}] and "continue_final_message" not in body
+    body = sent("us", "I like 1.\nNumber: ")
+    assert [m["role"] for m in body["messages"]] == ["user", "assistant", "user"]
+    assert body["messages"][1]["content"] == "I like 1."
+
+
+def test_a_request_that_cannot_be_fails_alone(serve: Any) -> None:
+    judge = engine(serve(biased, lambda n: 400 if n == 1 else 200), concurrency=1)
+    found = dict(judge.logprobs(Request(i, (("user", str(i)),), choices=["1"]) for i in range(3)))
+    assert found[1] == Failed("the server: Error code: 400 - trouble 400", again=False)
+    assert found[0] == found[2] == pytest.approx([math.log(0.9)])
+
+
+def test_what_is_not_listed_is_bounded_and_not_guessed() -> None:
+    one, two = listed_logprobs([("1", math.log(0.9)), ("The", math.log(0.06))], ["1", "2"])
+    assert one == math.log(0.9) and isinstance(two, Bound)
+    assert math.exp(two) == pytest.approx(0.04)  # what is left over is less than the last one listed
+    (two,) = listed_logprobs([("1", math.log(0.9)), ("The", math.log(0.001))], ["2"])
+    assert math.exp(two) == pytest.approx(0.001)
+
+
+def test_a_label_that_may_hold_much_leaves_the_row_unscored(serve: Any, label: Any) -> None:
+    def short_list(body: dict[str, Any], text: str) -> dict[str, Any]:
+        return message("1", {"1": 0.5, "The": 0.3})
+
+    done, output = label(serve(short_list))
+    assert done.returncode == 3 and output.read_text() == ""
+    assert "does not list could hold 0.2" in rows_of(output.parent / "prefs.unscored.jsonl")[0]["reason"]
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="does not do its work"):
+        OpenAIEngine("judge", base_url="http://127.0.0.1:9/v1", concurrency=1, retries=0, timeout=1.0)
