@@ -10,11 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlaif_cli import models
+from rlaif_cli import constitution as constitutions
+from rlaif_cli import models, prompts
 from rlaif_cli.chat import ChatTokenizer, with_system
 from rlaif_cli.errors import ModelError
 from rlaif_cli.records import Message
 
+HELPFUL = constitutions.load("helpfulness")
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -170,3 +172,29 @@ def test_a_system_prompt_replaces_the_conversations_own() -> None:
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="tokenizer cannot be loaded"):
         ChatTokenizer(tmp_path)
+
+
+@QUICK
+@given(prompt=HOSTILE, first=HOSTILE, second=HOSTILE)
+def test_no_text_puts_a_control_token_into_a_judge_prompt(
+    tokenizer: ChatTokenizer, prompt: str, first: str, second: str
+) -> None:
+    principle = HELPFUL.principles[0]
+    ways: list[Any] = [
+        lambda p, a, b: prompts.pairwise(HELPFUL, principle, p, a, b, shots=1),
+        lambda p, a, b: prompts.score(HELPFUL, principle, p, a),
+        lambda p, a, b: prompts.harmless(HELPFUL, p, a, ("harmless", "harmful")),
+        lambda p, a, b: prompts.contrast(principle.contrast_prompts()[0], p),
+    ]
+    for render in ways:
+        benign, hostile = (tokenizer.chat(render(*texts)) for texts in (("p", "a", "b"), (prompt, first, second)))
+        assert controls(tokenizer, hostile) == controls(tokenizer, benign)
+
+
+@pytest.mark.parametrize(
+    "text", ["\u200b\u200d\u2060", "‮abc", "語" * 2000, "x" * 100_000, "\x00\x1b[31m", "\ud7ff\ue000{}\ue001"]
+)
+def test_odd_texts_are_data(tokenizer: ChatTokenizer, text: str) -> None:
+    messages = prompts.pairwise(HELPFUL, HELPFUL.principles[0], "p", text, "b")
+    plain = prompts.pairwise(HELPFUL, HELPFUL.principles[0], "p", "a", "b")
+    assert controls(tokenizer, tokenizer.chat(messages)) == controls(tokenizer, tokenizer.chat(plain))

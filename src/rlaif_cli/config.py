@@ -164,6 +164,10 @@ class LabelConfig(JudgeConfig):
 
     candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
     output: str = setting("-", "Where the preferences go; - is stdout.", short="-o", output=False)
+    truncate: Literal["refuse", "head", "tail", "middle"] = setting(
+        "refuse",
+        "A pair that is too long for the judge: refuse it, or cut the head, tail or middle of its texts.",
+    )
     pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
 
 

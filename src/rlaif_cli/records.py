@@ -153,6 +153,7 @@ class Verdict(BaseModel):
     mass: list[float] | None = None  # the share of the full distribution that fell on the label tokens
     flipped: bool = False  # the same *position* won in both orders
     scores: list[float] | None = None  # [chosen, rejected]: nats per token (contrast), or from 1 to 10 (score)
+    truncated: bool | None = None  # the judge saw the texts cut
     rationales: list[str] | None = None  # what the judge said before each of `p_first`
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -14,9 +14,10 @@ from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines import EnginePool, engine_name
 from rlaif_cli.engines.base import Engine
-from rlaif_cli.errors import UsageError
+from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.jsonl import Output, Source, beside, file_of, rejected_path
 from rlaif_cli.judge import Comparison, Judgement, choose_principles, make_judge
+from rlaif_cli.judge.truncate import truncate
 from rlaif_cli.records import Candidates, Message, PairsOnly, Preference, Unscored, Verdict, as_messages
 from rlaif_cli.stages.files import (
     Unanswered,
@@ -40,8 +41,8 @@ class LabelSummary:
     mass: float = 0.0  # summed over `masses`
     masses: int = 0
     p_chosen: float = 0.0  # summed over the scored pairs
+    truncated: int = 0  # pairs that the judge saw cut
     rejected: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
 
     def add(self, judgement: Judgement) -> None:
         self.pairs += 1
@@ -62,6 +63,7 @@ class LabelSummary:
             "pairs": self.pairs,
             "resumed": self.resumed,
             "unscored": self.unscored,
+            "truncated": self.truncated,
             "rejected": self.rejected,
             "mean_p_chosen": _ratio(self.p_chosen, scored),
             "flip_rate": _ratio(self.flipped, scored) if self.orders else None,
@@ -105,12 +107,13 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
     constitution = constitutions.load(config.constitution)
     choose_pairs = pair_chooser(config.pairs, config.seed)
     check_principles(config, constitution)
+    room = Room(config, constitution)
     source = Source(
         config.candidates,
         PairsOnly,
         skip_invalid=config.skip_invalid,
         rejected_path=rejected_path(config.output, "label"),
-        check=_fits_judge(config, constitution),
+        check=room.check,
     )
     summary = LabelSummary(rejected=source.rejected)
     if config.dry_run:
@@ -126,7 +129,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
         summary.resumed, summary.unscored_before = len(done), len(unscored.done)
         usage: dict[str, Any] = {}
         if not output.complete:
-            comparisons = _comparisons(config, constitution, source, choose_pairs, done)
+            comparisons = _comparisons(config, constitution, source, choose_pairs, done, room)
             engine = engines.get(config, config.judge)
             _judge_all(config, constitution, engine, comparisons, output, unscored, summary, progress)
             usage = usage_of(engine, config)
@@ -159,23 +162,36 @@ def check_principles(config: Any, constitution: Constitution) -> None:
             )
 
 
-def _fits_judge(config: LabelConfig, constitution: Constitution) -> Any:
-    """A check that a row's two longest responses can be compared within the judge's context."""
-    tokenizer, limit = open_tokenizer(config, config.judge)
-    if limit is None:
-        return None
-    engine: Any = type("Measure", (), {"tokenizer": tokenizer})
-    judge = make_judge(config, constitution, engine)
-    longest_principle = max(constitution.principles, key=lambda p: len(p.text) + len(p.for_ or ""))
+class Room:
+    """How many tokens a comparison needs of its judge, and how many there are; measured without an engine."""
 
-    def check(row: PairsOnly) -> str | None:
+    def __init__(self, config: LabelConfig, constitution: Constitution) -> None:
+        self._tokenizer, self._limit = open_tokenizer(config, config.judge)
+        self._cut = config.truncate
+        self._reasoning = config.rationale_tokens if config.cot else 0
+        self._longest_principle = max(constitution.principles, key=lambda p: len(p.text) + len(p.for_ or ""))
+        engine: Any = type("Measure", (), {"tokenizer": self._tokenizer})
+        self._judge = make_judge(config, constitution, engine)
+
+    def need(self, comparison: Comparison) -> int:
+        asked = self._judge.requests(comparison)
+        return max(len(request.prompt) + len(request.continuation) for request in asked) + 1 + self._reasoning
+
+    def check(self, row: PairsOnly) -> str | None:
+        """Why a row's two longest responses cannot be compared; None if they can."""
+        if self._limit is None:  # only the server knows
+            return None
         texts = sorted((response.text for response in row.responses), key=len)[-2:]
-        asked = judge.requests(Comparison(None, row.prompt, texts[0], texts[1], (longest_principle,)))
-        need = max(len(request.prompt) + len(request.continuation) for request in asked) + 1
-        need += config.rationale_tokens if config.cot else 0
-        return too_long(need, limit, "the prompt and the responses that are compared")
+        comparison = Comparison(None, row.prompt, texts[0], texts[1], (self._longest_principle,))
+        if self._cut == "refuse":
+            return too_long(self.need(comparison), self._limit, "the prompt and the responses that are compared")
+        return None if self.fit(comparison) else f"does not fit {self._limit} tokens, whatever is cut"
 
-    return check
+    def fit(self, comparison: Comparison) -> Comparison | None:
+        """The comparison as the judge will see it: with `--truncate` cut to fit; None if that cannot be."""
+        if self._limit is None or self._cut == "refuse":
+            return comparison
+        return truncate(comparison, self.need, self._limit, self._tokenizer, self._cut)
 
 
 def pair_id(row: Candidates, i: int, j: int) -> str:
@@ -183,14 +199,24 @@ def pair_id(row: Candidates, i: int, j: int) -> str:
 
 
 def _comparisons(
-    config: LabelConfig, constitution: Constitution, source: Source[PairsOnly], choose_pairs: Any, done: set[str]
+    config: LabelConfig,
+    constitution: Constitution,
+    source: Source[PairsOnly],
+    choose_pairs: Any,
+    done: set[str],
+    room: Room,
 ) -> Iterator[Comparison]:
     for row in source:
         for i, j in choose_pairs(row):
             if pair_id(row, i, j) not in done:
                 a, b = row.responses[i].text, row.responses[j].text
                 principles = choose_principles(constitution, config.principles, row.prompt, a, b, config.seed)
-                yield Comparison((row, i, j), row.prompt, a, b, principles)
+                fitting = room.fit(Comparison((row, i, j), row.prompt, a, b, principles))
+                if fitting is None:
+                    raise InputError(
+                        "the pair does not fit the judge's context, whatever is cut", where=f"row {row.id}"
+                    )
+                yield fitting
 
 
 def _judge_all(
@@ -214,6 +240,7 @@ def _judge_all(
         else:
             output.write(preference(config, row, i, j, comparison, judgement))
         summary.add(judgement)
+        summary.truncated += was_cut(comparison)
         if summary.pairs % 16 == 0:
             output.flush()
         progress(summary.resumed + summary.pairs, None, f"{summary.unscored} unscored")
@@ -226,7 +253,8 @@ def preference(
     """A judgement as a row: the preferred response is `chosen`; a tie keeps input order."""
     assert judgement.p_a is not None
     a_wins = judgement.p_a >= 0.5
-    texts = (comparison.a, comparison.b) if a_wins else (comparison.b, comparison.a)
+    a, b = row.responses[i].text, row.responses[j].text  # whole, also where the judge saw them cut
+    texts = (a, b) if a_wins else (b, a)
     # Everything is told from the side of `chosen`.
     told: tuple[tuple[Any, ...], ...] = (judgement.p_first, judgement.mass, judgement.rationales)
     p_first, mass, rationales = told if a_wins else map(_swap_orders, told)
@@ -249,6 +277,7 @@ def preference(
             flipped=judgement.flipped,
             scores=[round(s, 6) for s in scores] or None,
             rationales=list(rationales) or None,
+            truncated=was_cut(comparison) or None,
         ),
         meta=row.meta | _origin(row, *((i, j) if a_wins else (j, i))),
     )
@@ -259,6 +288,13 @@ def _origin(row: Candidates, chosen: int, rejected: int) -> dict[str, Any]:
     reasons = [row.responses[index].finish_reason for index in (chosen, rejected)]
     known = {"finish_reasons": reasons} if None not in reasons else {}
     return {"prompt_id": row.id, "pair": [chosen, rejected], **known}
+
+
+def was_cut(comparison: Comparison) -> bool:
+    """Whether the judge saw less than what stands in the row."""
+    row, i, j = comparison.key
+    whole = (row.prompt, row.responses[i].text, row.responses[j].text)
+    return (comparison.prompt, comparison.a, comparison.b) != whole
 
 
 def _swap_orders(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -272,7 +308,7 @@ def _unscored(
     return Unscored(
         id=pair_id(row, i, j),
         prompt=row.prompt,
-        responses=[comparison.a, comparison.b],
+        responses=[row.responses[i].text, row.responses[j].text],
         reason=judgement.reason or "",
         judge={
             "model": config.judge,
