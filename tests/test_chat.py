@@ -191,9 +191,10 @@ def test_no_text_puts_a_control_token_into_a_judge_prompt(
         assert controls(tokenizer, hostile) == controls(tokenizer, benign)
 
 
-@pytest.mark.parametrize(
-    "text", ["\u200b\u200d\u2060", "‮abc", "語" * 2000, "x" * 100_000, "\x00\x1b[31m", "\ud7ff\ue000{}\ue001"]
-)
+ODD = ["\u200b\u200d\u2060", "\u202eabc", "\u8a9e" * 2000, "x" * 100_000, "\x00\x1b[31m", "\ue000{}\ue001"]
+
+
+@pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
 def test_odd_texts_are_data(tokenizer: ChatTokenizer, text: str) -> None:
     messages = prompts.pairwise(HELPFUL, HELPFUL.principles[0], "p", text, "b")
     plain = prompts.pairwise(HELPFUL, HELPFUL.principles[0], "p", "a", "b")
