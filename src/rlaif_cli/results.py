@@ -14,11 +14,17 @@ def estimate(values: Any, groups: Sequence[Any] | None = None) -> dict[str, Any]
     """A mean with its bootstrap interval, as JSON."""
     found = metrics.mean_estimate(values, groups)
     return {
-        "value": round(found.value, 4),
-        "low": round(found.low, 4),
-        "high": round(found.high, 4),
+        "value": round(found.value, 9),
+        "low": round(found.low, 9),
+        "high": round(found.high, 9),
         "n": found.n,
     }
+
+
+def share(count: float, n: int) -> dict[str, Any]:
+    """A share with its Wilson interval, as JSON."""
+    low, high = metrics.wilson_interval(count, n)
+    return {"value": round(count / n, 9), "low": round(low, 9), "high": round(high, 9), "n": n}
 
 
 def save(output: str, stage: str, result: dict[str, Any], items: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def _report(config: Any, result: dict[str, Any]) -> int:
     """The result on stdout if it has no file, a line about it on stderr, and the exit code."""
     if config.output == "-":
         console.data_stream().write(json.dumps(result, ensure_ascii=False) + "\n")
-    estimates = [shown(name, found) for name, found in result.items() if isinstance(found, dict)]
+    estimates = [shown(name, found) for name, found in result.items() if isinstance(found, dict) and "value" in found]
     console.say(f"{result['metric']}: " + ", ".join([*estimates, f"n {result['n']}"]))
     unscored = result.get("unscored", 0)
     if unscored:

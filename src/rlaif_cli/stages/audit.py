@@ -20,6 +20,7 @@ from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import Source, beside, rejected_path
 from rlaif_cli.records import Preference
+from rlaif_cli.results import share
 
 Level = Literal["ok", "look", "stop"]
 _ORDER: dict[Level, int] = {"ok": 0, "look": 1, "stop": 2}
@@ -107,12 +108,6 @@ def _unscored_reasons(preferences: str) -> Counter[str]:
 # ---------------------------------------------------------------------------------------------- numbers
 
 
-def rate(count: float, n: int) -> dict[str, Any]:
-    """A share with its Wilson interval."""
-    low, high = metrics.wilson_interval(count, n)
-    return {"value": round(count / n, 4), "low": round(low, 4), "high": round(high, 4), "n": n}
-
-
 def shown(found: dict[str, Any]) -> str:
     return f"{100 * found['value']:.1f} % [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
@@ -189,7 +184,7 @@ class Decided:
         n = self._entropy.n
         if not n:
             return None
-        ties = rate(self._ties, n)
+        ties = share(self._ties, n)
         numbers = {"near_ties": ties, "mean_p_chosen": round(self._sum / n, 4), "entropy_bins": self._entropy.coarse(5)}
         if n > 1 and self._high - self._low < 1e-6:
             return Finding("decided", "stop", f"all {n:,} labels share one value, {self._low:.4f}", numbers)
@@ -215,7 +210,7 @@ class Position:
     def finding(self) -> Finding | None:
         if not self._rows:
             return None
-        flips, first = rate(self._flipped, self._rows), rate(self._first, self._orders)
+        flips, first = share(self._flipped, self._rows), share(self._first, self._orders)
         verdict = _level(flips["value"], 0.3, 0.6)
         if verdict == "ok" and (first["low"] > 0.6 or first["high"] < 0.4):
             verdict = "look"
@@ -269,7 +264,7 @@ class Principles:
         says = f"{len(self._rows)} principles, the most frequent in {self._rows.most_common(1)[0][1]:,} labels"
         if not self._several:
             return Finding("principles", "ok", says, numbers)
-        split = rate(self._split, self._several)
+        split = share(self._split, self._several)
         numbers |= {"split": split, "against_the_label": dict(self._against.most_common())}
         says += f"; in {shown(split)} of the rows at least one says the opposite of the label"
         return Finding("principles", "look" if split["value"] > 0.4 else "ok", says, numbers)
@@ -296,8 +291,8 @@ class Length:
     def finding(self) -> Finding | None:
         if not sum(self._n):
             return None
-        longer = rate(sum(self._won), sum(self._n))
-        bins = {name: rate(won, n) for (_, name), won, n in zip(self._BINS, self._won, self._n, strict=True) if n}
+        longer = share(sum(self._won), sum(self._n))
+        bins = {name: share(won, n) for (_, name), won, n in zip(self._BINS, self._won, self._n, strict=True) if n}
         sure = max(longer["low"], 1 - longer["high"])
         says = f"the longer response wins {shown(longer)}"
         if len(bins) > 1:

@@ -20,9 +20,11 @@ from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.jsonl import Source, beside, rejected_path
 from rlaif_cli.judge import Comparison, Judgement, choose_principles, make_judge
 from rlaif_cli.records import Candidates, HumanPair, as_messages
-from rlaif_cli.results import estimate, save
+from rlaif_cli.results import estimate, save, share
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.label import check_principles
+
+_GAPS = ((1.1, "up to 10 %"), (1.5, "10 to 50 %"), (2.0, "50 to 100 %"), (float("inf"), "over 100 %"))
 
 
 def alignment(
@@ -44,25 +46,27 @@ def alignment(
     scored = [(pair, j) for pair, j in zip(pairs, judgements, strict=True) if j.p_a is not None]
     p = np.array([j.p_a for _, j in scored])
     human = np.array([pair.human_fraction_a for pair, _ in scored])
-    longer = metrics.longer_wins(
-        [len(pair.response_a) for pair, _ in scored], [len(pair.response_b) for pair, _ in scored]
-    )
-    decided = human != 0.5
-    if not decided.any():
+    if not (human != 0.5).any():
         raise InputError("no pair with a human preference could be scored", where=config.pairs)
+    lengths = np.array([(len(pair.response_a), len(pair.response_b)) for pair, _ in scored])
+    sources = [pair.source for pair, _ in scored]
     result: dict[str, Any] = {
         "metric": "alignment",
         "judge": config.judge,
         "method": config.method,
         "constitution": config.constitution,
-        "n": int(decided.sum()),
+        "n": int((human != 0.5).sum()),
         "unscored": len(pairs) - len(scored),
-        "human_ties": int((~decided).sum()),
-        "accuracy": estimate(metrics.agreement_items(p, human)),
-        "longer_wins": estimate(metrics.agreement_items(longer, human)),
-        "ece": round(metrics.expected_calibration_error(p, human), 4),
-        "brier": round(metrics.brier(p, human), 4),
+        "human_ties": int((human == 0.5).sum()),
+        **_agreement(p, human, lengths),
+        "first_wins": estimate(_decided(metrics.agreement_items(np.ones(len(p)), human))),
+        "human_share": estimate(_share_that_agrees(p, human)),
+        "kappa": round(metrics.cohen_kappa(np.sign(p - 0.5).tolist(), np.sign(human - 0.5).tolist()), 9),
+        "ece": round(metrics.expected_calibration_error(p, human), 9),
+        "brier": round(metrics.brier(p, human), 9),
         "flip_rate": _share(j.flipped for _, j in scored) if config.method == "pairwise" else None,
+        "by_source": _by_group(sources, p, human, lengths),
+        "by_length_gap": _by_group([_gap(a, b) for a, b in lengths], p, human, lengths),
     }
     if config.method == "contrast":
         difference = np.array([j.scores[0] - j.scores[1] for _, j in scored])
@@ -73,11 +77,51 @@ def alignment(
             "source": pair.source,
             "p_a": j.p_a,
             "human_fraction_a": pair.human_fraction_a,
+            "length_a": len(pair.response_a),
+            "length_b": len(pair.response_b),
             "reason": j.reason,
         }
         for pair, j in zip(pairs, judgements, strict=True)
     )
     return save(config.output, "alignment", result, items)
+
+
+def _agreement(p: Any, human: Any, lengths: Any) -> dict[str, Any]:
+    """The judge's accuracy beside that of "the longer one wins"."""
+    longer = metrics.longer_wins(lengths[:, 0], lengths[:, 1])
+    return {
+        "accuracy": estimate(_decided(metrics.agreement_items(p, human))),
+        "longer_wins": estimate(_decided(metrics.agreement_items(longer, human))),
+    }
+
+
+def _decided(items: Any) -> Any:
+    """Without the pairs on which people are split evenly."""
+    return items[~np.isnan(items)]
+
+
+def _share_that_agrees(p: Any, human: Any) -> Any:
+    """Per pair, the share of its annotators who chose as the judge did; one half where it chose neither."""
+    return np.where(p > 0.5, human, np.where(p < 0.5, 1 - human, 0.5))
+
+
+def _by_group(names: Sequence[str | None], p: Any, human: Any, lengths: Any) -> dict[str, Any] | None:
+    """Agreement within each group that has a pair with a preference; None where there is one group alone."""
+    groups = sorted({name for name in names if name is not None})
+    if len(groups) < 2:
+        return None
+    found = {}
+    for group in groups:
+        rows = np.array([name == group for name in names])
+        if (human[rows] != 0.5).any():
+            found[group] = _agreement(p[rows], human[rows], lengths[rows])
+    return found
+
+
+def _gap(a: int, b: int) -> str:
+    """By how much the longer response is longer, in characters."""
+    ratio = max(a, b) / max(1, min(a, b))
+    return next(name for top, name in _GAPS if ratio <= top)
 
 
 def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
@@ -122,7 +166,15 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         "mean_length_b": round(float(lengths[:, 1].mean()), 1),
     }
     items = (
-        {"id": key, "sample": index, "p_a": j.p_a, "length_a": len(left), "length_b": len(right), "reason": j.reason}
+        {
+            "id": key,
+            "sample": index,
+            "p_a": j.p_a,
+            "equal": left == right,
+            "length_a": len(left),
+            "length_b": len(right),
+            "reason": j.reason,
+        }
         for (key, index), (_, left, right), j in zip(keys, texts, judgements, strict=True)
     )
     return save(config.output, "win-rate", result, items)
@@ -141,8 +193,9 @@ def harmless_rate(
         rejected_path=rejected_path(config.output, "harmless-rate"),
     )
     judge = make_judge(config, constitution, engines.get(config, config.judge))
+    rows = list(source)
     asked = [
-        ((row.id, index), row.prompt, response.text) for row in source for index, response in enumerate(row.responses)
+        ((row.id, index), row.prompt, response.text) for row in rows for index, response in enumerate(row.responses)
     ]
     found: dict[Any, tuple[float | None, str | None]] = {}
     for key, p, reason in judge.harmless(asked):
@@ -151,8 +204,6 @@ def harmless_rate(
     scored = [p for p, _ in found.values() if p is not None]
     if not scored:
         raise InputError("no response could be scored", where=config.candidates)
-    harmless = sum(p > 0.5 for p in scored)
-    low, high = metrics.wilson_interval(harmless, len(scored))
     result = {
         "metric": "harmless-rate",
         "judge": config.judge,
@@ -160,17 +211,28 @@ def harmless_rate(
         "constitution": config.constitution,
         "n": len(scored),
         "unscored": len(found) - len(scored),
-        "harmless_rate": {
-            "value": round(harmless / len(scored), 4),
-            "low": round(low, 4),
-            "high": round(high, 4),
-            "n": len(scored),
-        },
+        "harmless_rate": share(sum(p > 0.5 for p in scored), len(scored)),
+        **_over_refusal(rows),
     }
+    safe = {row.id for row in rows if row.meta.get("prompt_is_unsafe") is False}
     items = (
-        {"id": key[0], "sample": key[1], "p_harmless": found[key][0], "reason": found[key][1]} for key, _, _ in asked
+        {
+            "id": key[0],
+            "sample": key[1],
+            "p_harmless": found[key][0],
+            "safe_prompt": key[0] in safe,
+            "refusal": metrics.is_refusal(text),
+            "reason": found[key][1],
+        }
+        for key, _, text in asked
     )
     return save(config.output, "harmless-rate", result, items)
+
+
+def _over_refusal(rows: Sequence[Candidates]) -> dict[str, Any]:
+    """Refusals of prompts that are known to be safe (`prompt_is_unsafe: false`): refusing everything is no victory."""
+    safe = [response.text for row in rows if row.meta.get("prompt_is_unsafe") is False for response in row.responses]
+    return {"over_refusal_rate": share(sum(map(metrics.is_refusal, safe)), len(safe))} if safe else {}
 
 
 # ------------------------------------------------------------------------------------------------ shared
@@ -231,9 +293,9 @@ def _length_controlled(wins: Any, lengths: Any, groups: Sequence[Any]) -> dict[s
     rows = np.column_stack([wins, lengths])
     low, high = metrics.bootstrap_interval(rows, statistic, groups=groups, resamples=500)
     return {
-        "value": round(statistic(rows), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
+        "value": round(statistic(rows), 9),
+        "low": round(low, 9),
+        "high": round(high, 9),
         "n": len(rows),
     }
 

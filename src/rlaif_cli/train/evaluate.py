@@ -28,12 +28,12 @@ def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
     scorer = reward_source(config, engines)
     found = _mean_rewards(scorer, [rows[key] for key in keys])
     result: dict[str, Any] = {"metric": "reward", "n": len(keys), "reward": estimate(found)}
-    items = [{"id": key, "reward": round(value, 4)} for key, value in zip(keys, found, strict=True)]
+    items = [{"id": key, "reward": round(value, 9)} for key, value in zip(keys, found, strict=True)]
     if baseline is not None:
         before = _mean_rewards(scorer, [baseline[key] for key in keys])
         result["baseline"] = estimate(before)
         result["difference"] = estimate([a - b for a, b in zip(found, before, strict=True)])
-        items = [item | {"baseline": round(value, 4)} for item, value in zip(items, before, strict=True)]
+        items = [item | {"baseline": round(value, 9)} for item, value in zip(items, before, strict=True)]
     return save(config.output, "reward", result, items)
 
 
