@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from conftest import rows_of
 from rlaif_cli.chat import ChatTokenizer
-from rlaif_cli.config import PPOConfig, RewardModelConfig
+from rlaif_cli.config import PPOConfig, RewardModelConfig, SftConfig
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.errors import EngineError, ModelError
-from rlaif_cli.records import Message
+from rlaif_cli.records import Demonstration, Message, prompt_text
 from rlaif_cli.train.models import (
     hidden_states,
     load_policy,
@@ -31,6 +31,7 @@ from rlaif_cli.train.packing import Group, micro_batches, pack
 from rlaif_cli.train.ppo import Trainer, check_mismatch, group_advantages, token_rewards, train_ppo
 from rlaif_cli.train.reward_model import Pair, score_groups, split, train_reward_model, train_step
 from rlaif_cli.train.rollout import Prompt, Rollout, policy_weights
+from rlaif_cli.train.sft import mean_loss, train_sft
 
 PPO_DEFAULTS = {
     "judge": "fake",
@@ -366,6 +367,72 @@ def test_an_interrupted_reward_model_run_goes_on_where_it_was(train_rm: Any) -> 
     train_rm("cut", epochs=2, save_every=2, stop=3)
     assert (whole.parent / "cut" / "state").is_dir()
     assert_same_run(whole, train_rm("cut", epochs=2, save_every=2))
+
+
+# ------------------------------------------------------------------------------------------- supervised fine-tuning
+
+
+def sft_config(**options: Any) -> SftConfig:
+    return SftConfig(**({"records": "-", "output": "-", "model": "-", "precision": "fp32"} | options))
+
+
+def test_the_loss_is_on_the_response_tokens_alone(policy: Any) -> None:
+    groups = [Group(group.prompt, group.responses[:1]) for group in make_groups()]
+    logprobs = [row for row in one_by_one_logprobs(policy, groups)]
+    tokens = sum(len(row) for row in logprobs)
+    want = -sum(float(row.sum()) for row in logprobs) / tokens
+    for budget in (64, 10_000):
+        assert mean_loss(policy, groups, sft_config(tokens_per_batch=budget)) == pytest.approx(want, abs=1e-4)
+
+
+@pytest.fixture
+def sft(tiny: Path, tmp_path: Path, write_jsonl: Callable[..., str]) -> Callable[..., Path]:
+    def run(name: str, stop: int | None = None, **options: Any) -> Path:
+        rows = [{"id": str(i), "prompt": f"Question {i}?", "response": "yes, always"} for i in range(12)]
+        data = write_jsonl("demonstrations.jsonl", rows)
+        settings = {"model": str(tiny), "lr": 3e-3, "batch_size": 4, "epochs": 8, "eval_fraction": 0.25} | options
+        config = sft_config(**settings, records=data, output=str(tmp_path / name))
+        if stop is None:
+            train_sft(config)
+        else:
+            with pytest.raises(Interrupted):
+                train_sft(config, progress=interrupt_after(stop))
+        return tmp_path / name
+
+    return run
+
+
+def test_sft_learns_what_it_is_shown(sft: Any) -> None:
+    folder = sft("sft")
+    held_out = json.loads((folder / "manifest.json").read_text())["results"]["held_out"]
+    assert held_out["records"] == 3 and held_out["loss"] < 0.5 * held_out["loss_before"]
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and model.config.tie_word_embeddings
+
+
+def test_an_interrupted_sft_run_goes_on_where_it_was(sft: Any) -> None:
+    whole = sft("whole", save_every=2, epochs=2)
+    sft("cut", stop=3, save_every=2, epochs=2)
+    assert_same_run(whole, sft("cut", save_every=2, epochs=2))
+
+
+SHAPES: list[dict[str, Any]] = [
+    {"prompt": "q", "response": "r"},
+    {"prompt": "q", "completion": "r"},
+    {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "r"}]},
+    {"prompt": "q", "chosen": "r", "rejected": "x", "p_chosen": 0.9},
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]},
+    {"prompt": "q", "responses": [{"text": "r", "finish_reason": "stop"}]},
+    {"instruction": "q", "response": "r"},
+]
+
+
+@pytest.mark.parametrize("row", SHAPES, ids=range(len(SHAPES)))
+def test_demonstrations_come_in_many_shapes(row: dict[str, Any]) -> None:
+    found = Demonstration.model_validate(row)
+    assert (prompt_text(found.prompt), found.response) == ("q", "r")
 
 
 # ------------------------------------------------------------------------------------------- PPO's parts

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from rlaif_cli import __version__, console, jsonl
-from rlaif_cli.commands import audit, constitution, evaluate, generate, label, ppo, report, run, train_rm
+from rlaif_cli.commands import audit, constitution, evaluate, generate, label, ppo, report, run, sft, train_rm
 from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, InputError, RlaifError
 
 
@@ -71,6 +71,7 @@ def _root(
 generate.register(app)
 label.register(app)
 audit.register(app)
+sft.register(app)
 train_rm.register(app)
 ppo.register(app)
 app.add_typer(evaluate.app, name="eval")

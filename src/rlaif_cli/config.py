@@ -196,14 +196,29 @@ class TrainConfig(InputConfig):
     save_every: int = setting(0, "Steps between checkpoints to resume from; 0: at the end of every epoch.", ge=0)
 
 
-class RewardModelConfig(TrainConfig):
+class EpochsConfig(TrainConfig):
+    """Training that passes over fixed data."""
+
+    epochs: int = setting(1, "Passes over the data.", ge=1)
+    batch_size: int = setting(32, "Rows an optimizer step.", ge=1)
+    eval_fraction: float = setting(0.1, "Share of the prompts held out.", ge=0, lt=1)
+
+
+class SftConfig(EpochsConfig):
+    """Fine-tune a model on responses: revisions, chosen responses, or any prompts with their responses."""
+
+    records: str = setting(
+        help="JSONL of prompts with a response, completion, chosen or messages; or -.", argument=True
+    )
+    output: str = setting(help="The folder of the tuned model.", short="-o", output=False)
+    max_length: int = setting(2048, "Prompt and response together, tokens; longer records are refused.", ge=8)
+
+
+class RewardModelConfig(EpochsConfig):
     """Train a reward model on soft preferences."""
 
     preferences: str = setting(help="JSONL of preferences, or - for stdin.", argument=True)
     output: str = setting(help="The folder of the reward model.", short="-o", output=False)
-    epochs: int = setting(1, "Passes over the data.", ge=1)
-    batch_size: int = setting(32, "Pairs an optimizer step.", ge=1)
-    eval_fraction: float = setting(0.1, "Share of the prompts held out.", ge=0, lt=1)
     max_length: int = setting(1024, "Prompt and response together, tokens; longer pairs are refused.", ge=8)
     centering: float = setting(0.0, "eta in eta (r_chosen + r_rejected)^2.", ge=0)
     hard_labels: bool = setting(False, "Round p_chosen to 0 or 1 (to compare with; soft is better).")

@@ -134,6 +134,39 @@ class Candidates(Record):
         return ("prompt", "responses")
 
 
+class Demonstration(Record):
+    """A prompt and the response to learn."""
+
+    prompt: Prompt
+    response: Text
+
+    @classmethod
+    def accept(cls, row: dict[str, Any]) -> dict[str, Any]:
+        """Also `completion`, a preference's `chosen`, one of `responses`, or `messages` that end with a reply."""
+        messages = row.get("messages")
+        if "prompt" not in row and isinstance(messages, list) and messages and _role(messages[-1]) == "assistant":
+            row["response"] = messages[-1].get("content")
+            row["messages"] = messages[:-1]
+        row = accept_prompt(row)
+        for name in ("completion", "chosen", "responses"):
+            if "response" not in row and name in row:
+                row["response"] = row.pop(name)
+        response = row.get("response")
+        if isinstance(response, list) and len(response) == 1:
+            response = response[0]
+        if isinstance(response, dict):
+            response = response.get("content", response.get("text"))
+        return row | ({"response": response} if response is not None else {})
+
+    @classmethod
+    def identity(cls) -> tuple[str, ...]:
+        return ("prompt", "response")
+
+
+def _role(message: Any) -> Any:
+    return message.get("role") if isinstance(message, dict) else None
+
+
 class PairsOnly(Candidates):
     """Candidates that can be compared."""
 

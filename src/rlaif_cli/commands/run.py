@@ -38,6 +38,12 @@ def kinds(engines: Any) -> dict[str, Any]:
         engines.close()  # its memory is needed
         return train_reward_model(settings, progress=progress)
 
+    def run_sft(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
+        from rlaif_cli.train.sft import train_sft
+
+        engines.close()
+        return train_sft(settings, progress=progress)
+
     def run_ppo(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
         engines.close()
         return train(settings, engines, progress)
@@ -56,6 +62,7 @@ def kinds(engines: Any) -> dict[str, Any]:
     return {
         "generate": StageKind(config.GenerateConfig, run_generate, ".jsonl"),
         "label": StageKind(config.LabelConfig, run_label, ".jsonl"),
+        "sft": StageKind(config.SftConfig, run_sft, ""),
         "train-rm": StageKind(config.RewardModelConfig, run_train_rm, ""),
         "ppo": StageKind(config.PPOConfig, run_ppo, ""),
         "eval alignment": StageKind(config.AlignmentConfig, judged("alignment"), ".json"),

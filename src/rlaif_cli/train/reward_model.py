@@ -22,10 +22,11 @@ from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Preference, prompt_text
 from rlaif_cli.train import loop
-from rlaif_cli.train.checkpoint import MetricsLog, TrainState, remove_state
+from rlaif_cli.train.checkpoint import remove_state
 from rlaif_cli.train.models import device, new_reward_model, rewards
 from rlaif_cli.train.ops import binary_entropy, soft_pairwise_loss
 from rlaif_cli.train.packing import Group, micro_batches, pack
+from rlaif_cli.train.supervised import run_epochs
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,13 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
         return done
     pairs = [_tokenize(record, tokenizer) for record in source]
     train, test = split(pairs, config)
-    model = _train(config, settings, folder, base, train, progress)
+    loop.set_seed(config.seed)
+    model = new_reward_model(base, config.seed).train()
+
+    def step(optimizer: torch.optim.Optimizer, batch: list[int]) -> dict[str, float]:
+        return train_step(model, optimizer, [train[i] for i in batch], config)
+
+    run_epochs(config, settings, folder, model, len(train), step, progress)
     results = _finish(config, model, folder, base, train, test)
     loop.write_manifest(folder, "train-rm", settings, results=results)
     remove_state(folder)
@@ -84,44 +91,6 @@ def split(pairs: Sequence[Pair], config: RewardModelConfig) -> tuple[list[Pair],
     """(train, held out), by prompt: no prompt is on both sides."""
     away = loop.held_out((pair.prompt for pair in pairs), config.eval_fraction, config.seed)
     return [p for p in pairs if p.prompt not in away], [p for p in pairs if p.prompt in away]
-
-
-def _train(
-    config: RewardModelConfig,
-    settings: dict[str, Any],
-    folder: Path,
-    base: Path,
-    pairs: list[Pair],
-    progress: ProgressCallback,
-) -> Any:
-    loop.set_seed(config.seed)
-    model = new_reward_model(base, config.seed).train()
-    optimizer = loop.make_optimizer([(model, config.lr)], config)
-    state = TrainState(folder, settings, {"model": model}, optimizer)
-    position = state.load() or {"step": 0}
-    log = MetricsLog(folder, keep_through_step=position["step"])
-    batches = [
-        batch
-        for epoch in range(config.epochs)
-        for batch in epoch_batches(len(pairs), config.batch_size, config.seed, epoch)
-    ]
-    steps_per_epoch = len(batches) // config.epochs
-    save_every = config.save_every or steps_per_epoch
-    for step in range(position["step"], len(batches)):
-        lr = loop.set_learning_rate(optimizer, config, step, len(batches))
-        numbers = train_step(model, optimizer, [pairs[i] for i in batches[step]], config)
-        log.add(step + 1, **numbers, lr=lr)
-        if (step + 1) % save_every == 0 and step + 1 < len(batches):
-            state.save({"step": step + 1})
-        progress(step + 1, len(batches), f"loss {numbers['loss']:.4f} (floor {numbers['entropy_floor']:.4f})")
-    log.close()
-    return model
-
-
-def epoch_batches(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
-    """A shuffled pass over `count` items in batches of `size`; a last small batch is kept."""
-    order = np.random.default_rng([seed, epoch]).permutation(count).tolist()
-    return [order[i : i + size] for i in range(0, count, size)]
 
 
 def train_step(

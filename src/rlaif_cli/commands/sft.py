@@ -1,0 +1,38 @@
+"""rlaif sft"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from rlaif_cli import console
+from rlaif_cli.commands.options import command
+from rlaif_cli.config import SftConfig
+
+
+def run(config: SftConfig) -> int:
+    from rlaif_cli.train.sft import train_sft
+
+    with console.progress("sft") as progress:
+        results = train_sft(config, progress=progress)
+    if config.dry_run:
+        console.say(f"{results['records']} records, {config.epochs} epochs of batches of {config.batch_size}")
+        return 0
+    console.say(summary(results))
+    console.say(f"sft: the tuned model is in {config.output}")
+    return 0
+
+
+def summary(results: dict[str, Any]) -> str:
+    text = f"sft: {results['records']} records"
+    if held_out := results.get("held_out"):
+        text += (
+            f"; held out {held_out['records']}: loss {held_out['loss_before']:.4f} -> {held_out['loss']:.4f} "
+            f"nats a token, perplexity {held_out['perplexity']:.2f}"
+        )
+    return text
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "sft", SftConfig, run)

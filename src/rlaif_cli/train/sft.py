@@ -1,0 +1,121 @@
+"""Supervised fine-tuning: the mean negative log-prob of the response tokens, nothing of the prompt.
+
+The first phase of Constitutional AI trains on revisions (Bai et al. 2022); the same on chosen responses, or on any
+file of prompts and responses.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlaif_cli import models
+from rlaif_cli.chat import ChatTokenizer
+from rlaif_cli.config import SftConfig
+from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.jsonl import Source
+from rlaif_cli.records import Demonstration, as_messages, prompt_text
+from rlaif_cli.train import loop
+from rlaif_cli.train.checkpoint import remove_state
+from rlaif_cli.train.models import device, load_policy, response_logprobs
+from rlaif_cli.train.packing import Group, micro_batches, pack
+from rlaif_cli.train.supervised import run_epochs
+
+
+def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
+    """Run the stage; see `SftConfig`. Returns the summary's numbers.
+
+    Raises:
+        InputError: the records cannot be used, or one is longer than `max_length`.
+        ModelError: the model cannot be found or loaded.
+    """
+    base = models.resolve(config.model)
+    tokenizer = ChatTokenizer(base)
+    source = _source(config, tokenizer)
+    if config.dry_run:
+        return {"records": len(source)}
+    folder = Path(config.output)
+    settings = config.deciding() | {"input_sha256": source.sha256}
+    done = loop.prepare_folder(folder, settings, overwrite=config.overwrite)
+    if done is not None:
+        return done
+    records = list(source)
+    away = loop.held_out((prompt_text(record.prompt) for record in records), config.eval_fraction, config.seed)
+    groups = [(_tokenize(record, tokenizer), prompt_text(record.prompt) in away) for record in records]
+    train, test = ([group for group, held in groups if held == side] for side in (False, True))
+    loop.set_seed(config.seed)
+    model = load_policy(base).train()
+
+    def step(optimizer: torch.optim.Optimizer, batch: list[int]) -> dict[str, float]:
+        return train_step(model, optimizer, [train[i] for i in batch], config)
+
+    before = mean_loss(model, test, config) if test else None
+    run_epochs(config, settings, folder, model, len(train), step, progress)
+    results: dict[str, Any] = {"records": len(train)}
+    if before is not None:
+        after = mean_loss(model, test, config)
+        results["held_out"] = {
+            "records": len(test),
+            "loss_before": round(before, 4),
+            "loss": round(after, 4),
+            "perplexity": round(math.exp(after), 3),
+        }
+    loop.save_checkpoint(model, base, folder)
+    loop.write_manifest(folder, "sft", settings, results=results)
+    remove_state(folder)
+    return results
+
+
+def _source(config: SftConfig, tokenizer: ChatTokenizer) -> Source[Demonstration]:
+    def fits(record: Demonstration) -> str | None:
+        need = _tokenize(record, tokenizer).tokens
+        return None if need <= config.max_length else f"{need} tokens; --max-length is {config.max_length}"
+
+    rejected = Path(config.output).with_name(Path(config.output).name + ".rejected.jsonl")
+    return Source(config.records, Demonstration, skip_invalid=config.skip_invalid, rejected_path=rejected, check=fits)
+
+
+def _tokenize(record: Demonstration, tokenizer: ChatTokenizer) -> Group:
+    return Group(tokenizer.chat(as_messages(record.prompt)), [tokenizer.response(record.response)])
+
+
+def train_step(
+    model: Any, optimizer: torch.optim.Optimizer, groups: Sequence[Group], config: SftConfig
+) -> dict[str, float]:
+    """One optimizer step on the mean over the batch's response tokens, in micro-batches."""
+    started = time.monotonic()
+    total = sum(len(response) for group in groups for response in group.responses)
+    loss_sum = 0.0
+    with loop.autocast(config.precision):
+        for indices in micro_batches(groups, config.tokens_per_batch):
+            loss = _summed_loss(model, [groups[i] for i in indices]) / total
+            loss.backward()
+            loss_sum += float(loss.detach())
+    norm = loop.clip_and_step(optimizer, config.max_grad_norm)
+    seconds = time.monotonic() - started
+    return {
+        "loss": loss_sum,
+        "grad_norm": norm,
+        "tokens_per_second": sum(group.tokens for group in groups) / seconds,
+    }
+
+
+@torch.no_grad()
+def mean_loss(model: Any, groups: Sequence[Group], config: SftConfig) -> float:
+    """-log p a response token, nats, over all groups."""
+    with loop.autocast(config.precision):
+        summed = sum(
+            float(_summed_loss(model, [groups[i] for i in indices]))
+            for indices in micro_batches(groups, config.tokens_per_batch)
+        )
+    return summed / sum(len(response) for group in groups for response in group.responses)
+
+
+def _summed_loss(model: Any, groups: Sequence[Group]) -> torch.Tensor:
+    packed = pack(groups).to(device())
+    return -(response_logprobs(model, packed, 1.0) * packed.response_mask).sum()
