@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from rlaif_cli import __version__, console, jsonl
-from rlaif_cli.commands import audit, constitution, evaluate, generate, label, ppo, report, run, sft, train_rm
+from rlaif_cli.commands import audit, constitution, evaluate, generate, label, ppo, report, revise, run, sft, train_rm
 from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, InputError, RlaifError
 
 
@@ -69,6 +69,7 @@ def _root(
 
 # In the order of use; `rlaif --help` lists them so.
 generate.register(app)
+revise.register(app)
 label.register(app)
 audit.register(app)
 sft.register(app)

@@ -113,6 +113,21 @@ class GenerateConfig(EngineConfig):
         return self
 
 
+class ReviseConfig(EngineConfig):
+    """Let a model criticise and rewrite its own responses by a constitution: Constitutional AI's first phase."""
+
+    prompts: str = setting(help="JSONL of prompts, - for stdin, or hf:org/name:split.", argument=True)
+    output: str = setting("-", "Where the revisions go; - is stdout.", short="-o", output=False)
+    model: str = setting(help="A built-in model, a folder, a .gguf file or a hub name.")
+    constitution: str = setting(help="A shipped constitution's name, or a YAML file.")
+    principles: tuple[str, ...] = setting(("sample",), "The ids to draw from; 'sample' draws from all.")
+    rounds: int = setting(4, "Critiques and revisions a prompt; each draws a principle.", ge=1)
+    temperature: float = setting(1.0, "0 is greedy.", ge=0)
+    top_p: float = setting(1.0, "Sample from the smallest set of tokens with this mass.", gt=0, le=1)
+    max_tokens: int = setting(256, "The longest response, critique and revision, tokens.", ge=1)
+    system: str | None = setting(None, "A system prompt for the first response.")
+
+
 class JudgeConfig(EngineConfig):
     """How a judge is asked."""
 
@@ -212,6 +227,7 @@ class SftConfig(EpochsConfig):
     )
     output: str = setting(help="The folder of the tuned model.", short="-o", output=False)
     max_length: int = setting(2048, "Prompt and response together, tokens; longer records are refused.", ge=8)
+    all_rounds: bool = setting(False, "Of `rlaif revise`: learn the revisions of every round, not the last alone.")
 
 
 class RewardModelConfig(EpochsConfig):

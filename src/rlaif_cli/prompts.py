@@ -88,6 +88,31 @@ def harmless(constitution: Constitution, prompt: Prompt, response: str, meanings
     return _alone(constitution, prompt, response, question)
 
 
+def critique(constitution: Constitution, principle: Principle, prompt: Prompt, response: str) -> list[Message]:
+    """Where does a response fall short of a principle?"""
+    picked = "picks" if principle.choose == "better" else "does not pick"
+    question = (
+        f"A question for comparing this response with others to the same prompt is: {principle.text}\n"
+        f"The response should be one that this question {picked}. Name the places where it falls short of that, and "
+        "say what would be better there. Do not rewrite it yet."
+    )
+    return _alone(constitution, prompt, response, question)
+
+
+def revision(
+    constitution: Constitution, principle: Principle, prompt: Prompt, response: str, critique_text: str
+) -> list[Message]:
+    """The response, written anew after its critique."""
+    return [
+        *critique(constitution, principle, prompt, response),
+        Message(role="assistant", content=critique_text),
+        Message(
+            role="user",
+            content="Now write the response to the prompt anew, with these points mended. Give the new response alone.",
+        ),
+    ]
+
+
 def contrast(side: str, prompt: Prompt) -> list[Message]:
     """The conversation under a system prompt that embodies a principle, or its opposite."""
     return [

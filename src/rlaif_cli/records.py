@@ -134,6 +134,26 @@ class Candidates(Record):
         return ("prompt", "responses")
 
 
+class Round(BaseModel):
+    """One critique and what became of the response."""
+
+    model_config = ConfigDict(extra="forbid", defer_build=True)
+
+    principle: str
+    critique: str
+    revision: str
+
+
+class Revision(Record):
+    """A response that its model has criticised and rewritten; `response` is the last revision."""
+
+    prompt: Prompt
+    response: str
+    initial: str
+    rounds: list[Round]
+    model: str | None = None
+
+
 class Demonstration(Record):
     """A prompt and the response to learn."""
 

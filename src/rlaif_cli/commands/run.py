@@ -25,9 +25,13 @@ def kinds(engines: Any) -> dict[str, Any]:
     from rlaif_cli.stages.label import label
     from rlaif_cli.stages.pipeline import StageKind
     from rlaif_cli.stages.report import write_report
+    from rlaif_cli.stages.revise import revise
 
     def run_generate(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
         return vars(generate(settings, engines, progress=progress))
+
+    def run_revise(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
+        return vars(revise(settings, engines, progress=progress))
 
     def run_label(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
         return label(settings, engines, progress=progress).as_numbers()
@@ -61,6 +65,7 @@ def kinds(engines: Any) -> dict[str, Any]:
 
     return {
         "generate": StageKind(config.GenerateConfig, run_generate, ".jsonl"),
+        "revise": StageKind(config.ReviseConfig, run_revise, ".jsonl"),
         "label": StageKind(config.LabelConfig, run_label, ".jsonl"),
         "sft": StageKind(config.SftConfig, run_sft, ""),
         "train-rm": StageKind(config.RewardModelConfig, run_train_rm, ""),

@@ -44,7 +44,7 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
     done = loop.prepare_folder(folder, settings, overwrite=config.overwrite)
     if done is not None:
         return done
-    records = list(source)
+    records = [each for record in source for each in _expanded(record, config)]
     away = loop.held_out((prompt_text(record.prompt) for record in records), config.eval_fraction, config.seed)
     groups = [(_tokenize(record, tokenizer), prompt_text(record.prompt) in away) for record in records]
     train, test = ([group for group, held in groups if held == side] for side in (False, True))
@@ -73,11 +73,19 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
 
 def _source(config: SftConfig, tokenizer: ChatTokenizer) -> Source[Demonstration]:
     def fits(record: Demonstration) -> str | None:
-        need = _tokenize(record, tokenizer).tokens
+        need = max(_tokenize(each, tokenizer).tokens for each in _expanded(record, config))
         return None if need <= config.max_length else f"{need} tokens; --max-length is {config.max_length}"
 
     rejected = Path(config.output).with_name(Path(config.output).name + ".rejected.jsonl")
     return Source(config.records, Demonstration, skip_invalid=config.skip_invalid, rejected_path=rejected, check=fits)
+
+
+def _expanded(record: Demonstration, config: SftConfig) -> list[Demonstration]:
+    """The revisions of all rounds, where they are wanted and the row has them."""
+    rounds = record.meta.get("rounds") if config.all_rounds else None
+    if not rounds:
+        return [record]
+    return [record.model_copy(update={"response": each["revision"]}) for each in rounds]
 
 
 def _tokenize(record: Demonstration, tokenizer: ChatTokenizer) -> Group:

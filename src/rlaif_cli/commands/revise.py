@@ -1,0 +1,27 @@
+"""rlaif revise"""
+
+from __future__ import annotations
+
+import typer
+
+from rlaif_cli import console
+from rlaif_cli.commands.options import command, partial
+from rlaif_cli.config import ReviseConfig
+from rlaif_cli.jsonl import rejected_path
+
+
+def run(config: ReviseConfig) -> int:
+    from rlaif_cli.engines import EnginePool
+    from rlaif_cli.stages.revise import revise
+
+    with EnginePool() as engines, console.progress("revise") as progress:
+        summary = revise(config, engines, progress=progress)
+    if config.dry_run:
+        console.say(f"{summary.rows} prompts, {1 + 2 * config.rounds} generations each")
+        return 0
+    console.say(f"revise: {summary.rows} rows of {config.rounds} rounds, {summary.resumed} done before")
+    return partial(summary.rejected, str(rejected_path(config.output, "revise")))
+
+
+def register(app: typer.Typer) -> None:
+    command(app, "revise", ReviseConfig, run)

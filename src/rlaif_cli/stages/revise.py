@@ -1,0 +1,197 @@
+"""prompts -> revisions: a model criticises and rewrites its own responses by the constitution (Bai et al. 2022).
+
+A first response, then in every round a critique by one principle and a revision that answers it. All rounds are kept:
+`rlaif sft` trains on the last revisions, or with `--all-rounds` on those of every round, as the paper does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from rlaif_cli import constitution as constitutions
+from rlaif_cli import prompts
+from rlaif_cli.chat import with_system
+from rlaif_cli.config import ReviseConfig
+from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.constitution import Constitution, Principle
+from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling, engine_name
+from rlaif_cli.engines.base import request_seed
+from rlaif_cli.jsonl import Output, Source, file_of, rejected_path
+from rlaif_cli.records import Message, PromptRecord, Revision, Round, as_messages
+from rlaif_cli.stages.files import Unanswered, input_settings, model_hash, open_tokenizer, too_long, usage_of
+
+_AT_ONCE = 64  # prompts that go through all their rounds together
+
+
+@dataclass
+class ReviseSummary:
+    rows: int = 0
+    resumed: int = 0
+    rejected: int = 0
+
+
+@dataclass
+class _Draft:
+    """A prompt under way."""
+
+    record: PromptRecord
+    principle: Principle  # of the round under way
+    initial: str = ""
+    critique: str = ""
+    rounds: list[Round] = field(default_factory=list)
+    failed: Failed | None = None
+
+    @property
+    def response(self) -> str:
+        return self.rounds[-1].revision if self.rounds else self.initial
+
+    def finish_round(self, revision: str) -> None:
+        # An empty revision would erase the response: then the one before stands.
+        revision = revision or self.response
+        self.rounds.append(Round(principle=self.principle.id, critique=self.critique, revision=revision))
+
+
+def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> ReviseSummary:
+    """Run the stage; see `ReviseConfig`.
+
+    Raises:
+        InputError: the prompts or the constitution cannot be used, or a prompt leaves no room for its rounds.
+    """
+    constitution = constitutions.load(config.constitution)
+    if tuple(config.principles) != ("sample",):
+        constitution = constitution.select(list(config.principles))
+    source = Source(
+        config.prompts,
+        PromptRecord,
+        skip_invalid=config.skip_invalid,
+        rejected_path=rejected_path(config.output, "revise"),
+        check=_room(config, constitution),
+    )
+    summary = ReviseSummary(rejected=source.rejected)
+    if config.dry_run:
+        summary.rows = len(source)
+        return summary
+    settings = config.deciding() | input_settings(source, config.prompts)
+    settings["constitution_sha256"] = constitution.sha256
+    output = Output(file_of(config.output), settings, overwrite=config.overwrite)
+    usage: dict[str, Any] = {}
+    try:
+        summary.resumed = len(output.done)
+        if not output.complete:
+            engine = engines.get(config, config.model)
+            _revise_all(config, constitution, engine, source, output, summary, progress)
+            usage = usage_of(engine, config)
+        output.finish(
+            {
+                "stage": "revise",
+                "model_sha256": model_hash(config, config.model),
+                "engine": engine_name(config, config.model),
+                "counts": vars(summary),
+                **usage,
+            }
+        )
+    finally:
+        output.close()
+    return summary
+
+
+def _room(config: ReviseConfig, constitution: Constitution) -> Callable[[PromptRecord], str | None]:
+    """A check that a prompt's last question, with all that stands before it, fits the model's context."""
+    tokenizer, limit = open_tokenizer(config, config.model)
+    longest = max(constitution.principles, key=lambda principle: len(principle.text))
+
+    def check(record: PromptRecord) -> str | None:
+        if limit is None:
+            return None
+        asked = prompts.revision(constitution, longest, record.prompt, "", "")
+        # The response, its critique and the revision, each as long as it may be.
+        need = len(tokenizer.chat(asked)) + 3 * config.max_tokens
+        return too_long(need, limit, "the prompt, a response, its critique and the revision")
+
+    return check
+
+
+def _revise_all(
+    config: ReviseConfig,
+    constitution: Constitution,
+    engine: Engine,
+    source: Source[PromptRecord],
+    output: Output,
+    summary: ReviseSummary,
+    progress: ProgressCallback,
+) -> None:
+    waiting = (record for record in source if record.id not in output.done)
+    unanswered = Unanswered()
+    while chunk := [_Draft(record, constitution.principles[0]) for record in islice(waiting, _AT_ONCE)]:
+        _write_drafts(config, constitution, engine, chunk)
+        for draft in chunk:
+            if draft.failed is not None:
+                unanswered.add(draft.failed.reason)
+                continue
+            output.write(_revision(config, draft))
+            summary.rows += 1
+        output.flush()
+        progress(summary.resumed + summary.rows, len(source))
+    unanswered.check()
+
+
+def _write_drafts(config: ReviseConfig, constitution: Constitution, engine: Engine, drafts: Sequence[_Draft]) -> None:
+    """All rounds of a few prompts, side by side."""
+
+    def say(what: str, messages: Callable[[_Draft], list[Message]]) -> Iterator[tuple[_Draft, str]]:
+        return _say(config, engine, drafts, what, messages)
+
+    def asked(draft: _Draft) -> list[Message]:
+        return with_system(as_messages(draft.record.prompt), config.system)
+
+    def criticised(draft: _Draft) -> list[Message]:
+        return prompts.critique(constitution, draft.principle, draft.record.prompt, draft.response)
+
+    def revised(draft: _Draft) -> list[Message]:
+        return prompts.revision(constitution, draft.principle, draft.record.prompt, draft.response, draft.critique)
+
+    for draft, text in say("initial", asked):
+        draft.initial = text
+    for number in range(config.rounds):
+        for draft in drafts:
+            draft.principle = constitution.draw(f"{draft.record.id}/{number}", config.seed)
+        for draft, text in say(f"critique {number}", criticised):
+            draft.critique = text
+        for draft, text in list(say(f"revision {number}", revised)):
+            draft.finish_round(text)
+
+
+def _say(
+    config: ReviseConfig,
+    engine: Engine,
+    drafts: Sequence[_Draft],
+    what: str,
+    messages: Callable[[_Draft], list[Message]],
+) -> Iterator[tuple[_Draft, str]]:
+    """The model's reply for every draft that has not failed; what it is asked is known from the draft alone."""
+    requests = [
+        Request(place, engine.tokenizer.chat(messages(draft)), seed=request_seed(config.seed, draft.record.id, what))
+        for place, draft in enumerate(drafts)
+        if draft.failed is None
+    ]
+    sampling = Sampling(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens)
+    for place, found in engine.generate(requests, sampling):
+        if isinstance(found, Failed):
+            drafts[place].failed = found
+        else:
+            yield drafts[place], found[0].text.strip()
+
+
+def _revision(config: ReviseConfig, draft: _Draft) -> Revision:
+    return Revision(
+        id=draft.record.id,
+        prompt=draft.record.prompt,
+        response=draft.response,
+        initial=draft.initial,
+        rounds=draft.rounds,
+        model=config.model,
+        meta=draft.record.meta,
+    )
