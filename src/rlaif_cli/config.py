@@ -150,6 +150,10 @@ class JudgeConfig(EngineConfig):
     samples: int = setting(
         0, "Pairwise and score: sample this many answers and count them (judges that tell no log-probs).", ge=0
     )
+    truncate: Literal["refuse", "head", "tail", "middle"] = setting(
+        "refuse",
+        "A pair that is too long for the judge: refuse it, or cut the head, tail or middle of its texts.",
+    )
     clamp: tuple[float, float] | None = setting(
         None, "Pairwise: keep probabilities within these two bounds (0.4 0.6 for --cot, whose labels are too sure)."
     )
@@ -179,10 +183,6 @@ class LabelConfig(JudgeConfig):
 
     candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
     output: str = setting("-", "Where the preferences go; - is stdout.", short="-o", output=False)
-    truncate: Literal["refuse", "head", "tail", "middle"] = setting(
-        "refuse",
-        "A pair that is too long for the judge: refuse it, or cut the head, tail or middle of its texts.",
-    )
     pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
 
 

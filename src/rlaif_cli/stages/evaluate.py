@@ -15,6 +15,7 @@ from rlaif_cli import constitution as constitutions
 from rlaif_cli import metrics
 from rlaif_cli.config import AlignmentConfig, GenerateConfig, HarmlessRateConfig, JudgeConfig, WinRateConfig
 from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.jsonl import Source, beside, rejected_path
@@ -22,7 +23,7 @@ from rlaif_cli.judge import Comparison, Judgement, choose_principles, make_judge
 from rlaif_cli.records import Candidates, HumanPair, as_messages
 from rlaif_cli.results import estimate, save, share
 from rlaif_cli.stages.generate import generate
-from rlaif_cli.stages.label import check_principles
+from rlaif_cli.stages.judging import Room, check_principles
 
 _GAPS = ((1.1, "up to 10 %"), (1.5, "10 to 50 %"), (2.0, "50 to 100 %"), (float("inf"), "over 100 %"))
 
@@ -34,15 +35,19 @@ def alignment(
 
     Human ties are left out; a judge that is exactly undecided counts one half.
     """
+    constitution = constitutions.load(config.constitution)
+    check_principles(config, constitution)
+    room = Room(config, constitution)
     source = Source(
         config.pairs,
         HumanPair,
         skip_invalid=config.skip_invalid,
         rejected_path=rejected_path(config.output, "alignment"),
+        check=lambda pair: room.check(pair.prompt, [pair.response_a, pair.response_b]),
     )
     pairs = list(source)
     texts = [(pair.prompt, pair.response_a, pair.response_b) for pair in pairs]
-    judgements = _judge(config, engines, texts, progress)
+    judgements = _judge(config, constitution, room, engines, texts, progress)
     scored = [(pair, j) for pair, j in zip(pairs, judgements, strict=True) if j.p_a is not None]
     p = np.array([j.p_a for _, j in scored])
     human = np.array([pair.human_fraction_a for pair, _ in scored])
@@ -129,6 +134,9 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
 
     `length_controlled` is the win rate at equal length, by Lee et al.'s logistic regression on the length ratio.
     """
+    constitution = constitutions.load(config.constitution)
+    check_principles(config, constitution)
+    room = Room(config, constitution)
     a, b = (_candidates(config, side, name, engines) for side, name in (("a", config.a), ("b", config.b)))
     shared = [key for key in a if key in b]
     if not shared:
@@ -138,7 +146,12 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         for index, (left, right) in enumerate(zip(a[key].responses, b[key].responses, strict=False)):
             keys.append((key, index))
             texts.append((a[key].prompt, left.text, right.text))
-    judgements = _judge(config, engines, texts, progress)
+    reasons = (
+        (key, room.check(prompt, [left, right])) for (key, _), (prompt, left, right) in zip(keys, texts, strict=True)
+    )
+    if faults := [f"prompt {key}: {reason}" for key, reason in reasons if reason]:
+        raise InputError("the judge cannot compare all of these", where=f"{config.a}, {config.b}", faults=faults)
+    judgements = _judge(config, constitution, room, engines, texts, progress)
     scored = [(k, t, j) for k, t, j in zip(keys, texts, judgements, strict=True) if j.p_a is not None]
     if not scored:
         raise InputError("no comparison could be scored", where=f"{config.a}, {config.b}")
@@ -240,19 +253,19 @@ def _over_refusal(rows: Sequence[Candidates]) -> dict[str, Any]:
 
 def _judge(
     config: JudgeConfig,
+    constitution: Constitution,
+    room: Room,
     engines: EnginePool,
     texts: Sequence[tuple[Any, str, str]],
     progress: ProgressCallback,
 ) -> list[Judgement]:
     """Judge (prompt, a, b) triples; in their order."""
-    constitution = constitutions.load(config.constitution)
-    check_principles(config, constitution)
     judge = make_judge(config, constitution, engines.get(config, config.judge))
 
     def comparisons() -> Iterator[Comparison]:
         for index, (prompt, a, b) in enumerate(texts):
             principles = choose_principles(constitution, config.principles, prompt, a, b, config.seed)
-            yield Comparison(index, prompt, a, b, principles)
+            yield room.fit(Comparison(index, prompt, a, b, principles))
 
     judged: dict[int, Judgement] = {}
     for comparison, judgement in judge.compare(comparisons()):

@@ -14,19 +14,12 @@ from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines import EnginePool, engine_name
 from rlaif_cli.engines.base import Engine
-from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.errors import UsageError
 from rlaif_cli.jsonl import Output, Source, beside, file_of, rejected_path
 from rlaif_cli.judge import Comparison, Judgement, choose_principles, make_judge
-from rlaif_cli.judge.truncate import truncate
 from rlaif_cli.records import Candidates, Message, PairsOnly, Preference, Unscored, Verdict, as_messages
-from rlaif_cli.stages.files import (
-    Unanswered,
-    input_settings,
-    model_hash,
-    open_tokenizer,
-    too_long,
-    usage_of,
-)
+from rlaif_cli.stages.files import Unanswered, input_settings, model_hash, usage_of
+from rlaif_cli.stages.judging import Room, check_principles
 
 
 @dataclass
@@ -113,7 +106,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
         PairsOnly,
         skip_invalid=config.skip_invalid,
         rejected_path=rejected_path(config.output, "label"),
-        check=room.check,
+        check=lambda row: room.check(row.prompt, [response.text for response in row.responses]),
     )
     summary = LabelSummary(rejected=source.rejected)
     if config.dry_run:
@@ -149,51 +142,6 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
     return summary
 
 
-def check_principles(config: Any, constitution: Constitution) -> None:
-    """Find out before compute is spent whether the principles exist and can be asked with the method."""
-    wanted = tuple(config.principles)
-    selected = constitution if wanted in (("sample",), ("all",)) else constitution.select(list(wanted))
-    for principle in selected.principles:
-        if config.method == "contrast":
-            principle.contrast_prompts()
-        if (found := len(constitution.exemplars_for(principle))) < config.shots:
-            raise UsageError(
-                f"--shots {config.shots}: {found} exemplars of '{constitution.name}' fit the principle '{principle.id}'"
-            )
-
-
-class Room:
-    """How many tokens a comparison needs of its judge, and how many there are; measured without an engine."""
-
-    def __init__(self, config: LabelConfig, constitution: Constitution) -> None:
-        self._tokenizer, self._limit = open_tokenizer(config, config.judge)
-        self._cut = config.truncate
-        self._reasoning = config.rationale_tokens if config.cot else 0
-        self._longest_principle = max(constitution.principles, key=lambda p: len(p.text) + len(p.for_ or ""))
-        engine: Any = type("Measure", (), {"tokenizer": self._tokenizer})
-        self._judge = make_judge(config, constitution, engine)
-
-    def need(self, comparison: Comparison) -> int:
-        asked = self._judge.requests(comparison)
-        return max(len(request.prompt) + len(request.continuation) for request in asked) + 1 + self._reasoning
-
-    def check(self, row: PairsOnly) -> str | None:
-        """Why a row's two longest responses cannot be compared; None if they can."""
-        if self._limit is None:  # only the server knows
-            return None
-        texts = sorted((response.text for response in row.responses), key=len)[-2:]
-        comparison = Comparison(None, row.prompt, texts[0], texts[1], (self._longest_principle,))
-        if self._cut == "refuse":
-            return too_long(self.need(comparison), self._limit, "the prompt and the responses that are compared")
-        return None if self.fit(comparison) else f"does not fit {self._limit} tokens, whatever is cut"
-
-    def fit(self, comparison: Comparison) -> Comparison | None:
-        """The comparison as the judge will see it: with `--truncate` cut to fit; None if that cannot be."""
-        if self._limit is None or self._cut == "refuse":
-            return comparison
-        return truncate(comparison, self.need, self._limit, self._tokenizer, self._cut)
-
-
 def pair_id(row: Candidates, i: int, j: int) -> str:
     return row.id if len(row.responses) == 2 else f"{row.id}/{i}-{j}"
 
@@ -211,12 +159,7 @@ def _comparisons(
             if pair_id(row, i, j) not in done:
                 a, b = row.responses[i].text, row.responses[j].text
                 principles = choose_principles(constitution, config.principles, row.prompt, a, b, config.seed)
-                fitting = room.fit(Comparison((row, i, j), row.prompt, a, b, principles))
-                if fitting is None:
-                    raise InputError(
-                        "the pair does not fit the judge's context, whatever is cut", where=f"row {row.id}"
-                    )
-                yield fitting
+                yield room.fit(Comparison((row, i, j), row.prompt, a, b, principles))
 
 
 def _judge_all(
