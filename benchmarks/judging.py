@@ -79,7 +79,7 @@ def shown(found: dict[str, Any]) -> str:
     return f"{100 * found['value']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
-def injection(stem: str, rows: list[dict[str, Any]], options: Any, engines: EnginePool) -> str:
+def injection(stem: str, _: str, rows: list[dict[str, Any]], options: Any, engines: EnginePool) -> str:
     """How many verdicts change when a response gives orders, and when it says something of the same length."""
     assert len(ATTACK) == len(NEUTRAL)
     verdicts = {}
@@ -114,8 +114,7 @@ def main() -> None:
             for path in options.pairs:
                 rows = chosen(path, options.n, options.characters)
                 row = injection if method == "injection" else table_row
-                arguments = (path.stem, rows) if method == "injection" else (path.stem, method, rows)
-                print(row(*arguments, options, engines), flush=True)
+                print(row(path.stem, method, rows, options, engines), flush=True)
 
 
 if __name__ == "__main__":

@@ -197,7 +197,21 @@ def test_a_cut_output_is_completed(questions: str, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert output.read_bytes() == whole
     manifest = json.loads(Path(f"{output}.manifest.json").read_text())
-    assert 0 < manifest["counts"]["resumed"] < 8 and manifest["bytes"] == len(whole)
+    counts = manifest["counts"]
+    assert 0 < counts["resumed"] < 8 and manifest["bytes"] == len(whole)
+    assert (counts["rows"], counts["responses"]) == (8, 32), "the counts are of the whole file"
+
+
+def test_labels_of_a_resumed_run_are_counted_whole(write_jsonl: Write, tmp_path: Path) -> None:
+    path = write_jsonl("input.jsonl", [candidate(str(i), f"x{i}", f"y{i}") for i in range(9)])
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    for target in (whole, output):
+        assert rlaif("label", path, *LABEL[:-1], str(target)).returncode == 0
+    output.write_bytes(output.read_bytes()[:-700])
+    assert rlaif("label", path, *LABEL[:-1], str(output)).returncode == 0
+    counts = [json.loads(Path(f"{target}.manifest.json").read_text())["counts"] for target in (whole, output)]
+    assert 0 < counts[1].pop("resumed") < 9 and counts[0].pop("resumed") == 0
+    assert counts[0] == counts[1]
 
 
 def test_an_interrupt_keeps_what_was_done(questions: str, tmp_path: Path) -> None:

@@ -181,25 +181,6 @@ def test_findings_only_of_stages_that_ran(tmp_path: Path) -> None:
     assert findings({"stages": {}}, tmp_path) == []
 
 
-def test_a_resumed_run_is_counted_whole(tmp_path: Path) -> None:
-    summary = make_summary(tmp_path)
-    summary["stages"]["candidates"]["results"] = {"rows": 10, "resumed": 30, "responses": 20}
-    summary["stages"]["preferences"]["results"] = {
-        "pairs": 0,
-        "resumed": 3,
-        "unscored": 0,
-        "mean_p_chosen": None,
-    }
-    verdict = {"p_first": [0.9, 0.2], "mass": [0.5, 0.7], "flipped": True}
-    rows = [{"id": "1", "p_chosen": 0.9, "judge": verdict}, {"id": "2", "p_chosen": 0.7, "judge": verdict}]
-    write_rows(tmp_path / "preferences.jsonl", rows)
-    write_rows(tmp_path / "preferences.unscored.jsonl", [{"id": "3", "reason": "no mass"}])
-    candidates, labels = findings(summary, tmp_path)[:2]
-    assert "80 responses to 40 prompts" in candidates
-    assert "3 pairs" in labels and "1 unscored" in labels and "mean p_chosen 0.800" in labels
-    assert "100.0 % flip" in labels and "first position wins 50.0 %" in labels and "labels 0.600" in labels
-
-
 @pytest.mark.parametrize(("trained_on", "words"), [("new", "prompts not trained on"), ("row-00 hi", "1 of them also")])
 def test_held_out_is_checked_and_not_just_said(tmp_path: Path, trained_on: str, words: str) -> None:
     folder = make_run(tmp_path, "hi")

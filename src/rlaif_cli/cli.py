@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rlaif_cli import __version__, console, jsonl
+from rlaif_cli import __version__, console
 from rlaif_cli.commands import audit, constitution, evaluate, generate, label, ppo, report, revise, run, sft, train_rm
 from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, InputError, RlaifError
+
+MAX_FAULTS_SHOWN = 20
 
 
 class ErrorMappingGroup(TyperGroup):
@@ -35,10 +37,10 @@ def show_error(error: RlaifError) -> None:
     """`error: place: what`, every fault, and `hint: how to mend it`."""
     console.say(f"error: {error}", style="bold red")
     if isinstance(error, InputError):
-        for fault in error.faults[: jsonl.MAX_FAULTS_SHOWN]:
+        for fault in error.faults[:MAX_FAULTS_SHOWN]:
             console.say(f"  {fault}")
-        if len(error.faults) > jsonl.MAX_FAULTS_SHOWN:
-            console.say(f"  … and {len(error.faults) - jsonl.MAX_FAULTS_SHOWN} more")
+        if len(error.faults) > MAX_FAULTS_SHOWN:
+            console.say(f"  … and {len(error.faults) - MAX_FAULTS_SHOWN} more")
     if error.hint:
         console.say(f"hint: {error.hint}")
 
@@ -96,5 +98,6 @@ def main() -> None:
 
 def _leave(code: Any) -> None:
     console.close_data_stream()
-    jsonl.remove_temporary_files()
+    if (jsonl := sys.modules.get("rlaif_cli.jsonl")) is not None:  # else no file was opened
+        jsonl.remove_temporary_files()
     sys.exit(code)

@@ -53,7 +53,9 @@ class StageConfig(BaseModel):
 
 
 class InputConfig(StageConfig):
-    skip_invalid: bool = setting(False, "Go on without lines that cannot be used; they go to <output>.rejected.jsonl.")
+    skip_invalid: bool = setting(
+        False, "Go on without lines that cannot be used; they go to NAME.rejected.jsonl beside the output."
+    )
 
 
 class EngineConfig(InputConfig):

@@ -24,7 +24,7 @@ from rlaif_cli import __version__
 from rlaif_cli.errors import InputError, RlaifError, UsageError
 from rlaif_cli.records import Record
 
-MAX_FAULTS_SHOWN = 20
+_FLUSH_SECONDS = 1.0
 R = TypeVar("R", bound=Record)
 
 
@@ -72,6 +72,8 @@ def _describe_one(found: Any) -> str:
         return f"'{place}' needs at least {context['min_length']} items, found {context['actual_length']}"
     if kind == "string_too_short":
         return f"'{place}' is empty"
+    if kind == "extra_forbidden":
+        return f"'{place}' is no setting or field that is known here"
     message = found["msg"].removeprefix("Value error, ")
     return f"'{place}': {message}" if place else message
 
@@ -277,7 +279,9 @@ def cannot_write(path: Path | str, error: OSError) -> RlaifError:
     hints = {
         28: "free some space and run the same command again: it goes on where it was",
         30: "the file system is read-only: choose another place with -o",
+        17: "choose another place with -o: a part of the path is a file, not a folder",
         20: "choose another place with -o: a part of the path is a file, not a folder",
+        2: "choose another place with -o: a folder of the path cannot be made there",
         13: "choose another place with -o, or change the folder's permissions",
     }
     return RlaifError(
@@ -328,18 +332,25 @@ class Output:
         path: a file, or None for standard output (then nothing can be resumed).
         settings: all that decides what the rows are; compared with those of the run that began the file.
         key: the field whose values name finished work.
+        on_row: told every row that the file already holds (so that a resumed run can count them too).
     """
 
     def __init__(
-        self, path: Path | None, settings: dict[str, Any], *, overwrite: bool = False, key: str = "id"
+        self,
+        path: Path | None,
+        settings: dict[str, Any],
+        *,
+        overwrite: bool = False,
+        key: str = "id",
+        on_row: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.path = path
         self.settings = settings
         self.done: set[str] = set()
         self.complete = False
-        self.counts: dict[str, int] = {}
         self._key = key
-        self._started = time.monotonic()
+        self._on_row = on_row
+        self._started = self._flushed = time.monotonic()
         if path is None:
             self._file: IO[str] = _stdout()
             return
@@ -368,7 +379,9 @@ class Output:
         return sidecar(self.path, "run.json")
 
     def write(self, record: BaseModel) -> None:
-        self._write(record.model_dump_json(exclude_none=True) + "\n")
+        """Append a row; within a second it is out of this process, so that a kill loses no more than that."""
+        due = time.monotonic() - self._flushed > _FLUSH_SECONDS
+        self._write(record.model_dump_json(exclude_none=True) + "\n", flush=due)
 
     def flush(self) -> None:
         self._write("", flush=True)
@@ -378,6 +391,7 @@ class Output:
             self._file.write(text)
             if flush:
                 self._file.flush()
+                self._flushed = time.monotonic()
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -423,10 +437,10 @@ class Output:
         refuse_other_settings(manifest["settings"], self.settings, path)
         # A finished file that is no longer as long as it was has lost rows: they are made again.
         self.complete = state == self.manifest_path and manifest.get("bytes") == path.stat().st_size
-        self.done = drop_torn_line(path, self._key)
+        self.done = drop_torn_line(path, self._key, self._on_row)
 
 
-def drop_torn_line(path: Path, key: str = "id") -> set[str]:
+def drop_torn_line(path: Path, key: str = "id", on_row: Callable[[dict[str, Any]], None] | None = None) -> set[str]:
     """Cut a last line that a killed run left half written; return the keys of the whole ones."""
     done, end = set(), 0
     with open(path, "rb") as file:
@@ -438,6 +452,8 @@ def drop_torn_line(path: Path, key: str = "id") -> set[str]:
             if not isinstance(row, dict):
                 break
             done.add(str(row.get(key)))
+            if on_row is not None:
+                on_row(row)
             end += len(line)
     if end < path.stat().st_size:
         os.truncate(path, end)

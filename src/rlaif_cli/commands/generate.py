@@ -7,11 +7,11 @@ import typer
 from rlaif_cli import console
 from rlaif_cli.commands.options import command, partial
 from rlaif_cli.config import GenerateConfig
-from rlaif_cli.jsonl import rejected_path
 
 
 def run(config: GenerateConfig) -> int:
     from rlaif_cli.engines import EnginePool
+    from rlaif_cli.jsonl import rejected_path
     from rlaif_cli.stages.generate import generate
 
     with EnginePool() as engines, console.progress("generate") as progress:

@@ -7,11 +7,11 @@ import typer
 from rlaif_cli import console
 from rlaif_cli.commands.options import command, partial
 from rlaif_cli.config import LabelConfig
-from rlaif_cli.jsonl import beside, rejected_path
 
 
 def run(config: LabelConfig) -> int:
     from rlaif_cli.engines import EnginePool
+    from rlaif_cli.jsonl import beside, rejected_path
     from rlaif_cli.stages.label import label
 
     with EnginePool() as engines, console.progress("label") as progress:
@@ -22,7 +22,7 @@ def run(config: LabelConfig) -> int:
     numbers = summary.as_numbers()
     shown = (f"{name.replace('_', ' ')} {value}" for name, value in numbers.items() if value is not None)
     console.say("label: " + ", ".join(shown))
-    code = partial(summary.unscored + summary.unscored_before, str(beside(config.output, "label", "unscored")))
+    code = partial(summary.unscored, str(beside(config.output, "label", "unscored")))
     return partial(summary.rejected, str(rejected_path(config.output, "label"))) or code
 
 

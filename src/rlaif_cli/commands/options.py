@@ -99,7 +99,13 @@ def _cli_type(annotation: Any) -> Any:
 def show_plan(name: str, settings: StageConfig) -> None:
     """The resolved config of a `--dry-run`, on stderr; what it would cost is added by the command."""
     console.say(f"{name}: resolved settings")
-    console.say(json.dumps(settings.model_dump(mode="json"), indent=2, ensure_ascii=False))
+    shown = settings.model_dump(mode="json")
+    model = shown.get("model") or shown.get("judge")
+    if "engine" in shown and model:
+        from rlaif_cli.engines import engine_name
+
+        shown["engine"] = engine_name(settings, model)  # type: ignore[arg-type]  # it has the field
+    console.say(json.dumps(shown, indent=2, ensure_ascii=False))
 
 
 def output_path(settings: BaseModel) -> Any:

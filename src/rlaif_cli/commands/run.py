@@ -131,7 +131,9 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Run a pipeline file: all stages, resumable."""
         console.debug = debug
-        folder = output or Path("runs") / Path(pipeline).stem
+        from rlaif_cli.stages.pipeline import read
+
+        folder = output or Path("runs") / read(pipeline).name
         raise typer.Exit(run_pipeline(pipeline, folder, overwrite=overwrite, dry_run=dry_run))
 
     @app.command("demo")

@@ -19,13 +19,22 @@ from rlaif_cli.stages.files import Unanswered, input_settings, model_hash, open_
 
 @dataclass
 class GenerateSummary:
+    """Counts of the whole output, rows of an earlier, killed run included."""
+
     rows: int = 0
-    resumed: int = 0
+    resumed: int = 0  # how many of them were there already
     responses: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     unfinished: int = 0  # responses cut by --max-tokens
     rejected: int = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Candidates, as they stand in the file."""
+        self.rows += 1
+        self.responses += len(row["responses"])
+        self.tokens_out += sum(response.get("tokens") or 0 for response in row["responses"])
+        self.unfinished += sum(response.get("finish_reason") == "length" for response in row["responses"])
 
 
 def generate(
@@ -41,10 +50,15 @@ def generate(
     def messages(record: PromptRecord) -> list[Any]:
         return with_system(as_messages(record.prompt), config.system)
 
+    summary = GenerateSummary()
+
     def fits(record: PromptRecord) -> str | None:
         if limit is None:
             return None
-        return too_long(len(tokenizer.chat(messages(record))) + config.max_tokens, limit, "prompt and response")
+        tokens = len(tokenizer.chat(messages(record)))
+        reason = too_long(tokens + config.max_tokens, limit, "prompt and response")
+        summary.tokens_in += 0 if reason else tokens
+        return reason
 
     source = Source(
         config.prompts,
@@ -53,12 +67,12 @@ def generate(
         rejected_path=rejected_path(config.output, "generate"),
         check=fits,
     )
-    summary = GenerateSummary(rejected=source.rejected)
+    summary.rejected = source.rejected
     if config.dry_run:
         summary.rows = len(source)
         return summary
     settings = config.deciding() | input_settings(source, config.prompts)
-    output = Output(file_of(config.output), settings, overwrite=config.overwrite)
+    output = Output(file_of(config.output), settings, overwrite=config.overwrite, on_row=summary.add)
     try:
         summary.resumed = len(output.done)
         usage: dict[str, Any] = {}
@@ -95,7 +109,6 @@ def _sample(
         for record in source:
             if record.id not in output.done:
                 prompt = engine.tokenizer.chat(messages(record))
-                summary.tokens_in += len(prompt)
                 yield Request(record, prompt, seed=request_seed(config.seed, record.id))
 
     unanswered = Unanswered()
@@ -116,22 +129,16 @@ def _sample(
             )
             for c in completions
         ]
-        output.write(
-            Candidates(
-                id=record.id,
-                prompt=messages(record) if config.system else record.prompt,
-                responses=responses,
-                model=config.model,
-                meta=record.meta | ({"reference": record.reference} if record.reference else {}),
-            )
+        row = Candidates(
+            id=record.id,
+            prompt=messages(record) if config.system else record.prompt,
+            responses=responses,
+            model=config.model,
+            meta=record.meta | ({"reference": record.reference} if record.reference else {}),
         )
-        summary.rows += 1
-        summary.responses += len(responses)
-        summary.tokens_out += sum(len(c.token_ids) for c in completions)
-        summary.unfinished += sum(c.finish_reason == "length" for c in completions)
-        if summary.rows % 16 == 0:
-            output.flush()
-        progress(summary.resumed + summary.rows, len(source))
+        output.write(row)
+        summary.add(row.model_dump())
+        progress(summary.rows, len(source))
     unanswered.check()
     return usage_of(engine, config)
 

@@ -49,7 +49,8 @@ class Room:
         a, b = sorted(responses, key=len)[-2:]
         comparison = Comparison(None, prompt, a, b, (self._longest_principle,))
         if self._cut == "refuse":
-            return too_long(self.need(comparison), self._limit, "the prompt and the responses that are compared")
+            fault = too_long(self.need(comparison), self._limit, "the prompt and the responses that are compared")
+            return fault and f"{fault}; --truncate cuts them"
         fits = truncate(comparison, self.need, self._limit, self._tokenizer, self._cut) is not None
         return None if fits else f"does not fit {self._limit} tokens, whatever is cut"
 

@@ -24,10 +24,11 @@ from rlaif_cli.stages.judging import Room, check_principles
 
 @dataclass
 class LabelSummary:
+    """Counts of the whole output, rows of an earlier, killed run included."""
+
     pairs: int = 0
-    resumed: int = 0
+    resumed: int = 0  # how many of them were there already
     unscored: int = 0
-    unscored_before: int = 0  # of the run that this one goes on with
     flipped: int = 0
     first_wins: int = 0
     orders: int = 0  # verdicts whose position can be counted: two for each principle of a pairwise row
@@ -37,17 +38,22 @@ class LabelSummary:
     truncated: int = 0  # pairs that the judge saw cut
     rejected: int = 0
 
-    def add(self, judgement: Judgement) -> None:
+    def add(self, row: dict[str, Any]) -> None:
+        """A preference, as it stands in the file."""
+        verdict = row["judge"]
         self.pairs += 1
-        if judgement.p_a is None:
-            self.unscored += 1
-            return
-        self.flipped += judgement.flipped
-        self.first_wins += sum(p > 0.5 for p in judgement.p_first)
-        self.orders += len(judgement.p_first)
-        self.mass += sum(judgement.mass)
-        self.masses += len(judgement.mass)
-        self.p_chosen += max(judgement.p_a, 1 - judgement.p_a)
+        self.flipped += verdict["flipped"]
+        p_first, mass = verdict.get("p_first") or (), verdict.get("mass") or ()
+        self.first_wins += sum(p > 0.5 for p in p_first)
+        self.orders += len(p_first)
+        self.mass += sum(mass)
+        self.masses += len(mass)
+        self.p_chosen += row["p_chosen"]
+        self.truncated += bool(verdict.get("truncated"))
+
+    def add_unscored(self, _: dict[str, Any] | None = None) -> None:
+        self.pairs += 1
+        self.unscored += 1
 
     def as_numbers(self) -> dict[str, float | int | None]:
         """What the summary and the manifest say."""
@@ -101,30 +107,31 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
     choose_pairs = pair_chooser(config.pairs, config.seed)
     check_principles(config, constitution)
     room = Room(config, constitution)
+    pairs = _PairCount(choose_pairs, room)
     source = Source(
         config.candidates,
         PairsOnly,
         skip_invalid=config.skip_invalid,
         rejected_path=rejected_path(config.output, "label"),
-        check=lambda row: room.check(row.prompt, [response.text for response in row.responses]),
+        check=pairs.check,
     )
     summary = LabelSummary(rejected=source.rejected)
     if config.dry_run:
-        summary.pairs = sum(len(choose_pairs(row)) for row in source)
+        summary.pairs = pairs.count
         return summary
     settings = (
         config.deciding() | input_settings(source, config.candidates) | {"constitution_sha256": constitution.sha256}
     )
-    output = Output(file_of(config.output), settings, overwrite=config.overwrite)
-    unscored = UnscoredFile(config, settings)
+    output = Output(file_of(config.output), settings, overwrite=config.overwrite, on_row=summary.add)
+    unscored = UnscoredFile(config, settings, summary)
     try:
         done = output.done | unscored.done
-        summary.resumed, summary.unscored_before = len(done), len(unscored.done)
+        summary.resumed = len(done)
         usage: dict[str, Any] = {}
         if not output.complete:
             comparisons = _comparisons(config, constitution, source, choose_pairs, done, room)
             engine = engines.get(config, config.judge)
-            _judge_all(config, constitution, engine, comparisons, output, unscored, summary, progress)
+            _judge_all(config, constitution, engine, comparisons, output, unscored, summary, pairs.count, progress)
             usage = usage_of(engine, config)
         unscored.finish()
         output.finish(
@@ -140,6 +147,19 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
         output.close()
         unscored.close()
     return summary
+
+
+class _PairCount:
+    """Checks rows for the judge's room, and counts the pairs of those that will be judged."""
+
+    def __init__(self, choose_pairs: Any, room: Room) -> None:
+        self._choose_pairs, self._room = choose_pairs, room
+        self.count = 0
+
+    def check(self, row: PairsOnly) -> str | None:
+        reason = self._room.check(row.prompt, [response.text for response in row.responses])
+        self.count += 0 if reason else len(self._choose_pairs(row))
+        return reason
 
 
 def pair_id(row: Candidates, i: int, j: int) -> str:
@@ -170,6 +190,7 @@ def _judge_all(
     output: Output,
     unscored: UnscoredFile,
     summary: LabelSummary,
+    total: int,
     progress: ProgressCallback,
 ) -> None:
     judge, unanswered = make_judge(config, constitution, engine), Unanswered()
@@ -180,13 +201,12 @@ def _judge_all(
             continue
         if judgement.p_a is None:
             unscored.write(_unscored(config, row, i, j, comparison, judgement))
+            summary.add_unscored()
         else:
-            output.write(preference(config, row, i, j, comparison, judgement))
-        summary.add(judgement)
-        summary.truncated += was_cut(comparison)
-        if summary.pairs % 16 == 0:
-            output.flush()
-        progress(summary.resumed + summary.pairs, None, f"{summary.unscored} unscored")
+            written = preference(config, row, i, j, comparison, judgement)
+            output.write(written)
+            summary.add(written.model_dump())
+        progress(summary.pairs, total, f"{summary.unscored} unscored")
     unanswered.check()
 
 
@@ -268,9 +288,9 @@ def _unscored(
 class UnscoredFile:
     """`<output>.unscored.jsonl`: made when the first row needs it."""
 
-    def __init__(self, config: LabelConfig, settings: dict[str, Any]) -> None:
+    def __init__(self, config: LabelConfig, settings: dict[str, Any], summary: LabelSummary) -> None:
         self.path = beside(config.output, "label", "unscored")
-        self._settings = settings
+        self._settings, self._summary = settings, summary
         # What stands on stdout cannot be resumed, so an older file beside it is none of this run's.
         self._overwrite = config.overwrite or file_of(config.output) is None
         self._file: Output | None = None
@@ -296,5 +316,6 @@ class UnscoredFile:
 
     def _open(self) -> Output:
         if self._file is None:
-            self._file = Output(self.path, self._settings, overwrite=self._overwrite)
+            on_row = self._summary.add_unscored
+            self._file = Output(self.path, self._settings, overwrite=self._overwrite, on_row=on_row)
         return self._file

@@ -42,7 +42,7 @@ class StageKind:
 class PipelineFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, pattern=r"^[^/\\]+$")  # also the run's folder, under runs/
     description: str = ""
     stages: dict[str, dict[str, Any]] = Field(min_length=1)
 
@@ -54,6 +54,23 @@ class Step:
     name: str
     kind: str
     config: StageConfig
+
+
+def read(path: str) -> PipelineFile:
+    """A pipeline file as it is written: a YAML file, or the name of a shipped one (`demo`).
+
+    Raises:
+        InputError: it cannot be read, or is no pipeline.
+    """
+    file = shipped_path("examples") / path / "pipeline.yaml" if "/" not in path and "." not in path else Path(path)
+    try:
+        return PipelineFile.model_validate(yaml.safe_load(file.read_text("utf-8")))
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=path) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"not YAML: {error}", where=path) from error
+    except ValidationError as error:
+        raise InputError(describe(error), where=path) from error
 
 
 def load(
@@ -70,16 +87,7 @@ def load(
     Raises:
         InputError: with every fault, each naming its stage and setting.
     """
-    file = shipped_path("examples") / path / "pipeline.yaml" if "/" not in path and "." not in path else Path(path)
-    try:
-        data = yaml.safe_load(file.read_text("utf-8"))
-        pipeline = PipelineFile.model_validate(data)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=path) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"not YAML: {error}", where=path) from error
-    except ValidationError as error:
-        raise InputError(describe(error), where=path) from error
+    pipeline = read(path)
     values = {"run": str(run_folder), "examples": str(shipped_path("examples"))}
     steps, faults = [], []
     for name, settings in pipeline.stages.items():

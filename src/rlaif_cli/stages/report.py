@@ -187,16 +187,14 @@ def _training_candidates(run: Run) -> list[Stage]:
 
 
 def _candidates(stage: Stage, run: Run) -> list[str]:
-    r, resumed = stage.results, stage.results.get("resumed") or 0
-    prompts = (r.get("rows") or 0) + resumed
-    # What an earlier, killed run sampled is not in this one's counts, but it was n a prompt as well.
-    responses = prompts * stage.settings.get("n", 1) if resumed else r.get("responses") or 0
-    cut = f"{r['unfinished']:,} cut off at the length limit" if r.get("unfinished") and not resumed else ""
+    r = stage.results
+    responses, prompts = r.get("responses") or 0, r.get("rows") or 0
+    cut = f"{r['unfinished']:,} cut off at the length limit" if r.get("unfinished") else ""
     return [f"{responses:,} responses to {prompts:,} prompts by {stage.settings.get('model')}", cut]
 
 
 def _labels(stage: Stage, run: Run) -> list[str]:
-    r, s = _label_numbers(stage, run), stage.settings
+    r, s = stage.results, stage.settings
     parts = [
         f"{r.get('pairs') or 0:,} pairs judged by {s['judge']} ({s['method']}, {s['constitution']})",
         f"{r.get('unscored') or 0:,} unscored",
@@ -211,26 +209,6 @@ def _labels(stage: Stage, run: Run) -> list[str]:
     if r.get("mean_mass") is not None:
         parts.append(f"mean mass on the labels {r['mean_mass']:.3f}")
     return parts
-
-
-def _label_numbers(stage: Stage, run: Run) -> dict[str, Any]:
-    """A resumed stage counted its own part alone: then the numbers are taken from the labels themselves."""
-    path = run.locate(stage.settings.get("output"))
-    if not stage.results.get("resumed") or path is None:
-        return stage.results
-    rows = tolerant_rows(path)
-    verdicts = [row.get("judge") or {} for row in rows]
-    p_first = [p for verdict in verdicts for p in verdict.get("p_first") or ()]
-    mass = [m for verdict in verdicts for m in verdict.get("mass") or ()]
-    unscored = len(tolerant_rows(beside(str(path), "label", "unscored")))
-    return {
-        "pairs": len(rows) + unscored,
-        "unscored": unscored,
-        "mean_p_chosen": _mean(row["p_chosen"] for row in rows),
-        "flip_rate": _mean(verdict.get("flipped", False) for verdict in verdicts) if p_first else None,
-        "first_position_share": _mean(p > 0.5 for p in p_first),
-        "mean_mass": _mean(mass),
-    }
 
 
 def _mean(values: Iterable[float]) -> float | None:

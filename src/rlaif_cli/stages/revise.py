@@ -79,7 +79,7 @@ def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallb
     output = Output(file_of(config.output), settings, overwrite=config.overwrite)
     usage: dict[str, Any] = {}
     try:
-        summary.resumed = len(output.done)
+        summary.rows = summary.resumed = len(output.done)
         if not output.complete:
             engine = engines.get(config, config.model)
             _revise_all(config, constitution, engine, source, output, summary, progress)
@@ -134,7 +134,7 @@ def _revise_all(
             output.write(_revision(config, draft))
             summary.rows += 1
         output.flush()
-        progress(summary.resumed + summary.rows, len(source))
+        progress(summary.rows, len(source))
     unanswered.check()
 
 
