@@ -9,7 +9,20 @@ import typer
 from typer.core import TyperGroup
 
 from rlaif_cli import __version__, console
-from rlaif_cli.commands import audit, constitution, evaluate, generate, label, ppo, report, revise, run, sft, train_rm
+from rlaif_cli.commands import (
+    annotate,
+    audit,
+    constitution,
+    evaluate,
+    generate,
+    label,
+    ppo,
+    report,
+    revise,
+    run,
+    sft,
+    train_rm,
+)
 from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, InputError, RlaifError
 
 MAX_FAULTS_SHOWN = 20
@@ -74,6 +87,7 @@ generate.register(app)
 revise.register(app)
 label.register(app)
 audit.register(app)
+annotate.register(app)
 sft.register(app)
 train_rm.register(app)
 ppo.register(app)

@@ -188,6 +188,18 @@ class LabelConfig(JudgeConfig):
     pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
 
 
+class AnnotateConfig(InputConfig):
+    """Compare pairs by hand, in a page on this machine: blind, shuffled, by keyboard, saved at once."""
+
+    candidates: str = setting(help="JSONL of candidates.", argument=True)
+    output: str = setting(help="Where the answers go: human pairs, as `rlaif eval alignment` reads them.", short="-o")
+    annotator: str = setting(help="Who answers; several people may share one file.", min_length=1)
+    pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
+    labels: str | None = setting(None, "A judge's preferences for the same pairs, compared at the end.", output=False)
+    port: int = setting(0, "0: any that is free.", ge=0, lt=65536, output=False)
+    no_browser: bool = setting(False, "Only print the address.", output=False)
+
+
 class AuditConfig(InputConfig):
     """Check labels before anyone trains on them: bias, mass, ties, length, repeats; ok, look or stop for each."""
 

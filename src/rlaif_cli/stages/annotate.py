@@ -1,0 +1,204 @@
+"""A person's judgements of pairs: blind, shuffled, saved at once, resumable, undoable. The page asks; this decides.
+
+Rows are human pairs (`records.HumanPair`), so `rlaif eval alignment` reads the file as it is. Who answered, and which
+response was shown first, stands in `meta`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from rlaif_cli import metrics
+from rlaif_cli.config import AnnotateConfig
+from rlaif_cli.errors import UsageError
+from rlaif_cli.jsonl import Source, cannot_write, drop_torn_line, read_rows, rejected_path, sidecar
+from rlaif_cli.records import HumanPair, PairsOnly, Preference, prompt_text
+from rlaif_cli.results import share
+from rlaif_cli.stages.label import pair_chooser, pair_id
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two responses to compare; `swapped`: b is shown first."""
+
+    id: str
+    prompt: str
+    a: str
+    b: str
+    swapped: bool
+
+
+class Session:
+    """One annotator's pass over the pairs of a file.
+
+    Attributes:
+        total: how many pairs there are.
+
+    Raises:
+        InputError: the candidates or the judge's labels cannot be used.
+    """
+
+    def __init__(self, config: AnnotateConfig) -> None:
+        choose = pair_chooser(config.pairs, config.seed)
+        source = Source(
+            config.candidates,
+            PairsOnly,
+            skip_invalid=config.skip_invalid,
+            rejected_path=rejected_path(config.output, "annotate"),
+        )
+        self._annotator = config.annotator
+        self._path = Path(config.output)
+        self._pairs = self._shuffled(source, choose, config.seed)
+        self.total = len(self._pairs)
+        self._judge = _judge_labels(config.labels) if config.labels else {}
+        self._lock = FileLock(sidecar(self._path, "lock"))
+        self._skipped: list[str] = []
+        self._done: list[str] = []  # of this session, in order: what undo takes back
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        with self._lock:
+            drop_torn_line(self._path)
+        self._answered = {row["meta"]["pair"] for row in self._rows() if row["meta"]["annotator"] == self._annotator}
+
+    def _shuffled(self, rows: Iterable[PairsOnly], choose: Any, seed: int) -> dict[str, Pair]:
+        """In an order, and with sides, that depend on the seed, the annotator and the pair alone."""
+        found = []
+        for row in rows:
+            for i, j in choose(row):
+                name = pair_id(row, i, j)
+                drawn = hashlib.sha256(f"{seed}:{self._annotator}:{name}".encode()).digest()
+                a, b = row.responses[i].text, row.responses[j].text
+                found.append((drawn, Pair(name, prompt_text(row.prompt), a, b, bool(drawn[-1] & 1)), row))
+        self._prompts = {pair.id: row.prompt for _, pair, row in found}
+        return {pair.id: pair for _, pair, _ in sorted(found, key=lambda each: each[0])}
+
+    # ------------------------------------------------------------------------------------------ the page's three calls
+
+    def state(self) -> dict[str, Any]:
+        """What to show: the next pair, blind; at the end, and only then, the agreement."""
+        pair = next((p for p in self._pairs.values() if p.id not in self._answered and p.id not in self._skipped), None)
+        shown: dict[str, Any] = {
+            "annotator": self._annotator,
+            "answered": sum(name in self._pairs for name in self._answered),
+            "skipped": len(self._skipped),
+            "total": self.total,
+            "can_undo": bool(self._done),
+            "pair": None,
+        }
+        if pair is None:
+            return shown | {"agreement": self.agreement()}
+        first, second = (pair.b, pair.a) if pair.swapped else (pair.a, pair.b)
+        return shown | {"pair": {"id": pair.id, "prompt": pair.prompt, "responses": [first, second]}}
+
+    def answer(self, name: str, answer: str) -> None:
+        """Save an answer: "1" or "2" (places on the screen), "tie" or "skip".
+
+        Raises:
+            UsageError: there is no such pair or answer, or the pair was answered already.
+        """
+        pair = self._pairs.get(name)
+        if pair is None or answer not in ("1", "2", "tie", "skip") or name in self._answered:
+            raise UsageError(f"no open pair '{name}' that could be answered by '{answer}'")
+        self._done.append(name)
+        if answer == "skip":
+            self._skipped.append(name)
+            return
+        preference = "tie" if answer == "tie" else "ab"[(answer == "2") != pair.swapped]
+        row = HumanPair(
+            id=f"{name}@{self._annotator}",
+            prompt=self._prompts[name],
+            response_a=pair.a,
+            response_b=pair.b,
+            human_fraction_a={"a": 1.0, "b": 0.0, "tie": 0.5}[preference],
+            meta={"pair": name, "annotator": self._annotator, "shown_first": "b" if pair.swapped else "a"},
+        )
+        self._append(row)
+        self._answered.add(name)
+
+    def undo(self) -> None:
+        """Take back the last answer of this session, also a skip."""
+        if not self._done:
+            return
+        name = self._done.pop()
+        if name in self._skipped:
+            self._skipped.remove(name)
+            return
+        self._remove(f"{name}@{self._annotator}")
+        self._answered.discard(name)
+
+    # ------------------------------------------------------------------------------------------ agreement
+
+    def agreement(self) -> dict[str, Any]:
+        """With the judge, and with every other annotator on the pairs that both answered."""
+        answers: dict[str, dict[str, float]] = {}
+        for row in self._rows():
+            if row["meta"]["pair"] in self._pairs:
+                answers.setdefault(row["meta"]["annotator"], {})[row["meta"]["pair"]] = row["human_fraction_a"]
+        own = answers.pop(self._annotator, {})
+        judge = {name: p for name in own if (p := self._judged(self._pairs[name])) is not None}
+        others = {"judge": judge} if judge else {}
+        others |= {f"annotator {name}": found for name, found in answers.items()}
+        return {name: _agreement(own, found) for name, found in others.items() if own.keys() & found.keys()}
+
+    def _judged(self, pair: Pair) -> float | None:
+        """P(the judge prefers a)."""
+        p = self._judge.get((pair.prompt, pair.a, pair.b))
+        q = self._judge.get((pair.prompt, pair.b, pair.a))
+        return p if p is not None else None if q is None else 1 - q
+
+    # ------------------------------------------------------------------------------------------ the file
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return read_rows(self._path)
+
+    def _append(self, row: HumanPair) -> None:
+        try:
+            with self._lock, open(self._path, "a", encoding="utf-8") as file:
+                file.write(row.model_dump_json(exclude_none=True) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def _remove(self, row_id: str) -> None:
+        """Rewrite the file without a row; another annotator may be writing to it, so under the lock."""
+        with self._lock:
+            kept = [row for row in self._rows() if row["id"] != row_id]
+            new = self._path.with_name(f".{self._path.name}.new")
+            new.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), "utf-8")
+            os.replace(new, self._path)
+
+
+def _judge_labels(path: str) -> dict[tuple[str, str, str], float]:
+    """(prompt, chosen, rejected) -> p_chosen."""
+    return {
+        (prompt_text(row.prompt), row.chosen_text, row.rejected_text): row.p_chosen for row in Source(path, Preference)
+    }
+
+
+def _agreement(own: dict[str, float], other: dict[str, float]) -> dict[str, Any]:
+    """On the pairs that both have: how often the same response is preferred, ties left out; and Cohen's kappa."""
+    common = sorted(own.keys() & other.keys())
+    decided = [name for name in common if own[name] != 0.5]
+    found: dict[str, Any] = {"pairs": len(common)}
+    if decided:
+        items = metrics.agreement_items([other[name] for name in decided], [own[name] for name in decided])
+        found["same"] = share(float(items.sum()), len(decided))
+        kappa = metrics.cohen_kappa([_side(own[n]) for n in common], [_side(other[n]) for n in common])
+        found["kappa"] = round(kappa, 3) if kappa == kappa else None
+    return found
+
+
+def _side(fraction_a: float) -> str:
+    return "a" if fraction_a > 0.5 else "b" if fraction_a < 0.5 else "tie"
