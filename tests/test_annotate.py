@@ -1,4 +1,4 @@
-"""A person's answers: blind, saved at once, resumable, undoable; and the page, in a real Chromium where there is one."""
+"""A person's answers: blind, saved at once, resumable, undoable; and the page, in a real Chromium."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from rlaif_cli.errors import UsageError
 from rlaif_cli.stages.annotate import Session
 from rlaif_cli.stages.annotate_server import make_server
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
 
