@@ -594,6 +594,29 @@ def test_a_pipeline_that_was_killed_goes_on(questions: str, tmp_path: Path) -> N
     assert "win rate" in done.stderr.lower()
 
 
+def on_a_tiny_model(path: Path, questions: str) -> str:
+    """A shipped pipeline with the same stages and settings, on a model that costs nothing."""
+    pipeline = yaml.safe_load(path.read_text("utf-8"))
+    for stage in pipeline["stages"].values():
+        stage |= {key: "fake" for key in ("model", "judge") if stage.get(key) == "smollm2-135m"}
+        stage |= {key: questions for key in ("prompts",) if key in stage}
+        stage |= {"engine": "transformers"} if stage["run"] == "generate" and stage["model"] != "fake" else {}
+        stage |= {"steps": 2, "save_every": 1, "engine": "fake"} if stage["run"] == "ppo" else {}
+        stage |= {"max_tokens": 8} if "max_tokens" in stage else {}
+        stage |= {"max_length": 4096} if "max_length" in stage else {}
+    return yaml.safe_dump(pipeline, sort_keys=False)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "examples").glob("*/pipeline.yaml")))
+def test_a_shipped_pipeline_runs(name: str, questions: str, tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(on_a_tiny_model(ROOT / "examples" / name / "pipeline.yaml", questions))
+    done = rlaif("run", str(file), "-o", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list(summary["stages"]) == list(yaml.safe_load(file.read_text())["stages"])
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
