@@ -8,10 +8,10 @@ VLLM ?= auto
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types clean
+.PHONY: help setup demo test test-slow lint format types clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: ## make .venv: packages, the vLLM build for this machine, the built-in model
 	@$(PYTHON) scripts/setup.py --vllm $(VLLM)
@@ -19,8 +19,11 @@ setup: ## make .venv: packages, the vLLM build for this machine, the built-in mo
 demo: setup ## the whole pipeline on the built-in model, into runs/demo
 	@$(BIN)/rlaif demo $(ARGS)
 
-test: setup ## all tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup ## the tests, real vLLM among them, in minutes
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup ## the tests that start servers of their own
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: setup ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -235,7 +235,13 @@ main()
 """
     output = tmp_path / "candidates.jsonl"
     command = ("generate", questions, "--model", "fake", "-o", str(output))
-    process = subprocess.Popen([sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background has them ignore SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None and process.stderr.readline() == "now\n"
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=30)[1]

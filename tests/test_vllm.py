@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -306,3 +310,57 @@ def test_generate_and_label_in_a_pipe(small: Path, pool: EnginePool, tmp_path: P
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 2 and {row["prompt"][0]["content"] for row in rows} == {"Name a colour.", "Say hello."}
     assert all(0.5 <= row["p_chosen"] <= 1 and row["judge"]["mass"] for row in rows)
+
+
+@pytest.fixture
+def served(small: Path, pool: EnginePool, tmp_path: Path) -> Iterator[str]:
+    """`vllm serve` with the built-in model; its address."""
+    pool.close()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(small)]
+    command += ["--served-model-name", "judge", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    with open(tmp_path / "serve.log", "wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "serve.log").read_text()[
+                    -3000:
+                ]
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=60)
+
+
+@pytest.mark.slow
+def test_a_served_judge_gives_the_labels_of_the_engine(served: str, small: Path, tmp_path: Path) -> None:
+    pairs = [("A dog is an animal.", "asdf qwer"), ("Yes, gladly.", "No."), ("4", "The sum of 2 and 2 is 5.")]
+    rows = [{"id": str(i), "prompt": f"Question {i}?", "responses": list(pair)} for i, pair in enumerate(pairs)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {}
+    for name, options in (
+        ("openai", {"engine": "openai", "base_url": served, "judge": "judge"}),
+        ("vllm", {**OPTIONS, "judge": SMALL}),
+    ):
+        output = str(tmp_path / f"{name}.jsonl")
+        config = LabelConfig(candidates=str(tmp_path / "c.jsonl"), output=output, constitution="helpfulness", **options)
+        with EnginePool() as engines:
+            label(config, engines)
+        found[name] = {row["id"]: row for row in rows_of(output)}
+    for name, pair in enumerate(pairs):
+        a, b = (found[engine][str(name)] for engine in ("vllm", "openai"))
+        p = [row["p_chosen"] if row["chosen"][0]["content"] == pair[0] else 1 - row["p_chosen"] for row in (a, b)]
+        assert p[1] == pytest.approx(p[0], abs=0.02)
+        assert sorted(b["judge"]["mass"]) == pytest.approx(sorted(a["judge"]["mass"]), abs=0.02)
+        assert min(a["judge"]["mass"]) > 0.3, "the judge answers"
