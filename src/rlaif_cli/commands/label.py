@@ -8,6 +8,8 @@ from rlaif_cli import console
 from rlaif_cli.commands.options import command, partial
 from rlaif_cli.config import LabelConfig
 
+FLIPS_TO_WARN_OF = 0.6  # as where `rlaif audit` says stop
+
 
 def run(config: LabelConfig) -> int:
     from rlaif_cli.engines import EnginePool
@@ -22,6 +24,11 @@ def run(config: LabelConfig) -> int:
     numbers = summary.as_numbers()
     shown = (f"{name.replace('_', ' ')} {value}" for name, value in numbers.items() if value is not None)
     console.say("label: " + ", ".join(shown))
+    if (numbers["flip_rate"] or 0) > FLIPS_TO_WARN_OF:
+        console.warn(
+            "most verdicts follow the position and not the responses, so these labels say little; see `rlaif audit`, "
+            "and for small judges --method contrast"
+        )
     code = partial(summary.unscored, str(beside(config.output, "label", "unscored")))
     return partial(summary.rejected, str(rejected_path(config.output, "label"))) or code
 
