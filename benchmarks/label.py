@@ -2,7 +2,7 @@
 
     python benchmarks/label.py [--pairs 200] [--rounds 3] [--model smollm2-135m] [--pairs-file FILE]
 
-All three in one process, on one engine, in turn, `--rounds` times: on a shared machine only the ratios hold. The prefix
+All in one process, on one engine, in turn, `--rounds` times: on a shared machine only the ratios hold. The prefix
 cache is emptied before each. Real pairs: the demo's human_pairs.jsonl, unless another file is given.
 """
 
@@ -50,9 +50,12 @@ def raw(engine: VllmEngine, pairs: list[Comparison]) -> Callable[[], int]:
     return lambda: len(llm.generate(prompts, params, use_tqdm=False)) // 2
 
 
-def verdicts(engine: VllmEngine, pairs: list[Comparison]) -> int:
-    """The usual way: up to 64 tokens of text in both orders, parsed for a number afterwards."""
-    judge = PairwiseJudge(engine, CONSTITUTION, min_mass=0.0)
+def verdicts(engine: VllmEngine, pairs: list[Comparison], reasoned: bool) -> int:
+    """A text of up to 64 tokens in both orders, parsed for a number afterwards.
+
+    reasoned: as judges are usually asked, to explain first; else for the number alone, and then it is a short text.
+    """
+    judge = PairwiseJudge(engine, CONSTITUTION, min_mass=0.0, rationale_tokens=64 if reasoned else 0)
     asked = (Request(i, r.prompt) for i, r in enumerate(r for pair in pairs for r in judge.requests(pair)))
     texts = [found[0].text for _, found in engine.generate(asked, Sampling(temperature=0.0, max_tokens=64))]
     return len([("1" in text, "2" in text) for text in texts]) // 2
@@ -70,7 +73,8 @@ def main() -> None:
     ways: dict[str, Callable[[], int]] = {
         "ours": lambda: ours(engine, pairs),
         "raw": raw(engine, pairs),
-        "verdict": lambda: verdicts(engine, pairs),
+        "verdict": lambda: verdicts(engine, pairs, reasoned=True),
+        "short_verdict": lambda: verdicts(engine, pairs, reasoned=False),
     }
     for way in ways.values():  # warm up
         engine._llm.reset_prefix_cache()
@@ -92,6 +96,7 @@ def main() -> None:
                 "pairs_per_second": middle,
                 "ours_to_raw": round(middle["ours"] / middle["raw"], 3),
                 "ours_to_verdict": round(middle["ours"] / middle["verdict"], 3),
+                "ours_to_short_verdict": round(middle["ours"] / middle["short_verdict"], 3),
                 "all": {name: [round(rate, 3) for rate in found] for name, found in rates.items()},
             }
         )
