@@ -256,6 +256,16 @@ def longer_wins(lengths_first: ArrayLike, lengths_second: ArrayLike) -> Floats:
     return np.asarray(0.5 + 0.5 * np.sign(first - second), dtype=np.float64)
 
 
+_LENGTH_GAPS = ((1.1, "up to 10 %"), (1.5, "10 to 50 %"), (2.0, "50 to 100 %"), (float("inf"), "over 100 %"))
+LENGTH_GAPS = tuple(name for _, name in _LENGTH_GAPS)
+
+
+def length_gap(a: int, b: int) -> str:
+    """By how much the longer of two texts is longer: one of `LENGTH_GAPS`. An empty text counts as one character."""
+    ratio = max(a, b) / max(1, min(a, b))
+    return next(name for top, name in _LENGTH_GAPS if ratio <= top)
+
+
 _REFUSAL = re.compile(
     r"""^\W*(?:sorry\b|(?:i\s+am|i['’]m)\s+(?:very\s+|so\s+|really\s+)?sorry,?\s+(?:but|i\b)|i\s+apologi[sz]e|my\s+apologies)
     | \bi\s+(?:can(?:not|['’]t)|am\s+(?:unable|not\s+able)\s+to|won['’]t|will\s+not|must\s+(?:decline|refuse))\b

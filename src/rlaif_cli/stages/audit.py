@@ -274,25 +274,23 @@ class Length:
     """How often the longer response wins: look where surely above 60 %, stop where surely above 85 % (or as often
     below)."""
 
-    _BINS = ((1.1, "up to 10 %"), (1.5, "10 to 50 %"), (2.0, "50 to 100 %"), (float("inf"), "over 100 %"))
-
     def __init__(self) -> None:
-        self._won, self._n = [0] * len(self._BINS), [0] * len(self._BINS)
+        self._won: Counter[str] = Counter()
+        self._n: Counter[str] = Counter()
 
     def add(self, row: Preference) -> None:
         chosen, rejected = len(row.chosen_text), len(row.rejected_text)
         if chosen == rejected or row.p_chosen == 0.5:
             return
-        ratio = max(chosen, rejected) / max(1, min(chosen, rejected))
-        place = next(i for i, (top, _) in enumerate(self._BINS) if ratio <= top)
-        self._n[place] += 1
-        self._won[place] += (chosen > rejected) == (row.p_chosen > 0.5)
+        gap = metrics.length_gap(chosen, rejected)
+        self._n[gap] += 1
+        self._won[gap] += (chosen > rejected) == (row.p_chosen > 0.5)
 
     def finding(self) -> Finding | None:
-        if not sum(self._n):
+        if not self._n:
             return None
-        longer = share(sum(self._won), sum(self._n))
-        bins = {name: share(won, n) for (_, name), won, n in zip(self._BINS, self._won, self._n, strict=True) if n}
+        longer = share(self._won.total(), self._n.total())
+        bins = {gap: share(self._won[gap], self._n[gap]) for gap in metrics.LENGTH_GAPS if self._n[gap]}
         sure = max(longer["low"], 1 - longer["high"])
         says = f"the longer response wins {shown(longer)}"
         if len(bins) > 1:

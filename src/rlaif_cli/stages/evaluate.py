@@ -25,8 +25,6 @@ from rlaif_cli.results import estimate, save, share
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.judging import Room, check_principles
 
-_GAPS = ((1.1, "up to 10 %"), (1.5, "10 to 50 %"), (2.0, "50 to 100 %"), (float("inf"), "over 100 %"))
-
 
 def alignment(
     config: AlignmentConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress
@@ -71,7 +69,7 @@ def alignment(
         "brier": round(metrics.brier(p, human), 9),
         "flip_rate": _share(j.flipped for _, j in scored) if config.method == "pairwise" else None,
         "by_source": _by_group(sources, p, human, lengths),
-        "by_length_gap": _by_group([_gap(a, b) for a, b in lengths], p, human, lengths),
+        "by_length_gap": _by_group([metrics.length_gap(a, b) for a, b in lengths], p, human, lengths),
     }
     if config.method == "contrast":
         difference = np.array([j.scores[0] - j.scores[1] for _, j in scored])
@@ -121,12 +119,6 @@ def _by_group(names: Sequence[str | None], p: Any, human: Any, lengths: Any) -> 
         if (human[rows] != 0.5).any():
             found[group] = _agreement(p[rows], human[rows], lengths[rows])
     return found
-
-
-def _gap(a: int, b: int) -> str:
-    """By how much the longer response is longer, in characters."""
-    ratio = max(a, b) / max(1, min(a, b))
-    return next(name for top, name in _GAPS if ratio <= top)
 
 
 def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,10 +17,12 @@ from torch import nn
 from rlaif_cli import __version__, models
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import UsageError
-from rlaif_cli.jsonl import cannot_write, refuse_other_settings, write_json
+from rlaif_cli.jsonl import Source, cannot_write, refuse_other_settings, write_json
+from rlaif_cli.records import Record
 from rlaif_cli.train.models import device
 
 MANIFEST = "manifest.json"
+R = TypeVar("R", bound=Record)
 
 
 def set_seed(seed: int) -> None:
@@ -83,6 +85,12 @@ def held_out(keys: Iterable[str], fraction: float, seed: int) -> set[str]:
     distinct = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).hexdigest())
     count = round(fraction * len(distinct))
     return set(distinct[: max(1, count) if fraction > 0 and len(distinct) > 1 else 0])
+
+
+def checked_source(config: Any, path: str, kind: type[R], check: Callable[[R], str | None]) -> Source[R]:
+    """A trainer's input; lines put aside with `skip_invalid` go beside its output folder."""
+    rejected = Path(config.output).with_name(Path(config.output).name + ".rejected.jsonl")
+    return Source(path, kind, skip_invalid=config.skip_invalid, rejected_path=rejected, check=check)
 
 
 def prepare_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:

@@ -275,8 +275,7 @@ def _source(config: PPOConfig, base: Path) -> Source[PromptRecord]:
         need = len(tokenizer.chat(with_system(as_messages(record.prompt), config.system))) + config.max_tokens
         return None if need <= limit else f"prompt and response need {need} tokens, the model's context holds {limit}"
 
-    rejected = Path(config.output).with_name(Path(config.output).name + ".rejected.jsonl")
-    return Source(config.prompts, PromptRecord, skip_invalid=config.skip_invalid, rejected_path=rejected, check=fits)
+    return loop.checked_source(config, config.prompts, PromptRecord, fits)
 
 
 def _prompts(config: PPOConfig, source: Source[PromptRecord], base: Path) -> list[Prompt]:

@@ -76,8 +76,7 @@ def _source(config: RewardModelConfig, tokenizer: ChatTokenizer) -> Source[Prefe
         longest = len(group.prompt) + max(map(len, group.responses))
         return None if longest <= config.max_length else f"{longest} tokens; --max-length is {config.max_length}"
 
-    rejected = Path(config.output).with_name(Path(config.output).name + ".rejected.jsonl")
-    return Source(config.preferences, Preference, skip_invalid=config.skip_invalid, rejected_path=rejected, check=fits)
+    return loop.checked_source(config, config.preferences, Preference, fits)
 
 
 def _tokenize(record: Preference, tokenizer: ChatTokenizer) -> Pair:

@@ -76,8 +76,7 @@ def _source(config: SftConfig, tokenizer: ChatTokenizer) -> Source[Demonstration
         need = max(_tokenize(each, tokenizer).tokens for each in _expanded(record, config))
         return None if need <= config.max_length else f"{need} tokens; --max-length is {config.max_length}"
 
-    rejected = Path(config.output).with_name(Path(config.output).name + ".rejected.jsonl")
-    return Source(config.records, Demonstration, skip_invalid=config.skip_invalid, rejected_path=rejected, check=fits)
+    return loop.checked_source(config, config.records, Demonstration, fits)
 
 
 def _expanded(record: Demonstration, config: SftConfig) -> list[Demonstration]:
