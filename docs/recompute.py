@@ -11,6 +11,7 @@ import numpy as np
 
 
 def alignment(rows):
+    mass = [mass for row in rows for mass in row["mass"]]
     rows = [row for row in rows if row["p_a"] is not None]
     p, human = (np.array([row[key] for row in rows], float) for key in ("p_a", "human_fraction_a"))
     longer = np.array([(row["length_a"] > row["length_b"]) + (row["length_a"] == row["length_b"]) / 2 for row in rows])
@@ -21,7 +22,10 @@ def alignment(rows):
     judge_says, people_say = np.sign(p - 0.5), np.sign(human - 0.5)
     chance = sum((judge_says == v).mean() * (people_say == v).mean() for v in (-1, 0, 1))
     place = np.minimum((p * 10).astype(int), 9)
+    flipped = [row["flipped"] for row in rows if row["flipped"] is not None]
     return {
+        **({"flip_rate": np.mean(flipped)} if flipped else {}),
+        **({"mean_mass": np.mean(mass)} if mass else {}),
         "accuracy": right(p),
         "longer_wins": right(longer),
         "first_wins": right(np.ones(len(p))),

@@ -55,22 +55,25 @@ def check(found: dict[str, Any], again: dict[str, float]) -> None:
         assert said == pytest.approx(value, abs=1e-6), name
 
 
-@pytest.mark.parametrize("kind", ["alignment", "win-rate", "harmless-rate", "reward"])
+@pytest.mark.parametrize("kind", ["alignment", "alignment pairwise", "win-rate", "harmless-rate", "reward"])
 def test_every_number_can_be_computed_again(
     kind: str, write_jsonl: Callable[..., str], tmp_path: Path, recompute: Any
 ) -> None:
     a, b = write_jsonl("a.jsonl", candidates("a", prompt_is_unsafe=False)), write_jsonl("b.jsonl", candidates("b"))
     arguments = {
         "alignment": (write_jsonl("pairs.jsonl", human_pairs()), *JUDGE, "--method", "contrast"),
+        "alignment pairwise": (write_jsonl("pairs.jsonl", human_pairs()), *JUDGE),
         "win-rate": (a, b, *JUDGE),
         "harmless-rate": (a, "--judge", "fake"),
         "reward": (a, "--baseline", b, *JUDGE),
     }[kind]
-    done = rlaif("eval", kind, *arguments, "-o", "result.json", cwd=tmp_path)
+    done = rlaif("eval", kind.split()[0], *arguments, "-o", "result.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "result.json").read_text())
     again = recompute(tmp_path / "result.items.jsonl")
     check(found, again)
+    if kind == "alignment pairwise":
+        assert {"flip_rate", "mean_mass"} <= set(again)
     if kind == "alignment":
         assert set(found["by_source"]) == {"one", "two"} and len(found["by_length_gap"]) > 2
         sizes = [group["accuracy"]["n"] for group in found["by_source"].values()]

@@ -5,7 +5,7 @@ Every number carries its n, the unscored count and an interval; per-item results
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ def alignment(
         "kappa": round(metrics.cohen_kappa(np.sign(p - 0.5).tolist(), np.sign(human - 0.5).tolist()), 9),
         "ece": round(metrics.expected_calibration_error(p, human), 9),
         "brier": round(metrics.brier(p, human), 9),
-        "flip_rate": _share(j.flipped for _, j in scored) if config.method == "pairwise" else None,
+        "flip_rate": _mean([j.flipped for _, j in scored]) if config.method == "pairwise" else None,
+        "mean_mass": _mean([mass for j in judgements for mass in j.mass]),
         "by_source": _by_group(sources, p, human, lengths),
         "by_length_gap": _by_group([metrics.length_gap(a, b) for a, b in lengths], p, human, lengths),
     }
@@ -82,6 +83,8 @@ def alignment(
             "human_fraction_a": pair.human_fraction_a,
             "length_a": len(pair.response_a),
             "length_b": len(pair.response_b),
+            "flipped": j.flipped if config.method == "pairwise" and j.p_a is not None else None,
+            "mass": list(j.mass),
             "reason": j.reason,
         }
         for pair, j in zip(pairs, judgements, strict=True)
@@ -305,6 +308,5 @@ def _length_controlled(wins: Any, lengths: Any, groups: Sequence[Any]) -> dict[s
     }
 
 
-def _share(flags: Iterable[bool]) -> float:
-    found = list(flags)
-    return round(sum(found) / len(found), 4)
+def _mean(values: Sequence[float]) -> float | None:
+    return round(sum(values) / len(values), 9) if values else None
