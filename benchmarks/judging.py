@@ -104,9 +104,8 @@ def table_row(stem: str, method: str, found: dict[str, Any]) -> str:
         return f"| {stem} | injection: {attack} verdicts change after orders, {neutral} after neutral words |"
     agrees, longer, first = (_percent(found[key]) for key in ("accuracy", "longer_wins", "first_wins"))
     flips, mass = ("" if found[key] is None else f"{found[key]:.2f}" for key in ("flip_rate", "mean_mass"))
-    return (
-        f"| {stem} | {method} | {found['n']} | {agrees} | {flips} | {mass} | {found['unscored']} | {longer} | {first} |"
-    )
+    cells = (stem, method, found["n"], agrees, flips, mass, found["unscored"], longer, first)
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _percent(found: dict[str, Any]) -> str:

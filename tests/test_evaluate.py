@@ -59,7 +59,8 @@ def check(found: dict[str, Any], again: dict[str, float]) -> None:
 def test_every_number_can_be_computed_again(
     kind: str, write_jsonl: Callable[..., str], tmp_path: Path, recompute: Any
 ) -> None:
-    a, b = write_jsonl("a.jsonl", candidates("a", prompt_is_unsafe=False)), write_jsonl("b.jsonl", candidates("b"))
+    rows = [row | {"human_harmless": i % 3 > 0} for i, row in enumerate(candidates("a", prompt_is_unsafe=False))]
+    a, b = write_jsonl("a.jsonl", rows), write_jsonl("b.jsonl", candidates("b"))
     arguments = {
         "alignment": (write_jsonl("pairs.jsonl", human_pairs()), *JUDGE, "--method", "contrast"),
         "alignment pairwise": (write_jsonl("pairs.jsonl", human_pairs()), *JUDGE),
@@ -79,6 +80,8 @@ def test_every_number_can_be_computed_again(
         sizes = [group["accuracy"]["n"] for group in found["by_source"].values()]
         assert sum(sizes) == found["accuracy"]["n"] == found["n"]
     if kind == "harmless-rate":
+        assert {"accuracy", "kappa"} <= set(again) and len(found["by_principle"]) > 5
+        assert all(share["n"] == 80 for share in found["by_principle"].values())
         assert 0 < found["over_refusal_rate"]["value"] < 0.3 and found["over_refusal_rate"]["n"] == 80
 
 

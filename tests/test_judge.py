@@ -15,7 +15,7 @@ from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.errors import UsageError
-from rlaif_cli.judge import Comparison, ContrastJudge, Labels, PairwiseJudge, ScoreJudge, choose_principles
+from rlaif_cli.judge import Comparison, ContrastJudge, Labels, PairwiseJudge, ScoreJudge, Single, choose_principles
 from rlaif_cli.judge.score import expected_score, p_higher
 from rlaif_cli.records import Candidates
 from rlaif_cli.stages.label import check_principles, pair_chooser, preference
@@ -91,7 +91,7 @@ def test_a_principle_for_the_worse_is_inverted_once(choose, expected):
     def logprob(prompt, response):  # "gold" is likelier under the principle
         return -1.0 if "gold" in response and "Be good." in prompt else -2.0
 
-    contrast = ContrastJudge(Scripted(logprob=logprob), constitution, math.log(9))
+    contrast = ContrastJudge(Scripted(logprob=logprob), math.log(9))
     assert judged(contrast, "gold", "lead", constitution).p_a == pytest.approx(expected)
     ((_, reward),) = contrast.rewards([("k", "q", "gold", constitution.principles[0])])
     assert reward == pytest.approx(math.log(9) if choose == "better" else -math.log(9))
@@ -101,7 +101,7 @@ def test_contrast_ignores_length_and_order():
     def logprob(prompt, response):
         return -1.0 if "helpful" not in response else -1.5
 
-    judge = ContrastJudge(Scripted(logprob=logprob), constitution_with("better"), 20.0)
+    judge = ContrastJudge(Scripted(logprob=logprob), 20.0)
     assert judged(judge, "short", "a much, much longer response").p_a == pytest.approx(0.5)
 
 
@@ -196,9 +196,24 @@ def test_harmless_is_asked_either_way_round():
         return (0.1, 0.8)
 
     judge = pairwise(Scripted(afraid_of_label_one))
-    ((_, p, reason),) = judge.harmless([("k", "q", "r")])
-    assert p == pytest.approx(0.5)
-    assert reason is None
+    ((_, approval),) = judge.approve([Single("k", "q", "r", constitution_with("better").principles)])
+    assert approval.p == pytest.approx(0.5) and approval.reason is None
+
+
+@pytest.mark.parametrize("choose", ["better", "worse"])
+def test_a_response_alone_is_approved_by_what_its_principle_asks_for(choose):
+    """Of a judge that picks "gold": a principle that asks for the worse response is against what it picks."""
+
+    def picks_gold(text):
+        says_yes = "gold" in text
+        return (0.8, 0.1) if says_yes == ("1 for yes" in text) else (0.1, 0.8)
+
+    constitution = constitution_with(choose)
+    items = [Single(text, "q", text, constitution.principles) for text in ("gold", "lead")]
+    found = {item.key: approval.p for item, approval in pairwise(Scripted(picks_gold), constitution).approve(items)}
+    sign = 1 if choose == "better" else -1
+    assert found["gold"] == pytest.approx(0.5 + sign * (8 / 9 - 0.5))
+    assert found["gold"] + found["lead"] == pytest.approx(1)
 
 
 def test_a_response_shared_by_two_pairs_is_scored_once_and_counts_in_both():
@@ -210,7 +225,7 @@ def test_a_response_shared_by_two_pairs_is_scored_once_and_counts_in_both():
             asked.extend(requests)
             yield from super().logprobs(requests)
 
-    judge = ContrastJudge(Counting(logprob=lambda p, r: -len(r) - ("good" in p)), constitution_with("better"), 1.0)
+    judge = ContrastJudge(Counting(logprob=lambda p, r: -len(r) - ("good" in p)), 1.0)
     principle = (constitution_with("better").principles[0],)
     pairs = [Comparison(i, "q", f"r{i}", f"r{i + 1}", principle) for i in range(3)]
     assert sorted(c.key for c, _ in judge.compare(pairs)) == [0, 1, 2]
@@ -259,8 +274,8 @@ def test_scores_become_a_preference_and_a_reward(choose):
     sign = 1 if choose == "better" else -1
     assert rewards["gold"] == pytest.approx(sign * (2 * expected_score(good) - 11) / 9)
     assert rewards["gold"] * sign > rewards["lead"] * sign
-    ((_, p, reason),) = judge.harmless([("k", "q", "gold")])
-    assert reason is None and p == pytest.approx((rewards["gold"] + 1) / 2)
+    ((_, approval),) = judge.approve([Single("k", "q", "gold", constitution.principles)])
+    assert approval.reason is None and approval.p == pytest.approx((rewards["gold"] + 1) / 2)
 
 
 def test_a_ten_is_no_one():

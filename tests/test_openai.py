@@ -68,7 +68,8 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self._send(200, {"object": "list", "data": [{"id": "judge", "object": "model", "owned_by": owner}]})
+                listed = [{"id": name, "object": "model", "owned_by": owner} for name in ("judge", "other")]
+                self._send(200, {"object": "list", "data": listed})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -153,6 +154,57 @@ def test_position_bias_averages_out_and_is_flagged(serve: Any, label: Any) -> No
     assert all(abs(row["p_chosen"] - 0.5) < 0.02 and row["judge"]["flipped"] for row in rows_of(output))
 
 
+def panel(**by_model: Answer) -> Answer:
+    return lambda body, text: by_model[body["model"]](body, text)
+
+
+def test_a_panel_is_averaged_and_each_judge_is_kept(serve: Any, label: Any, tmp_path: Path) -> None:
+    def contrary(body: dict[str, Any], text: str) -> dict[str, Any]:
+        good, bad = ("2", "1") if "gold" in first_response(text) else ("1", "2")
+        return message(good, {good: 0.6, bad: 0.4})
+
+    server = serve(panel(judge=oracle, other=contrary))
+    done, output = label(server, "--judge", "other")
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(output)
+    assert {row["chosen"][0]["content"] for row in rows} == {"gold"}
+    assert [row["p_chosen"] for row in rows] == pytest.approx([(0.9 / 0.95 + 0.4) / 2] * 30)
+    for row in rows:
+        assert row["judge"]["model"] == "judge + other" and row["judge"]["mass"] == pytest.approx([0.975, 0.975])
+        assert [vote["model"] for vote in row["judge"]["panel"]] == ["judge", "other"]
+        assert [vote["p_chosen"] for vote in row["judge"]["panel"]] == pytest.approx([0.9 / 0.95, 0.4])
+    audit = rlaif("audit", str(output), "--json", cwd=tmp_path)
+    checks = {found["check"]: found for found in json.loads(audit.stdout)["checks"]}
+    assert checks["judges"]["verdict"] == "look"
+    assert checks["judges"]["numbers"]["against_the_label"] == {"other": 30}
+    manifest = json.loads((tmp_path / "prefs.jsonl.manifest.json").read_text())
+    assert manifest["engine"] == {"judge": "openai", "other": "openai"} and manifest["usage"]["tokens_in"] == 12000
+
+
+def test_a_pair_that_one_of_a_panel_cannot_judge_is_unscored(serve: Any, label: Any, tmp_path: Path) -> None:
+    done, output = label(serve(panel(judge=oracle, other=nonsense)), "--judge", "other")
+    assert done.returncode == 3, done.stderr
+    rows = rows_of(output.with_name("prefs.unscored.jsonl"))
+    assert len(rows) == 30 and rows[0]["reason"].startswith("other: the labels hold")
+    assert rows[0]["judge"]["panel"]["judge"]["mass"] == pytest.approx([0.95, 0.95])
+
+
+def test_a_panel_can_be_measured_against_people(serve: Any, write_jsonl: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "response_a": "gold", "response_b": "lead", "human_fraction_a": 1} for i in range(4)]
+    server = serve(panel(judge=oracle, other=biased))
+    judges = ("--judge", "judge", "--judge", "other", "--engine", "openai", "--base-url", server.url)
+    path = write_jsonl("pairs.jsonl", rows)
+    done = rlaif("eval", "alignment", path, "--constitution", "helpfulness", *judges, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["judge"] == "judge + other" and found["accuracy"]["value"] == 1 and found["flip_rate"] == 0
+
+
+def test_a_judge_cannot_sit_on_a_panel_twice(serve: Any, label: Any) -> None:
+    done, _ = label(serve(oracle), "--judge", "judge")
+    assert done.returncode == 2 and "'judge' is there twice" in done.stderr
+
+
 def test_errors_and_time_outs_lose_nothing_and_double_nothing(serve: Any, label: Any) -> None:
     drawn = random.Random(1)
     script = [drawn.choice([429, 500, 503, 1.5]) if drawn.random() < 0.3 else 200 for _ in range(2000)]
@@ -221,7 +273,7 @@ def test_a_key_is_refused_at_once_and_never_shown(serve: Any, label: Any, monkey
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--judge", "other"), "does not know the model 'other'"),
+        (("--judge", "stranger"), "does not know the model 'stranger'"),
         (("--method", "contrast"), "--method contrast needs the log-probs of given texts"),
         (("--engine", "fake"), "--base-url needs --engine openai"),
     ],

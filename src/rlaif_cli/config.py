@@ -6,13 +6,29 @@ may be resumed with another value of it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from annotated_types import MinLen
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 EngineName = Literal["vllm", "transformers", "fake"]  # what can run a policy
 AnyEngineName = Literal["vllm", "transformers", "openai", "fake"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+# One name or several; one is written as plain text.
+Judges = Annotated[
+    tuple[str, ...],
+    MinLen(1),
+    BeforeValidator(lambda names: (names,) if isinstance(names, str) else names),
+    PlainSerializer(lambda names: names[0] if len(names) == 1 else list(names)),
+]
 
 
 def setting(
@@ -133,7 +149,9 @@ class ReviseConfig(EngineConfig):
 class JudgeConfig(EngineConfig):
     """How a judge is asked."""
 
-    judge: str = setting(help="The judge: a built-in model, a folder, a .gguf file or a hub name.")
+    judge: Judges = setting(
+        help="The judge: a built-in model, a folder, a .gguf file or a hub name. Several times: a panel, averaged."
+    )
     constitution: str = setting(help="A shipped constitution's name, or a YAML file.")
     method: Literal["pairwise", "score", "contrast"] = setting(
         "pairwise",
@@ -146,12 +164,39 @@ class JudgeConfig(EngineConfig):
     min_mass: float = setting(
         0.1, "Pairwise and score: a row whose labels hold less probability than this is unscored.", ge=0, le=1
     )
-    shots: int = setting(0, "Pairwise: exemplars of the constitution shown before the question.", ge=0)
-    cot: bool = setting(False, "Pairwise: the judge reasons in words first, then answers.")
-    rationale_tokens: int = setting(512, "With --cot: the longest reasoning, tokens.", ge=1)
     samples: int = setting(
         0, "Pairwise and score: sample this many answers and count them (judges that tell no log-probs).", ge=0
     )
+    contrast_scale: float = setting(
+        20.0, "Contrast: k in sigmoid(k (score_a - score_b)), scores in nats per token.", gt=0
+    )
+
+    @property
+    def judge_name(self) -> str:
+        return " + ".join(self.judge)
+
+    @field_validator("judge")
+    @classmethod
+    def _each_once(cls, judge: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in judge if judge.count(name) > 1}):
+            raise ValueError(f"'{twice[0]}' is there twice: a panel is of different judges")
+        return judge
+
+    @model_validator(mode="after")
+    def _of_this_method(self) -> JudgeConfig:
+        if self.method == "contrast" and self.samples:
+            raise ValueError("--samples is for judges that are asked, and --method contrast asks nothing")
+        if self.method == "contrast" and self.engine == "openai":
+            raise ValueError("--method contrast needs the log-probs of given texts, which --engine openai cannot tell")
+        return self
+
+
+class CompareConfig(JudgeConfig):
+    """How a judge compares two responses."""
+
+    shots: int = setting(0, "Pairwise: exemplars of the constitution shown before the question.", ge=0)
+    cot: bool = setting(False, "Pairwise: the judge reasons in words first, then answers.")
+    rationale_tokens: int = setting(512, "With --cot: the longest reasoning, tokens.", ge=1)
     truncate: Literal["refuse", "head", "tail", "middle"] = setting(
         "refuse",
         "A pair that is too long for the judge: refuse it, or cut the head, tail or middle of its texts.",
@@ -159,20 +204,13 @@ class JudgeConfig(EngineConfig):
     clamp: tuple[float, float] | None = setting(
         None, "Pairwise: keep probabilities within these two bounds (0.4 0.6 for --cot, whose labels are too sure)."
     )
-    contrast_scale: float = setting(
-        20.0, "Contrast: k in sigmoid(k (score_a - score_b)), scores in nats per token.", gt=0
-    )
 
     @model_validator(mode="after")
-    def _of_this_method(self) -> JudgeConfig:
+    def _of_this_comparison(self) -> CompareConfig:
         if self.method != "pairwise":
             for name in ("shots", "cot", "clamp"):
                 if getattr(self, name):
                     raise ValueError(f"--{name} belongs to --method pairwise")
-        if self.method == "contrast" and self.samples:
-            raise ValueError("--samples is for judges that are asked, and --method contrast asks nothing")
-        if self.method == "contrast" and self.engine == "openai":
-            raise ValueError("--method contrast needs the log-probs of given texts, which --engine openai cannot tell")
         if self.clamp and not 0 <= self.clamp[0] <= self.clamp[1] <= 1:
             raise ValueError(f"--clamp needs two bounds from 0 to 1, found {self.clamp[0]:g} {self.clamp[1]:g}")
         if not self.cot and self.rationale_tokens != type(self).model_fields["rationale_tokens"].default:
@@ -180,7 +218,7 @@ class JudgeConfig(EngineConfig):
         return self
 
 
-class LabelConfig(JudgeConfig):
+class LabelConfig(CompareConfig):
     """Turn candidates into soft preferences with an LLM judge."""
 
     candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
@@ -338,14 +376,14 @@ def result_output() -> Any:
     return setting("-", "Where the result (JSON) goes; per-item results go beside it.", short="-o", output=False)
 
 
-class AlignmentConfig(JudgeConfig):
+class AlignmentConfig(CompareConfig):
     """How often a judge agrees with people, beside the rule that the longer response wins."""
 
     pairs: str = setting(help="JSONL of response pairs with human preferences, or - for stdin.", argument=True)
     output: str = result_output()
 
 
-class WinRateConfig(JudgeConfig):
+class WinRateConfig(CompareConfig):
     """How often a judge prefers the responses of A to those of B on the same prompts."""
 
     a: str = setting(help="Candidates of the tuned model, or a model to sample from --prompts.", argument=True)
@@ -358,11 +396,19 @@ class WinRateConfig(JudgeConfig):
 
 
 class HarmlessRateConfig(JudgeConfig):
-    """The share of responses that a judge finds harmless, one by one."""
+    """The share of responses that a judge finds harmless, each by itself; by every principle, and by their mean."""
 
     candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
     constitution: str = setting("harmlessness", "A shipped constitution's name, or a YAML file.")
+    principles: tuple[str, ...] = setting(("all",), "'all', or the ids of those to ask.")
     output: str = result_output()
+
+    @field_validator("principles")
+    @classmethod
+    def _not_drawn(cls, principles: tuple[str, ...]) -> tuple[str, ...]:
+        if principles == ("sample",):
+            raise ValueError("'sample' is for comparisons: here every response is asked about the same ones")
+        return principles
 
 
 class RewardConfig(RewardSourceConfig):

@@ -193,21 +193,33 @@ class PairsOnly(Candidates):
     responses: Annotated[list[Response], Field(min_length=2)]
 
 
-class Verdict(BaseModel):
-    """How a judge came to its soft label; kept in the preference row under `judge`."""
+class Judged(BaseModel):
+    """The numbers behind a soft label."""
 
     model_config = ConfigDict(extra="allow", defer_build=True)
 
     model: str
-    method: Literal["pairwise", "score", "contrast"]
-    principle: str | list[str] | None = None
     p_first: list[float] | None = None  # P(the response shown first wins): `chosen` first, then `rejected` first
     by_principle: list[float] | None = None  # where there are several: P(chosen) by each alone
     mass: list[float] | None = None  # the share of the full distribution that fell on the label tokens
     flipped: bool = False  # the same *position* won in both orders
     scores: list[float] | None = None  # [chosen, rejected]: nats per token (contrast), or from 1 to 10 (score)
-    truncated: bool | None = None  # the judge saw the texts cut
     rationales: list[str] | None = None  # what the judge said before each of `p_first`
+
+
+class Vote(Judged):
+    """One judge of a panel."""
+
+    p_chosen: float  # P(this judge prefers `chosen`): below one half where it alone would have said the opposite
+
+
+class Verdict(Judged):
+    """How a judge came to its soft label; kept in the preference row under `judge`. Of a panel: the means."""
+
+    method: Literal["pairwise", "score", "contrast"]
+    principle: str | list[str] | None = None
+    truncated: bool | None = None  # the judge saw the texts cut
+    panel: list[Vote] | None = None
 
 
 class Preference(Record):

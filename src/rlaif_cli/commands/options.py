@@ -104,7 +104,9 @@ def show_plan(name: str, settings: StageConfig) -> None:
     if "engine" in shown and model:
         from rlaif_cli.engines import engine_name
 
-        shown["engine"] = engine_name(settings, model)  # type: ignore[arg-type]  # it has the field
+        several = model if isinstance(model, list) else [model]
+        named = [engine_name(settings, name) for name in several]  # type: ignore[arg-type]  # it has the field
+        shown["engine"] = named[0] if len(set(named)) == 1 else named
     console.say(json.dumps(shown, indent=2, ensure_ascii=False))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,27 @@ def open_engine(name: str, path: Path | str | None, **options: Any) -> Engine:
 
 
 class EnginePool:
-    """Keeps the last engine open, so that a pipeline whose models agree pays for one start."""
+    """Keeps the last engines open, so that a pipeline whose models agree pays for one start."""
 
     def __init__(self) -> None:
-        self._key: tuple[Any, ...] | None = None
-        self._engine: Engine | None = None
+        self._open: dict[tuple[Any, ...], Engine] = {}
 
     def get(self, config: EngineConfig, model: str) -> Engine:
         """The engine that `config` asks for, for the model of this name."""
+        return self.get_all(config, [model])[0]
+
+    def get_all(self, config: EngineConfig, wanted: Sequence[str]) -> list[Engine]:
+        """One engine for each model, open side by side; others are closed first."""
+        settings = [self._settings(config, model) for model in wanted]
+        keys = [(name, path, *options.items()) for name, path, options in settings]
+        for key in [key for key in self._open if key not in keys]:
+            self._open.pop(key).close()
+        for key, (name, path, options) in zip(keys, settings, strict=True):
+            if key not in self._open:
+                self._open[key] = open_engine(name, path, **options)
+        return [self._open[key] for key in keys]
+
+    def _settings(self, config: EngineConfig, model: str) -> tuple[str, Path | str, dict[str, Any]]:
         name = engine_name(config, model)
         options: dict[str, Any] = {}
         if name == SERVER:
@@ -83,17 +97,11 @@ class EnginePool:
             options |= {"memory": config.engine_memory, "tensor_parallel": config.tensor_parallel}
         if name == "transformers":
             options["batch_size"] = config.batch_size
-        path: Path | str | None = models.resolve(model) if name in LOCAL else model
-        key = (name, path, *options.items())
-        if self._engine is None or key != self._key:
-            self.close()
-            self._engine, self._key = open_engine(name, path, **options), key
-        return self._engine
+        return name, models.resolve(model) if name in LOCAL else model, options
 
     def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = self._key = None
+        while self._open:
+            self._open.popitem()[1].close()
 
     def __enter__(self) -> EnginePool:
         return self

@@ -1,6 +1,6 @@
 """Token log-probs -> preference distributions: orders, principles, and the reasons a pair stays unscored.
 
-Three methods, one file each:
+Three methods, one file each, and the panel that averages several judges:
 
 - pairwise (Lee et al. 2023): which response is better? Asked in both orders, averaged.
 - score (Lee et al. 2023, "direct RLAIF"): how good is this response, from 1 to 10? The whole distribution counts.
@@ -9,42 +9,62 @@ Three methods, one file each:
 
 from __future__ import annotations
 
-from rlaif_cli.config import JudgeConfig
+from collections.abc import Sequence
+from typing import Any
+
+from rlaif_cli.config import CompareConfig, JudgeConfig
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines.base import Engine
-from rlaif_cli.judge.base import Comparison, Judge, Judgement, RewardingJudge, choose_principles, direction
+from rlaif_cli.judge.base import (
+    Approval,
+    Comparison,
+    Judge,
+    Judgement,
+    RewardingJudge,
+    Single,
+    choose_principles,
+    direction,
+    named_principles,
+)
 from rlaif_cli.judge.contrast import ContrastJudge
 from rlaif_cli.judge.labels import Labels
 from rlaif_cli.judge.pairwise import PairwiseJudge
+from rlaif_cli.judge.panel import PanelJudge
 from rlaif_cli.judge.score import ScoreJudge
 
 __all__ = [
+    "Approval",
     "Comparison",
     "ContrastJudge",
     "Judge",
     "Judgement",
     "Labels",
     "PairwiseJudge",
+    "PanelJudge",
     "RewardingJudge",
     "ScoreJudge",
+    "Single",
     "choose_principles",
     "direction",
     "make_judge",
+    "make_panel",
+    "named_principles",
 ]
+
+
+def make_panel(config: JudgeConfig, constitution: Constitution, engines: Sequence[Engine]) -> Judge:
+    """The judge of `config.judge`, or a panel of them; `engines`: one for each."""
+    judges = [make_judge(config, constitution, engine) for engine in engines]
+    return judges[0] if len(judges) == 1 else PanelJudge(dict(zip(config.judge, judges, strict=True)))
 
 
 def make_judge(config: JudgeConfig, constitution: Constitution, engine: Engine) -> Judge:
     if config.method == "contrast":
-        return ContrastJudge(engine, constitution, config.contrast_scale)
+        return ContrastJudge(engine, config.contrast_scale)
+    asked: dict[str, Any] = {"min_mass": config.min_mass, "samples": config.samples, "seed": config.seed}
     if config.method == "score":
-        return ScoreJudge(engine, constitution, min_mass=config.min_mass, samples=config.samples, seed=config.seed)
-    return PairwiseJudge(
-        engine,
-        constitution,
-        min_mass=config.min_mass,
-        shots=config.shots,
-        rationale_tokens=config.rationale_tokens if config.cot else 0,
-        clamp=config.clamp,
-        samples=config.samples,
-        seed=config.seed,
-    )
+        return ScoreJudge(engine, constitution, **asked)
+    if isinstance(config, CompareConfig):
+        asked |= {"shots": config.shots, "clamp": config.clamp}
+        asked["rationale_tokens"] = config.rationale_tokens if config.cot else 0
+    return PairwiseJudge(engine, constitution, **asked)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rlaif_cli.constitution import Constitution, Principle
@@ -39,6 +39,7 @@ class Judgement:
         scores: of a and b, averaged over the principles: nats per token (contrast), or from 1 to 10 (score).
         flipped: pairwise: the same *position* won in both orders (averaged over the principles).
         rationales: what the judge said before each answer.
+        panel: of several judges: what each said, by name; then all of the above are their means.
     """
 
     p_a: float | None
@@ -50,6 +51,35 @@ class Judgement:
     scores: tuple[float, ...] = ()
     flipped: bool = False
     rationales: tuple[str, ...] = ()
+    panel: Mapping[str, Judgement] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Single:
+    """One response by itself, and the principles it is judged by."""
+
+    key: Any
+    prompt: Prompt
+    response: str
+    principles: tuple[Principle, ...]
+
+
+@dataclass(frozen=True)
+class Approval:
+    """How far a response is what its principles ask for.
+
+    Attributes:
+        by_principle: P(a principle is for the response and not against it); empty if unscored.
+        reason: why it is unscored.
+    """
+
+    by_principle: tuple[float, ...] = ()
+    reason: str | None = None
+
+    @property
+    def p(self) -> float | None:
+        """The mean over the principles; None if unscored."""
+        return mean(self.by_principle) if self.reason is None else None
 
 
 class Judge(Protocol):
@@ -63,11 +93,12 @@ class Judge(Protocol):
         """Judge a stream of comparisons, in any order."""
         ...
 
-    def harmless(self, items: Iterable[tuple[Any, Prompt, str]]) -> Iterator[tuple[Any, float | None, str | None]]:
-        """P(a response is harmless). Items: (key, prompt, response).
+    def approve(self, items: Iterable[Single]) -> Iterator[tuple[Single, Approval]]:
+        """Judge a stream of single responses, in any order."""
+        ...
 
-        Yields (key, p, None), or (key, None, reason) for an unscored one.
-        """
+    def approval_requests(self, item: Single) -> list[Request]:
+        """All that the engine is asked for one of them."""
         ...
 
 
@@ -89,9 +120,12 @@ def choose_principles(
     """
     if tuple(wanted) == ("sample",):
         return (constitution.draw(content_id(prompt, sorted([a, b])), seed),)
-    if tuple(wanted) == ("all",):
-        return tuple(constitution.principles)
-    return tuple(constitution.select(list(wanted)).principles)
+    return named_principles(constitution, wanted)
+
+
+def named_principles(constitution: Constitution, wanted: Sequence[str]) -> tuple[Principle, ...]:
+    """Those with these ids, or 'all'."""
+    return tuple(constitution.principles if tuple(wanted) == ("all",) else constitution.select(list(wanted)).principles)
 
 
 def direction(principle: Principle) -> float:
@@ -101,6 +135,14 @@ def direction(principle: Principle) -> float:
     as a difference around zero is multiplied by this, once.
     """
     return -1.0 if principle.choose == "worse" else 1.0
+
+
+def position_won(p_first: Sequence[float]) -> bool:
+    """Whether the same *position* won in both orders, on average over the principles; `p_first` as in `Judgement`."""
+    if not p_first:
+        return False
+    a_first, b_first = mean(p_first[0::2]), mean(p_first[1::2])
+    return (a_first > 0.5) == (b_first > 0.5) and a_first != 0.5
 
 
 def mean(values: Sequence[float]) -> float:

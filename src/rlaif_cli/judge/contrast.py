@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rlaif_cli import prompts
-from rlaif_cli.constitution import Constitution, Principle
+from rlaif_cli.constitution import Principle
 from rlaif_cli.engines.base import Engine, Failed, Request, gather
-from rlaif_cli.judge.base import Comparison, Judgement, Prompt, direction, mean, sigmoid
+from rlaif_cli.judge.base import Approval, Comparison, Judgement, Prompt, Single, direction, mean, sigmoid
 
 
 class ContrastJudge:
@@ -26,9 +26,8 @@ class ContrastJudge:
 
     method = "contrast"
 
-    def __init__(self, engine: Engine, constitution: Constitution, scale: float) -> None:
+    def __init__(self, engine: Engine, scale: float) -> None:
         self._engine = engine
-        self._constitution = constitution
         self._scale = scale
 
     def requests(self, comparison: Comparison) -> list[Request]:
@@ -57,21 +56,20 @@ class ContrastJudge:
         for (key, principle), (favoured, opposed) in gather(self._engine.logprobs, jobs):
             yield key, self._scale * direction(principle) * _contrast(favoured, opposed)
 
-    def harmless(self, items: Iterable[tuple[Any, Prompt, str]]) -> Iterator[tuple[Any, float | None, str | None]]:
-        """P = sigmoid(k score): above one half where the principles favour the response over their opposites."""
-        principles = self._constitution.principles
-        total: dict[Any, list[float]] = {}
-        every = (
-            ((key, principle.id), prompt, response, principle)
-            for key, prompt, response in items
-            for principle in principles
-        )
-        for (key, _), reward in self.rewards(every):
-            found = total.setdefault(key, [])
-            found.append(reward)
-            if len(found) == len(principles):
-                logit = mean(total.pop(key))
-                yield (key, sigmoid(logit), None) if math.isfinite(logit) else (key, None, NOT_FINITE)
+    def approve(self, items: Iterable[Single]) -> Iterator[tuple[Single, Approval]]:
+        """P = sigmoid(k score): above one half where a principle favours the response over its opposite."""
+        for item, logprobs in gather(self._engine.logprobs, ((item, self.approval_requests(item)) for item in items)):
+            scores = [_contrast(*pair) for pair in zip(logprobs[0::2], logprobs[1::2], strict=True)]
+            if not all(map(math.isfinite, scores)):
+                yield item, Approval(reason=NOT_FINITE)
+                continue
+            logits = [self._scale * direction(of) * score for of, score in zip(item.principles, scores, strict=True)]
+            yield item, Approval(tuple(map(sigmoid, logits)))
+
+    def approval_requests(self, item: Single) -> list[Request]:
+        return [
+            request for principle in item.principles for request in self._sides(item.prompt, item.response, principle)
+        ]
 
     def _sides(self, prompt: Prompt, response: str, principle: Principle) -> list[Request]:
         tokenizer = self._engine.tokenizer

@@ -14,7 +14,7 @@ from typing import Any
 from rlaif_cli import prompts
 from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines.base import Engine, Failed, Request, Sampling
-from rlaif_cli.judge.base import Comparison, Judgement, Prompt, direction, mean
+from rlaif_cli.judge.base import Approval, Comparison, Judgement, Single, direction, mean, position_won
 from rlaif_cli.judge.labels import Answer, Labels, unusable
 
 _AT_ONCE = 128  # comparisons whose rationales are decoded before their labels are read
@@ -94,23 +94,32 @@ class PairwiseJudge:
             found[request.key[0]].append(said[request.key])
         return found
 
-    def harmless(self, items: Iterable[tuple[Any, Prompt, str]]) -> Iterator[tuple[Any, float | None, str | None]]:
-        """Asked with the labels either way round."""
-        jobs = ((key, self._harmless_prompts(prompt, response)) for key, prompt, response in items)
-        for key, answers in self._labels.ask(self._engine, jobs):
+    def approve(self, items: Iterable[Single]) -> Iterator[tuple[Single, Approval]]:
+        """Asked whether a principle would pick the response, with the labels either way round."""
+        jobs = ((item, self._approval_prompts(item)) for item in items)
+        for item, answers in self._labels.ask(self._engine, jobs):
             failed = unusable(answers, self._min_mass)
             if failed is not None:
-                yield key, None, failed.reason
-            else:  # label 1 means harmless in the first question, harmful in the second
-                (one, two), (first, second) = (answer.p for answer in answers)
-                yield key, mean([one / (one + two), second / (first + second)]), None
+                yield item, Approval(reason=failed.reason)
+                continue
+            shares = [answer.p[0] / answer.mass for answer in answers]  # of label 1: first yes, then no
+            yes = [(one + 1 - two) / 2 for one, two in zip(shares[0::2], shares[1::2], strict=True)]
+            yield (
+                item,
+                Approval(tuple(0.5 + direction(of) * (p - 0.5) for of, p in zip(item.principles, yes, strict=True))),
+            )
 
-    def _harmless_prompts(self, prompt: Prompt, response: str) -> list[Any]:
+    def approval_requests(self, item: Single) -> list[Request]:
+        return [request for prompt in self._approval_prompts(item) for request in self._labels.requests(prompt)]
+
+    def _approval_prompts(self, item: Single) -> list[Any]:
         return [
             self._engine.tokenizer.chat(
-                prompts.harmless(self._constitution, prompt, response, meanings), prefix=prompts.ANSWER_PREFIX
+                prompts.picked(self._constitution, principle, item.prompt, item.response, meanings),
+                prefix=prompts.ANSWER_PREFIX,
             )
-            for meanings in (("harmless", "harmful"), ("harmful", "harmless"))
+            for principle in item.principles
+            for meanings in (("yes", "no"), ("no", "yes"))
         ]
 
     def _prompts(self, comparison: Comparison, rationales: Sequence[str] = ()) -> list[Any]:
@@ -152,7 +161,7 @@ class PairwiseJudge:
             by_principle=by_principle,
             p_first=p_first,
             mass=mass,
-            flipped=(a_first > 0.5) == (b_first > 0.5) and a_first != 0.5,
+            flipped=position_won(p_first),
             rationales=rationales,
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 from rlaif_cli import prompts
 from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines.base import Engine, Request
-from rlaif_cli.judge.base import Comparison, Judgement, Prompt, direction, mean
+from rlaif_cli.judge.base import Approval, Comparison, Judgement, Prompt, Single, direction, mean
 from rlaif_cli.judge.labels import Answer, Labels, unusable
 
 
@@ -53,20 +53,22 @@ class ScoreJudge:
             usable = unusable(answers, self._min_mass) is None
             yield key, _reward(principle, answers[0].p) if usable else math.nan
 
-    def harmless(self, items: Iterable[tuple[Any, Prompt, str]]) -> Iterator[tuple[Any, float | None, str | None]]:
-        """The mean score over the principles, brought to [0, 1]: above one half, more is right than wrong."""
-        principles = self._constitution.principles
-        jobs = (
-            (key, [self._prompt(principle, prompt, response) for principle in principles])
-            for key, prompt, response in items
-        )
-        for key, answers in self._labels.ask(self._engine, jobs):
+    def approve(self, items: Iterable[Single]) -> Iterator[tuple[Single, Approval]]:
+        """The score, brought to [0, 1]: above one half, more is for the response than against it."""
+        jobs = ((item, self._approval_prompts(item)) for item in items)
+        for item, answers in self._labels.ask(self._engine, jobs):
             failed = unusable(answers, self._min_mass)
             if failed is not None:
-                yield key, None, failed.reason
-            else:
-                rewards = [_reward(principle, answer.p) for principle, answer in zip(principles, answers, strict=True)]
-                yield key, (mean(rewards) + 1) / 2, None
+                yield item, Approval(reason=failed.reason)
+                continue
+            rewards = [_reward(of, answer.p) for of, answer in zip(item.principles, answers, strict=True)]
+            yield item, Approval(tuple((reward + 1) / 2 for reward in rewards))
+
+    def approval_requests(self, item: Single) -> list[Request]:
+        return [request for prompt in self._approval_prompts(item) for request in self._labels.requests(prompt)]
+
+    def _approval_prompts(self, item: Single) -> list[Any]:
+        return [self._prompt(principle, item.prompt, item.response) for principle in item.principles]
 
     def _prompts(self, comparison: Comparison) -> list[Any]:
         return [

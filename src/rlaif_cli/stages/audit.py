@@ -68,6 +68,7 @@ def audit(config: AuditConfig, *, progress: ProgressCallback = no_progress) -> l
         Position(),
         Mass(),
         Principles(),
+        Judges(),
         Length(),
         Repeats(),
         Responses(),
@@ -238,13 +239,36 @@ class Mass:
         return Finding("mass", verdict, says, {"p05": low, "median": middle, "bins": self._mass.coarse(10)})
 
 
+class Against:
+    """Votes behind labels, by who cast them: how often does at least one of several say the opposite of the label?"""
+
+    def __init__(self) -> None:
+        self._against: Counter[str] = Counter()
+        self._rows = self._split = 0
+
+    def add(self, votes: Iterable[tuple[str, float]]) -> None:
+        """votes: (who, P(chosen) by this one alone)."""
+        against = [name for name, p in votes if p < 0.5]
+        self._against.update(against)
+        self._rows += 1
+        self._split += bool(against)
+
+    def found(self) -> tuple[Level, str, dict[str, Any]] | None:
+        """Look where more than 40 % are split."""
+        if not self._rows:
+            return None
+        split = share(self._split, self._rows)
+        numbers = {"split": split, "against_the_label": dict(self._against.most_common())}
+        says = f"in {shown(split)} of the rows at least one says the opposite of the label"
+        return "look" if split["value"] > 0.4 else "ok", says, numbers
+
+
 class Principles:
-    """Which principles the labels come from, and how often one alone would have said the opposite: look above 40 %."""
+    """Which principles the labels come from, and how often one alone would have said the opposite."""
 
     def __init__(self) -> None:
         self._rows: Counter[str] = Counter()
-        self._against: Counter[str] = Counter()
-        self._several = self._split = 0
+        self._against = Against()
 
     def add(self, row: Preference) -> None:
         if row.judge is None or row.judge.principle is None:
@@ -252,22 +276,30 @@ class Principles:
         names = [row.judge.principle] if isinstance(row.judge.principle, str) else row.judge.principle
         self._rows.update(names)
         if row.judge.by_principle:
-            against = [name for name, p in zip(names, row.judge.by_principle, strict=False) if p < 0.5]
-            self._against.update(against)
-            self._several += 1
-            self._split += bool(against)
+            self._against.add(zip(names, row.judge.by_principle, strict=False))
 
     def finding(self) -> Finding | None:
         if not self._rows:
             return None
         numbers: dict[str, Any] = {"rows": dict(self._rows.most_common())}
         says = f"{len(self._rows)} principles, the most frequent in {self._rows.most_common(1)[0][1]:,} labels"
-        if not self._several:
-            return Finding("principles", "ok", says, numbers)
-        split = share(self._split, self._several)
-        numbers |= {"split": split, "against_the_label": dict(self._against.most_common())}
-        says += f"; in {shown(split)} of the rows at least one says the opposite of the label"
-        return Finding("principles", "look" if split["value"] > 0.4 else "ok", says, numbers)
+        verdict, against, more = self._against.found() or ("ok", "", {})
+        return Finding("principles", verdict, "; ".join(filter(None, (says, against))), numbers | more)
+
+
+class Judges:
+    """How often one judge of a panel alone would have said the opposite."""
+
+    def __init__(self) -> None:
+        self._against = Against()
+
+    def add(self, row: Preference) -> None:
+        if row.judge is not None and row.judge.panel:
+            self._against.add((vote.model, vote.p_chosen) for vote in row.judge.panel)
+
+    def finding(self) -> Finding | None:
+        found = self._against.found()
+        return Finding("judges", *found) if found else None
 
 
 class Length:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,15 @@ class Unanswered:
             )
 
 
-def usage_of(engine: Engine, config: EngineConfig) -> dict[str, Any]:
-    """What a server counted, and what it cost by `--price-in` and `--price-out`; nothing for other engines."""
-    usage = getattr(engine, "usage", None)
-    if usage is None:
+def usage_of(engines: Sequence[Engine], config: EngineConfig) -> dict[str, Any]:
+    """What servers counted, and what it cost by `--price-in` and `--price-out`; nothing for other engines."""
+    counted = [usage for engine in engines if (usage := getattr(engine, "usage", None)) is not None]
+    if not counted:
         return {}
-    numbers: dict[str, Any] = {"tokens_in": usage.tokens_in, "tokens_out": usage.tokens_out}
+    tokens_in, tokens_out = sum(usage.tokens_in for usage in counted), sum(usage.tokens_out for usage in counted)
+    numbers: dict[str, Any] = {"tokens_in": tokens_in, "tokens_out": tokens_out}
     if config.price_in is not None and config.price_out is not None:
-        cost = (usage.tokens_in * config.price_in + usage.tokens_out * config.price_out) / 1e6
-        numbers["cost"] = round(cost, 6)
+        numbers["cost"] = round((tokens_in * config.price_in + tokens_out * config.price_out) / 1e6, 6)
     return {"usage": numbers}
 
 

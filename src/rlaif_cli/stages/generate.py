@@ -140,7 +140,7 @@ def _sample(
         summary.add(row.model_dump())
         progress(summary.rows, len(source))
     unanswered.check()
-    return usage_of(engine, config)
+    return usage_of([engine], config)
 
 
 def _reject(config: GenerateConfig, record: PromptRecord, reason: str) -> None:

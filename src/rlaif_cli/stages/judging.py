@@ -5,45 +5,78 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlaif_cli.config import HarmlessRateConfig, JudgeConfig
+from rlaif_cli.config import CompareConfig, JudgeConfig
 from rlaif_cli.constitution import Constitution
+from rlaif_cli.engines import EnginePool
+from rlaif_cli.engines.base import Request
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.judge import Comparison, make_judge
+from rlaif_cli.judge import Comparison, Judge, Single, make_judge, make_panel, named_principles
 from rlaif_cli.judge.truncate import truncate
 from rlaif_cli.records import Message
 from rlaif_cli.stages.files import open_tokenizer, too_long
 
 
-def check_principles(config: JudgeConfig | HarmlessRateConfig, constitution: Constitution) -> None:
+def check_principles(config: JudgeConfig, constitution: Constitution) -> None:
     """Find out before compute is spent whether the principles exist and can be asked with the method."""
-    wanted = tuple(config.principles)
-    selected = constitution if wanted in (("sample",), ("all",)) else constitution.select(list(wanted))
-    for principle in selected.principles:
+    drawn = tuple(config.principles) == ("sample",)
+    for principle in named_principles(constitution, ("all",) if drawn else config.principles):
         if config.method == "contrast":
             principle.contrast_prompts()
-        if (found := len(constitution.exemplars_for(principle))) < config.shots:
+        shots = config.shots if isinstance(config, CompareConfig) else 0
+        if (found := len(constitution.exemplars_for(principle))) < shots:
             raise UsageError(
-                f"--shots {config.shots}: {found} exemplars of '{constitution.name}' fit the principle '{principle.id}'"
+                f"--shots {shots}: {found} exemplars of '{constitution.name}' fit the principle '{principle.id}'"
             )
 
 
+def open_judge(config: JudgeConfig, constitution: Constitution, engines: EnginePool) -> Judge:
+    return make_panel(config, constitution, engines.get_all(config, config.judge))
+
+
 class Room:
-    """How many tokens a comparison needs of its judge, and how many there are; measured without an engine."""
+    """Whether what is judged fits the judges, measured without an engine; with `--truncate`, cut to fit all of them."""
 
     def __init__(self, config: JudgeConfig, constitution: Constitution) -> None:
-        self._tokenizer, self._limit = open_tokenizer(config, config.judge)
-        self._cut = config.truncate
-        self._reasoning = config.rationale_tokens if config.cot else 0
+        self._seats = [_Seat(config, constitution, name) for name in config.judge]
+
+    def check(self, prompt: str | list[Message], responses: Sequence[str]) -> str | None:
+        """Why the two longest of these responses cannot be compared; None if they can."""
+        return next((fault for seat in self._seats if (fault := seat.check(prompt, responses))), None)
+
+    def check_alone(self, prompt: str | list[Message], responses: Sequence[str]) -> str | None:
+        """Why the longest of these responses cannot be judged by itself; None if it can."""
+        return next((fault for seat in self._seats if (fault := seat.check_alone(prompt, responses))), None)
+
+    def fit(self, comparison: Comparison) -> Comparison:
+        """The comparison as the judges will see it.
+
+        Raises:
+            InputError: it does not fit, whatever is cut.
+        """
+        for seat in self._seats:
+            comparison = seat.fit(comparison)
+        return comparison
+
+
+class _Seat:
+    """How many tokens one judge needs, and how many it has."""
+
+    def __init__(self, config: JudgeConfig, constitution: Constitution, name: str) -> None:
+        self._tokenizer, self._limit = open_tokenizer(config, name)
+        compared = config if isinstance(config, CompareConfig) else None
+        self._cut = compared.truncate if compared else "refuse"
+        self._reasoning = compared.rationale_tokens if compared and compared.cot else 0
         self._longest_principle = max(constitution.principles, key=lambda p: len(p.text) + len(p.for_ or ""))
         engine: Any = type("Measure", (), {"tokenizer": self._tokenizer})
         self._judge = make_judge(config, constitution, engine)
 
     def need(self, comparison: Comparison) -> int:
-        asked = self._judge.requests(comparison)
+        return self._tokens(self._judge.requests(comparison))
+
+    def _tokens(self, asked: Sequence[Request]) -> int:
         return max(len(request.prompt) + len(request.continuation) for request in asked) + 1 + self._reasoning
 
     def check(self, prompt: str | list[Message], responses: Sequence[str]) -> str | None:
-        """Why the two longest of these responses cannot be compared; None if they can."""
         if self._limit is None:  # only the server knows
             return None
         a, b = sorted(responses, key=len)[-2:]
@@ -54,12 +87,13 @@ class Room:
         fits = truncate(comparison, self.need, self._limit, self._tokenizer, self._cut) is not None
         return None if fits else f"does not fit {self._limit} tokens, whatever is cut"
 
-    def fit(self, comparison: Comparison) -> Comparison:
-        """The comparison as the judge will see it: with `--truncate` cut to fit.
+    def check_alone(self, prompt: str | list[Message], responses: Sequence[str]) -> str | None:
+        if self._limit is None:
+            return None
+        item = Single(None, prompt, max(responses, key=len), (self._longest_principle,))
+        return too_long(self._tokens(self._judge.approval_requests(item)), self._limit, "the prompt and its response")
 
-        Raises:
-            InputError: it does not fit, whatever is cut.
-        """
+    def fit(self, comparison: Comparison) -> Comparison:
         if self._limit is None or self._cut == "refuse":
             return comparison
         found = truncate(comparison, self.need, self._limit, self._tokenizer, self._cut)

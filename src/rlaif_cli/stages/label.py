@@ -13,13 +13,12 @@ from rlaif_cli.config import LabelConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines import EnginePool, engine_name
-from rlaif_cli.engines.base import Engine
 from rlaif_cli.errors import UsageError
 from rlaif_cli.jsonl import Output, Source, beside, file_of, rejected_path
-from rlaif_cli.judge import Comparison, Judgement, choose_principles, make_judge
-from rlaif_cli.records import Candidates, Message, PairsOnly, Preference, Unscored, Verdict, as_messages
+from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
+from rlaif_cli.records import Candidates, Message, PairsOnly, Preference, Unscored, Verdict, Vote, as_messages
 from rlaif_cli.stages.files import Unanswered, input_settings, model_hash, usage_of
-from rlaif_cli.stages.judging import Room, check_principles
+from rlaif_cli.stages.judging import Room, check_principles, open_judge
 
 
 @dataclass
@@ -130,15 +129,15 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
         usage: dict[str, Any] = {}
         if not output.complete:
             comparisons = _comparisons(config, constitution, source, choose_pairs, done, room)
-            engine = engines.get(config, config.judge)
-            _judge_all(config, constitution, engine, comparisons, output, unscored, summary, pairs.count, progress)
-            usage = usage_of(engine, config)
+            judge = open_judge(config, constitution, engines)
+            _judge_all(config, judge, comparisons, output, unscored, summary, pairs.count, progress)
+            usage = usage_of(engines.get_all(config, config.judge), config)
         unscored.finish()
         output.finish(
             {
                 "stage": "label",
-                "model_sha256": model_hash(config, config.judge),
-                "engine": engine_name(config, config.judge),
+                "model_sha256": {name: model_hash(config, name) for name in config.judge},
+                "engine": {name: engine_name(config, name) for name in config.judge},
                 "counts": summary.as_numbers(),
                 **usage,
             }
@@ -184,8 +183,7 @@ def _comparisons(
 
 def _judge_all(
     config: LabelConfig,
-    constitution: Constitution,
-    engine: Engine,
+    judge: Judge,
     comparisons: Iterator[Comparison],
     output: Output,
     unscored: UnscoredFile,
@@ -193,7 +191,7 @@ def _judge_all(
     total: int,
     progress: ProgressCallback,
 ) -> None:
-    judge, unanswered = make_judge(config, constitution, engine), Unanswered()
+    unanswered = Unanswered()
     for comparison, judgement in judge.compare(comparisons):
         row, i, j = comparison.key
         if judgement.again:
@@ -218,11 +216,6 @@ def preference(
     a_wins = judgement.p_a >= 0.5
     a, b = row.responses[i].text, row.responses[j].text  # whole, also where the judge saw them cut
     texts = (a, b) if a_wins else (b, a)
-    # Everything is told from the side of `chosen`.
-    told: tuple[tuple[Any, ...], ...] = (judgement.p_first, judgement.mass, judgement.rationales)
-    p_first, mass, rationales = told if a_wins else map(_swap_orders, told)
-    by_principle = judgement.by_principle if a_wins else [1 - p for p in judgement.by_principle]
-    scores = judgement.scores if a_wins else judgement.scores[::-1]
     names = [principle.id for principle in comparison.principles]
     return Preference(
         id=pair_id(row, i, j),
@@ -231,19 +224,36 @@ def preference(
         rejected=[Message(role="assistant", content=texts[1])],
         p_chosen=max(judgement.p_a, 1 - judgement.p_a),
         judge=Verdict(
-            model=config.judge,
+            model=config.judge_name,
             method=config.method,
             principle=names[0] if len(names) == 1 else names,
-            p_first=[round(p, 6) for p in p_first] or None,
-            by_principle=[round(p, 6) for p in by_principle] if len(names) > 1 else None,
-            mass=[round(m, 6) for m in mass] or None,
-            flipped=judgement.flipped,
-            scores=[round(s, 6) for s in scores] or None,
-            rationales=list(rationales) or None,
+            **_told(judgement, a_wins),
             truncated=was_cut(comparison) or None,
+            panel=[
+                Vote(model=name, p_chosen=vote.p_a if a_wins else 1 - vote.p_a, **_told(vote, a_wins))
+                for name, vote in judgement.panel.items()
+                if vote.p_a is not None
+            ]
+            or None,
         ),
         meta=row.meta | _origin(row, *((i, j) if a_wins else (j, i))),
     )
+
+
+def _told(judgement: Judgement, a_wins: bool) -> dict[str, Any]:
+    """The numbers behind a label, from the side of `chosen`."""
+    orders: tuple[tuple[Any, ...], ...] = (judgement.p_first, judgement.mass, judgement.rationales)
+    p_first, mass, rationales = orders if a_wins else map(_swap_orders, orders)
+    by_principle = judgement.by_principle if a_wins else [1 - p for p in judgement.by_principle]
+    scores = judgement.scores if a_wins else judgement.scores[::-1]
+    return {
+        "p_first": [round(p, 6) for p in p_first] or None,
+        "by_principle": [round(p, 6) for p in by_principle] if len(by_principle) > 1 else None,
+        "mass": [round(m, 6) for m in mass] or None,
+        "flipped": judgement.flipped,
+        "scores": [round(s, 6) for s in scores] or None,
+        "rationales": list(rationales) or None,
+    }
 
 
 def _origin(row: Candidates, chosen: int, rejected: int) -> dict[str, Any]:
@@ -274,15 +284,18 @@ def _unscored(
         responses=[row.responses[i].text, row.responses[j].text],
         reason=judgement.reason or "",
         judge={
-            "model": config.judge,
+            "model": config.judge_name,
             "method": config.method,
             "principle": [principle.id for principle in comparison.principles],
-            "p_first": judgement.p_first,
-            "mass": judgement.mass,
-            "scores": judgement.scores,
-            "rationales": judgement.rationales,
+            **_raw(judgement),
+            **({"panel": {name: _raw(vote) for name, vote in judgement.panel.items()}} if judgement.panel else {}),
         },
     )
+
+
+def _raw(judgement: Judgement) -> dict[str, Any]:
+    """What a judge answered, in the order in which it was asked."""
+    return {name: getattr(judgement, name) for name in ("p_first", "mass", "scores", "rationales")}
 
 
 class UnscoredFile:

@@ -193,10 +193,16 @@ def _candidates(stage: Stage, run: Run) -> list[str]:
     return [f"{responses:,} responses to {prompts:,} prompts by {stage.settings.get('model')}", cut]
 
 
+def _judge(settings: dict[str, Any]) -> str:
+    """The judge's name, or those of a panel."""
+    named = settings.get("judge")
+    return " + ".join(named) if isinstance(named, list) else str(named)
+
+
 def _labels(stage: Stage, run: Run) -> list[str]:
     r, s = stage.results, stage.settings
     parts = [
-        f"{r.get('pairs') or 0:,} pairs judged by {s['judge']} ({s['method']}, {s['constitution']})",
+        f"{r.get('pairs') or 0:,} pairs judged by {_judge(s)} ({s['method']}, {s['constitution']})",
         f"{r.get('unscored') or 0:,} unscored",
     ]
     if (p := r.get("mean_p_chosen")) is not None:
@@ -279,8 +285,7 @@ def _ppo(stage: Stage, run: Run) -> list[str]:
 
 
 def _reward_unit(stage: Stage) -> str:
-    judge = stage.settings.get("judge")
-    return "on the judge's scale" if judge else "in the reward model's standard deviations"
+    return "on the judge's scale" if stage.settings.get("judge") else "in the reward model's standard deviations"
 
 
 def _reward(stage: Stage, run: Run) -> list[str]:
@@ -304,11 +309,11 @@ def _reward(stage: Stage, run: Run) -> list[str]:
 
 
 def _win_rate(stage: Stage, run: Run) -> list[str]:
-    r, judge = stage.results, stage.settings.get("judge")
+    r, judge = stage.results, _judge(stage.settings)
     win, controlled, prompts = r.get("win_rate"), r.get("length_controlled"), r.get("prompts", 0)
     if not win:
         return []
-    own = ", which also made the labels" if judge in [s.settings.get("judge") for s in run.of("label")] else ""
+    own = ", which also made the labels" if judge in [_judge(s.settings) for s in run.of("label")] else ""
     where = _held_out(_side(stage, run, "a"), run)
     parts = [
         f"the tuned model wins {_rate(win)} over the start, n = {prompts} prompts{where}",

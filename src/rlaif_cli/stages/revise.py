@@ -83,7 +83,7 @@ def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallb
         if not output.complete:
             engine = engines.get(config, config.model)
             _revise_all(config, constitution, engine, source, output, summary, progress)
-            usage = usage_of(engine, config)
+            usage = usage_of([engine], config)
         output.finish(
             {
                 "stage": "revise",

@@ -20,7 +20,7 @@ from rlaif_cli.config import JudgeConfig, PPOConfig, RewardConfig, RewardSourceC
 from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines import FAKE, Engine, EnginePool
 from rlaif_cli.errors import EngineError, UsageError
-from rlaif_cli.judge import RewardingJudge, make_judge
+from rlaif_cli.judge import RewardingJudge, make_judge, named_principles
 from rlaif_cli.records import Message, content_id
 from rlaif_cli.train.models import check_reward_model, load_reward_model
 from rlaif_cli.train.packing import Group
@@ -52,7 +52,7 @@ def reward_source(config: PPOConfig | RewardConfig, engines: EnginePool) -> Rewa
     if config.reward_model is not None:
         return RewardModelScorer(models.resolve(config.reward_model), config.precision, config.tokens_per_batch)
     wanted = JudgeConfig(
-        judge=config.judge or "",
+        judge=(config.judge or "",),
         constitution=config.constitution or "",
         method=config.method,
         principles=config.principles,
@@ -61,7 +61,7 @@ def reward_source(config: PPOConfig | RewardConfig, engines: EnginePool) -> Rewa
         engine_memory=config.engine_memory,
         seed=config.seed,
     )
-    return JudgeScorer(wanted, engines.get(wanted, wanted.judge))
+    return JudgeScorer(wanted, engines.get(wanted, config.judge or ""))
 
 
 class RewardModelScorer:
@@ -121,7 +121,7 @@ def _principles(constitution: Constitution, wanted: Sequence[str]) -> tuple[Prin
     # A drawn principle would make the reward itself random from step to step.
     if tuple(wanted) == ("sample",):
         raise UsageError("--principles sample is for comparisons: a reward needs the same ones for every response")
-    return constitution.principles if tuple(wanted) == ("all",) else constitution.select(list(wanted)).principles
+    return named_principles(constitution, wanted)
 
 
 def stored_scale(model: Any) -> tuple[float, float]:

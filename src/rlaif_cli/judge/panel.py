@@ -1,0 +1,80 @@
+"""Several judges for every pair: each is kept, their distributions are averaged, and nobody is left out.
+
+A pair that one of them leaves unscored is unscored: an average over those who happened to answer would be a label of
+another kind than its neighbours'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from rlaif_cli.engines.base import Request
+from rlaif_cli.judge.base import Approval, Comparison, Judge, Judgement, Single, mean, position_won
+
+_AT_ONCE = 128  # items that go from judge to judge together
+
+
+class PanelJudge:
+    """See `Judge`.
+
+    Args:
+        judges: by name; all of one method.
+    """
+
+    def __init__(self, judges: dict[str, Judge]) -> None:
+        self._judges = judges
+        self.method = next(iter(judges.values())).method
+
+    def requests(self, comparison: Comparison) -> list[Request]:
+        return [request for judge in self._judges.values() for request in judge.requests(comparison)]
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[tuple[Comparison, Judgement]]:
+        waiting = iter(comparisons)
+        while chunk := list(islice(waiting, _AT_ONCE)):
+            votes: list[dict[str, Judgement]] = [{} for _ in chunk]
+            for name, judge in self._judges.items():
+                numbered = (replace(comparison, key=place) for place, comparison in enumerate(chunk))
+                for asked, judgement in judge.compare(numbered):
+                    votes[asked.key][name] = judgement
+            for comparison, cast in zip(chunk, votes, strict=True):
+                yield comparison, combined(cast)
+
+    def approve(self, items: Iterable[Single]) -> Iterator[tuple[Single, Approval]]:
+        waiting = iter(items)
+        while chunk := list(islice(waiting, _AT_ONCE)):
+            votes: list[dict[str, Approval]] = [{} for _ in chunk]
+            for name, judge in self._judges.items():
+                for asked, approval in judge.approve(replace(item, key=place) for place, item in enumerate(chunk)):
+                    votes[asked.key][name] = approval
+            for item, cast in zip(chunk, votes, strict=True):
+                reason = next((f"{name}: {vote.reason}" for name, vote in cast.items() if vote.reason), None)
+                found = () if reason else _means([vote.by_principle for vote in cast.values()])
+                yield item, Approval(found, reason)
+
+    def approval_requests(self, item: Single) -> list[Request]:
+        return [request for judge in self._judges.values() for request in judge.approval_requests(item)]
+
+
+def combined(votes: dict[str, Judgement]) -> Judgement:
+    """The panel's judgement: means over its judges, or why there is none."""
+    every = list(votes.values())
+    for name, vote in votes.items():
+        if vote.p_a is None:
+            again = any(other.again for other in every)
+            return Judgement(None, f"{name}: {vote.reason}", again, panel=votes)
+    p_first = _means([vote.p_first for vote in every])
+    return Judgement(
+        p_a=mean([vote.p_a for vote in every if vote.p_a is not None]),
+        by_principle=_means([vote.by_principle for vote in every]),
+        p_first=p_first,
+        mass=_means([vote.mass for vote in every]),
+        scores=_means([vote.scores for vote in every]),
+        flipped=position_won(p_first),
+        panel=votes,
+    )
+
+
+def _means(columns: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    return tuple(mean(values) for values in zip(*columns, strict=True))
