@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlaif_cli.errors import ModelError
+from rlaif_cli.train import attention
 from rlaif_cli.train.ops import gather_logprobs
 from rlaif_cli.train.packing import Packed
 
@@ -61,7 +62,9 @@ def load_reward_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     check_reward_model(path)
-    model, info = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        path, dtype=dtype, attn_implementation=attention.register(), output_loading_info=True
+    )
     if info["missing_keys"] or info["mismatched_keys"]:
         missing = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
         raise ModelError(f"the checkpoint lacks weights: {', '.join(missing[:5])}", where=str(path))
@@ -72,7 +75,7 @@ def load_reward_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 def _load(kind: Any, path: Path, **options: Any) -> Any:
     try:
-        return _ready(kind.from_pretrained(path, **options))
+        return _ready(kind.from_pretrained(path, attn_implementation=attention.register(), **options))
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"the model cannot be loaded: {error}", where=str(path)) from error
 
@@ -93,36 +96,34 @@ def _ready(model: Any) -> Any:
 
 
 def hidden_states(model: Any, batch: Packed) -> Tensor:
-    """[B, T, d]: the body's last hidden states."""
+    """[T, d]: the body's last hidden states."""
     body = getattr(model, model.base_model_prefix)
     output = body(
-        input_ids=batch.input_ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
+        input_ids=batch.input_ids,
+        attention_mask=attention.no_mask(batch.input_ids.device),
+        position_ids=batch.position_ids,
+        layout=batch.layout,
+        use_cache=False,
     )
-    states: Tensor = output.last_hidden_state
+    states: Tensor = output.last_hidden_state[0]
     return states
 
 
-def _at(states: Tensor, positions: Tensor) -> Tensor:
-    """states [B, T, d] at positions [B, …] -> [B, …, d]."""
-    rows = torch.arange(len(states), device=states.device).view(-1, *[1] * (positions.dim() - 1))
-    return states[rows, positions]
-
-
 def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
-    """log p of every response token, [B, n, R], nats. Logits are made at response positions only."""
-    logits = model.get_output_embeddings()(_at(hidden_states(model, batch), batch.predictor))
-    return gather_logprobs(logits.flatten(0, 1), batch.response_ids.flatten(0, 1), temperature).view_as(
-        batch.response_mask
-    )
+    """log p of every response token, [B, n, R], nats; 0 at padding. Logits are made at real response tokens only."""
+    mask = batch.response_mask
+    logits = model.get_output_embeddings()(hidden_states(model, batch)[batch.predictor[mask]])
+    found = gather_logprobs(logits, batch.response_ids[mask], temperature)
+    return found.new_zeros(mask.shape).masked_scatter(mask, found)
 
 
 def rewards(model: Any, batch: Packed) -> Tensor:
     """The reward of every branch, [B, n]: the head at its last token, found from its place, not from a pad id."""
-    reward: Tensor = model.score(_at(hidden_states(model, batch), batch.last))[..., 0].float()
+    reward: Tensor = model.score(hidden_states(model, batch)[batch.last])[..., 0].float()
     return reward
 
 
 def values(model: Any, batch: Packed) -> Tensor:
     """The value before each response token, [B, n, R]."""
-    value: Tensor = model.score(_at(hidden_states(model, batch), batch.predictor))[..., 0].float()
+    value: Tensor = model.score(hidden_states(model, batch)[batch.predictor])[..., 0].float()
     return value

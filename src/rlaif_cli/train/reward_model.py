@@ -55,7 +55,7 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
     done = loop.prepare_folder(folder, settings, overwrite=config.overwrite)
     if done is not None:
         return done
-    pairs = [_tokenize(record, tokenizer) for record in source]
+    pairs = [tokenize(record, tokenizer) for record in source]
     train, test = split(pairs, config)
     loop.set_seed(config.seed)
     model = new_reward_model(base, config.seed).train()
@@ -72,14 +72,14 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
 
 def _source(config: RewardModelConfig, tokenizer: ChatTokenizer) -> Source[Preference]:
     def fits(record: Preference) -> str | None:
-        group = _tokenize(record, tokenizer).group
+        group = tokenize(record, tokenizer).group
         longest = len(group.prompt) + max(map(len, group.responses))
         return None if longest <= config.max_length else f"{longest} tokens; --max-length is {config.max_length}"
 
     return loop.checked_source(config, config.preferences, Preference, fits)
 
 
-def _tokenize(record: Preference, tokenizer: ChatTokenizer) -> Pair:
+def tokenize(record: Preference, tokenizer: ChatTokenizer) -> Pair:
     # `chosen` may hold several turns (TRL allows it): all but the last belong to the prompt.
     turns = [*record.prompt, *record.chosen[:-1]]
     responses = (tokenizer.response(record.chosen_text), tokenizer.response(record.rejected_text))

@@ -1,0 +1,92 @@
+"""Prompts with branches, laid end to end: values and gradients are those of one sequence at a time, on any model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlaif_cli.errors import ModelError
+from rlaif_cli.train import attention
+from rlaif_cli.train.attention import branch_attention
+from rlaif_cli.train.models import response_logprobs
+from rlaif_cli.train.packing import Group, pack
+
+SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+FAMILIES = {
+    "llama": (transformers.LlamaConfig, {"num_key_value_heads": 2}),
+    "qwen2": (transformers.Qwen2Config, {"num_key_value_heads": 1}),
+    "qwen3": (transformers.Qwen3Config, {"num_key_value_heads": 2, "head_dim": 16}),
+    "gpt-neox": (transformers.GPTNeoXConfig, {"attention_dropout": 0.0, "hidden_dropout": 0.0}),
+}
+
+
+def model_of(family: str, **more: Any) -> Any:
+    config, options = FAMILIES[family]
+    torch.manual_seed(1)
+    made = config(**SIZES, **options, initializer_range=0.2, **more)
+    return transformers.AutoModelForCausalLM.from_config(made, attn_implementation=attention.register()).train()
+
+
+MODELS = {family: model_of(family) for family in FAMILIES}
+
+shapes = st.lists(
+    st.tuples(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=3, max_size=3)), min_size=1, max_size=4
+)
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=15, deadline=None)
+@given(lengths=shapes)
+def test_values_and_gradients_are_those_of_single_sequences(family: str, lengths: Any) -> None:
+    drawn = torch.Generator().manual_seed(len(lengths))
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(0, 50, (count,), generator=drawn).tolist()
+
+    groups = [Group(tokens(prompt), [tokens(length) for length in responses]) for prompt, responses in lengths]
+    model, batch = MODELS[family], pack(groups)
+    packed = response_logprobs(model, batch, 1.0)[batch.response_mask]
+    packed.mean().backward()
+    from_packed = gradients(model)
+    single = []
+    for group in groups:
+        for response in group.responses:
+            logits = model(input_ids=torch.tensor([[*group.prompt, *response]])).logits[0, len(group.prompt) - 1 : -1]
+            single.append(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0])
+    torch.cat(single).mean().backward()
+    torch.testing.assert_close(packed, torch.cat(single), atol=2e-5, rtol=1e-5)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(from_packed[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_bf16_attention_on_a_cpu_is_that_of_fp32_to_its_own_precision() -> None:
+    layout = ((30, 7, 11, 1), (2, 40, 3, 5))
+    drawn = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, 3, 99, 16, generator=drawn) for _ in "qkv"]
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaves = [x.clone().to(dtype).requires_grad_() for x in inputs]
+        output = branch_attention(*leaves, layout)
+        output.square().sum().backward()
+        results.append([output.float(), *(leaf.grad.float() for leaf in leaves)])  # type: ignore[union-attr]
+    for fp32, bf16 in zip(*results, strict=True):
+        assert (fp32 - bf16).norm() < 0.02 * fp32.norm()
+
+
+def test_a_window_that_is_too_short_is_refused() -> None:
+    model = model_of("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
+    with torch.no_grad():
+        response_logprobs(model, pack([Group([1, 2, 3], [[4, 5]])]), 1.0)
+        with pytest.raises(ModelError, match="sliding_window"):
+            response_logprobs(model, pack([Group([1] * 9, [[4, 5]])]), 1.0)
