@@ -49,7 +49,7 @@ def peak_gib() -> float:
 
 
 def write_inputs(options: Any, folder: Path) -> dict[str, Any]:
-    """The start checkpoint with one fresh head for all, and the pairs in TRL's format, in the order of training."""
+    """The start checkpoint with one fresh head for all, and the pairs, in order, as texts and as token ids."""
     from rlaif_cli import models
     from rlaif_cli.chat import ChatTokenizer
     from rlaif_cli.records import HumanPair, as_messages
@@ -61,7 +61,7 @@ def write_inputs(options: Any, folder: Path) -> dict[str, Any]:
     loop.save_checkpoint(start, base, folder / "start")
     embedding = start.get_input_embeddings().weight.numel()
     tokenizer = ChatTokenizer(base)
-    rows = []
+    rows, ids = [], []
     prompt_tokens = pair_tokens = 0
     for line in options.pairs.read_text("utf-8").splitlines():
         pair = HumanPair.model_validate_json(line)
@@ -72,12 +72,15 @@ def write_inputs(options: Any, folder: Path) -> dict[str, Any]:
             continue
         chosen, rejected = ([{"role": "assistant", "content": text}] for text in texts)
         rows.append({"prompt": [m.model_dump() for m in prompt], "chosen": chosen, "rejected": rejected})
+        ids.append({f"{side}_ids": tokenizer.chat(prompt) + tokenizer.response(text) for side, text in
+                    zip(("chosen", "rejected"), texts, strict=True)})  # fmt: skip
         prompt_tokens, pair_tokens = prompt_tokens + lengths[0], pair_tokens + sum(lengths)
         if len(rows) == options.batch * (options.steps + 1):
             break
     else:
         raise SystemExit(f"{options.pairs} holds {len(rows)} usable pairs, too few")
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    for name, written in (("pairs", rows), ("ids", ids)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written), "utf-8")
     return {
         "mean_prompt_tokens": round(prompt_tokens / len(rows), 1),
         "mean_pair_tokens": round(pair_tokens / len(rows), 1),
@@ -140,6 +143,12 @@ def run_trl(options: Any, folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
     from trl import RewardConfig, RewardTrainer
 
+    # Given token ids, so that all train on the same. transformers finds the last token by the pad id, and this model's
+    # is its end token: with it, the reward would be read one token early.
+    data = load_dataset("json", data_files=str(folder / "ids.jsonl"), split="train")
+    used = {token for row in data for side in ("chosen_ids", "rejected_ids") for token in row[side]}
+    tokenizer = AutoTokenizer.from_pretrained(folder / "start")
+    pad = tokenizer.convert_ids_to_tokens(next(i for i in range(len(tokenizer)) if i not in used))
     seconds: list[float] = []
 
     class Clock(TrainerCallback):
@@ -159,6 +168,7 @@ def run_trl(options: Any, folder: Path) -> dict[str, Any]:
         adam_epsilon=1e-5,
         bf16=options.precision == "bf16",
         max_length=None,
+        pad_token=pad,
         train_sampling_strategy="sequential",
         gradient_checkpointing=False,
         logging_steps=1,
@@ -169,9 +179,9 @@ def run_trl(options: Any, folder: Path) -> dict[str, Any]:
     )
     trainer = RewardTrainer(
         model=AutoModelForSequenceClassification.from_pretrained(folder / "start", dtype="float32"),
-        processing_class=AutoTokenizer.from_pretrained(folder / "start"),
+        processing_class=tokenizer,
         args=arguments,
-        train_dataset=load_dataset("json", data_files=str(folder / "pairs.jsonl"), split="train"),
+        train_dataset=data,
         callbacks=[Clock()],
     )
     trainer.train()

@@ -56,6 +56,7 @@ def _attention(
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
         return output, None
     _refuse(options, max(map(sum, layout)))
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotated ones come in fp32
     repeats = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(repeats, dim=1) if repeats > 1 else x for x in (key, value))
     return branch_attention(query, key, value, layout, scaling).transpose(1, 2), None
