@@ -258,7 +258,7 @@ class TrainConfig(InputConfig):
         "auto", "bf16 autocast over fp32 weights, or fp32; auto: bf16 where the machine has it."
     )
     tokens_per_batch: int = setting(
-        2048, "Padded tokens that go through the model at once; sets the memory, not the result.", ge=64, output=False
+        2048, "Tokens that go through the model at once; sets the memory, not the result.", ge=64, output=False
     )
     save_every: int = setting(0, "Steps between checkpoints to resume from; 0: at the end of every epoch.", ge=0)
 
@@ -421,7 +421,7 @@ class RewardConfig(RewardSourceConfig):
     precision: Literal["auto", "bf16", "fp32"] = setting(
         "auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it."
     )
-    tokens_per_batch: int = setting(4096, "Padded tokens that go through the model at once.", ge=64, output=False)
+    tokens_per_batch: int = setting(4096, "Tokens that go through the model at once.", ge=64, output=False)
 
 
 class ReportConfig(StageConfig):
