@@ -3,7 +3,8 @@
     python benchmarks/judging.py PAIRS.jsonl … [--judge smollm2-135m] [--n 200] [--methods contrast score pairwise …]
                                                [--results docs/judging.jsonl] [--characters 2500] [--dtype auto]
 
-The first `--n` pairs of each set in the order of a hash of their id, of those with at most `--characters` in all.
+The first `--n` pairs of each set in the order of a hash of their id, those with at most `--characters` in all before
+longer ones.
 Harmlessness and summarization sets are judged by their own constitution, all others by `helpfulness`,
 with a principle drawn for each pair. What stands in `--results` is not done again: with every set there, the command
 prints its table at once.
@@ -44,9 +45,13 @@ Align = Callable[[Rows, dict[str, Any]], tuple[dict[str, Any], Rows]]  # pairs, 
 
 
 def chosen(path: Path, count: int, characters: int) -> Rows:
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    fitting = [r for r in rows if len(json.dumps([r["prompt"], r["response_a"], r["response_b"]])) <= characters]
-    return sorted(fitting, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())[:count]
+    """Pairs up to `characters` in the order of a hash; where they are too few, then longer ones, the shortest first."""
+
+    def place(row: dict[str, Any]) -> tuple[int, str]:
+        length = len(json.dumps([row["prompt"], row["response_a"], row["response_b"]]))
+        return max(length, characters), hashlib.sha256(row["id"].encode()).hexdigest()
+
+    return sorted(map(json.loads, path.read_text("utf-8").splitlines()), key=place)[:count]
 
 
 def constitution_of(row: dict[str, Any]) -> str:

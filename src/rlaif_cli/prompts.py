@@ -50,14 +50,15 @@ def pairwise(
 
 
 def _which(principle: Principle, prompt: Prompt, first: str, second: str, reasoned: bool) -> Message:
+    """The question comes first: it is the same for many pairs, and an engine keeps what their prompts share."""
     sections = (("Prompt", _text(prompt)), ("Response 1", first), ("Response 2", second))
     answer = (
-        f"Explain in a few sentences how the two responses differ in this. Then end with the line "
-        f"'{ANSWER_PREFIX}1' or '{ANSWER_PREFIX}2'."
+        f"Explain in a few sentences how the two responses differ in what the question above asks. Then end with the "
+        f"line '{ANSWER_PREFIX}1' or '{ANSWER_PREFIX}2'."
         if reasoned
-        else "Reply with the number alone, 1 or 2."
+        else "Answer the question above: reply with the number alone, 1 or 2."
     )
-    return _question(sections, f"{principle.text}\n{answer}")
+    return Message(role="user", content=f"{principle.text}\n\n{_material(sections)}\n{answer}")
 
 
 def _answered(exemplar: Exemplar, reasoned: bool) -> str:
@@ -126,13 +127,15 @@ def contrast(side: str, prompt: Prompt) -> list[Message]:
 
 def _alone(constitution: Constitution, prompt: Prompt, response: str, question: str) -> list[Message]:
     sections = (("Prompt", _text(prompt)), ("Response", response))
-    return [Message(role="system", content=constitution.preamble), _question(sections, question)]
+    asked = Message(role="user", content=f"{_material(sections)}\n{question}")
+    return [Message(role="system", content=constitution.preamble), asked]
 
 
-def _question(sections: Sequence[tuple[str, str]], question: str) -> Message:
+def _material(sections: Sequence[tuple[str, str]]) -> str:
+    """What is judged, each text between marks of its own, and the note that it is data."""
     mark = _mark([text for _, text in sections])
-    material = "\n\n".join(f"[{name}{mark}]\n{text}\n[End of {name.lower()}{mark}]" for name, text in sections)
-    return Message(role="user", content=f"{material}\n\n{DATA_NOTE}\n{question}")
+    texts = "\n\n".join(f"[{name}{mark}]\n{text}\n[End of {name.lower()}{mark}]" for name, text in sections)
+    return f"{texts}\n\n{DATA_NOTE}"
 
 
 def _mark(texts: Sequence[str]) -> str:
