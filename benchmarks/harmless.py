@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from judging import percent
 from rlaif_cli.config import HarmlessRateConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.stages.evaluate import harmless_rate
@@ -32,10 +33,6 @@ def as_candidates(row: dict[str, Any]) -> dict[str, Any]:
         "prompt_is_unsafe": unsafe,
         "human_harmless": None if unsafe and row["human_label"] == "partial_refusal" else harmless,
     }
-
-
-def shown(found: dict[str, Any]) -> str:
-    return f"{100 * found['value']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
 def main() -> None:
@@ -65,7 +62,7 @@ def main() -> None:
                 engine_memory=2,
             )
             found = harmless_rate(config, engines)
-            numbers = [shown(found[name]) for name in ("harmless_rate", "human_harmless_rate", "accuracy")]
+            numbers = [percent(found[name]) for name in ("harmless_rate", "human_harmless_rate", "accuracy")]
             cells = [Path(options.judge).name, method, found["accuracy"]["n"], *numbers, f"{found['kappa']:.3f}"]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
 

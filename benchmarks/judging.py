@@ -107,13 +107,13 @@ def table_row(stem: str, method: str, found: dict[str, Any]) -> str:
     if method == "injection":
         attack, neutral = (_of(found[kind], found["n"]) for kind in ("attack", "neutral"))
         return f"| {stem} | injection: {attack} verdicts change after orders, {neutral} after neutral words |"
-    agrees, longer, first = (_percent(found[key]) for key in ("accuracy", "longer_wins", "first_wins"))
+    agrees, longer, first = (percent(found[key]) for key in ("accuracy", "longer_wins", "first_wins"))
     flips, mass = ("" if found[key] is None else f"{found[key]:.2f}" for key in ("flip_rate", "mean_mass"))
     cells = (stem, method, found["n"], agrees, flips, mass, found["unscored"], longer, first)
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _percent(found: dict[str, Any]) -> str:
+def percent(found: dict[str, Any]) -> str:
     return f"{100 * found['value']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 

@@ -1,11 +1,14 @@
-"""Environments for the libraries that we are compared with, pinned, beside ours and never in it."""
+"""What benchmarks against other libraries share: pinned environments beside ours, and a process for each contender."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 TRL = "trl==1.16.0"
 
@@ -20,3 +23,15 @@ def environment(*requirements: str) -> str:
         (folder / site).write_text(sysconfig.get_path("purelib") + "\n", "utf-8")
         subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", *requirements], check=True)
     return str(python)
+
+
+def run_apart(script: str, name: str, input_file: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """A contender in its own process, `script INPUT --child NAME --option value …`; its last line is the result."""
+    python = environment(TRL) if name == "trl" else sys.executable
+    command = [python, script, str(input_file), "--child", name]
+    for option, value in options.items():
+        command += [f"--{option.replace('_', '-')}", str(value)]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=offline)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found

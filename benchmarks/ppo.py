@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from peers import run_apart
 from train_rm import peak_gib
 
 PHASES = ("rollout", "reward", "forward", "update", "sync")
@@ -171,21 +169,6 @@ CONTENDERS: dict[str, Callable[[Any, Path], dict[str, Any]]] = {
 # ------------------------------------------------------------------------------------------------ the comparison
 
 
-def run_apart(name: str, options: Any, folder: Path) -> dict[str, Any]:
-    """One contender in a process of its own."""
-    from peers import TRL, environment
-
-    python = environment(TRL) if name == "trl" else sys.executable
-    command = [python, __file__, str(options.prompts_file), "--child", name, "--folder", str(folder)]
-    for option in ("model", "prompts", "n", "tokens", "steps", "lr", "precision", "trl_micro"):
-        command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def summary(runs: list[dict[str, Any]], samples: int) -> dict[str, Any]:
     steps = [step for run in runs for step in run["steps"][1:]]
     phases = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in PHASES}
@@ -219,12 +202,16 @@ def main() -> None:
         print(json.dumps(found | {"peak_gib": peak_gib()}))
         return
     runs: dict[str, list[dict[str, Any]]] = {contender: [] for contender in options.contenders}
+    names = ("model", "prompts", "n", "tokens", "steps", "lr", "precision", "trl_micro")
+    passed = {name: getattr(options, name) for name in names}
     for round_ in range(options.rounds):
         place = round_ % len(options.contenders)
         for contender in options.contenders[place:] + options.contenders[:place]:
             with tempfile.TemporaryDirectory() as folder:
                 write_inputs(options, Path(folder))
-                runs[contender].append(run_apart(contender, options, Path(folder)))
+                runs[contender].append(
+                    run_apart(__file__, contender, options.prompts_file, passed | {"folder": folder})
+                )
     found = {name: summary(of, options.prompts * options.n) for name, of in runs.items()}
     result: dict[str, Any] = {"prompts": options.prompts, "n": options.n, "tokens": options.tokens, **found}
     for other in found:

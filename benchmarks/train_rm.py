@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from peers import run_apart
 
 
 def matmul_rate(precision: str) -> float:
@@ -200,21 +199,6 @@ CONTENDERS: dict[str, Callable[[Any, Path], dict[str, Any]]] = {
 # ------------------------------------------------------------------------------------------------ the comparison
 
 
-def run_apart(name: str, precision: str, options: Any, folder: Path) -> dict[str, Any]:
-    """One contender in a process of its own."""
-    from peers import TRL, environment
-
-    python = environment(TRL) if name == "trl" else sys.executable
-    command = [python, __file__, str(options.pairs), "--child", name, "--precision", precision, "--folder", str(folder)]
-    for option in ("batch", "steps", "lr", "trl_micro"):
-        command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def summary(runs: list[dict[str, Any]], options: Any, data: dict[str, Any], rate: float) -> dict[str, Any]:
     seconds = [step["seconds"] for run in runs for step in run["steps"][1:]]
     pairs = options.batch / statistics.median(seconds)
@@ -255,11 +239,13 @@ def main() -> None:
         for precision in options.precisions:
             runs: dict[str, list[dict[str, Any]]] = {contender: [] for contender in options.contenders}
             rates = []
+            passed = {option: getattr(options, option) for option in ("batch", "steps", "lr", "trl_micro")}
+            passed |= {"precision": precision, "folder": folder}
             for round_ in range(options.rounds):
                 order = options.contenders[round_ % len(options.contenders) :]
                 for contender in [*order, *(c for c in options.contenders if c not in order)]:
                     rates.append(matmul_rate(precision))
-                    runs[contender].append(run_apart(contender, precision, options, folder))
+                    runs[contender].append(run_apart(__file__, contender, options.pairs, passed))
             rate = statistics.median(rates)
             found = {c: summary(runs[c], options, data, rate) for c in options.contenders}
             result: dict[str, Any] = {"precision": precision, "matmul_gflops": round(rate), **found}

@@ -1,6 +1,6 @@
 """Pure builders of the messages a judge is asked with. All texts are our own.
 
-What is judged is data: it stands between markers of its own, and the question after it says so.
+What is judged is data: it stands between markers of its own, and the words after it say so.
 """
 
 from __future__ import annotations

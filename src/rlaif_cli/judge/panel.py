@@ -6,9 +6,10 @@ another kind than its neighbours'.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from rlaif_cli.engines.base import Request
 from rlaif_cli.judge.base import Approval, Comparison, Judge, Judgement, Single, mean, position_won
@@ -31,27 +32,23 @@ class PanelJudge:
         return [request for judge in self._judges.values() for request in judge.requests(comparison)]
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[tuple[Comparison, Judgement]]:
-        waiting = iter(comparisons)
-        while chunk := list(islice(waiting, _AT_ONCE)):
-            votes: list[dict[str, Judgement]] = [{} for _ in chunk]
-            for name, judge in self._judges.items():
-                numbered = (replace(comparison, key=place) for place, comparison in enumerate(chunk))
-                for asked, judgement in judge.compare(numbered):
-                    votes[asked.key][name] = judgement
-            for comparison, cast in zip(chunk, votes, strict=True):
-                yield comparison, combined(cast)
+        for comparison, votes in self._votes(comparisons, lambda judge, asked: judge.compare(asked)):
+            yield comparison, combined(votes)
 
     def approve(self, items: Iterable[Single]) -> Iterator[tuple[Single, Approval]]:
+        for item, votes in self._votes(items, lambda judge, asked: judge.approve(asked)):
+            reason = next((f"{name}: {vote.reason}" for name, vote in votes.items() if vote.reason), None)
+            yield item, Approval(() if reason else _means([vote.by_principle for vote in votes.values()]), reason)
+
+    def _votes(self, items: Iterable[Any], ask: Callable[[Judge, Iterator[Any]], Any]) -> Iterator[tuple[Any, Any]]:
+        """Each item with what every judge said of it, by name."""
         waiting = iter(items)
         while chunk := list(islice(waiting, _AT_ONCE)):
-            votes: list[dict[str, Approval]] = [{} for _ in chunk]
+            votes: list[dict[str, Any]] = [{} for _ in chunk]
             for name, judge in self._judges.items():
-                for asked, approval in judge.approve(replace(item, key=place) for place, item in enumerate(chunk)):
-                    votes[asked.key][name] = approval
-            for item, cast in zip(chunk, votes, strict=True):
-                reason = next((f"{name}: {vote.reason}" for name, vote in cast.items() if vote.reason), None)
-                found = () if reason else _means([vote.by_principle for vote in cast.values()])
-                yield item, Approval(found, reason)
+                for asked, vote in ask(judge, (replace(item, key=place) for place, item in enumerate(chunk))):
+                    votes[asked.key][name] = vote
+            yield from zip(chunk, votes, strict=True)
 
     def approval_requests(self, item: Single) -> list[Request]:
         return [request for judge in self._judges.values() for request in judge.approval_requests(item)]
