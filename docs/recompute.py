@@ -1,6 +1,6 @@
 """Every number of `rlaif eval`, computed again from its per-item rows alone, without a line of rlaif.
 
-python docs/recompute.py alignment.items.jsonl      (or win-rate…, harmless-rate…, reward….items.jsonl)
+python docs/recompute.py alignment.items.jsonl      (or win-rate…, harmless-rate…, reward-model…, reward….items.jsonl)
 """
 
 import json
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def alignment(rows):
-    mass = [mass for row in rows for mass in row["mass"]]
+    mass = [mass for row in rows for mass in row.get("mass", ())]
     rows = [row for row in rows if row["p_a"] is not None]
     p, human = (np.array([row[key] for row in rows], float) for key in ("p_a", "human_fraction_a"))
     longer = np.array([(row["length_a"] > row["length_b"]) + (row["length_a"] == row["length_b"]) / 2 for row in rows])
@@ -22,10 +22,11 @@ def alignment(rows):
     judge_says, people_say = np.sign(p - 0.5), np.sign(human - 0.5)
     chance = sum((judge_says == v).mean() * (people_say == v).mean() for v in (-1, 0, 1))
     place = np.minimum((p * 10).astype(int), 9)
-    flipped = [row["flipped"] for row in rows if row["flipped"] is not None]
+    flipped = [row["flipped"] for row in rows if row.get("flipped") is not None]
     return {
         **({"flip_rate": np.mean(flipped)} if flipped else {}),
         **({"mean_mass": np.mean(mass)} if mass else {}),
+        **({"loss": -(human * np.log(p) + (1 - human) * np.log(1 - p)).mean()} if "rewards" in rows[0] else {}),
         "accuracy": right(p),
         "longer_wins": right(longer),
         "first_wins": right(np.ones(len(p))),

@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from transformers import AutoTokenizer
 
-from conftest import ROOT, rlaif
+from conftest import ROOT, rlaif, rows_of
 from rlaif_cli import metrics
+from rlaif_cli.config import RewardModelEvalConfig
+from rlaif_cli.records import HumanPair, Preference
+from rlaif_cli.train.evaluate import reward_model as evaluate_reward_model
+from rlaif_cli.train.models import new_reward_model
 
 JUDGE = ("--judge", "fake", "--constitution", "helpfulness")
 
@@ -55,9 +61,18 @@ def check(found: dict[str, Any], again: dict[str, float]) -> None:
         assert said == pytest.approx(value, abs=1e-6), name
 
 
-@pytest.mark.parametrize("kind", ["alignment", "alignment pairwise", "win-rate", "harmless-rate", "reward"])
+@pytest.fixture
+def reward_model(tiny: Path, tmp_path: Path) -> str:
+    new_reward_model(tiny, seed=3).save_pretrained(tmp_path / "rm")
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "rm")
+    return str(tmp_path / "rm")
+
+
+@pytest.mark.parametrize(
+    "kind", ["alignment", "alignment pairwise", "win-rate", "harmless-rate", "reward-model", "reward"]
+)
 def test_every_number_can_be_computed_again(
-    kind: str, write_jsonl: Callable[..., str], tmp_path: Path, recompute: Any
+    kind: str, write_jsonl: Callable[..., str], tmp_path: Path, recompute: Any, reward_model: str
 ) -> None:
     rows = [row | {"human_harmless": i % 3 > 0} for i, row in enumerate(candidates("a", prompt_is_unsafe=False))]
     a, b = write_jsonl("a.jsonl", rows), write_jsonl("b.jsonl", candidates("b"))
@@ -66,6 +81,7 @@ def test_every_number_can_be_computed_again(
         "alignment pairwise": (write_jsonl("pairs.jsonl", human_pairs()), *JUDGE),
         "win-rate": (a, b, *JUDGE),
         "harmless-rate": (a, "--judge", "fake"),
+        "reward-model": (write_jsonl("pairs.jsonl", human_pairs()), "--reward-model", reward_model),
         "reward": (a, "--baseline", b, *JUDGE),
     }[kind]
     done = rlaif("eval", kind.split()[0], *arguments, "-o", "result.json", cwd=tmp_path)
@@ -75,7 +91,9 @@ def test_every_number_can_be_computed_again(
     check(found, again)
     if kind == "alignment pairwise":
         assert {"flip_rate", "mean_mass"} <= set(again)
-    if kind == "alignment":
+    if kind == "reward-model":
+        assert found["loss"] > found["entropy_floor"] > 0 and "loss" in again
+    if kind in ("alignment", "reward-model"):
         assert set(found["by_source"]) == {"one", "two"} and len(found["by_length_gap"]) > 2
         sizes = [group["accuracy"]["n"] for group in found["by_source"].values()]
         assert sum(sizes) == found["accuracy"]["n"] == found["n"]
@@ -83,6 +101,45 @@ def test_every_number_can_be_computed_again(
         assert {"accuracy", "kappa"} <= set(again) and len(found["by_principle"]) > 5
         assert all(share["n"] == 80 for share in found["by_principle"].values())
         assert 0 < found["over_refusal_rate"]["value"] < 0.3 and found["over_refusal_rate"]["n"] == 80
+
+
+def test_several_reward_models_are_averaged(tiny: Path, write_jsonl: Callable[..., str], tmp_path: Path) -> None:
+    pairs, names = write_jsonl("pairs.jsonl", human_pairs()), []
+    for seed in (1, 2):
+        names.append(str(tmp_path / f"rm{seed}"))
+        new_reward_model(tiny, seed).save_pretrained(names[-1])
+        AutoTokenizer.from_pretrained(tiny).save_pretrained(names[-1])
+
+    def p_a(name: str, *reward_models: str) -> list[float]:
+        config = RewardModelEvalConfig(
+            pairs=pairs, reward_model=reward_models, output=str(tmp_path / f"{name}.json"), precision="fp32"
+        )
+        evaluate_reward_model(config)
+        return [row["p_a"] for row in rows_of(tmp_path / f"{name}.items.jsonl")]
+
+    one, other, both = p_a("one", names[0]), p_a("other", names[1]), p_a("both", *names)
+    assert both == pytest.approx([(a + b) / 2 for a, b in zip(one, other, strict=True)], abs=1e-6)
+    assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 1e-3
+
+
+def test_pairs_and_preferences_are_read_as_each_other() -> None:
+    pair = {"prompt": "q", "response_a": "x", "response_b": "y", "human_fraction_a": 0.25, "source": "s"}
+    preference = Preference.model_validate(dict(pair))
+    assert (preference.chosen_text, preference.rejected_text, preference.p_chosen) == ("y", "x", 0.75)
+    assert preference.meta["source"] == "s"
+    again = HumanPair.model_validate(preference.model_dump(exclude={"id"}))
+    assert (again.response_a, again.response_b, again.human_fraction_a) == ("y", "x", 0.75)
+    tie = Preference.model_validate(pair | {"human_fraction_a": 0.5})
+    assert (tie.chosen_text, tie.p_chosen) == ("x", 0.5), "a tie keeps the order"
+    voted = Preference.model_validate({"prompt": "q", "response_a": "x", "response_b": "y", "human_preference": "b"})
+    assert (voted.chosen_text, voted.p_chosen) == ("y", 1)
+    turns = [{"role": "assistant", "content": "first"}, {"role": "user", "content": "and?"}]
+    longer = preference.model_dump() | {"chosen": [*turns, {"role": "assistant", "content": "last"}]}
+    assert [m.content for m in HumanPair.model_validate(longer).prompt] == ["q", "first", "and?"]  # type: ignore[union-attr]
+    for broken in ({**pair, "human_fraction_a": "much"}, {"prompt": "q", "chosen": [], "rejected": "y", "p_chosen": 1}):
+        for kind in (Preference, HumanPair):
+            with pytest.raises(ValidationError):
+                kind.model_validate(dict(broken))
 
 
 @pytest.mark.parametrize(

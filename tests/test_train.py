@@ -18,6 +18,7 @@ from rlaif_cli.config import PPOConfig, RewardModelConfig, SftConfig
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.errors import EngineError, ModelError
 from rlaif_cli.records import Demonstration, Message, prompt_text
+from rlaif_cli.train.loop import held_out
 from rlaif_cli.train.models import (
     hidden_states,
     load_policy,
@@ -367,6 +368,47 @@ def test_an_interrupted_reward_model_run_goes_on_where_it_was(train_rm: Any) -> 
     train_rm("cut", epochs=2, save_every=2, stop=3)
     assert (whole.parent / "cut" / "state").is_dir()
     assert_same_run(whole, train_rm("cut", epochs=2, save_every=2))
+
+
+def test_patience_keeps_the_weights_of_the_lowest_held_out_loss(train_rm: Any) -> None:
+    # Opposite labels on the two sides of the split: the more it learns, the worse it does on what it does not see.
+    rows = [preference(i, 0.9) for i in range(12)]
+    away = held_out((row["prompt"][0]["content"] for row in rows), 0.4, 0)
+    for row in rows:
+        if row["prompt"][0]["content"] in away:
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    options: dict[str, Any] = {"eval_fraction": 0.4, "epochs": 6, "eval_every": 2, "save_every": 1, "lr": 3e-3}
+    folder = train_rm("patient", rows, patience=2, **options)
+    log, weights = log_of(folder), json.loads((folder / "manifest.json").read_text())["results"]["weights"]
+    losses = {row["step"]: row["held_out_loss"] for row in log if "held_out_loss" in row}
+    assert list(losses) == list(range(2, len(log) + 1, 2))
+    assert losses[weights["step"]] == min(losses.values()) < list(losses.values())[-1]
+    assert len(log) == weights["step"] + 4 < weights["of"], "two measurements later it stopped"
+    held = json.loads((folder / "manifest.json").read_text())["results"]["held_out"]
+    assert held["loss"] == pytest.approx(losses[weights["step"]], abs=1e-4), "and the saved model is that one"
+    assert not (folder / "best.safetensors").exists()
+    train_rm("cut", rows, patience=2, **options, stop=weights["step"] + 3)
+    assert_same_run(folder, train_rm("cut", rows, patience=2, **options))
+
+
+def test_people_measure_a_reward_model_on_prompts_it_was_not_trained_on(
+    train_rm: Any, write_jsonl: Callable[..., str]
+) -> None:
+    pairs = [
+        {"prompt": f"Question {i}?", "response_a": "good good", "response_b": "bad!", "human_preference": "a"}
+        for i in range(20)
+    ]
+    folder = train_rm("rm", epochs=4, human=write_jsonl("human.jsonl", pairs))
+    results = json.loads((folder / "manifest.json").read_text())["results"]
+    held_out_prompts = 1  # a tenth of the six
+    assert results["human"]["pairs"] == 20 - (6 - held_out_prompts)
+    assert results["human"]["accuracy"] > 0.8, "it learned that good is better than bad"
+
+
+def test_the_margin_is_asked_beyond_the_label(train_rm: Any) -> None:
+    rows = [preference(0, 0.7, "The same?") | {"id": f"r{i}"} for i in range(4)]
+    last = log_of(train_rm("rm", rows, epochs=60, eval_fraction=0, lr=1e-3, margin=0.5))[-1]
+    assert last["margin"] == pytest.approx(math.log(0.7 / 0.3) + 0.5, abs=0.05)
 
 
 # ------------------------------------------------------------------------------------------- supervised fine-tuning

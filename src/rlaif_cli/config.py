@@ -22,13 +22,14 @@ from pydantic import (
 EngineName = Literal["vllm", "transformers", "fake"]  # what can run a policy
 AnyEngineName = Literal["vllm", "transformers", "openai", "fake"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-# One name or several; one is written as plain text.
-Judges = Annotated[
+Precision = Literal["auto", "bf16", "fp32"]
+# Names, any number of them; one is written as plain text.
+Names = Annotated[
     tuple[str, ...],
-    MinLen(1),
     BeforeValidator(lambda names: (names,) if isinstance(names, str) else names),
     PlainSerializer(lambda names: names[0] if len(names) == 1 else list(names)),
 ]
+Judges = Annotated[Names, MinLen(1)]
 
 
 def setting(
@@ -254,7 +255,7 @@ class TrainConfig(InputConfig):
     warmup: float = setting(0.1, "The share of the steps in which the learning rate rises.", ge=0, lt=1)
     weight_decay: float = setting(0.0, "AdamW's.", ge=0)
     max_grad_norm: float = setting(1.0, "Gradients are scaled down to this norm.", gt=0)
-    precision: Literal["auto", "bf16", "fp32"] = setting(
+    precision: Precision = setting(
         "auto", "bf16 autocast over fp32 weights, or fp32; auto: bf16 where the machine has it."
     )
     tokens_per_batch: int = setting(
@@ -269,6 +270,19 @@ class EpochsConfig(TrainConfig):
     epochs: int = setting(1, "Passes over the data.", ge=1)
     batch_size: int = setting(32, "Rows an optimizer step.", ge=1)
     eval_fraction: float = setting(0.1, "Share of the prompts held out.", ge=0, lt=1)
+    eval_every: int = setting(0, "Steps between measurements of the held-out loss; 0: at the end of every epoch.", ge=0)
+    patience: int = setting(
+        0,
+        "Stop after this many measurements without a new lowest held-out loss, and keep the weights of the lowest. "
+        "0: train to the end, keep the last.",
+        ge=0,
+    )
+
+    @model_validator(mode="after")
+    def _something_to_wait_for(self) -> EpochsConfig:
+        if self.patience and not self.eval_fraction:
+            raise ValueError("--patience watches the held-out loss, and --eval-fraction 0 holds nothing out")
+        return self
 
 
 class SftConfig(EpochsConfig):
@@ -288,7 +302,11 @@ class RewardModelConfig(EpochsConfig):
     preferences: str = setting(help="JSONL of preferences, or - for stdin.", argument=True)
     output: str = setting(help="The folder of the reward model.", short="-o", output=False)
     max_length: int = setting(1024, "Prompt and response together, tokens; longer pairs are refused.", ge=8)
+    margin: float = setting(0.0, "Asked of r_chosen - r_rejected beyond what the label asks.", ge=0)
     centering: float = setting(0.0, "eta in eta (r_chosen + r_rejected)^2.", ge=0)
+    human: str | None = setting(
+        None, "JSONL of pairs that people judged, to be measured by at the end (without the prompts trained on)."
+    )
     hard_labels: bool = setting(False, "Round p_chosen to 0 or 1 (to compare with; soft is better).")
 
 
@@ -418,9 +436,18 @@ class RewardConfig(RewardSourceConfig):
     baseline: str | None = setting(None, "Other candidates for the same prompts, to compare with.")
     output: str = result_output()
     engine: EngineName | None = setting(None, "What runs a judge. Default: vllm; fake where the judge is 'fake'.")
-    precision: Literal["auto", "bf16", "fp32"] = setting(
-        "auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it."
-    )
+    precision: Precision = setting("auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.")
+    tokens_per_batch: int = setting(4096, "Tokens that go through the model at once.", ge=64, output=False)
+
+
+class RewardModelEvalConfig(InputConfig):
+    """How often a reward model agrees with people or with labels, beside the rule that the longer response wins."""
+
+    pairs: str = setting(help="JSONL of response pairs with human preferences, or of preferences; or -.", argument=True)
+    reward_model: Judges = setting(help="A reward model's folder. Several times: their probabilities are averaged.")
+    output: str = result_output()
+    max_length: int = setting(1024, "Prompt and response together, tokens; longer pairs are refused.", ge=8)
+    precision: Precision = setting("auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.")
     tokens_per_batch: int = setting(4096, "Tokens that go through the model at once.", ge=64, output=False)
 
 

@@ -183,6 +183,11 @@ class Demonstration(Record):
         return ("prompt", "response")
 
 
+def _last_content(messages: Any) -> Any:
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return last.get("content") if isinstance(last, dict) else messages
+
+
 def _role(message: Any) -> Any:
     return message.get("role") if isinstance(message, dict) else None
 
@@ -233,6 +238,13 @@ class Preference(Record):
 
     @classmethod
     def accept(cls, row: dict[str, Any]) -> dict[str, Any]:
+        """Also a `HumanPair`: `p_chosen` is then the share of people who preferred `chosen`."""
+        if {"response_a", "response_b"} <= row.keys():
+            row = HumanPair.accept(row)
+            texts, p = [row.pop("response_a"), row.pop("response_b")], row.pop("human_fraction_a", None)
+            if isinstance(p, int | float):
+                texts, p = (texts[::-1], 1 - p) if p < 0.5 else (texts, p)
+                row |= {"chosen": texts[0], "rejected": texts[1], "p_chosen": p}
         for field, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
             if isinstance(row.get(field), str):
                 row[field] = [{"role": role, "content": row[field]}]
@@ -263,6 +275,14 @@ class HumanPair(Record):
 
     @classmethod
     def accept(cls, row: dict[str, Any]) -> dict[str, Any]:
+        """Also a `Preference`, whose labels then stand for people's."""
+        if {"chosen", "rejected", "p_chosen"} <= row.keys():
+            row = Preference.accept(row)
+            chosen, rejected = row.pop("chosen"), row.pop("rejected")
+            if isinstance(row.get("prompt"), list) and isinstance(chosen, list):
+                row["prompt"] = [*row["prompt"], *chosen[:-1]]
+            row |= {"response_a": _last_content(chosen), "response_b": _last_content(rejected)}
+            row["human_fraction_a"] = row.pop("p_chosen")
         if isinstance(row.get("messages"), list):
             row["prompt"] = row.pop("messages")
         if row.get("human_fraction_a") is None and row.get("human_preference") in ("a", "b", "tie"):

@@ -1,4 +1,4 @@
-"""rlaif eval alignment | win-rate | harmless-rate | reward"""
+"""rlaif eval alignment | win-rate | harmless-rate | reward-model | reward"""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import typer
 
 from rlaif_cli import console
 from rlaif_cli.commands.options import command
-from rlaif_cli.config import AlignmentConfig, HarmlessRateConfig, RewardConfig, StageConfig, WinRateConfig
+from rlaif_cli.config import (
+    AlignmentConfig,
+    HarmlessRateConfig,
+    RewardConfig,
+    RewardModelEvalConfig,
+    StageConfig,
+    WinRateConfig,
+)
 from rlaif_cli.errors import EXIT_PARTIAL
 
 app = typer.Typer(help="Say honestly whether it helped: each number with n and an interval.", no_args_is_help=True)
@@ -57,6 +64,12 @@ def _reward(config: RewardConfig) -> int:
         return _report(config, reward(config, engines))
 
 
+def _reward_model(config: RewardModelEvalConfig) -> int:
+    from rlaif_cli.train.evaluate import reward_model
+
+    return 0 if config.dry_run else _report(config, reward_model(config))
+
+
 _JUDGED: dict[str, type[StageConfig]] = {
     "alignment": AlignmentConfig,
     "win-rate": WinRateConfig,
@@ -64,4 +77,5 @@ _JUDGED: dict[str, type[StageConfig]] = {
 }
 for _name, _config in _JUDGED.items():
     command(app, _name, _config, _judged(_name))
+command(app, "reward-model", RewardModelEvalConfig, _reward_model)
 command(app, "reward", RewardConfig, _reward)

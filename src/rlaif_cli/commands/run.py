@@ -57,6 +57,11 @@ def kinds(engines: Any) -> dict[str, Any]:
 
         return reward(settings, engines)
 
+    def run_reward_model(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
+        from rlaif_cli.train.evaluate import reward_model
+
+        return reward_model(settings)
+
     def judged(name: str) -> Any:
         return lambda settings, progress: getattr(evaluate, name)(settings, engines, progress=progress)
 
@@ -73,6 +78,7 @@ def kinds(engines: Any) -> dict[str, Any]:
         "eval alignment": StageKind(config.AlignmentConfig, judged("alignment"), ".json"),
         "eval win-rate": StageKind(config.WinRateConfig, judged("win_rate"), ".json"),
         "eval harmless-rate": StageKind(config.HarmlessRateConfig, judged("harmless_rate"), ".json"),
+        "eval reward-model": StageKind(config.RewardModelEvalConfig, run_reward_model, ".json"),
         "eval reward": StageKind(config.RewardConfig, run_reward, ".json"),
         "report": StageKind(config.ReportConfig, run_report, ".html"),
     }

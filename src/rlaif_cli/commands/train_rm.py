@@ -25,18 +25,26 @@ def run(config: RewardModelConfig) -> int:
 
 
 def summary(results: dict[str, Any]) -> str:
+    weights = results["weights"]
     text = f"train-rm: {results['train_pairs']} pairs"
-    held_out = results.get("held_out")
-    if held_out:
-        low, high = held_out["accuracy_interval"]
-        text += (
-            f"; held out {held_out['pairs']}: accuracy {held_out['accuracy']:.3f} [{low:.3f}, {high:.3f}], "
-            f"loss {held_out['loss']:.4f} (floor {held_out['entropy_floor']:.4f}), "
-            f"ECE {held_out['ece']:.3f}, Brier {held_out['brier']:.3f}"
-        )
-    else:
-        text += "; no held-out pair with a preference to measure by"
+    if weights["step"] < weights["of"]:
+        text += f"; the weights of step {weights['step']} of {weights['of']}, whose held-out loss was the lowest"
+    text += _measured("held out", results.get("held_out")) or "; no held-out pair with a preference to measure by"
+    text += _measured("people", results.get("human"))
     return text + f"; reward {results['reward_mean']:.3f} ± {results['reward_std']:.3f}"
+
+
+def _measured(name: str, found: dict[str, Any] | None) -> str:
+    if not found:
+        return ""
+    accuracy = ""
+    if "accuracy" in found:
+        low, high = found["accuracy_interval"]
+        accuracy = f"accuracy {found['accuracy']:.3f} [{low:.3f}, {high:.3f}], "
+    return (
+        f"; {name} {found['pairs']}: {accuracy}loss {found['loss']:.4f} (floor {found['entropy_floor']:.4f}), "
+        f"ECE {found['ece']:.3f}, Brier {found['brier']:.3f}"
+    )
 
 
 def register(app: typer.Typer) -> None:

@@ -21,7 +21,7 @@ from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.jsonl import Source, beside, rejected_path
 from rlaif_cli.judge import Approval, Comparison, Judgement, Single, choose_principles, named_principles
 from rlaif_cli.records import Candidates, HumanPair, as_messages
-from rlaif_cli.results import estimate, save, share
+from rlaif_cli.results import agreement, estimate, save, share
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.judging import Room, check_principles, open_judge
 
@@ -52,25 +52,15 @@ def alignment(
     if not (human != 0.5).any():
         raise InputError("no pair with a human preference could be scored", where=config.pairs)
     lengths = np.array([(len(pair.response_a), len(pair.response_b)) for pair, _ in scored])
-    sources = [pair.source for pair, _ in scored]
     result: dict[str, Any] = {
         "metric": "alignment",
         "judge": config.judge_name,
         "method": config.method,
         "constitution": config.constitution,
-        "n": int((human != 0.5).sum()),
         "unscored": len(pairs) - len(scored),
-        "human_ties": int((human == 0.5).sum()),
-        **_agreement(p, human, lengths),
-        "first_wins": estimate(_decided(metrics.agreement_items(np.ones(len(p)), human))),
-        "human_share": estimate(_share_that_agrees(p, human)),
-        "kappa": round(metrics.cohen_kappa(np.sign(p - 0.5).tolist(), np.sign(human - 0.5).tolist()), 9),
-        "ece": round(metrics.expected_calibration_error(p, human), 9),
-        "brier": round(metrics.brier(p, human), 9),
+        **agreement(p, human, lengths, [pair.source for pair, _ in scored]),
         "flip_rate": _mean([j.flipped for _, j in scored]) if config.method == "pairwise" else None,
         "mean_mass": _mean([mass for j in judgements for mass in j.mass]),
-        "by_source": _by_group(sources, p, human, lengths),
-        "by_length_gap": _by_group([metrics.length_gap(a, b) for a, b in lengths], p, human, lengths),
     }
     if config.method == "contrast":
         difference = np.array([j.scores[0] - j.scores[1] for _, j in scored])
@@ -90,38 +80,6 @@ def alignment(
         for pair, j in zip(pairs, judgements, strict=True)
     )
     return save(config.output, "alignment", result, items)
-
-
-def _agreement(p: Any, human: Any, lengths: Any) -> dict[str, Any]:
-    """The judge's accuracy beside that of "the longer one wins"."""
-    longer = metrics.longer_wins(lengths[:, 0], lengths[:, 1])
-    return {
-        "accuracy": estimate(_decided(metrics.agreement_items(p, human))),
-        "longer_wins": estimate(_decided(metrics.agreement_items(longer, human))),
-    }
-
-
-def _decided(items: Any) -> Any:
-    """Without the pairs on which people are split evenly."""
-    return items[~np.isnan(items)]
-
-
-def _share_that_agrees(p: Any, human: Any) -> Any:
-    """Per pair, the share of its annotators who chose as the judge did; one half where it chose neither."""
-    return np.where(p > 0.5, human, np.where(p < 0.5, 1 - human, 0.5))
-
-
-def _by_group(names: Sequence[str | None], p: Any, human: Any, lengths: Any) -> dict[str, Any] | None:
-    """Agreement within each group that has a pair with a preference; None where there is one group alone."""
-    groups = sorted({name for name in names if name is not None})
-    if len(groups) < 2:
-        return None
-    found = {}
-    for group in groups:
-        rows = np.array([name == group for name in names])
-        if (human[rows] != 0.5).any():
-            found[group] = _agreement(p[rows], human[rows], lengths[rows])
-    return found
 
 
 def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import nn
 from rlaif_cli.jsonl import cannot_write, drop_torn_line, read_rows, refuse_other_settings, write_json
 
 _STATE = "state"
+BEST = "best.safetensors"
 
 
 class TrainState:
@@ -49,7 +50,7 @@ class TrainState:
         try:
             new.mkdir(parents=True)
             for name, model in self._models.items():
-                save_file(_trained_tensors(model), new / f"{name}.safetensors")
+                save_trained(model, new / f"{name}.safetensors")
             tensors, numbers = _flatten(self._optimizer.state_dict())
             save_file(tensors, new / "optimizer.safetensors")
             save_file({"cpu": torch.get_rng_state(), **_cuda_rng()}, new / "rng.safetensors")
@@ -72,7 +73,7 @@ class TrainState:
         saved = json.loads((path / "position.json").read_text("utf-8"))
         refuse_other_settings(saved["settings"], self._settings, path.parent)
         for name, model in self._models.items():
-            model.load_state_dict(load_file(path / f"{name}.safetensors"), strict=False)
+            load_trained(model, path / f"{name}.safetensors")
         self._optimizer.load_state_dict(_unflatten(load_file(path / "optimizer.safetensors"), saved["optimizer"]))
         rng = load_file(path / "rng.safetensors")
         torch.set_rng_state(rng["cpu"])
@@ -86,11 +87,21 @@ def remove_state(folder: Path) -> None:
     """The run is complete: there is nothing to go on from."""
     for name in (_STATE, "state.new", "state.old"):
         shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / BEST).unlink(missing_ok=True)
 
 
-def _trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters by name; a tied one stands once (`named_parameters` skips repeats)."""
-    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+def save_trained(model: nn.Module, path: Path) -> None:
+    """What is trained of a model, by name; a tied parameter stands once (`named_parameters` skips repeats)."""
+    tensors = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    try:
+        save_file(tensors, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def load_trained(model: nn.Module, path: Path) -> None:
+    """The reverse of `save_trained`."""
+    model.load_state_dict(load_file(path), strict=False)
 
 
 def _cuda_rng() -> dict[str, torch.Tensor]:

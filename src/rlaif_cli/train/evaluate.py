@@ -1,16 +1,85 @@
-"""The mean reward of responses: what PPO climbs, measured on prompts that it never saw."""
+"""Rewards, measured: how often a reward model agrees with people, and the mean reward that PPO climbs."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from rlaif_cli.config import RewardConfig
+import numpy as np
+
+from rlaif_cli import metrics, models
+from rlaif_cli.chat import ChatTokenizer
+from rlaif_cli.config import RewardConfig, RewardModelEvalConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import Source, rejected_path
-from rlaif_cli.records import Candidates, as_messages
-from rlaif_cli.results import estimate, save
+from rlaif_cli.records import Candidates, HumanPair, as_messages
+from rlaif_cli.results import agreement, estimate, save
+from rlaif_cli.train.models import check_reward_model, load_reward_model
+from rlaif_cli.train.packing import Group
+from rlaif_cli.train.reward_model import log_loss, probability, score_groups, too_long
 from rlaif_cli.train.rewards import RewardSource, check_reward_source, reward_source
+
+
+def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
+    """How often the reward model (or the mean probability of several) prefers what people, or labels, prefer.
+
+    Raises:
+        InputError: the pairs cannot be used, or none has a preference.
+        ModelError: a folder holds no reward model.
+    """
+    paths = [models.resolve(name) for name in config.reward_model]
+    for path in paths:
+        check_reward_model(path)
+    tokenizers = {path: ChatTokenizer(path) for path in paths}
+
+    def fits(pair: HumanPair) -> str | None:
+        reasons = (too_long(_group(pair, tokenizers[path]), config.max_length) for path in paths)
+        return next(filter(None, reasons), None)
+
+    rejected = rejected_path(config.output, "reward-model")
+    source = Source(config.pairs, HumanPair, skip_invalid=config.skip_invalid, rejected_path=rejected, check=fits)
+    pairs = list(source)
+    human = np.array([pair.human_fraction_a for pair in pairs])
+    if not (human != 0.5).any():
+        raise InputError("no pair has a preference to agree with", where=config.pairs)
+    scores = np.stack([_pair_scores(path, pairs, tokenizers[path], config) for path in paths])  # [models, pairs, 2]
+    p = probability(scores.reshape(-1, 2)).reshape(len(paths), -1).mean(0)
+    lengths = np.array([(len(pair.response_a), len(pair.response_b)) for pair in pairs])
+    result = {
+        "metric": "reward-model",
+        "reward_model": list(config.reward_model),
+        **agreement(p, human, lengths, [pair.source for pair in pairs]),
+        "loss": round(log_loss(p, human), 9),
+        "entropy_floor": round(float(metrics.entropy(human).mean()), 9),
+    }
+    items = (
+        {
+            "id": pair.id,
+            "source": pair.source,
+            "p_a": float(probability_a),
+            "human_fraction_a": pair.human_fraction_a,
+            "length_a": length_a,
+            "length_b": length_b,
+            "rewards": rewards.tolist(),  # [models, (a, b)], as the models say them
+        }
+        for pair, probability_a, (length_a, length_b), rewards in zip(
+            pairs, p, lengths.tolist(), scores.swapaxes(0, 1), strict=True
+        )
+    )
+    return save(config.output, "reward-model", result, items)
+
+
+def _group(pair: HumanPair, tokenizer: ChatTokenizer) -> Group:
+    responses = [tokenizer.response(text) for text in (pair.response_a, pair.response_b)]
+    return Group(tokenizer.chat(as_messages(pair.prompt)), responses)
+
+
+def _pair_scores(path: Path, pairs: list[HumanPair], tokenizer: ChatTokenizer, config: RewardModelEvalConfig) -> Any:
+    """[pairs, 2]; the model is held no longer than this takes."""
+    model = load_reward_model(path).eval().requires_grad_(False)
+    groups = [_group(pair, tokenizer) for pair in pairs]
+    return score_groups(model, groups, config.precision, config.tokens_per_batch)
 
 
 def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:

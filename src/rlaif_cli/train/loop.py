@@ -87,10 +87,12 @@ def held_out(keys: Iterable[str], fraction: float, seed: int) -> set[str]:
     return set(distinct[: max(1, count) if fraction > 0 and len(distinct) > 1 else 0])
 
 
-def checked_source(config: Any, path: str, kind: type[R], check: Callable[[R], str | None]) -> Source[R]:
-    """A trainer's input; lines put aside with `skip_invalid` go beside its output folder."""
-    rejected = Path(config.output).with_name(Path(config.output).name + ".rejected.jsonl")
-    return Source(path, kind, skip_invalid=config.skip_invalid, rejected_path=rejected, check=check)
+def checked_source(
+    config: Any, path: str, kind: type[R], check: Callable[[R], str | None], rejected: str = "rejected"
+) -> Source[R]:
+    """A trainer's input; lines put aside with `skip_invalid` go beside its output folder, into `rejected`."""
+    aside = Path(config.output).with_name(f"{Path(config.output).name}.{rejected}.jsonl")
+    return Source(path, kind, skip_invalid=config.skip_invalid, rejected_path=aside, check=check)
 
 
 def prepare_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:

@@ -47,36 +47,45 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
     """
     base = models.resolve(config.model)
     tokenizer = ChatTokenizer(base)
-    source = _source(config, tokenizer)
+    source = _source(config, tokenizer, config.preferences, "rejected")
+    human = _source(config, tokenizer, config.human, "human.rejected") if config.human else None
     if config.dry_run:
         return {"pairs": len(source)}
     folder = Path(config.output)
-    settings = config.deciding() | {"input_sha256": source.sha256}
+    settings = config.deciding() | {"input_sha256": source.sha256} | ({"human_sha256": human.sha256} if human else {})
     done = loop.prepare_folder(folder, settings, overwrite=config.overwrite)
     if done is not None:
         return done
-    pairs = [tokenize(record, tokenizer) for record in source]
-    train, test = split(pairs, config)
+    people = [tokenize(record, tokenizer) for record in human or ()]
+    train, test = split([tokenize(record, tokenizer) for record in source], config)
     loop.set_seed(config.seed)
     model = new_reward_model(base, config.seed).train()
 
     def step(optimizer: torch.optim.Optimizer, batch: list[int]) -> dict[str, float]:
         return train_step(model, optimizer, [train[i] for i in batch], config)
 
-    run_epochs(config, settings, folder, model, len(train), step, progress)
-    results = _finish(config, model, folder, base, train, test)
+    def held_out_loss() -> float:
+        return float(measure(model, test, config)["loss"])
+
+    measured = held_out_loss if test else None
+    weights = run_epochs(config, settings, folder, model, len(train), step, measured, progress)
+    results = {"weights": weights} | _finish(config, model, folder, base, train, test, people)
     loop.write_manifest(folder, "train-rm", settings, results=results)
     remove_state(folder)
     return results
 
 
-def _source(config: RewardModelConfig, tokenizer: ChatTokenizer) -> Source[Preference]:
+def _source(config: RewardModelConfig, tokenizer: ChatTokenizer, path: str, rejected: str) -> Source[Preference]:
     def fits(record: Preference) -> str | None:
-        group = tokenize(record, tokenizer).group
-        longest = len(group.prompt) + max(map(len, group.responses))
-        return None if longest <= config.max_length else f"{longest} tokens; --max-length is {config.max_length}"
+        return too_long(tokenize(record, tokenizer).group, config.max_length)
 
-    return loop.checked_source(config, config.preferences, Preference, fits)
+    return loop.checked_source(config, path, Preference, fits, rejected)
+
+
+def too_long(group: Group, max_length: int) -> str | None:
+    """Why a pair cannot be scored, if it cannot."""
+    longest = len(group.prompt) + max(map(len, group.responses))
+    return None if longest <= max_length else f"{longest} tokens; --max-length is {max_length}"
 
 
 def tokenize(record: Preference, tokenizer: ChatTokenizer) -> Pair:
@@ -105,7 +114,7 @@ def train_step(
         for indices in micro_batches(groups, config.tokens_per_batch):
             r = rewards(model, pack([groups[i] for i in indices]).to(device()))  # [b, 2]
             share = len(indices) / len(pairs)
-            loss = soft_pairwise_loss(r[:, 0], r[:, 1], labels[indices])
+            loss = soft_pairwise_loss(r[:, 0], r[:, 1], labels[indices], margin=config.margin)
             centering = config.centering * (r.sum(1) ** 2).mean()
             (share * (loss + centering)).backward()
             loss_sum += share * float(loss.detach())
@@ -134,25 +143,47 @@ def score_groups(model: Any, groups: Sequence[Group], precision: str, token_budg
     return scores
 
 
+def measure(model: Any, pairs: Sequence[Pair], config: RewardModelConfig) -> dict[str, Any]:
+    """How well the model predicts the labels of pairs."""
+    scores = score_groups(model, [pair.group for pair in pairs], config.precision, config.tokens_per_batch)
+    return evaluate(scores, np.array([pair.p_chosen for pair in pairs]))
+
+
 def evaluate(scores: np.ndarray[Any, Any], p_chosen: np.ndarray[Any, Any]) -> dict[str, Any]:
     """How well reward margins predict soft labels. scores: [pairs, 2] (chosen, rejected)."""
-    margin = scores[:, 0] - scores[:, 1]
-    predicted = 1 / (1 + np.exp(-margin))
-    agreement = metrics.mean_estimate(metrics.agreement_items(predicted, p_chosen))
-    loss = -(p_chosen * np.log(predicted + 1e-12) + (1 - p_chosen) * np.log(1 - predicted + 1e-12)).mean()
-    return {
-        "pairs": len(margin),
-        "accuracy": round(agreement.value, 4),
-        "accuracy_interval": [round(agreement.low, 4), round(agreement.high, 4)],
-        "loss": round(float(loss), 4),
+    predicted = probability(scores)
+    found: dict[str, Any] = {"pairs": len(scores)}
+    if (p_chosen != 0.5).any():  # else there is no preference to agree with
+        agreement = metrics.mean_estimate(metrics.agreement_items(predicted, p_chosen))
+        found["accuracy"] = round(agreement.value, 4)
+        found["accuracy_interval"] = [round(agreement.low, 4), round(agreement.high, 4)]
+    return found | {
+        "loss": round(log_loss(predicted, p_chosen), 4),
         "entropy_floor": round(float(metrics.entropy(p_chosen).mean()), 4),
         "ece": round(metrics.expected_calibration_error(predicted, p_chosen), 4),
         "brier": round(metrics.brier(predicted, p_chosen), 4),
+        "reliability": metrics.reliability_bins(predicted, p_chosen),
     }
 
 
+def probability(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """[pairs, 2] rewards -> [pairs] P(the first is better), by Bradley and Terry's model."""
+    return np.asarray(1 / (1 + np.exp(scores[:, 1] - scores[:, 0])))
+
+
+def log_loss(predicted: np.ndarray[Any, Any], p: np.ndarray[Any, Any]) -> float:
+    """Mean cross-entropy of predictions against soft labels, nats."""
+    return float(-(p * np.log(predicted + 1e-12) + (1 - p) * np.log(1 - predicted + 1e-12)).mean())
+
+
 def _finish(
-    config: RewardModelConfig, model: Any, folder: Path, base: Path, train: list[Pair], test: list[Pair]
+    config: RewardModelConfig,
+    model: Any,
+    folder: Path,
+    base: Path,
+    train: list[Pair],
+    test: list[Pair],
+    people: list[Pair],
 ) -> dict[str, Any]:
     """Measure, store the reward's mean and std in the checkpoint's own config, and save."""
     model.eval()
@@ -163,9 +194,11 @@ def _finish(
         "reward_mean": round(mean, 6),
         "reward_std": round(std, 6),
     }
-    if any(pair.p_chosen != 0.5 for pair in test):  # else there is no preference to agree with
-        unseen = score_groups(model, [p.group for p in test], config.precision, config.tokens_per_batch)
-        results["held_out"] = evaluate(unseen, np.array([p.p_chosen for p in test]))
+    if any(pair.p_chosen != 0.5 for pair in test):
+        results["held_out"] = measure(model, test, config)
+    trained_on = {pair.prompt for pair in train}
+    if unseen := [pair for pair in people if pair.prompt not in trained_on]:
+        results["human"] = measure(model, unseen, config)
     model.config.rlaif = {"reward_mean": mean, "reward_std": std}
     loop.save_checkpoint(model, base, folder)
     return results

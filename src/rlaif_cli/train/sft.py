@@ -55,8 +55,9 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
         return train_step(model, optimizer, [train[i] for i in batch], config)
 
     before = mean_loss(model, test, config) if test else None
-    run_epochs(config, settings, folder, model, len(train), step, progress)
+    held_out_loss = (lambda: mean_loss(model, test, config)) if test else None
     results: dict[str, Any] = {"records": len(train)}
+    results["weights"] = run_epochs(config, settings, folder, model, len(train), step, held_out_loss, progress)
     if before is not None:
         after = mean_loss(model, test, config)
         results["held_out"] = {

@@ -12,7 +12,7 @@ import torch
 from rlaif_cli.config import EpochsConfig
 from rlaif_cli.console import ProgressCallback
 from rlaif_cli.train import loop
-from rlaif_cli.train.checkpoint import MetricsLog, TrainState
+from rlaif_cli.train.checkpoint import BEST, MetricsLog, TrainState, load_trained, save_trained
 
 TrainStep = Callable[[torch.optim.Optimizer, list[int]], dict[str, float]]
 
@@ -24,31 +24,69 @@ def run_epochs(
     model: Any,
     count: int,
     train_step: TrainStep,
+    held_out_loss: Callable[[], float] | None,
     progress: ProgressCallback,
-) -> None:
-    """Train `model` for `config.epochs` passes over `count` items.
+) -> dict[str, Any]:
+    """Train `model` for `config.epochs` passes over `count` items, or until `config.patience` is at its end.
 
     Args:
         settings: all that decides the result; a resumed run must have the same.
         train_step: one optimizer step on the items of these numbers; returns what is logged, `loss` among it.
+        held_out_loss: None where nothing is held out.
+
+    Returns:
+        The step whose weights `model` has now and, where it is not the last one, why.
     """
     optimizer = loop.make_optimizer([(model, config.lr)], config)
     state = TrainState(folder, settings, {"model": model}, optimizer)
-    position = state.load() or {"step": 0}
+    position = state.load() or {"step": 0, "best": None}
+    best = BestWeights(folder, model, position["best"])
     log = MetricsLog(folder, keep_through_step=position["step"])
     batches = [
         batch for epoch in range(config.epochs) for batch in epoch_batches(count, config.batch_size, config.seed, epoch)
     ]
-    save_every = config.save_every or len(batches) // config.epochs
+    an_epoch = len(batches) // config.epochs
     for step in range(position["step"], len(batches)):
+        if best.exhausted(config.patience):
+            break
+        done = step + 1
         lr = loop.set_learning_rate(optimizer, config, step, len(batches))
         numbers = train_step(optimizer, batches[step])
-        log.add(step + 1, **numbers, lr=lr)
-        if (step + 1) % save_every == 0 and step + 1 < len(batches):
-            state.save({"step": step + 1})
+        if held_out_loss and (done % (config.eval_every or an_epoch) == 0 or done == len(batches)):
+            numbers["held_out_loss"] = held_out_loss()
+            if config.patience:
+                best.offer(numbers["held_out_loss"], done)
+        log.add(done, **numbers, lr=lr)
+        if done % (config.save_every or an_epoch) == 0 and done < len(batches):
+            state.save({"step": done, "best": best.found})
         floor = f" (floor {numbers['entropy_floor']:.4f})" if "entropy_floor" in numbers else ""
-        progress(step + 1, len(batches), f"loss {numbers['loss']:.4f}{floor}")
+        progress(done, len(batches), f"loss {numbers['loss']:.4f}{floor}")
     log.close()
+    if best.found:
+        best.restore()
+    return {"step": best.found["step"] if best.found else len(batches), "of": len(batches)}
+
+
+class BestWeights:
+    """The weights with the lowest held-out loss so far, kept in a file of their own."""
+
+    def __init__(self, folder: Path, model: Any, found: dict[str, Any] | None) -> None:
+        self._path = folder / BEST
+        self._model = model
+        self.found = found  # step, loss, and measurements since
+
+    def offer(self, loss: float, step: int) -> None:
+        if self.found and not loss < self.found["loss"]:
+            self.found = self.found | {"since": self.found["since"] + 1}
+            return
+        save_trained(self._model, self._path)
+        self.found = {"step": step, "loss": loss, "since": 0}
+
+    def exhausted(self, patience: int) -> bool:
+        return bool(patience and self.found and self.found["since"] >= patience)
+
+    def restore(self) -> None:
+        load_trained(self._model, self._path)
 
 
 def epoch_batches(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
