@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from conftest import rows_of
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import PPOConfig, RewardModelConfig, SftConfig
+from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.errors import EngineError, ModelError
 from rlaif_cli.records import Demonstration, Message, prompt_text
@@ -29,8 +30,17 @@ from rlaif_cli.train.models import (
     values,
 )
 from rlaif_cli.train.packing import Group, micro_batches, pack
-from rlaif_cli.train.ppo import Trainer, check_mismatch, group_advantages, token_rewards, train_ppo
+from rlaif_cli.train.ppo import (
+    Trainer,
+    batch_advantages,
+    check_mismatch,
+    group_advantages,
+    shaped_scores,
+    token_rewards,
+    train_ppo,
+)
 from rlaif_cli.train.reward_model import Pair, score_groups, split, train_reward_model, train_step
+from rlaif_cli.train.rewards import reward_source
 from rlaif_cli.train.rollout import Prompt, Rollout, policy_weights
 from rlaif_cli.train.sft import mean_loss, train_sft
 
@@ -589,7 +599,7 @@ def mean(rows: list[dict[str, Any]], name: str) -> float:
     return sum(row[name] for row in rows) / len(rows)
 
 
-@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
+@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo", "reinforce"])
 def test_ppo_climbs_a_known_reward(ppo: Any, tiny: Path, advantage: str) -> None:
     folder = ppo("policy", steps=30, prompts_per_step=8, n=4, lr=2e-3, kl_coef=0.0, advantage=advantage)
     rows = log_of(folder)
@@ -602,10 +612,62 @@ def test_ppo_climbs_a_known_reward(ppo: Any, tiny: Path, advantage: str) -> None
     assert not info["missing_keys"] and model.config.tie_word_embeddings
 
 
-def test_a_large_kl_coefficient_keeps_the_policy_where_it_is(ppo: Any) -> None:
+@pytest.mark.parametrize("kl_in", ["reward", "loss"])
+def test_a_large_kl_coefficient_keeps_the_policy_where_it_is(ppo: Any, kl_in: str) -> None:
     options = {"steps": 16, "prompts_per_step": 8, "n": 8, "max_tokens": 4, "lr": 3e-4, "value_lr": 1e-3}
-    free, held = (log_of(ppo(f"kl{kl}", kl_coef=kl, **options)) for kl in (0.0, 10.0))
+    free, held = (log_of(ppo(f"kl{kl}", kl_coef=kl, kl_in=kl_in, **options)) for kl in (0.0, 10.0))
     assert abs(mean(held[-3:], "kl")) < 0.2 * mean(free[-3:], "kl")
+
+
+def test_too_large_a_kl_stops_before_the_update(ppo: Any) -> None:
+    options = {"prompts_per_step": 8, "n": 4, "lr": 2e-3, "kl_coef": 0.0, "advantage": "rloo"}
+    folder = ppo("stopped", steps=30, max_kl=0.5, **options)
+    rows = log_of(folder)
+    assert 1 < len(rows) < 30
+    assert rows[-1]["kl"] > 0.5 >= max(row["kl"] for row in rows[:-1])
+    assert "policy_loss" in rows[-2] and "policy_loss" not in rows[-1]
+    assert json.loads((folder / "manifest.json").read_text())["results"]["stopped_by_kl"]
+
+
+def test_scores_are_shaped_as_asked(tiny: Path) -> None:
+    raw = torch.tensor([1.0, 2.0])
+    responses = [Completion("", [5, 6], [0.0, 0.0], "stop"), Completion("", [5, 6, 7], [0.0] * 3, "length")]
+    assert shaped_scores(ppo_config(tiny), raw, responses).tolist() == [1, 2]
+    assert shaped_scores(ppo_config(tiny, missing_eos_penalty=-1), raw, responses).tolist() == [1, -1]
+    assert shaped_scores(ppo_config(tiny, length_penalty=0.5), raw, responses).tolist() == [0, 0.5]
+
+
+def test_the_convex_form_weighs_the_score(tiny: Path) -> None:
+    """Lee et al.: (1 - beta) score - beta KL."""
+    advantages = {}
+    for form in ("plain", "convex"):
+        trainer = Trainer(ppo_config(tiny, advantage="rloo", kl_form=form, kl_coef=0.25), tiny, None)
+        with torch.no_grad():
+            rollouts = make_rollouts(trainer.policy)
+        advantages[form] = trainer.experience(rollouts, torch.arange(8.0)).advantages
+    # The policy is still the reference, so there is no KL and the score is all.
+    torch.testing.assert_close(advantages["convex"], 0.75 * advantages["plain"], atol=1e-4, rtol=1e-4)
+
+
+def test_reinforce_compares_what_is_still_to_come() -> None:
+    mask = torch.tensor([[True, True], [True, False]])
+    found = batch_advantages(torch.tensor([[1.0, 2.0], [6.0, 9.0]]), mask, gamma=0.5)
+    to_come = torch.tensor([2.0, 2.0, 6.0])  # 1 + 2 / 2, 2, 6; the last place is padding
+    want = (to_come - to_come.mean()) / to_come.std()
+    torch.testing.assert_close(found[mask], want, atol=1e-4, rtol=1e-4)
+    assert found[1, 1] == 0
+
+
+def test_several_reward_models_give_their_mean(tiny: Path, train_rm: Any) -> None:
+    folders = [str(train_rm("one")), str(train_rm("other", seed=5))]
+    arguments = [[Message(role="user", content="q")]], [["good", "bad!"]]
+
+    def score(*reward_models: str) -> torch.Tensor:
+        config = ppo_config(tiny, judge=None, constitution=None, reward_model=reward_models)
+        return reward_source(config, EnginePool()).score(*arguments)
+
+    torch.testing.assert_close(score(*folders), (score(folders[0]) + score(folders[1])) / 2)
+    assert (score(folders[0]) - score(folders[1])).abs().max() > 1e-2
 
 
 def test_an_interrupted_ppo_run_goes_on_where_it_was(ppo: Any) -> None:

@@ -313,7 +313,7 @@ class RewardModelConfig(EpochsConfig):
 class RewardSourceConfig(InputConfig):
     """What scores single responses: a reward model, or a judge directly."""
 
-    reward_model: str | None = setting(None, "A reward model's folder.")
+    reward_model: Names = setting((), "A reward model's folder. Several times: the mean of their normalised rewards.")
     judge: str | None = setting(None, "Instead of a reward model: a judge (needs --constitution).")
     constitution: str | None = setting(None, "For --judge: a shipped constitution's name, or a YAML file.")
     principles: tuple[str, ...] = setting(("all",), "For --judge: 'all' averages over all principles; or ids.")
@@ -327,11 +327,11 @@ class RewardSourceConfig(InputConfig):
 
     @model_validator(mode="after")
     def _one_source(self) -> RewardSourceConfig:
-        if (self.reward_model is None) == (self.judge is None):
+        if bool(self.reward_model) == (self.judge is not None):
             raise ValueError("exactly one of --reward-model and --judge is needed")
         if self.judge is not None and self.constitution is None:
             raise ValueError("--judge needs --constitution")
-        if self.reward_model is not None:
+        if self.reward_model:
             for name in ("constitution", "principles", "method", "contrast_scale"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"--{name.replace('_', '-')} belongs to --judge, and there is a --reward-model")
@@ -353,12 +353,21 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
     top_p: float = setting(1.0, "Must be 1: PPO on truncated samples is biased.")
     epochs: int = setting(1, "Passes over each rollout.", ge=1)
     minibatches: int = setting(1, "Optimizer steps a pass over the rollout.", ge=1)
-    advantage: Literal["gae", "rloo", "grpo"] = setting(
-        "gae", "gae learns a value model; rloo and grpo compare the n responses of a prompt (half the work, n >= 2)."
+    advantage: Literal["gae", "rloo", "grpo", "reinforce"] = setting(
+        "gae",
+        "gae learns a value model; rloo and grpo compare the n responses of a prompt (n >= 2), reinforce those of the "
+        "whole step: half the work.",
     )
     value_lr: float | None = setting(None, "The value model's learning rate; default: the policy's.", gt=0)
-    kl_coef: float = setting(0.05, "Weight of the KL to the reference, in the reward (k1).", ge=0)
+    kl_coef: float = setting(0.05, "Weight of the KL to the reference.", ge=0)
+    kl_in: Literal["reward", "loss"] = setting("reward", "Where the KL stands: k1 in the reward, or k2 in the loss.")
+    kl_form: Literal["plain", "convex"] = setting(
+        "plain", "plain: score - kl_coef KL. convex: (1 - kl_coef) score - kl_coef KL, as Lee et al. write it."
+    )
     kl_target: float | None = setting(None, "Adapt kl_coef towards this KL (nats a response).", gt=0)
+    max_kl: float | None = setting(
+        None, "Stop before the update of a step whose mean KL (nats a response) is above this.", gt=0
+    )
     clip: float = setting(0.2, "The ratio's clip range.", gt=0)
     value_clip: float = setting(0.2, "The value's clip range.", gt=0)
     value_coef: float = setting(0.1, "Weight of the value loss.", ge=0)
@@ -367,6 +376,7 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
     missing_eos_penalty: float | None = setting(
         None, "The score of a response that did not end by itself; default: its own score stands."
     )
+    length_penalty: float = setting(0.0, "Taken from the score for every token of the response.", ge=0)
     importance_cap: float = setting(2.0, "Cap of the importance weights between engine and trainer.", gt=0)
     max_mismatch: float = setting(
         0.2, "Stop when mean |engine - trainer| log-prob is beyond this: the weights were not synced.", gt=0
@@ -380,10 +390,13 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
                 "--top-p must be 1 with ppo: truncated sampling draws from another distribution than the one whose "
                 "log-probs are trained, which biases the gradient; lower --temperature instead"
             )
+        if self.kl_form == "convex" and (self.kl_target or self.kl_coef > 1):
+            raise ValueError("--kl-form convex needs a fixed --kl-coef from 0 to 1")
         if self.advantage != "gae":
-            if self.n < 2:
+            if self.n < 2 and self.advantage != "reinforce":
                 raise ValueError(f"--advantage {self.advantage} compares a prompt's responses: --n must be 2 or more")
-            for name in ("value_lr", "value_clip", "value_coef", "gamma", "lam"):
+            whole = () if self.advantage == "reinforce" else ("gamma",)  # a group's rewards are summed as they are
+            for name in ("value_lr", "value_clip", "value_coef", "lam", *whole):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     option = name.replace("_", "-")
                     raise ValueError(f"--{option} belongs to --advantage gae: {self.advantage} has no value model")

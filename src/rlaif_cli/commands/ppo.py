@@ -33,8 +33,9 @@ def train(config: PPOConfig, engines: Any, progress: Any) -> dict[str, Any]:
 
 
 def summary(results: dict[str, Any]) -> str:
+    stopped = ", stopped by --max-kl before the last one's update" if results.get("stopped_by_kl") else ""
     return (
-        f"ppo: {results['steps']} steps, reward {results['reward_first']:.3f} -> {results['reward_last']:.3f} "
+        f"ppo: {results['steps']} steps{stopped}, reward {results['reward_first']:.3f} -> {results['reward_last']:.3f} "
         f"(first and last fifth), KL {results['kl_last']:.2f} nats a response, "
         f"{results['samples_per_second']:.1f} samples/s"
     )

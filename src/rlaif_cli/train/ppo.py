@@ -23,7 +23,7 @@ from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer, with_system
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.console import ProgressCallback, no_progress
-from rlaif_cli.engines.base import request_seed
+from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError
 from rlaif_cli.jsonl import Source, read_rows
 from rlaif_cli.records import PromptRecord, as_messages
@@ -113,9 +113,14 @@ class Trainer:
         for row, completion in enumerate(c for r in rollouts for c in r.completions):
             sampled[row, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
         weights = ops.truncated_importance_weights(old, sampled, mask, cap=config.importance_cap)
-        rewards = token_rewards(scores, old, ref, mask, self.kl.value)
+        kl_coef = self.kl.value if config.kl_in == "reward" else 0.0
+        weight = 1 - self.kl.value if config.kl_form == "convex" else 1.0
+        rewards = token_rewards(weight * scores, old, ref, mask, kl_coef)
         if self.value_model is None:
-            advantages = group_advantages(rewards, mask, config.n, config.advantage)
+            if config.advantage == "reinforce":
+                advantages = batch_advantages(rewards, mask, config.gamma)
+            else:
+                advantages = group_advantages(rewards, mask, config.n, config.advantage)
             return Experience(rollouts, scores, mask, sampled, old, ref, advantages, weights)
         advantages, returns = ops.gae(rewards, value, mask, config.gamma, config.lam)
         advantages = ops.masked_whiten(advantages, mask)
@@ -163,6 +168,10 @@ class Trainer:
             "clip_fraction": policy_numbers["clip_fraction"],
             "approx_kl": policy_numbers["approx_kl"],
         }
+        if config.kl_in == "loss":
+            # k2, whose gradient is that of the KL; k3 as a loss is biased (arXiv 2510.01555).
+            kl = ops.masked_mean(ops.kl_estimate(logprobs, of(experience.ref_logprobs), "k2"), mask)
+            policy_loss = policy_loss + self.kl.value * kl
         if experience.old_values is None or experience.returns is None:
             return policy_loss, numbers
         value = values(self.value_model, packed).flatten(0, 1)
@@ -206,6 +215,19 @@ def group_advantages(rewards: Tensor, mask: Tensor, n: int, kind: str) -> Tensor
     return advantages.flatten()[:, None] * mask
 
 
+def batch_advantages(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """REINFORCE: what is still to come, against the whole step's mean and deviation. [S, R] -> [S, R]."""
+    to_come, _ = ops.gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
+    return ops.masked_whiten(to_come, mask)
+
+
+def shaped_scores(config: PPOConfig, raw: Tensor, completions: Sequence[Completion]) -> Tensor:
+    """[S] what is trained on: the reward with `missing_eos_penalty` in its place and `length_penalty` taken off."""
+    ended = torch.tensor([c.finish_reason == "stop" for c in completions])
+    scores = raw if config.missing_eos_penalty is None else raw.where(ended, config.missing_eos_penalty)
+    return scores - config.length_penalty * torch.tensor([float(len(c.token_ids)) for c in completions])
+
+
 def _value_model(base: Path, reward_path: Path | None, seed: int) -> Any:
     """The value model: the reward model, where it reads the policy's tokens; else the policy's body with a fresh head.
 
@@ -247,7 +269,7 @@ def train_ppo(
     """
     check_reward_source(config)
     base = models.resolve(config.model)
-    reward_path = models.resolve(config.reward_model) if config.reward_model else None
+    reward_path = models.resolve(config.reward_model[0]) if config.reward_model else None
     source = _source(config, base)
     if config.dry_run:
         return {"prompts": len(source)}
@@ -262,7 +284,7 @@ def train_ppo(
     trainer = Trainer(config, base, reward_path)
     _run(config, settings, folder, base, trainer, reward, prompts, progress)
     loop.save_checkpoint(trainer.policy, base, folder)
-    results = _results(folder)
+    results = _results(config, folder)
     loop.write_manifest(folder, "ppo", settings, results=results)
     remove_state(folder)
     return results
@@ -304,6 +326,8 @@ def _run(
         for step in range(position["step"], config.steps):
             numbers = ppo_step(config, trainer, engine, reward, prompts, step, folder)
             log.add(step + 1, **numbers)
+            if too_far(config, numbers):
+                break
             if config.save_every and (step + 1) % config.save_every == 0 and step + 1 < config.steps:
                 state.save({"step": step + 1, "kl": trainer.kl.state_dict()})
             progress(step + 1, config.steps, f"reward {numbers['reward']:.3f}, KL {numbers['kl']:.2f}")
@@ -332,14 +356,15 @@ def ppo_step(
     with clock("reward"):
         texts = [[c.text for c in r.completions] for r in rollouts]
         raw = reward.score([r.prompt.messages for r in rollouts], texts).flatten()
-        ended = torch.tensor([c.finish_reason == "stop" for r in rollouts for c in r.completions])
-        scores = raw if config.missing_eos_penalty is None else raw.where(ended, config.missing_eos_penalty)
+        completions = [c for r in rollouts for c in r.completions]
+        scores = shaped_scores(config, raw, completions)
     with clock("forward"):
         experience = trainer.experience(rollouts, scores)
     numbers = describe(experience, trainer.kl.value)
     check_mismatch(numbers["mismatch"], config.max_mismatch)
-    with clock("update"):
-        numbers |= trainer.update(experience, step)
+    if not too_far(config, numbers):
+        with clock("update"):
+            numbers |= trainer.update(experience, step)
     trainer.kl.update(numbers["kl"], len(scores))
     if config.samples_every and step % config.samples_every == 0:
         write_samples(folder, step + 1, rollouts, scores)
@@ -347,7 +372,7 @@ def ppo_step(
     seconds = {f"seconds_{name}": value for name, value in clock.seconds.items()}
     return numbers | {
         "reward": float(raw.mean()),
-        "ended": float(ended.float().mean()),
+        "ended": sum(c.finish_reason == "stop" for c in completions) / len(completions),
         "lr": lr,
         "samples_per_second": samples_per_second,
         **seconds,
@@ -381,6 +406,11 @@ def check_mismatch(mismatch: float, bound: float) -> None:
             f"(bound {bound:g}): its weights were not synced",
             hint="report this with the model's name; --max-mismatch sets the bound",
         )
+
+
+def too_far(config: PPOConfig, numbers: dict[str, Any]) -> bool:
+    """The policy is further from the reference than `max_kl` allows."""
+    return config.max_kl is not None and numbers["kl"] > config.max_kl
 
 
 def step_prompts(prompts: list[Prompt], count: int, seed: int, step: int) -> list[Prompt]:
@@ -421,7 +451,7 @@ class Clock:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - started
 
 
-def _results(folder: Path) -> dict[str, Any]:
+def _results(config: PPOConfig, folder: Path) -> dict[str, Any]:
     """First and last steps side by side, from the log."""
     rows = read_rows(folder / "metrics.jsonl")
     edge = max(1, len(rows) // 5)
@@ -431,6 +461,7 @@ def _results(folder: Path) -> dict[str, Any]:
 
     return {
         "steps": len(rows),
+        "stopped_by_kl": too_far(config, rows[-1]),
         "reward_first": mean("reward", rows[:edge]),
         "reward_last": mean("reward", rows[-edge:]),
         "kl_last": mean("kl", rows[-edge:]),

@@ -39,9 +39,9 @@ def check_reward_source(config: RewardSourceConfig) -> None:
     Raises:
         InputError, ModelError: no such constitution, principle or model, or the model is no reward model.
     """
-    if config.reward_model is not None:
-        check_reward_model(models.resolve(config.reward_model))
-    elif config.judge is not None and config.constitution is not None:
+    for name in config.reward_model:
+        check_reward_model(models.resolve(name))
+    if config.judge is not None and config.constitution is not None:
         _principles(constitutions.load(config.constitution), config.principles)
         if config.judge != models.FAKE:
             models.resolve(config.judge)
@@ -49,8 +49,13 @@ def check_reward_source(config: RewardSourceConfig) -> None:
 
 def reward_source(config: PPOConfig | RewardConfig, engines: EnginePool) -> RewardSource:
     """The reward model or the judge that `config` names."""
-    if config.reward_model is not None:
-        return RewardModelScorer(models.resolve(config.reward_model), config.precision, config.tokens_per_batch)
+    if config.reward_model:
+        return Ensemble(
+            [
+                RewardModelScorer(models.resolve(name), config.precision, config.tokens_per_batch)
+                for name in config.reward_model
+            ]
+        )
     wanted = JudgeConfig(
         judge=(config.judge or "",),
         constitution=config.constitution or "",
@@ -83,6 +88,16 @@ class RewardModelScorer:
         ]
         raw = score_groups(self.model, groups, self._precision, self._token_budget)
         return (torch.from_numpy(raw).float() - self.mean) / self.std
+
+
+class Ensemble:
+    """The mean of several sources."""
+
+    def __init__(self, sources: Sequence[RewardSource]) -> None:
+        self._sources = sources
+
+    def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
+        return torch.stack([source.score(prompts, responses) for source in self._sources]).mean(0)
 
 
 class JudgeScorer:
