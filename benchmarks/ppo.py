@@ -89,7 +89,7 @@ def run_ours(options: Any, folder: Path, advantage: str, engine: str) -> dict[st
             return Vowels()
         return RewardModelScorer(folder / "rm", config.precision, config.tokens_per_batch)
 
-    train_ppo(config, reward)
+    train_ppo(config, lambda _: reward())
     rows = read_rows(folder / "ours" / "metrics.jsonl")
     return {
         "steps": [

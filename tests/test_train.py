@@ -586,10 +586,10 @@ def ppo(tiny: Path, tmp_path: Path, write_jsonl: Callable[..., str]) -> Callable
         data = write_jsonl("prompts.jsonl", [{"id": f"p{i}", "prompt": f"Say {i}"} for i in range(10)])
         config = ppo_config(tiny, **options, prompts=data, output=str(tmp_path / name))
         if stop is None:
-            train_ppo(config, Lowercase)
+            train_ppo(config, lambda _: Lowercase())
         else:
             with pytest.raises(Interrupted):
-                train_ppo(config, Lowercase, progress=interrupt_after(stop))
+                train_ppo(config, lambda _: Lowercase(), progress=interrupt_after(stop))
         return tmp_path / name
 
     return run

@@ -216,7 +216,7 @@ def test_ppo_steps_with_vllm(syncable: VllmEngine, tiny: Path, tmp_path: Path, w
         temperature=0.7,  # "processed" log-probs: of the distribution that was sampled from
         lr=1e-3,
     )
-    train_ppo(config, Length)
+    train_ppo(config, lambda _: Length())
     rows = rows_of(tmp_path / "policy" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     # The engine works in bfloat16 here, so a little is left; stale weights would be beyond 0.2 in the second step.

@@ -261,7 +261,23 @@ class TrainConfig(InputConfig):
     tokens_per_batch: int = setting(
         2048, "Tokens that go through the model at once; sets the memory, not the result.", ge=64, output=False
     )
+    lora_rank: int = setting(
+        0, "Train adapters of this rank on the frozen model, merged at the end; 0: all weights.", ge=0
+    )
+    lora_alpha: int | None = setting(None, "LoRA's products count alpha / rank times. Default: twice the rank.", gt=0)
+    gradient_checkpointing: bool = setting(
+        False, "Compute each layer again in the backward pass: less memory, a third more work.", output=False
+    )
+    optimizer: Literal["adamw", "adamw-8bit"] = setting(
+        "adamw", "adamw-8bit holds its state in a quarter of the memory (a GPU, and the bitsandbytes package)."
+    )
     save_every: int = setting(0, "Steps between checkpoints to resume from; 0: at the end of every epoch.", ge=0)
+
+    @model_validator(mode="after")
+    def _alpha_of_lora(self) -> TrainConfig:
+        if self.lora_alpha is not None and not self.lora_rank:
+            raise ValueError("--lora-alpha belongs to --lora-rank")
+        return self
 
 
 class EpochsConfig(TrainConfig):

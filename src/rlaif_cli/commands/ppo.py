@@ -29,7 +29,7 @@ def train(config: PPOConfig, engines: Any, progress: Any) -> dict[str, Any]:
     from rlaif_cli.train.ppo import train_ppo
     from rlaif_cli.train.rewards import reward_source
 
-    return train_ppo(config, lambda: reward_source(config, engines), progress=progress)
+    return train_ppo(config, lambda on_body: reward_source(config, engines, on_body), progress=progress)
 
 
 def summary(results: dict[str, Any]) -> str:

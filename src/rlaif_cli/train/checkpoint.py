@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from rlaif_cli.jsonl import cannot_write, drop_torn_line, read_rows, refuse_other_settings, write_json
+from rlaif_cli.train.models import trained_parameters
 
 _STATE = "state"
 BEST = "best.safetensors"
@@ -36,7 +36,7 @@ class TrainState:
     """
 
     def __init__(
-        self, folder: Path, settings: dict[str, Any], models: dict[str, nn.Module], optimizer: torch.optim.Optimizer
+        self, folder: Path, settings: dict[str, Any], models: dict[str, Any], optimizer: torch.optim.Optimizer
     ) -> None:
         self._path = folder / _STATE
         self._settings = settings
@@ -90,18 +90,19 @@ def remove_state(folder: Path) -> None:
     (folder / BEST).unlink(missing_ok=True)
 
 
-def save_trained(model: nn.Module, path: Path) -> None:
-    """What is trained of a model, by name; a tied parameter stands once (`named_parameters` skips repeats)."""
-    tensors = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+def save_trained(model: Any, path: Path) -> None:
+    """What is trained of a model."""
     try:
-        save_file(tensors, path)
+        save_file({name: p.detach().contiguous() for name, p in trained_parameters(model).items()}, path)
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
-def load_trained(model: nn.Module, path: Path) -> None:
+def load_trained(model: Any, path: Path) -> None:
     """The reverse of `save_trained`."""
-    model.load_state_dict(load_file(path), strict=False)
+    saved = load_file(path)
+    for name, parameter in trained_parameters(model).items():
+        parameter.data.copy_(saved[name])
 
 
 def _cuda_rng() -> dict[str, torch.Tensor]:

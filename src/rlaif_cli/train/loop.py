@@ -19,7 +19,8 @@ from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import UsageError
 from rlaif_cli.jsonl import Source, cannot_write, refuse_other_settings, write_json
 from rlaif_cli.records import Record
-from rlaif_cli.train.models import device
+from rlaif_cli.train import adapters
+from rlaif_cli.train.models import device, trained_parameters
 
 MANIFEST = "manifest.json"
 R = TypeVar("R", bound=Record)
@@ -35,9 +36,15 @@ def autocast(precision: str) -> Any:
 
     Held around a whole optimizer step, so that each weight is cast once and not once a micro-batch.
     """
-    if precision == "fp32" or (precision == "auto" and not _has_bf16()):
+    if frozen_dtype(precision) == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device().type, dtype=torch.bfloat16)
+
+
+def frozen_dtype(precision: str) -> torch.dtype:
+    """The dtype of weights that are only read: the one that is computed in."""
+    plain = precision == "fp32" or (precision == "auto" and not _has_bf16())
+    return torch.float32 if plain else torch.bfloat16
 
 
 def _has_bf16() -> bool:
@@ -51,14 +58,23 @@ def _has_bf16() -> bool:
     return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
 
 
-def make_optimizer(groups: Iterable[tuple[nn.Module, float]], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over (model, learning rate) groups; eps 1e-5 (RESEARCH section 4)."""
-    return torch.optim.AdamW(
-        [{"params": list(model.parameters()), "lr": lr, "peak_lr": lr} for model, lr in groups],
-        eps=1e-5,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+def make_optimizer(groups: Iterable[tuple[Any, float]], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over (model, learning rate) groups; eps 1e-5 (RESEARCH section 4).
+
+    Raises:
+        UsageError: the 8-bit one is asked for, and bitsandbytes or a GPU is not there.
+    """
+    trained = [{"params": [*trained_parameters(model).values()], "lr": lr, "peak_lr": lr} for model, lr in groups]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(trained, eps=1e-5, weight_decay=config.weight_decay, fused=True)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise UsageError("--optimizer adamw-8bit needs a package", hint="pip install bitsandbytes") from None
+    if not torch.cuda.is_available():
+        raise UsageError("--optimizer adamw-8bit needs a GPU", hint="--optimizer adamw")
+    eight_bit: torch.optim.Optimizer = AdamW8bit(trained, eps=1e-5, weight_decay=config.weight_decay)
+    return eight_bit
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, total: int) -> float:
@@ -125,6 +141,15 @@ def _refuse_foreign(folder: Path) -> None:
         raise UsageError(
             "the folder holds files that no training run made", where=str(folder), hint="choose another -o"
         )
+
+
+def save_trained_model(config: Any, model: Any, base: Path) -> None:
+    """The run's checkpoint; an adapter is merged into it, and stands beside it in a folder of its own."""
+    folder = Path(config.output)
+    if config.lora_rank:
+        adapters.save(model, config.model, folder / adapters.ADAPTER)
+        model = adapters.merge(model)
+    save_checkpoint(model, base, folder)
 
 
 def save_checkpoint(model: Any, base: Path, folder: Path) -> None:

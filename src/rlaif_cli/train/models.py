@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import ModelError
-from rlaif_cli.train import attention
+from rlaif_cli.train import adapters, attention
+from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.ops import gather_logprobs
 from rlaif_cli.train.packing import Packed
 
@@ -26,12 +28,12 @@ def load_policy(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     return _load(AutoModelForCausalLM, path, dtype=dtype)
 
 
-def new_reward_model(path: Path, seed: int) -> Any:
+def new_reward_model(path: Path, seed: int, dtype: torch.dtype = torch.float32) -> Any:
     """A reward model with a fresh head on the checkpoint's body: N(0, 1/(d+1)), dropout off (RESEARCH section 4)."""
     from transformers import AutoModelForSequenceClassification
 
-    model = _load(AutoModelForSequenceClassification, path, dtype=torch.float32, num_labels=1)
-    weight = model.score.weight
+    model = _load(AutoModelForSequenceClassification, path, dtype=dtype, num_labels=1)
+    weight = model.score.float().weight
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         fresh = torch.randn(weight.shape, generator=generator) / (weight.shape[1] + 1) ** 0.5
@@ -92,12 +94,38 @@ def _ready(model: Any) -> Any:
     return model.to(device())
 
 
+# ------------------------------------------------------------------------------------------------ what is trained
+
+
+def trainable(model: Any, config: TrainConfig) -> Any:
+    """Ready for training: all of its weights, or its head and new adapters on the rest."""
+    if config.lora_rank:
+        adapters.add(model, "trained", config)
+        if hasattr(model, "score"):
+            model.score.requires_grad_(True)
+    return economical(model, config).train()
+
+
+def economical(model: Any, config: TrainConfig) -> Any:
+    """With gradient checkpointing, where it is asked for."""
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def trained_parameters(model: Any) -> dict[str, nn.Parameter]:
+    """By name; a tied one stands once (`named_parameters` skips repeats)."""
+    if isinstance(model, Adapted):
+        return model.trained_parameters()
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 # ------------------------------------------------------------------------------------------------ the forward pass
 
 
 def hidden_states(model: Any, batch: Packed) -> Tensor:
     """[T, d]: the body's last hidden states."""
-    body = getattr(model, model.base_model_prefix)
+    body = model.activate() if isinstance(model, Adapted) else getattr(model, model.base_model_prefix)
     output = body(
         input_ids=batch.input_ids,
         attention_mask=attention.no_mask(batch.input_ids.device),

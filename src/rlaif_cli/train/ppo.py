@@ -27,14 +27,17 @@ from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError
 from rlaif_cli.jsonl import Source, read_rows
 from rlaif_cli.records import PromptRecord, as_messages
-from rlaif_cli.train import loop, ops
+from rlaif_cli.train import adapters, loop, ops
+from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.checkpoint import MetricsLog, TrainState, keep_through, remove_state
 from rlaif_cli.train.models import (
     device,
+    economical,
     load_policy,
     load_reward_model,
     new_reward_model,
     response_logprobs,
+    trainable,
     values,
 )
 from rlaif_cli.train.packing import Packed, micro_batches, pack
@@ -74,14 +77,19 @@ class Trainer:
     """Policy, reference and (for GAE) value model, and the optimizer over what is trained."""
 
     def __init__(self, config: PPOConfig, base: Path, reward_path: Path | None) -> None:
-        self.config = config
-        self.policy = load_policy(base).train()
-        self.reference = load_policy(base, torch.bfloat16 if config.precision != "fp32" else torch.float32)
-        self.reference.eval().requires_grad_(False)
+        self.config, self.base = config, base
+        frozen = loop.frozen_dtype(config.precision)
+        self._shared = load_policy(base, frozen) if config.lora_rank else None
+        if self._shared is not None:
+            economical(self._shared, config).train()
+            adapters.add(self._shared, "policy", config)
+            self.policy, self.reference = Adapted(self._shared, "policy"), Adapted(self._shared, None)
+        else:
+            self.policy = trainable(load_policy(base), config)
+            self.reference = load_policy(base, frozen).eval().requires_grad_(False)
         trained = [(self.policy, config.lr)]
-        self.value_model = None
-        if config.advantage == "gae":
-            self.value_model = _value_model(base, reward_path, config.seed).train()
+        self.value_model = self._value_model(reward_path) if config.advantage == "gae" else None
+        if self.value_model is not None:
             trained.append((self.value_model, config.value_lr or config.lr))
         self.optimizer = loop.make_optimizer(trained, config)
         self.kl = (
@@ -91,8 +99,45 @@ class Trainer:
         )
 
     @property
-    def models(self) -> dict[str, nn.Module]:
+    def models(self) -> dict[str, Any]:
         return {"policy": self.policy} | ({"value": self.value_model} if self.value_model is not None else {})
+
+    def on_body(self, reward_path: Path) -> Adapted | None:
+        """A reward model as one more adapter on the policy's body, where it was trained as one on the same body."""
+        folder = adapters.of_base(reward_path, self.base) if self._shared is not None else None
+        if folder is None:
+            return None
+        name = f"reward {folder}".replace(".", "_")  # a part of parameters' names
+        return self._adapted(name, adapters.load(self._shared, name, folder))
+
+    def _adapted(self, name: str, head: dict[str, Tensor]) -> Adapted:
+        score = nn.Linear(head["weight"].shape[1], 1, bias="bias" in head).to(device())
+        score.load_state_dict(head)
+        return Adapted(self._shared, name, score)
+
+    def _value_model(self, reward_path: Path | None) -> Any:
+        """The reward model, where it reads the policy's tokens; else the policy's body with a fresh head.
+
+        The reward's normalisation is folded into the head, so that values start on the scale of the scores. A fresh
+        head says 0: noise there would be noise in every first advantage (explained variance of -2 to -4 was seen over
+        the first ten steps with a random one).
+        """
+        mean, std = stored_scale(reward_path) if reward_path else (0.0, 1.0)
+        if self._shared is not None:
+            folder = adapters.of_base(reward_path, self.base) if reward_path else None
+            if folder is None:
+                adapters.add(self._shared, "value", self.config)
+                return self._adapted("value", {"weight": torch.zeros(1, self._shared.config.hidden_size)})
+            weight = adapters.load(self._shared, "value", folder)["weight"]
+            return self._adapted("value", {"weight": weight / std, "bias": torch.tensor([-mean / std])})
+        known = reward_path if reward_path and _same_tokens(self.base, reward_path) else None
+        model = load_reward_model(known) if known else new_reward_model(self.base, self.config.seed)
+        weight = model.score.weight if known else torch.zeros_like(model.score.weight)
+        model.score = nn.Linear(weight.shape[1], 1).to(weight)
+        with torch.no_grad():
+            model.score.weight.copy_(weight / std if known else weight)
+            model.score.bias.fill_(-mean / std if known else 0.0)
+        return economical(model, self.config).train()
 
     @torch.no_grad()
     def experience(self, rollouts: list[Rollout], scores: Tensor) -> Experience:
@@ -145,42 +190,43 @@ class Trainer:
         with loop.autocast(self.config.precision):
             for rows, packed in self._micro_batches([experience.rollouts[i] for i in chosen], chosen):
                 share = int(packed.response_mask.sum()) / total
-                loss, numbers = self._loss(experience, rows, packed)
-                (share * loss).backward()
-                for name, value in numbers.items():
-                    logged[name] = logged.get(name, 0.0) + share * float(value)
+                # One after the other, backward included: each one's memory is free for the next.
+                losses = (self._policy_loss, self._value_loss) if self.value_model is not None else (self._policy_loss,)
+                for loss_of in losses:
+                    loss, numbers = loss_of(experience, rows, packed)
+                    (share * loss).backward()
+                    for name, value in numbers.items():
+                        logged[name] = logged.get(name, 0.0) + share * float(value)
         logged["grad_norm"] = loop.clip_and_step(self.optimizer, self.config.max_grad_norm)
         return logged
 
-    def _loss(self, experience: Experience, rows: list[int], packed: Packed) -> tuple[Tensor, dict[str, Any]]:
-        config, width = self.config, packed.response_ids.shape[-1]
-
-        def of(tensor: Tensor) -> Tensor:  # these sequences' part of a step's [S, R] tensor
-            return tensor[rows, :width].to(packed.input_ids.device)
-
+    def _policy_loss(self, experience: Experience, rows: list[int], packed: Packed) -> tuple[Tensor, dict[str, Any]]:
+        config = self.config
+        of = part_of(rows, packed)
         mask = of(experience.mask)
         logprobs = response_logprobs(self.policy, packed, config.temperature).flatten(0, 1)
-        policy_loss, policy_numbers = ops.ppo_policy_loss(
+        loss, numbers = ops.ppo_policy_loss(
             logprobs, of(experience.old_logprobs), of(experience.advantages), mask, config.clip, of(experience.weights)
         )
-        numbers = {
-            "policy_loss": policy_loss.detach(),
-            "clip_fraction": policy_numbers["clip_fraction"],
-            "approx_kl": policy_numbers["approx_kl"],
-        }
+        logged = {"policy_loss": loss.detach()} | {name: numbers[name] for name in ("clip_fraction", "approx_kl")}
         if config.kl_in == "loss":
             # k2, whose gradient is that of the KL; k3 as a loss is biased (arXiv 2510.01555).
             kl = ops.masked_mean(ops.kl_estimate(logprobs, of(experience.ref_logprobs), "k2"), mask)
-            policy_loss = policy_loss + self.kl.value * kl
-        if experience.old_values is None or experience.returns is None:
-            return policy_loss, numbers
-        value = values(self.value_model, packed).flatten(0, 1)
-        value_loss, value_numbers = ops.ppo_value_loss(
-            value, of(experience.old_values), of(experience.returns), mask, config.value_clip
+            loss = loss + self.kl.value * kl
+        return loss, logged
+
+    def _value_loss(self, experience: Experience, rows: list[int], packed: Packed) -> tuple[Tensor, dict[str, Any]]:
+        assert experience.old_values is not None and experience.returns is not None
+        of = part_of(rows, packed)
+        loss, numbers = ops.ppo_value_loss(
+            values(self.value_model, packed).flatten(0, 1),
+            of(experience.old_values),
+            of(experience.returns),
+            of(experience.mask),
+            self.config.value_clip,
         )
-        numbers["value_loss"] = value_loss.detach()
-        numbers["value_clip_fraction"] = value_numbers["value_clip_fraction"]
-        return policy_loss + config.value_coef * value_loss, numbers
+        logged = {"value_loss": loss.detach(), "value_clip_fraction": numbers["value_clip_fraction"]}
+        return self.config.value_coef * loss, logged
 
     def _logprobs(self, model: Any, packed: Packed) -> Tensor:
         return response_logprobs(model, packed, self.config.temperature).flatten(0, 1).float().cpu()
@@ -194,6 +240,11 @@ class Trainer:
             numbers = [places[i] if places is not None else i for i in indices]
             rows = [number * n + k for number in numbers for k in range(n)]
             yield rows, pack([groups[i] for i in indices]).to(device())
+
+
+def part_of(rows: list[int], packed: Packed) -> Callable[[Tensor], Tensor]:
+    """Cuts the packed sequences' part out of a step's [S, R] tensors."""
+    return lambda tensor: tensor[rows, : packed.response_ids.shape[-1]].to(packed.input_ids.device)
 
 
 def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
@@ -228,24 +279,6 @@ def shaped_scores(config: PPOConfig, raw: Tensor, completions: Sequence[Completi
     return scores - config.length_penalty * torch.tensor([float(len(c.token_ids)) for c in completions])
 
 
-def _value_model(base: Path, reward_path: Path | None, seed: int) -> Any:
-    """The value model: the reward model, where it reads the policy's tokens; else the policy's body with a fresh head.
-
-    The reward's normalisation is folded into the head, so that values start on the scale of the scores.
-    """
-    known = reward_path if reward_path and _same_tokens(base, reward_path) else None
-    model = load_reward_model(known) if known else new_reward_model(base, seed)
-    mean, std = stored_scale(model) if known else (0.0, 1.0)
-    head = nn.Linear(model.score.in_features, 1).to(model.score.weight)
-    with torch.no_grad():
-        # A fresh head says 0: noise there would be noise in every first advantage (explained variance of -2 to -4 was
-        # seen over the first ten steps with a random one).
-        head.weight.copy_(model.score.weight / std if known else torch.zeros_like(head.weight))
-        head.bias.fill_(-mean / std)
-    model.score = head
-    return model
-
-
 def _same_tokens(a: Path, b: Path) -> bool:
     vocabulary, other = (ChatTokenizer(path).hf.get_vocab() for path in (a, b))
     return bool(vocabulary == other)
@@ -255,12 +288,15 @@ def _same_tokens(a: Path, b: Path) -> bool:
 
 
 def train_ppo(
-    config: PPOConfig, make_reward: Callable[[], RewardSource], *, progress: ProgressCallback = no_progress
+    config: PPOConfig,
+    make_reward: Callable[[Callable[[Path], Adapted | None]], RewardSource],
+    *,
+    progress: ProgressCallback = no_progress,
 ) -> dict[str, Any]:
     """Run the stage; see `PPOConfig`. Returns the summary's numbers.
 
     Args:
-        make_reward: called once, when compute begins.
+        make_reward: called once, when compute begins, with what may put a reward model on the policy's body.
 
     Raises:
         InputError: the prompts cannot be used, or one does not fit the model's context.
@@ -280,10 +316,10 @@ def train_ppo(
         return done
     loop.set_seed(config.seed)
     prompts = _prompts(config, source, base)
-    reward = make_reward()
     trainer = Trainer(config, base, reward_path)
+    reward = make_reward(trainer.on_body)
     _run(config, settings, folder, base, trainer, reward, prompts, progress)
-    loop.save_checkpoint(trainer.policy, base, folder)
+    loop.save_trained_model(config, trainer.policy, base)
     results = _results(config, folder)
     loop.write_manifest(folder, "ppo", settings, results=results)
     remove_state(folder)

@@ -23,7 +23,7 @@ from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Preference, prompt_text
 from rlaif_cli.train import loop
 from rlaif_cli.train.checkpoint import remove_state
-from rlaif_cli.train.models import device, new_reward_model, rewards
+from rlaif_cli.train.models import device, new_reward_model, rewards, trainable
 from rlaif_cli.train.ops import binary_entropy, soft_pairwise_loss
 from rlaif_cli.train.packing import Group, micro_batches, pack
 from rlaif_cli.train.supervised import run_epochs
@@ -59,7 +59,8 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
     people = [tokenize(record, tokenizer) for record in human or ()]
     train, test = split([tokenize(record, tokenizer) for record in source], config)
     loop.set_seed(config.seed)
-    model = new_reward_model(base, config.seed).train()
+    dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
+    model = trainable(new_reward_model(base, config.seed, dtype), config)
 
     def step(optimizer: torch.optim.Optimizer, batch: list[int]) -> dict[str, float]:
         return train_step(model, optimizer, [train[i] for i in batch], config)
@@ -69,7 +70,7 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
 
     measured = held_out_loss if test else None
     weights = run_epochs(config, settings, folder, model, len(train), step, measured, progress)
-    results = {"weights": weights} | _finish(config, model, folder, base, train, test, people)
+    results = {"weights": weights} | _finish(config, model, base, train, test, people)
     loop.write_manifest(folder, "train-rm", settings, results=results)
     remove_state(folder)
     return results
@@ -179,7 +180,6 @@ def log_loss(predicted: np.ndarray[Any, Any], p: np.ndarray[Any, Any]) -> float:
 def _finish(
     config: RewardModelConfig,
     model: Any,
-    folder: Path,
     base: Path,
     train: list[Pair],
     test: list[Pair],
@@ -200,5 +200,5 @@ def _finish(
     if unseen := [pair for pair in people if pair.prompt not in trained_on]:
         results["human"] = measure(model, unseen, config)
     model.config.rlaif = {"reward_mean": mean, "reward_std": std}
-    loop.save_checkpoint(model, base, folder)
+    loop.save_trained_model(config, model, base)
     return results

@@ -6,10 +6,11 @@ trained on.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 
@@ -22,6 +23,8 @@ from rlaif_cli.engines import FAKE, Engine, EnginePool
 from rlaif_cli.errors import EngineError, UsageError
 from rlaif_cli.judge import RewardingJudge, make_judge, named_principles
 from rlaif_cli.records import Message, content_id
+from rlaif_cli.train import loop
+from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.models import check_reward_model, load_reward_model
 from rlaif_cli.train.packing import Group
 from rlaif_cli.train.reward_model import score_groups
@@ -47,14 +50,18 @@ def check_reward_source(config: RewardSourceConfig) -> None:
             models.resolve(config.judge)
 
 
-def reward_source(config: PPOConfig | RewardConfig, engines: EnginePool) -> RewardSource:
-    """The reward model or the judge that `config` names."""
+def reward_source(
+    config: PPOConfig | RewardConfig, engines: EnginePool, on_body: Callable[[Path], Adapted | None] = lambda _: None
+) -> RewardSource:
+    """The reward models or the judge that `config` names.
+
+    Args:
+        on_body: a reward model as an adapter on a body that is there already, where it can be one.
+    """
     if config.reward_model:
+        paths = map(models.resolve, config.reward_model)
         return Ensemble(
-            [
-                RewardModelScorer(models.resolve(name), config.precision, config.tokens_per_batch)
-                for name in config.reward_model
-            ]
+            [RewardModelScorer(path, config.precision, config.tokens_per_batch, on_body(path)) for path in paths]
         )
     wanted = JudgeConfig(
         judge=(config.judge or "",),
@@ -70,14 +77,16 @@ def reward_source(config: PPOConfig | RewardConfig, engines: EnginePool) -> Rewa
 
 
 class RewardModelScorer:
-    """A trained reward model; scores are normalised by the mean and std that its checkpoint stores."""
+    """A trained reward model; scores are normalised by the mean and std that its checkpoint stores.
 
-    def __init__(self, path: Path, precision: str, token_budget: int) -> None:
-        # Frozen and only read, so bf16 weights do; the head's sum is made in fp32.
-        self.model = load_reward_model(path, dtype=torch.bfloat16 if precision != "fp32" else torch.float32)
-        self.model.eval().requires_grad_(False)
+    Args:
+        model: the same model on a body that is there already.
+    """
+
+    def __init__(self, path: Path, precision: str, token_budget: int, model: Adapted | None = None) -> None:
+        self.model = model or load_reward_model(path, loop.frozen_dtype(precision)).eval().requires_grad_(False)
         self.tokenizer = ChatTokenizer(path)
-        self.mean, self.std = stored_scale(self.model)
+        self.mean, self.std = stored_scale(path)
         self._precision = precision
         self._token_budget = token_budget
 
@@ -139,7 +148,7 @@ def _principles(constitution: Constitution, wanted: Sequence[str]) -> tuple[Prin
     return named_principles(constitution, wanted)
 
 
-def stored_scale(model: Any) -> tuple[float, float]:
+def stored_scale(path: Path) -> tuple[float, float]:
     """(mean, std) of the rewards over the training responses; (0, 1) for a model of another tool."""
-    scale = getattr(model.config, "rlaif", None) or {}
+    scale = json.loads((path / "config.json").read_text("utf-8")).get("rlaif") or {}
     return float(scale.get("reward_mean", 0.0)), max(float(scale.get("reward_std", 1.0)), 1e-6)

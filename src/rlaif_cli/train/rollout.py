@@ -10,6 +10,7 @@ from typing import Any
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.engines import Completion, Engine, Request, Sampling, open_engine
 from rlaif_cli.records import Message
+from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.packing import Group
 
 
@@ -57,10 +58,13 @@ class RolloutEngine:
             self.engine: Engine = open_engine("vllm", path, **options)
         else:
             batch_size = config.prompts_per_step * config.n
-            self.engine = open_engine("transformers", path, model=policy, batch_size=batch_size, **options)
+            module = policy.shared if isinstance(policy, Adapted) else policy
+            self.engine = open_engine("transformers", path, model=module, batch_size=batch_size, **options)
 
     def sync(self) -> None:
-        """Hand the trainer's weights over."""
+        """Hand the trainer's weights over; an engine that samples from the trainer's own model has them."""
+        if isinstance(self._policy, Adapted):
+            self._policy.activate()
         load_weights = getattr(self.engine, "load_weights", None)
         if load_weights is not None:
             load_weights(policy_weights(self._policy))
@@ -84,10 +88,13 @@ def policy_weights(policy: Any) -> list[tuple[str, Any]]:
     vLLM's reload keeps an output layer that is not sent, without an error: the rollouts would come from a model whose
     body is new and whose head is old (RESEARCH section 4; a test holds this).
     """
-    weights = [(name, parameter.detach()) for name, parameter in policy.named_parameters()]
+    if isinstance(policy, Adapted):
+        weights, module = list(policy.weights()), policy.shared
+    else:
+        weights, module = [(name, parameter.detach()) for name, parameter in policy.named_parameters()], policy
     names = {name for name, _ in weights}
-    output = policy.get_output_embeddings()
-    head = next((name for name, module in policy.named_modules() if module is output), None)
+    output = module.get_output_embeddings()
+    head = next((name for name, part in module.named_modules() if part is output), None)
     if head is not None and f"{head}.weight" not in names:
         weights.append((f"{head}.weight", output.weight.detach()))
     return weights

@@ -22,7 +22,7 @@ from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Demonstration, as_messages, prompt_text
 from rlaif_cli.train import loop
 from rlaif_cli.train.checkpoint import remove_state
-from rlaif_cli.train.models import device, load_policy, response_logprobs
+from rlaif_cli.train.models import device, load_policy, response_logprobs, trainable
 from rlaif_cli.train.packing import Group, micro_batches, pack
 from rlaif_cli.train.supervised import run_epochs
 
@@ -49,7 +49,8 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
     groups = [(_tokenize(record, tokenizer), prompt_text(record.prompt) in away) for record in records]
     train, test = ([group for group, held in groups if held == side] for side in (False, True))
     loop.set_seed(config.seed)
-    model = load_policy(base).train()
+    dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
+    model = trainable(load_policy(base, dtype), config)
 
     def step(optimizer: torch.optim.Optimizer, batch: list[int]) -> dict[str, float]:
         return train_step(model, optimizer, [train[i] for i in batch], config)
@@ -66,7 +67,7 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
             "loss": round(after, 4),
             "perplexity": round(math.exp(after), 3),
         }
-    loop.save_checkpoint(model, base, folder)
+    loop.save_trained_model(config, model, base)
     loop.write_manifest(folder, "sft", settings, results=results)
     remove_state(folder)
     return results
