@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "rlaif_cli"
-HEAVY = {"vllm", "ray", "openai", "torch", "transformers"}
+HEAVY = {"vllm", "ray", "openai", "torch", "transformers", "peft"}
 
 # From the bottom up: a module may import from its own layer and from those above it in this list.
 LAYERS = [
