@@ -468,7 +468,7 @@ def test_train_rm(reward_model: Path) -> None:
     metrics = rows_of(reward_model / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2]
     assert {"loss", "entropy_floor", "pairs_per_second", "tokens_per_second"} <= metrics[0].keys()
-    assert metrics[0].keys() == documented("train-rm")
+    assert metrics[1].keys() == documented("train-rm") == metrics[0].keys() | {"held_out_loss"}
     config = json.loads((reward_model / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert config["rlaif"]["reward_std"] > 0
@@ -489,16 +489,18 @@ def test_ppo_by_group_logs_what_it_has(questions: str, tmp_path: Path) -> None:
     command = ("ppo", questions, "--model", "fake", "--engine", "fake", *FAKE_JUDGE, "-o", "policy", *SHORT)
     done = rlaif(*command, "--advantage", "rloo", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    by_value_model = {"explained_variance", "value_loss", "value_clip_fraction"}
-    assert rows_of(tmp_path / "policy" / "metrics.jsonl")[0].keys() - {"step"} == documented("ppo") - by_value_model
+    others = {"explained_variance", "value_loss", "value_clip_fraction", "win_rate"}
+    assert rows_of(tmp_path / "policy" / "metrics.jsonl")[0].keys() - {"step"} == documented("ppo") - others
 
 
 @pytest.mark.parametrize("reward", ["reward model", "judge"])
 def test_ppo(reward: str, questions: str, tmp_path: Path, reward_model: Path) -> None:
     source = ("--reward-model", str(reward_model)) if reward == "reward model" else FAKE_JUDGE
     command = ("ppo", questions, "--model", "fake", "--engine", "fake", *source, "-o", "policy", *SHORT)
-    done = rlaif(*command, cwd=tmp_path)
+    choice = ("--eval-judge", "fake", "--eval-every", "1", "--eval-constitution", "helpfulness")
+    done = rlaif(*command, *choice, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "held-out win rate" in done.stderr
     metrics = rows_of(tmp_path / "policy" / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2] and metrics[0].keys() >= LOGGED_BY_PPO
     assert metrics[0].keys() - {"step"} == documented("ppo")
@@ -528,6 +530,24 @@ def test_ppo_refuses_a_policy_as_its_reward_model(questions: str, tmp_path: Path
 def test_a_reward_comes_from_one_place(options: tuple[str, ...], said: str, questions: str, tmp_path: Path) -> None:
     for command in (("ppo", questions, "--model", "fake", "-o", "policy"), ("eval", "reward", questions)):
         fails(rlaif(*command, *options, cwd=tmp_path), 2, said)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--eval-every", "3"), 2, "--eval-every belongs to --eval-judge"),
+        (("--eval-judge", "./nope"), 1, "./nope: no such model"),
+        (("--eval-judge", "fake", "--eval-constitution", "nope"), 2, "nope"),
+        (("--kl-form", "convex", "--kl-coef", "2"), 2, "--kl-form convex needs"),
+        (("--advantage", "reinforce", "--lam", "0.5"), 2, "--lam belongs to --advantage gae"),
+    ],
+)
+def test_ppo_says_what_cannot_be_before_it_starts(
+    options: tuple[str, ...], code: int, said: str, questions: str, tmp_path: Path
+) -> None:
+    command = ("ppo", questions, "--model", "fake", "--engine", "fake", *FAKE_JUDGE, "-o", "policy")
+    fails(rlaif(*command, *options, cwd=tmp_path), code, said)
+    assert not (tmp_path / "policy").exists()
 
 
 # --- a whole pipeline ---------------------------------------------------------------------------------------

@@ -582,14 +582,14 @@ def _lowercase(text: str) -> float:
 
 @pytest.fixture
 def ppo(tiny: Path, tmp_path: Path, write_jsonl: Callable[..., str]) -> Callable[..., Path]:
-    def run(name: str, stop: int | None = None, **options: Any) -> Path:
+    def run(name: str, stop: int | None = None, compare: Any = None, **options: Any) -> Path:
         data = write_jsonl("prompts.jsonl", [{"id": f"p{i}", "prompt": f"Say {i}"} for i in range(10)])
         config = ppo_config(tiny, **options, prompts=data, output=str(tmp_path / name))
         if stop is None:
-            train_ppo(config, lambda _: Lowercase())
+            train_ppo(config, lambda _: Lowercase(), compare)
         else:
             with pytest.raises(Interrupted):
-                train_ppo(config, lambda _: Lowercase(), progress=interrupt_after(stop))
+                train_ppo(config, lambda _: Lowercase(), compare, progress=interrupt_after(stop))
         return tmp_path / name
 
     return run
@@ -627,6 +627,27 @@ def test_too_large_a_kl_stops_before_the_update(ppo: Any) -> None:
     assert rows[-1]["kl"] > 0.5 >= max(row["kl"] for row in rows[:-1])
     assert "policy_loss" in rows[-2] and "policy_loss" not in rows[-1]
     assert json.loads((folder / "manifest.json").read_text())["results"]["stopped_by_kl"]
+
+
+def test_the_policy_with_the_best_win_rate_is_kept(ppo: Any) -> None:
+    """A judge that wants half of the letters lowercase: the reward, which wants all, is then climbed for too long."""
+
+    def compare(texts: Any) -> list[float]:
+        return [float(abs(_lowercase(a) - 0.5) < abs(_lowercase(b) - 0.5)) for _, a, b in texts]
+
+    options: dict[str, Any] = {"steps": 24, "prompts_per_step": 8, "n": 4, "lr": 2e-3, "kl_coef": 0.0}
+    options |= {"advantage": "rloo", "eval_judge": "fake", "eval_every": 3, "eval_fraction": 0.4, "compare": compare}
+    folder = ppo("chosen", save_every=4, **options)
+    rows, results = log_of(folder), json.loads((folder / "manifest.json").read_text())["results"]
+    rates = {row["step"]: row["win_rate"] for row in rows if "win_rate" in row}
+    assert list(rates) == list(range(3, 25, 3))
+    assert results["weights"] == {"step": max(rates, key=lambda s: rates[s]), "win_rate": round(max(rates.values()), 4)}
+    assert results["weights"]["step"] < 24 and max(rates.values()) > rates[24]
+    trained_on = {row["prompt"][0]["content"] for row in rows_of(folder / "samples.jsonl")}
+    start = json.loads((folder / "held_out.start.json").read_text())
+    assert len(start) == 4 and not {f"Say {name[1:]}" for name in start} & trained_on
+    ppo("cut", stop=10, save_every=4, **options)
+    assert_same_run(folder, ppo("cut", save_every=4, **options))
 
 
 def test_scores_are_shaped_as_asked(tiny: Path) -> None:

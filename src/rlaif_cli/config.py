@@ -397,6 +397,15 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
     max_mismatch: float = setting(
         0.2, "Stop when mean |engine - trainer| log-prob is beyond this: the weights were not synced.", gt=0
     )
+    eval_judge: str | None = setting(
+        None,
+        "Every --eval-every steps this judge compares the policy's answers to held-out prompts with the start's, and "
+        "the weights with the highest win rate are kept. Let it be another judge than the reward's.",
+    )
+    eval_constitution: str | None = setting(None, "For --eval-judge: a constitution. Default: --constitution.")
+    eval_method: Literal["pairwise", "score", "contrast"] = setting("pairwise", "For --eval-judge: as in `label`.")
+    eval_every: int = setting(10, "For --eval-judge: steps between comparisons.", ge=1)
+    eval_fraction: float = setting(0.1, "For --eval-judge: the share of the prompts held out.", gt=0, lt=1)
     samples_every: int = setting(10, "Steps between samples written to samples.jsonl; 0: never.", ge=0, output=False)
 
     @model_validator(mode="after")
@@ -406,6 +415,12 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
                 "--top-p must be 1 with ppo: truncated sampling draws from another distribution than the one whose "
                 "log-probs are trained, which biases the gradient; lower --temperature instead"
             )
+        if self.eval_judge is None:
+            for name in ("eval_constitution", "eval_method", "eval_every", "eval_fraction"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"--{name.replace('_', '-')} belongs to --eval-judge")
+        elif self.eval_constitution is None and self.constitution is None:
+            raise ValueError("--eval-judge needs --eval-constitution")
         if self.kl_form == "convex" and (self.kl_target or self.kl_coef > 1):
             raise ValueError("--kl-form convex needs a fixed --kl-coef from 0 to 1")
         if self.advantage != "gae":
@@ -417,6 +432,19 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
                     option = name.replace("_", "-")
                     raise ValueError(f"--{option} belongs to --advantage gae: {self.advantage} has no value model")
         return self
+
+    @property
+    def eval_comparison(self) -> CompareConfig:
+        """How `eval_judge` is asked."""
+        return CompareConfig(
+            judge=(self.eval_judge or "",),
+            constitution=self.eval_constitution or self.constitution or "",
+            method=self.eval_method,
+            engine=None if "fake" in (self.eval_judge, self.engine) else self.engine,
+            engine_memory=self.engine_memory,
+            truncate="middle",
+            seed=self.seed,
+        )
 
 
 def result_output() -> Any:

@@ -26,14 +26,21 @@ def run(config: PPOConfig) -> int:
 
 
 def train(config: PPOConfig, engines: Any, progress: Any) -> dict[str, Any]:
+    from rlaif_cli.stages import evaluate
     from rlaif_cli.train.ppo import train_ppo
     from rlaif_cli.train.rewards import reward_source
 
-    return train_ppo(config, lambda on_body: reward_source(config, engines, on_body), progress=progress)
+    def make_reward(on_body: Any) -> Any:
+        return reward_source(config, engines, on_body)
+
+    compare = evaluate.comparer(config.eval_comparison, engines) if config.eval_judge else None
+    return train_ppo(config, make_reward, compare, progress=progress)
 
 
 def summary(results: dict[str, Any]) -> str:
     stopped = ", stopped by --max-kl before the last one's update" if results.get("stopped_by_kl") else ""
+    if weights := results.get("weights"):
+        stopped += f", the weights of step {weights['step']} (held-out win rate {weights['win_rate']:.3f})"
     return (
         f"ppo: {results['steps']} steps{stopped}, reward {results['reward_first']:.3f} -> {results['reward_last']:.3f} "
         f"(first and last fifth), KL {results['kl_last']:.2f} nats a response, "

@@ -5,7 +5,7 @@ Every number carries its n, the unscored count and an interval; per-item results
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,14 @@ import numpy as np
 
 from rlaif_cli import constitution as constitutions
 from rlaif_cli import metrics
-from rlaif_cli.config import AlignmentConfig, GenerateConfig, HarmlessRateConfig, JudgeConfig, WinRateConfig
+from rlaif_cli.config import (
+    AlignmentConfig,
+    CompareConfig,
+    GenerateConfig,
+    HarmlessRateConfig,
+    JudgeConfig,
+    WinRateConfig,
+)
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines import EnginePool
@@ -260,6 +267,19 @@ def _judge(
         judged[comparison.key] = judgement
         progress(len(judged), len(texts))
     return [judged[index] for index in range(len(texts))]
+
+
+def comparer(
+    config: CompareConfig, engines: EnginePool
+) -> Callable[[Sequence[tuple[Any, str, str]]], list[float | None]]:
+    """What gives P(the judge prefers a) of (prompt, a, b) triples, in their order; None where it could not tell.
+
+    All that can be wrong with the settings is raised here, before compute is spent.
+    """
+    constitution = constitutions.load(config.constitution)
+    check_principles(config, constitution)
+    room = Room(config, constitution)
+    return lambda texts: [j.p_a for j in _judge(config, constitution, room, engines, texts, no_progress)]
 
 
 def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool) -> dict[str, Candidates]:

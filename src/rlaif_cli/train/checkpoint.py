@@ -19,7 +19,7 @@ from rlaif_cli.jsonl import cannot_write, drop_torn_line, read_rows, refuse_othe
 from rlaif_cli.train.models import trained_parameters
 
 _STATE = "state"
-BEST = "best.safetensors"
+_BEST = "best.safetensors"
 
 
 class TrainState:
@@ -87,7 +87,7 @@ def remove_state(folder: Path) -> None:
     """The run is complete: there is nothing to go on from."""
     for name in (_STATE, "state.new", "state.old"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / BEST).unlink(missing_ok=True)
+    (folder / _BEST).unlink(missing_ok=True)
 
 
 def save_trained(model: Any, path: Path) -> None:
@@ -103,6 +103,28 @@ def load_trained(model: Any, path: Path) -> None:
     saved = load_file(path)
     for name, parameter in trained_parameters(model).items():
         parameter.data.copy_(saved[name])
+
+
+class BestWeights:
+    """The weights with the lowest held-out loss (or other measure) so far, kept in a file of their own."""
+
+    def __init__(self, folder: Path, model: Any, found: dict[str, Any] | None) -> None:
+        self._path = folder / _BEST
+        self._model = model
+        self.found = found  # step, loss, and measurements since
+
+    def offer(self, loss: float, step: int) -> None:
+        if self.found and not loss < self.found["loss"]:
+            self.found = self.found | {"since": self.found["since"] + 1}
+            return
+        save_trained(self._model, self._path)
+        self.found = {"step": step, "loss": loss, "since": 0}
+
+    def exhausted(self, patience: int) -> bool:
+        return bool(patience and self.found and self.found["since"] >= patience)
+
+    def restore(self) -> None:
+        load_trained(self._model, self._path)
 
 
 def _cuda_rng() -> dict[str, torch.Tensor]:

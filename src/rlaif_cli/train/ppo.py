@@ -27,9 +27,9 @@ from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError
 from rlaif_cli.jsonl import Source, read_rows
 from rlaif_cli.records import PromptRecord, as_messages
-from rlaif_cli.train import adapters, loop, ops
+from rlaif_cli.train import adapters, loop, ops, selection
 from rlaif_cli.train.adapters import Adapted
-from rlaif_cli.train.checkpoint import MetricsLog, TrainState, keep_through, remove_state
+from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState, keep_through, remove_state
 from rlaif_cli.train.models import (
     device,
     economical,
@@ -43,6 +43,7 @@ from rlaif_cli.train.models import (
 from rlaif_cli.train.packing import Packed, micro_batches, pack
 from rlaif_cli.train.rewards import RewardSource, check_reward_source, stored_scale
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
+from rlaif_cli.train.selection import Compare, Selection
 
 SAMPLES = "samples.jsonl"
 
@@ -290,6 +291,7 @@ def _same_tokens(a: Path, b: Path) -> bool:
 def train_ppo(
     config: PPOConfig,
     make_reward: Callable[[Callable[[Path], Adapted | None]], RewardSource],
+    compare: Compare | None = None,
     *,
     progress: ProgressCallback = no_progress,
 ) -> dict[str, Any]:
@@ -297,6 +299,7 @@ def train_ppo(
 
     Args:
         make_reward: called once, when compute begins, with what may put a reward model on the policy's body.
+        compare: what `config.eval_judge` says of two responses.
 
     Raises:
         InputError: the prompts cannot be used, or one does not fit the model's context.
@@ -318,9 +321,9 @@ def train_ppo(
     prompts = _prompts(config, source, base)
     trainer = Trainer(config, base, reward_path)
     reward = make_reward(trainer.on_body)
-    _run(config, settings, folder, base, trainer, reward, prompts, progress)
+    weights = _run(config, settings, folder, base, trainer, reward, prompts, compare, progress)
     loop.save_trained_model(config, trainer.policy, base)
-    results = _results(config, folder)
+    results = _results(config, folder) | ({"weights": weights} if weights else {})
     loop.write_manifest(folder, "ppo", settings, results=results)
     remove_state(folder)
     return results
@@ -350,26 +353,42 @@ def _run(
     trainer: Trainer,
     reward: RewardSource,
     prompts: list[Prompt],
+    compare: Compare | None,
     progress: ProgressCallback,
-) -> None:
+) -> dict[str, Any] | None:
+    """All steps; what is known of the weights that are kept, where they were chosen."""
     state = TrainState(folder, settings, trainer.models, trainer.optimizer)
-    position = state.load() or {"step": 0, "kl": trainer.kl.state_dict()}
+    position = state.load() or {"step": 0, "kl": trainer.kl.state_dict(), "best": None}
     trainer.kl.load_state_dict(position["kl"])
     log = MetricsLog(folder, keep_through_step=position["step"])
     keep_through(folder / SAMPLES, position["step"])
     engine = RolloutEngine(config, trainer.policy, base, max(len(p.token_ids) for p in prompts))
+    prompts, held_out = selection.split(config, prompts)
+    choice = Selection(config, folder, held_out, compare) if compare and held_out else None
+    best = BestWeights(folder, trainer.policy, position["best"])
     try:
+        if choice and not position["step"]:
+            choice.remember_start(engine)
         for step in range(position["step"], config.steps):
+            done = step + 1
             numbers = ppo_step(config, trainer, engine, reward, prompts, step, folder)
-            log.add(step + 1, **numbers)
-            if too_far(config, numbers):
+            stop = too_far(config, numbers)
+            if choice and (done % config.eval_every == 0 or done == config.steps) and not stop:
+                numbers["win_rate"] = choice.win_rate(engine)
+                best.offer(-numbers["win_rate"], done)
+            log.add(done, **numbers)
+            if stop:
                 break
-            if config.save_every and (step + 1) % config.save_every == 0 and step + 1 < config.steps:
-                state.save({"step": step + 1, "kl": trainer.kl.state_dict()})
-            progress(step + 1, config.steps, f"reward {numbers['reward']:.3f}, KL {numbers['kl']:.2f}")
+            if config.save_every and done % config.save_every == 0 and done < config.steps:
+                state.save({"step": done, "kl": trainer.kl.state_dict(), "best": best.found})
+            progress(done, config.steps, f"reward {numbers['reward']:.3f}, KL {numbers['kl']:.2f}")
     finally:
         engine.close()
         log.close()
+    if best.found is None:
+        return None
+    best.restore()
+    return {"step": best.found["step"], "win_rate": round(-best.found["loss"], 4)}
 
 
 def ppo_step(

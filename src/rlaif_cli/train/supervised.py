@@ -12,7 +12,7 @@ import torch
 from rlaif_cli.config import EpochsConfig
 from rlaif_cli.console import ProgressCallback
 from rlaif_cli.train import loop
-from rlaif_cli.train.checkpoint import BEST, MetricsLog, TrainState, load_trained, save_trained
+from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState
 
 TrainStep = Callable[[torch.optim.Optimizer, list[int]], dict[str, float]]
 
@@ -65,28 +65,6 @@ def run_epochs(
     if best.found:
         best.restore()
     return {"step": best.found["step"] if best.found else len(batches), "of": len(batches)}
-
-
-class BestWeights:
-    """The weights with the lowest held-out loss so far, kept in a file of their own."""
-
-    def __init__(self, folder: Path, model: Any, found: dict[str, Any] | None) -> None:
-        self._path = folder / BEST
-        self._model = model
-        self.found = found  # step, loss, and measurements since
-
-    def offer(self, loss: float, step: int) -> None:
-        if self.found and not loss < self.found["loss"]:
-            self.found = self.found | {"since": self.found["since"] + 1}
-            return
-        save_trained(self._model, self._path)
-        self.found = {"step": step, "loss": loss, "since": 0}
-
-    def exhausted(self, patience: int) -> bool:
-        return bool(patience and self.found and self.found["since"] >= patience)
-
-    def restore(self) -> None:
-        load_trained(self._model, self._path)
 
 
 def epoch_batches(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
