@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import PPOConfig, RewardModelConfig, SftConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion
-from rlaif_cli.errors import EngineError, ModelError
+from rlaif_cli.errors import EngineError, ModelError, UsageError
 from rlaif_cli.records import Demonstration, Message, prompt_text
 from rlaif_cli.train.loop import held_out
 from rlaif_cli.train.models import (
@@ -380,6 +381,36 @@ def test_an_interrupted_reward_model_run_goes_on_where_it_was(train_rm: Any) -> 
     assert_same_run(whole, train_rm("cut", epochs=2, save_every=2))
 
 
+def noisy_preferences(count: int, p: float) -> list[dict[str, Any]]:
+    """Prompts of their own, and a judge that is right with probability `p` and says so."""
+    return [preference(i, p, f"Number {i}?") | {"id": f"n{i}"} for i in range(count)]
+
+
+def held_out_results(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "manifest.json").read_text())["results"]["held_out"])
+
+
+def test_soft_labels_are_better_calibrated_than_the_same_hardened(train_rm: Any) -> None:
+    options = {"epochs": 6, "eval_fraction": 0.4, "lr": 3e-3}
+    rows = noisy_preferences(30, 0.75)
+    soft, hard = (held_out_results(train_rm(str(hard), rows, hard_labels=hard, **options)) for hard in (False, True))
+    assert soft["accuracy"] == hard["accuracy"] == 1, "both know which is better"
+    assert soft["ece"] < 0.1 < 0.15 < hard["ece"]
+    assert soft["brier"] < 0.02 < hard["brier"]
+    assert soft["loss"] == pytest.approx(soft["entropy_floor"], abs=0.05)
+
+
+def test_shuffled_labels_teach_nothing(train_rm: Any) -> None:
+    drawn = random.Random(4)
+    rows = noisy_preferences(60, 0.9)
+    for row in rows:
+        if drawn.random() < 0.5:
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    found = held_out_results(train_rm("rm", rows, epochs=6, eval_fraction=0.5, lr=3e-3))
+    low, high = found["accuracy_interval"]
+    assert found["pairs"] == 30 and low <= 0.5 <= high
+
+
 def test_patience_keeps_the_weights_of_the_lowest_held_out_loss(train_rm: Any) -> None:
     # Opposite labels on the two sides of the split: the more it learns, the worse it does on what it does not see.
     rows = [preference(i, 0.9) for i in range(12)]
@@ -419,6 +450,24 @@ def test_the_margin_is_asked_beyond_the_label(train_rm: Any) -> None:
     rows = [preference(0, 0.7, "The same?") | {"id": f"r{i}"} for i in range(4)]
     last = log_of(train_rm("rm", rows, epochs=60, eval_fraction=0, lr=1e-3, margin=0.5))[-1]
     assert last["margin"] == pytest.approx(math.log(0.7 / 0.3) + 0.5, abs=0.05)
+
+
+def test_tensorboard_gets_what_metrics_jsonl_has(train_rm: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = train_rm("rm", tracker=("tensorboard",))
+    events = EventAccumulator(str(folder / "tracker" / "rm"))
+    events.Reload()
+    want = [(row["step"], row["loss"]) for row in log_of(folder)]
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert [step for step, _ in found] == [step for step, _ in want]
+    assert [value for _, value in found] == pytest.approx([value for _, value in want], abs=1e-6)
+
+
+def test_a_tracker_that_is_not_there_is_named_before_training(train_rm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    with pytest.raises(UsageError, match="--tracker wandb needs a package"):
+        train_rm("rm", tracker=("wandb",))
 
 
 # ------------------------------------------------------------------------------------------- supervised fine-tuning

@@ -271,7 +271,20 @@ class TrainConfig(InputConfig):
     optimizer: Literal["adamw", "adamw-8bit"] = setting(
         "adamw", "adamw-8bit holds its state in a quarter of the memory (a GPU, and the bitsandbytes package)."
     )
+    tracker: Names = setting(
+        (),
+        "tensorboard, trackio or wandb: what is logged goes there as well; may be given several times.",
+        output=False,
+    )
     save_every: int = setting(0, "Steps between checkpoints to resume from; 0: at the end of every epoch.", ge=0)
+
+    @field_validator("tracker")
+    @classmethod
+    def _known_trackers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = ("tensorboard", "trackio", "wandb")
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"'{unknown[0]}' is none of {', '.join(known)}")
+        return names
 
     @model_validator(mode="after")
     def _alpha_of_lora(self) -> TrainConfig:

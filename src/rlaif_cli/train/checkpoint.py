@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlaif_cli.config import TrainConfig
 from rlaif_cli.jsonl import cannot_write, drop_torn_line, read_rows, refuse_other_settings, write_json
 from rlaif_cli.train.models import trained_parameters
+from rlaif_cli.train.trackers import Trackers
 
 _STATE = "state"
 _BEST = "best.safetensors"
@@ -165,7 +167,7 @@ def keep_through(path: Path, step: int) -> None:
 class MetricsLog:
     """`metrics.jsonl`: a row a step. A resumed run drops the rows after the step it goes on from."""
 
-    def __init__(self, folder: Path, *, keep_through_step: int = 0) -> None:
+    def __init__(self, config: TrainConfig, folder: Path, *, keep_through_step: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
         keep_through(self.path, keep_through_step)
         try:
@@ -173,12 +175,16 @@ class MetricsLog:
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in `close`
         except OSError as error:
             raise cannot_write(self.path, error) from error
+        self._trackers = Trackers(config, folder)
 
     def add(self, step: int, **numbers: Any) -> None:
-        self._write({"step": step, **{name: _plain(value) for name, value in numbers.items()}})
+        plain = {name: _plain(value) for name, value in numbers.items()}
+        self._write({"step": step, **plain})
+        self._trackers.log(step, plain)
 
     def close(self) -> None:
         self._file.close()
+        self._trackers.finish()
 
     def _write(self, row: dict[str, Any]) -> None:
         try:

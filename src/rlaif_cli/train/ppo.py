@@ -44,6 +44,7 @@ from rlaif_cli.train.packing import Packed, micro_batches, pack
 from rlaif_cli.train.rewards import RewardSource, check_reward_source, stored_scale
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
 from rlaif_cli.train.selection import Compare, Selection
+from rlaif_cli.train.trackers import check_trackers
 
 SAMPLES = "samples.jsonl"
 
@@ -307,6 +308,7 @@ def train_ppo(
         EngineError: the engine's log-probs do not follow the trainer's.
     """
     check_reward_source(config)
+    check_trackers(config)
     base = models.resolve(config.model)
     reward_path = models.resolve(config.reward_model[0]) if config.reward_model else None
     source = _source(config, base)
@@ -360,7 +362,7 @@ def _run(
     state = TrainState(folder, settings, trainer.models, trainer.optimizer)
     position = state.load() or {"step": 0, "kl": trainer.kl.state_dict(), "best": None}
     trainer.kl.load_state_dict(position["kl"])
-    log = MetricsLog(folder, keep_through_step=position["step"])
+    log = MetricsLog(config, folder, keep_through_step=position["step"])
     keep_through(folder / SAMPLES, position["step"])
     engine = RolloutEngine(config, trainer.policy, base, max(len(p.token_ids) for p in prompts))
     prompts, held_out = selection.split(config, prompts)

@@ -27,6 +27,7 @@ from rlaif_cli.train.models import device, new_reward_model, rewards, trainable
 from rlaif_cli.train.ops import binary_entropy, soft_pairwise_loss
 from rlaif_cli.train.packing import Group, micro_batches, pack
 from rlaif_cli.train.supervised import run_epochs
+from rlaif_cli.train.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
         InputError: the preferences cannot be used, or a pair is longer than `max_length`.
         ModelError: the model cannot be found or loaded.
     """
+    check_trackers(config)
     base = models.resolve(config.model)
     tokenizer = ChatTokenizer(base)
     source = _source(config, tokenizer, config.preferences, "rejected")

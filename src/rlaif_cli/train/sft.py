@@ -25,6 +25,7 @@ from rlaif_cli.train.checkpoint import remove_state
 from rlaif_cli.train.models import device, load_policy, response_logprobs, trainable
 from rlaif_cli.train.packing import Group, micro_batches, pack
 from rlaif_cli.train.supervised import run_epochs
+from rlaif_cli.train.trackers import check_trackers
 
 
 def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
         InputError: the records cannot be used, or one is longer than `max_length`.
         ModelError: the model cannot be found or loaded.
     """
+    check_trackers(config)
     base = models.resolve(config.model)
     tokenizer = ChatTokenizer(base)
     source = _source(config, tokenizer)

@@ -41,7 +41,7 @@ def run_epochs(
     state = TrainState(folder, settings, {"model": model}, optimizer)
     position = state.load() or {"step": 0, "best": None}
     best = BestWeights(folder, model, position["best"])
-    log = MetricsLog(folder, keep_through_step=position["step"])
+    log = MetricsLog(config, folder, keep_through_step=position["step"])
     batches = [
         batch for epoch in range(config.epochs) for batch in epoch_batches(count, config.batch_size, config.seed, epoch)
     ]

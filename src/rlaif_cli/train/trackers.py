@@ -1,0 +1,55 @@
+"""What is logged, sent to TensorBoard, trackio or Weights & Biases as well; `metrics.jsonl` has it always."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli.config import TrainConfig
+from rlaif_cli.errors import UsageError
+
+FOLDER = "tracker"  # within the run's folder: what TensorBoard reads
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Raises: UsageError: a tracker's package is not there."""
+    if not config.tracker:
+        return
+    from accelerate.tracking import get_available_trackers
+
+    there = {str(tracker) for tracker in get_available_trackers()}
+    if missing := [name for name in config.tracker if name not in there]:
+        raise UsageError(f"--tracker {missing[0]} needs a package", hint=f"pip install {missing[0]}")
+
+
+class Trackers:
+    """The trackers of one run, each started with the run's settings."""
+
+    def __init__(self, config: TrainConfig, folder: Path) -> None:
+        self._trackers = [_start(name, folder) for name in config.tracker]
+        settings = {name: _plain(value) for name, value in config.deciding().items()}
+        for tracker in self._trackers:
+            tracker.store_init_configuration(settings)
+
+    def log(self, step: int, numbers: dict[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.log(numbers, step=step)
+
+    def finish(self) -> None:
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def _start(name: str, folder: Path) -> Any:
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    PartialState()  # its trackers ask which process they are in
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    tracker = kind(folder.name, folder / FOLDER) if kind.requires_logging_directory else kind(folder.name)
+    tracker.start()
+    return tracker
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool) else str(value)
