@@ -71,10 +71,25 @@ def reward(rows):
     return found
 
 
+def best_of_n(rows):
+    def wins(name):
+        p = np.array([row[f"p_over_{name}"] for row in rows if row[f"p_over_{name}"] is not None])
+        return np.mean((p > 0.5) + (p == 0.5) / 2)
+
+    first = np.mean([row["best"] == 0 for row in rows])
+    return {f"win_rate_over_{name}": wins(name) for name in ("first", "random")} | {"chose_the_first": first}
+
+
 def recompute(path):
     with open(path, encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    kinds = {"human_fraction_a": alignment, "equal": win_rate, "p_harmless": harmless_rate, "reward": reward}
+    kinds = {
+        "best": best_of_n,
+        "human_fraction_a": alignment,
+        "equal": win_rate,
+        "p_harmless": harmless_rate,
+        "reward": reward,
+    }
     return next(function for key, function in kinds.items() if key in rows[0])(rows)
 
 

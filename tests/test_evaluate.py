@@ -40,6 +40,10 @@ def candidates(name: str, **more: Any) -> list[dict[str, Any]]:
     ]
 
 
+def distinct() -> list[dict[str, Any]]:
+    return [{"prompt": f"q{i}", "responses": [f"{i} {place}" * place for place in range(1, 5)]} for i in range(30)]
+
+
 def human_pairs() -> list[dict[str, Any]]:
     drawn = random.Random(5)
     return [
@@ -69,7 +73,7 @@ def reward_model(tiny: Path, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", ["alignment", "alignment pairwise", "win-rate", "harmless-rate", "reward-model", "reward"]
+    "kind", ["alignment", "alignment pairwise", "win-rate", "harmless-rate", "reward-model", "best-of-n", "reward"]
 )
 def test_every_number_can_be_computed_again(
     kind: str, write_jsonl: Callable[..., str], tmp_path: Path, recompute: Any, reward_model: str
@@ -82,6 +86,7 @@ def test_every_number_can_be_computed_again(
         "win-rate": (a, b, *JUDGE),
         "harmless-rate": (a, "--judge", "fake"),
         "reward-model": (write_jsonl("pairs.jsonl", human_pairs()), "--reward-model", reward_model),
+        "best-of-n": (write_jsonl("n.jsonl", distinct()), "--reward-model", reward_model, *JUDGE),
         "reward": (a, "--baseline", b, *JUDGE),
     }[kind]
     done = rlaif("eval", kind.split()[0], *arguments, "-o", "result.json", cwd=tmp_path)
@@ -91,6 +96,10 @@ def test_every_number_can_be_computed_again(
     check(found, again)
     if kind == "alignment pairwise":
         assert {"flip_rate", "mean_mass"} <= set(again)
+    if kind == "best-of-n":
+        items = rows_of(tmp_path / "result.items.jsonl")
+        assert all(row["best"] == max(range(4), key=row["rewards"].__getitem__) for row in items)
+        assert len({row["random"] for row in items}) == 4 and found["n"] == 30
     if kind == "reward-model":
         assert found["loss"] > found["entropy_floor"] > 0 and "loss" in again
     if kind in ("alignment", "reward-model"):

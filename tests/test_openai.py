@@ -334,3 +334,28 @@ def test_a_label_that_may_hold_much_leaves_the_row_unscored(serve: Any, label: A
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="does not do its work"):
         OpenAIEngine("judge", base_url="http://127.0.0.1:9/v1", concurrency=1, retries=0, timeout=1.0)
+
+
+def test_a_judge_behind_a_server_is_a_reward(serve: Any, write_jsonl: Callable[..., str], tmp_path: Path) -> None:
+    """`eval reward` and `ppo` get their rewards by the same code."""
+
+    def score(body: dict[str, Any], text: str) -> dict[str, Any]:
+        best = "9" if "gold" in text else "2"
+        return message(best, {best: 0.9} | {str(n): 0.01 for n in range(1, 11) if str(n) != best})
+
+    server = serve(score)
+    judge = ("--judge", "judge", "--constitution", "helpfulness", "--principles", "clarity", "--method", "score")
+    where = ("--judge-engine", "openai", "--base-url", server.url)
+    rows = [{"id": str(i), "prompt": f"q{i}", "responses": ["gold" if i % 2 else "lead"]} for i in range(4)]
+    path, output = write_jsonl("candidates.jsonl", rows), tmp_path / "reward.json"
+    done = rlaif("eval", "reward", path, *judge, *where, "-o", str(output))
+    assert done.returncode == 0, done.stderr
+    rewards = [row["reward"] for row in rows_of(tmp_path / "reward.items.jsonl")]
+    mean = {"9": (0.9 * 9 + 0.01 * 46) / 0.99, "2": (0.9 * 2 + 0.01 * 53) / 0.99}
+    assert rewards == pytest.approx([(2 * mean["9" if i % 2 else "2"] - 11) / 9 for i in range(4)], abs=1e-6)
+    for options, said in (
+        ((*judge[:-2], *where), "needs --method score"),
+        ((*judge, "--base-url", server.url), "--base-url needs --judge-engine openai"),
+    ):
+        done = rlaif("eval", "reward", path, *options)
+        assert done.returncode == 2 and said in done.stderr

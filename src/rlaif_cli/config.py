@@ -350,6 +350,15 @@ class RewardSourceConfig(InputConfig):
         "contrast", "For --judge: contrast compares likelihoods; score asks for 1 to 10 and takes the mean, as -1 to 1."
     )
     contrast_scale: float = setting(20.0, "For --judge: the reward is this times the contrast score.", gt=0)
+    judge_engine: AnyEngineName | None = setting(
+        None, "For --judge: vllm, transformers, openai (a server) or fake. Default: --engine."
+    )
+    base_url: str | None = setting(
+        None, "For --judge-engine openai: the server. The key is in OPENAI_API_KEY.", output=False
+    )
+    concurrency: int = setting(
+        16, "For --judge-engine openai: requests under way at the same time.", ge=1, output=False
+    )
     engine_memory: float | None = setting(
         None, "vLLM's KV cache: GiB on a CPU (2), share of the memory on a GPU (0.9).", gt=0, output=False
     )
@@ -360,8 +369,14 @@ class RewardSourceConfig(InputConfig):
             raise ValueError("exactly one of --reward-model and --judge is needed")
         if self.judge is not None and self.constitution is None:
             raise ValueError("--judge needs --constitution")
+        if self.base_url is not None and self.judge_engine != "openai":
+            raise ValueError("--base-url needs --judge-engine openai")
+        if self.judge_engine == "openai" and self.method == "contrast":
+            raise ValueError(
+                "--judge-engine openai needs --method score: a server does not tell the log-probs of texts"
+            )
         if self.reward_model:
-            for name in ("constitution", "principles", "method", "contrast_scale"):
+            for name in ("constitution", "principles", "method", "contrast_scale", "judge_engine"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"--{name.replace('_', '-')} belongs to --judge, and there is a --reward-model")
         return self
@@ -506,6 +521,16 @@ class RewardConfig(RewardSourceConfig):
     baseline: str | None = setting(None, "Other candidates for the same prompts, to compare with.")
     output: str = result_output()
     engine: EngineName | None = setting(None, "What runs a judge. Default: vllm; fake where the judge is 'fake'.")
+    precision: Precision = setting("auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.")
+    tokens_per_batch: int = setting(4096, "Tokens that go through the model at once.", ge=64, output=False)
+
+
+class BestOfNConfig(CompareConfig):
+    """Whether a judge prefers the response that a reward model chooses of n: to the first, and to a random one."""
+
+    candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
+    reward_model: Judges = setting(help="A reward model's folder. Several times: the mean of their normalised rewards.")
+    output: str = result_output()
     precision: Precision = setting("auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.")
     tokens_per_batch: int = setting(4096, "Tokens that go through the model at once.", ge=64, output=False)
 

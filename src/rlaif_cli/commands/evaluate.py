@@ -1,4 +1,4 @@
-"""rlaif eval alignment | win-rate | harmless-rate | reward-model | reward"""
+"""rlaif eval alignment | win-rate | harmless-rate | reward-model | best-of-n | reward"""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rlaif_cli import console
 from rlaif_cli.commands.options import command
 from rlaif_cli.config import (
     AlignmentConfig,
+    BestOfNConfig,
     HarmlessRateConfig,
     RewardConfig,
     RewardModelEvalConfig,
@@ -70,6 +71,22 @@ def _reward_model(config: RewardModelEvalConfig) -> int:
     return 0 if config.dry_run else _report(config, reward_model(config))
 
 
+def best_of_n(config: BestOfNConfig, engines: Any) -> dict[str, Any]:
+    from rlaif_cli.stages.evaluate import comparer
+    from rlaif_cli.train import evaluate
+
+    return evaluate.best_of_n(config, comparer(config, engines))
+
+
+def _best_of_n(config: BestOfNConfig) -> int:
+    from rlaif_cli.engines import EnginePool
+
+    if config.dry_run:
+        return 0
+    with EnginePool() as engines:
+        return _report(config, best_of_n(config, engines))
+
+
 _JUDGED: dict[str, type[StageConfig]] = {
     "alignment": AlignmentConfig,
     "win-rate": WinRateConfig,
@@ -78,4 +95,5 @@ _JUDGED: dict[str, type[StageConfig]] = {
 for _name, _config in _JUDGED.items():
     command(app, _name, _config, _judged(_name))
 command(app, "reward-model", RewardModelEvalConfig, _reward_model)
+command(app, "best-of-n", BestOfNConfig, _best_of_n)
 command(app, "reward", RewardConfig, _reward)

@@ -26,6 +26,7 @@ def run(config: PPOConfig) -> int:
 
 
 def train(config: PPOConfig, engines: Any, progress: Any) -> dict[str, Any]:
+    from rlaif_cli.engines import EnginePool
     from rlaif_cli.stages import evaluate
     from rlaif_cli.train.ppo import train_ppo
     from rlaif_cli.train.rewards import reward_source
@@ -33,8 +34,9 @@ def train(config: PPOConfig, engines: Any, progress: Any) -> dict[str, Any]:
     def make_reward(on_body: Any) -> Any:
         return reward_source(config, engines, on_body)
 
-    compare = evaluate.comparer(config.eval_comparison, engines) if config.eval_judge else None
-    return train_ppo(config, make_reward, compare, progress=progress)
+    with EnginePool() as others:  # beside the reward's judge, which stays open
+        compare = evaluate.comparer(config.eval_comparison, others) if config.eval_judge else None
+        return train_ppo(config, make_reward, compare, progress=progress)
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ DEMO = "demo"
 
 def kinds(engines: Any) -> dict[str, Any]:
     """What a pipeline file can run, each by the same function as its subcommand."""
+    from rlaif_cli.commands.evaluate import best_of_n
     from rlaif_cli.commands.ppo import train
     from rlaif_cli.stages import evaluate
     from rlaif_cli.stages.generate import generate
@@ -62,6 +63,9 @@ def kinds(engines: Any) -> dict[str, Any]:
 
         return reward_model(settings)
 
+    def run_best_of_n(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
+        return best_of_n(settings, engines)
+
     def judged(name: str) -> Any:
         return lambda settings, progress: getattr(evaluate, name)(settings, engines, progress=progress)
 
@@ -79,6 +83,7 @@ def kinds(engines: Any) -> dict[str, Any]:
         "eval win-rate": StageKind(config.WinRateConfig, judged("win_rate"), ".json"),
         "eval harmless-rate": StageKind(config.HarmlessRateConfig, judged("harmless_rate"), ".json"),
         "eval reward-model": StageKind(config.RewardModelEvalConfig, run_reward_model, ".json"),
+        "eval best-of-n": StageKind(config.BestOfNConfig, run_best_of_n, ".json"),
         "eval reward": StageKind(config.RewardConfig, run_reward, ".json"),
         "report": StageKind(config.ReportConfig, run_report, ".html"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,17 @@ import numpy as np
 
 from rlaif_cli import metrics, models
 from rlaif_cli.chat import ChatTokenizer
-from rlaif_cli.config import RewardConfig, RewardModelEvalConfig
+from rlaif_cli.config import BestOfNConfig, RewardConfig, RewardModelEvalConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import Source, rejected_path
-from rlaif_cli.records import Candidates, HumanPair, as_messages
-from rlaif_cli.results import agreement, estimate, save
+from rlaif_cli.records import Candidates, HumanPair, PairsOnly, as_messages, content_id
+from rlaif_cli.results import agreement, estimate, save, share
 from rlaif_cli.train.models import check_reward_model, load_reward_model
 from rlaif_cli.train.packing import Group
 from rlaif_cli.train.reward_model import log_loss, probability, score_groups, too_long
-from rlaif_cli.train.rewards import RewardSource, check_reward_source, reward_source
+from rlaif_cli.train.rewards import RewardSource, check_reward_source, reward_models, reward_source
+from rlaif_cli.train.selection import Compare
 
 
 def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
@@ -82,6 +84,60 @@ def _pair_scores(path: Path, pairs: list[HumanPair], tokenizer: ChatTokenizer, c
     return score_groups(model, groups, config.precision, config.tokens_per_batch)
 
 
+def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
+    """How often a judge prefers the response that the reward model likes best to the first, and to a random one.
+
+    A reward model can only be of use to a policy if its choice among the policy's own samples is a better one.
+
+    Raises:
+        InputError: the candidates cannot be used, or no comparison could be decided.
+        ModelError: a folder holds no reward model.
+    """
+    for name in config.reward_model:
+        check_reward_model(models.resolve(name))
+    rejected = rejected_path(config.output, "best-of-n")
+    rows = list(Source(config.candidates, PairsOnly, skip_invalid=config.skip_invalid, rejected_path=rejected))
+    scorer = reward_models(config.reward_model, config.precision, config.tokens_per_batch)
+    rewards = _rewards(scorer, rows)
+    best = [int(np.argmax(found)) for found in rewards]
+    others = {
+        "first": [0] * len(rows),
+        "random": [int(content_id(config.seed, row.id), 16) % len(row.responses) for row in rows],
+    }
+    texts = [
+        (as_messages(row.prompt), row.responses[chosen].text, row.responses[other].text)
+        for places in others.values()
+        for row, chosen, other in zip(rows, best, places, strict=True)
+    ]
+    answers = iter(compare([(prompt, a, b) for prompt, a, b in texts if a != b]))
+    p = [next(answers) if a != b else 0.5 for _, a, b in texts]  # one response against itself is a tie
+    verdicts = dict(zip(others, (p[: len(rows)], p[len(rows) :]), strict=True))
+    result: dict[str, Any] = {
+        "metric": "best-of-n",
+        "reward_model": list(config.reward_model),
+        "judge": config.judge_name,
+        "n": len(rows),
+        "unscored": sum(each is None for each in p),
+    }
+    for name in others:
+        decided = [float(each > 0.5) + 0.5 * (each == 0.5) for each in verdicts[name] if each is not None]
+        if not decided:
+            raise InputError("no comparison could be decided", where=config.candidates)
+        result[f"win_rate_over_{name}"] = estimate(decided)
+    result["chose_the_first"] = share(sum(place == 0 for place in best), len(rows))
+    items = (
+        {
+            "id": row.id,
+            "rewards": [round(value, 6) for value in found],
+            "best": chosen,
+            **{name: places[index] for name, places in others.items()},
+            **{f"p_over_{name}": verdicts[name][index] for name in others},
+        }
+        for index, (row, found, chosen) in enumerate(zip(rows, rewards, best, strict=True))
+    )
+    return save(config.output, "best-of-n", result, items)
+
+
 def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
     """The mean reward of candidates; with a baseline, of both, and the mean paired difference.
 
@@ -117,12 +173,16 @@ def _by_id(path: str, config: RewardConfig) -> dict[str, Candidates]:
 
 
 def _mean_rewards(scorer: RewardSource, rows: list[Candidates]) -> list[float]:
-    """A row's mean reward over its responses; rows with equally many are scored together."""
-    means: dict[str, float] = {}
+    return [float(np.mean(found)) for found in _rewards(scorer, rows)]
+
+
+def _rewards(scorer: RewardSource, rows: Sequence[Candidates]) -> list[list[float]]:
+    """The reward of every response of every row; rows with equally many are scored together."""
+    found: dict[str, list[float]] = {}
     for count in {len(row.responses) for row in rows}:
         alike = [row for row in rows if len(row.responses) == count]
         scores = scorer.score(
             [as_messages(row.prompt) for row in alike], [[r.text for r in row.responses] for row in alike]
         )
-        means |= {row.id: float(score) for row, score in zip(alike, scores.mean(1), strict=True)}
-    return [means[row.id] for row in rows]
+        found |= {row.id: values for row, values in zip(alike, scores.tolist(), strict=True)}
+    return [found[row.id] for row in rows]

@@ -19,7 +19,7 @@ from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import JudgeConfig, PPOConfig, RewardConfig, RewardSourceConfig
 from rlaif_cli.constitution import Constitution, Principle
-from rlaif_cli.engines import FAKE, Engine, EnginePool
+from rlaif_cli.engines import FAKE, LOCAL, Engine, EnginePool
 from rlaif_cli.errors import EngineError, UsageError
 from rlaif_cli.judge import RewardingJudge, make_judge, named_principles
 from rlaif_cli.records import Message, content_id
@@ -46,7 +46,7 @@ def check_reward_source(config: RewardSourceConfig) -> None:
         check_reward_model(models.resolve(name))
     if config.judge is not None and config.constitution is not None:
         _principles(constitutions.load(config.constitution), config.principles)
-        if config.judge != models.FAKE:
+        if config.judge != models.FAKE and config.judge_engine in (None, *LOCAL):
             models.resolve(config.judge)
 
 
@@ -59,21 +59,32 @@ def reward_source(
         on_body: a reward model as an adapter on a body that is there already, where it can be one.
     """
     if config.reward_model:
-        paths = map(models.resolve, config.reward_model)
-        return Ensemble(
-            [RewardModelScorer(path, config.precision, config.tokens_per_batch, on_body(path)) for path in paths]
-        )
+        return reward_models(config.reward_model, config.precision, config.tokens_per_batch, on_body)
     wanted = JudgeConfig(
         judge=(config.judge or "",),
         constitution=config.constitution or "",
         method=config.method,
         principles=config.principles,
         contrast_scale=config.contrast_scale,
-        engine=None if FAKE in (config.judge, config.engine) else config.engine,
+        engine=config.judge_engine or (None if FAKE in (config.judge, config.engine) else config.engine),
+        base_url=config.base_url,
+        concurrency=config.concurrency,
         engine_memory=config.engine_memory,
         seed=config.seed,
     )
     return JudgeScorer(wanted, engines.get(wanted, config.judge or ""))
+
+
+def reward_models(
+    names: Sequence[str],
+    precision: str,
+    token_budget: int,
+    on_body: Callable[[Path], Adapted | None] = lambda _: None,
+) -> RewardSource:
+    """The mean of the normalised rewards of several reward models."""
+    return Ensemble(
+        [RewardModelScorer(path, precision, token_budget, on_body(path)) for path in map(models.resolve, names)]
+    )
 
 
 class RewardModelScorer:
