@@ -373,7 +373,7 @@ class RewardSourceConfig(InputConfig):
             raise ValueError("--base-url needs --judge-engine openai")
         if self.judge_engine == "openai" and self.method == "contrast":
             raise ValueError(
-                "--judge-engine openai needs --method score: a server does not tell the log-probs of texts"
+                "--judge-engine openai needs --method score: a server tells no log-probs of texts"
             )
         if self.reward_model:
             for name in ("constitution", "principles", "method", "contrast_scale", "judge_engine"):
