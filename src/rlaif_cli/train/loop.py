@@ -21,6 +21,7 @@ from rlaif_cli.jsonl import Source, cannot_write, refuse_other_settings, write_j
 from rlaif_cli.records import Record
 from rlaif_cli.train import adapters
 from rlaif_cli.train.models import device, trained_parameters
+from rlaif_cli.train.trackers import check_trackers
 
 MANIFEST = "manifest.json"
 R = TypeVar("R", bound=Record)
@@ -109,6 +110,22 @@ def checked_source(
     """A trainer's input; lines put aside with `skip_invalid` go beside its output folder, into `rejected`."""
     aside = Path(config.output).with_name(f"{Path(config.output).name}.{rejected}.jsonl")
     return Source(path, kind, skip_invalid=config.skip_invalid, rejected_path=aside, check=check)
+
+
+def begin(config: Any, **inputs: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What every trainer does first: check its trackers, make its folder, fix its seed.
+
+    Args:
+        inputs: what decides the result besides the config, such as the input's sha256.
+
+    Returns:
+        All that decides the result, and the results of the complete run that stands in the folder, if one does.
+    """
+    check_trackers(config)
+    settings = config.deciding() | inputs
+    done = prepare_folder(Path(config.output), settings, overwrite=config.overwrite)
+    set_seed(config.seed)
+    return settings, done
 
 
 def prepare_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:

@@ -44,7 +44,6 @@ from rlaif_cli.train.packing import Packed, micro_batches, pack
 from rlaif_cli.train.rewards import RewardSource, check_reward_source, stored_scale
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
 from rlaif_cli.train.selection import Compare, Selection
-from rlaif_cli.train.trackers import check_trackers
 
 SAMPLES = "samples.jsonl"
 
@@ -308,18 +307,15 @@ def train_ppo(
         EngineError: the engine's log-probs do not follow the trainer's.
     """
     check_reward_source(config)
-    check_trackers(config)
     base = models.resolve(config.model)
     reward_path = models.resolve(config.reward_model[0]) if config.reward_model else None
     source = _source(config, base)
     if config.dry_run:
         return {"prompts": len(source)}
-    folder = Path(config.output)
-    settings = config.deciding() | {"input_sha256": source.sha256}
-    done = loop.prepare_folder(folder, settings, overwrite=config.overwrite)
+    settings, done = loop.begin(config, input_sha256=source.sha256)
     if done is not None:
         return done
-    loop.set_seed(config.seed)
+    folder = Path(config.output)
     prompts = _prompts(config, source, base)
     trainer = Trainer(config, base, reward_path)
     reward = make_reward(trainer.on_body)

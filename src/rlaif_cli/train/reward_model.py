@@ -27,7 +27,6 @@ from rlaif_cli.train.models import device, new_reward_model, rewards, trainable
 from rlaif_cli.train.ops import binary_entropy, soft_pairwise_loss
 from rlaif_cli.train.packing import Group, micro_batches, pack
 from rlaif_cli.train.supervised import run_epochs
-from rlaif_cli.train.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,18 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
         InputError: the preferences cannot be used, or a pair is longer than `max_length`.
         ModelError: the model cannot be found or loaded.
     """
-    check_trackers(config)
     base = models.resolve(config.model)
     tokenizer = ChatTokenizer(base)
     source = _source(config, tokenizer, config.preferences, "rejected")
     human = _source(config, tokenizer, config.human, "human.rejected") if config.human else None
     if config.dry_run:
         return {"pairs": len(source)}
-    folder = Path(config.output)
-    settings = config.deciding() | {"input_sha256": source.sha256} | ({"human_sha256": human.sha256} if human else {})
-    done = loop.prepare_folder(folder, settings, overwrite=config.overwrite)
+    settings, done = loop.begin(config, input_sha256=source.sha256, human_sha256=human.sha256 if human else None)
     if done is not None:
         return done
+    folder = Path(config.output)
     people = [tokenize(record, tokenizer) for record in human or ()]
     train, test = split([tokenize(record, tokenizer) for record in source], config)
-    loop.set_seed(config.seed)
     dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
     model = trainable(new_reward_model(base, config.seed, dtype), config)
 

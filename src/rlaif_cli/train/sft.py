@@ -25,7 +25,6 @@ from rlaif_cli.train.checkpoint import remove_state
 from rlaif_cli.train.models import device, load_policy, response_logprobs, trainable
 from rlaif_cli.train.packing import Group, micro_batches, pack
 from rlaif_cli.train.supervised import run_epochs
-from rlaif_cli.train.trackers import check_trackers
 
 
 def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
@@ -35,22 +34,19 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
         InputError: the records cannot be used, or one is longer than `max_length`.
         ModelError: the model cannot be found or loaded.
     """
-    check_trackers(config)
     base = models.resolve(config.model)
     tokenizer = ChatTokenizer(base)
     source = _source(config, tokenizer)
     if config.dry_run:
         return {"records": len(source)}
-    folder = Path(config.output)
-    settings = config.deciding() | {"input_sha256": source.sha256}
-    done = loop.prepare_folder(folder, settings, overwrite=config.overwrite)
+    settings, done = loop.begin(config, input_sha256=source.sha256)
     if done is not None:
         return done
+    folder = Path(config.output)
     records = [each for record in source for each in _expanded(record, config)]
     away = loop.held_out((prompt_text(record.prompt) for record in records), config.eval_fraction, config.seed)
     groups = [(_tokenize(record, tokenizer), prompt_text(record.prompt) in away) for record in records]
     train, test = ([group for group, held in groups if held == side] for side in (False, True))
-    loop.set_seed(config.seed)
     dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
     model = trainable(load_policy(base, dtype), config)
 
