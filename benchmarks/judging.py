@@ -4,7 +4,7 @@
                                                [--results docs/judging.jsonl] [--characters 2500] [--dtype auto]
 
 The first `--n` pairs of each set in the order of a hash of their id, those with at most `--characters` in all before
-longer ones.
+longer ones. The last row of a method is all sets as one.
 Harmlessness and summarization sets are judged by their own constitution, all others by `helpfulness`,
 with a principle drawn for each pair. What stands in `--results` is not done again: with every set there, the command
 prints its table at once.
@@ -113,6 +113,29 @@ def table_row(stem: str, method: str, found: dict[str, Any]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def pooled(method: str, found: list[dict[str, Any]]) -> str:
+    """All sets as one: the share of all their pairs, with Wilson intervals."""
+    n = sum(row["n"] for row in found)
+    agrees, longer, first = (
+        _share(sum(row[key]["value"] * row["n"] for row in found), n)
+        for key in ("accuracy", "longer_wins", "first_wins")
+    )
+    pairs = sum(row["pairs"] - row["unscored"] for row in found)
+    flips, mass = (
+        f"{sum(row[key] * (row['pairs'] - row['unscored']) for row in found) / pairs:.2f}"
+        if all(row[key] is not None for row in found)
+        else ""
+        for key in ("flip_rate", "mean_mass")
+    )
+    cells = (f"**{len(found)} sets**", method, n, agrees, flips, mass, sum(r["unscored"] for r in found), longer, first)
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _share(count: float, n: int) -> str:
+    low, high = wilson_interval(count, n)
+    return percent({"value": count / n, "low": low, "high": high})
+
+
 def percent(found: dict[str, Any]) -> str:
     return f"{100 * found['value']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
@@ -151,6 +174,9 @@ def main() -> None:
                     with options.results.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(done[key]) + "\n")
                 print(table_row(path.stem, method, done[key]), flush=True)
+            if method != "injection" and len(options.pairs) > 1:
+                keys = [(Path(options.judge).name, options.dtype, path.stem, method) for path in options.pairs]
+                print(pooled(method, [done[key] for key in keys]), flush=True)
 
 
 if __name__ == "__main__":
