@@ -19,10 +19,11 @@ from rlaif_cli.train import adapters
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.models import load_policy, load_reward_model, response_logprobs, rewards, trainable
 from rlaif_cli.train.packing import Group, Packed, pack
-from rlaif_cli.train.ppo import Trainer, train_ppo
+from rlaif_cli.train.ppo import train_ppo
 from rlaif_cli.train.reward_model import train_reward_model
 from rlaif_cli.train.rollout import policy_weights
 from rlaif_cli.train.sft import train_sft
+from rlaif_cli.train.trainer import Trainer
 
 LORA: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 16, "precision": "fp32"}
 

@@ -31,19 +31,12 @@ from rlaif_cli.train.models import (
     values,
 )
 from rlaif_cli.train.packing import Group, micro_batches, pack
-from rlaif_cli.train.ppo import (
-    Trainer,
-    batch_advantages,
-    check_mismatch,
-    group_advantages,
-    shaped_scores,
-    token_rewards,
-    train_ppo,
-)
+from rlaif_cli.train.ppo import check_mismatch, shaped_scores, train_ppo
 from rlaif_cli.train.reward_model import Pair, score_groups, split, train_reward_model, train_step
 from rlaif_cli.train.rewards import reward_source
 from rlaif_cli.train.rollout import Prompt, Rollout, policy_weights
 from rlaif_cli.train.sft import mean_loss, train_sft
+from rlaif_cli.train.trainer import Trainer, batch_advantages, group_advantages, token_rewards
 
 PPO_DEFAULTS = {
     "judge": "fake",

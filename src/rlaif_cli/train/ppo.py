@@ -1,8 +1,7 @@
 """PPO on token level: sample, score, estimate advantages, update, hand the weights back; then again.
 
-Ziegler et al. 2019 and the N+ details (arXiv 2403.17031), as DESIGN section 5 lists them. The KL to the reference is
-in the reward (k1). Where we depart: the entropy that is logged is the sampled estimate -mean log p(token), and the
-reward is normalised by the reward model's own stored mean and std.
+Ziegler et al. 2019 and the N+ details (arXiv 2403.17031); docs/ppo.md has each with its place. Where we depart: the
+entropy that is logged is the sampled estimate -mean log p(token).
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer, with_system
@@ -27,265 +25,15 @@ from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError
 from rlaif_cli.jsonl import Source, read_rows
 from rlaif_cli.records import PromptRecord, as_messages
-from rlaif_cli.train import adapters, loop, ops, selection
+from rlaif_cli.train import loop, ops, selection
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState, keep_through, remove_state
-from rlaif_cli.train.models import (
-    device,
-    economical,
-    load_policy,
-    load_reward_model,
-    new_reward_model,
-    response_logprobs,
-    trainable,
-    values,
-)
-from rlaif_cli.train.packing import Packed, micro_batches, pack
-from rlaif_cli.train.rewards import RewardSource, check_reward_source, stored_scale
+from rlaif_cli.train.rewards import RewardSource, check_reward_source
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
 from rlaif_cli.train.selection import Compare, Selection
+from rlaif_cli.train.trainer import Experience, Trainer
 
 SAMPLES = "samples.jsonl"
-
-# --------------------------------------------------------------------------------------------- what a step works on
-
-
-@dataclass
-class Experience:
-    """A step's rollouts with all that the update needs. S = prompts x n sequences, R = the longest response.
-
-    Attributes:
-        scores: [S].
-        mask: [S, R] bool, real response tokens.
-        rollout_logprobs, old_logprobs, ref_logprobs, advantages: [S, R].
-        weights: [S, R], truncated importance weights between engine and trainer.
-        old_values, returns: [S, R]; None without a value model.
-    """
-
-    rollouts: list[Rollout]
-    scores: Tensor
-    mask: Tensor
-    rollout_logprobs: Tensor
-    old_logprobs: Tensor
-    ref_logprobs: Tensor
-    advantages: Tensor
-    weights: Tensor
-    old_values: Tensor | None = None
-    returns: Tensor | None = None
-
-
-class Trainer:
-    """Policy, reference and (for GAE) value model, and the optimizer over what is trained."""
-
-    def __init__(self, config: PPOConfig, base: Path, reward_path: Path | None) -> None:
-        self.config, self.base = config, base
-        frozen = loop.frozen_dtype(config.precision)
-        self._shared = load_policy(base, frozen) if config.lora_rank else None
-        if self._shared is not None:
-            economical(self._shared, config).train()
-            adapters.add(self._shared, "policy", config)
-            self.policy, self.reference = Adapted(self._shared, "policy"), Adapted(self._shared, None)
-        else:
-            self.policy = trainable(load_policy(base), config)
-            self.reference = load_policy(base, frozen).eval().requires_grad_(False)
-        trained = [(self.policy, config.lr)]
-        self.value_model = self._value_model(reward_path) if config.advantage == "gae" else None
-        if self.value_model is not None:
-            trained.append((self.value_model, config.value_lr or config.lr))
-        self.optimizer = loop.make_optimizer(trained, config)
-        self.kl = (
-            ops.AdaptiveKLController(config.kl_coef, config.kl_target, horizon=10_000)
-            if config.kl_target
-            else ops.FixedKLController(config.kl_coef)
-        )
-
-    @property
-    def models(self) -> dict[str, Any]:
-        return {"policy": self.policy} | ({"value": self.value_model} if self.value_model is not None else {})
-
-    def on_body(self, reward_path: Path) -> Adapted | None:
-        """A reward model as one more adapter on the policy's body, where it was trained as one on the same body."""
-        folder = adapters.of_base(reward_path, self.base) if self._shared is not None else None
-        if folder is None:
-            return None
-        name = f"reward {folder}".replace(".", "_")  # a part of parameters' names
-        return self._adapted(name, adapters.load(self._shared, name, folder))
-
-    def _adapted(self, name: str, head: dict[str, Tensor]) -> Adapted:
-        score = nn.Linear(head["weight"].shape[1], 1, bias="bias" in head).to(device())
-        score.load_state_dict(head)
-        return Adapted(self._shared, name, score)
-
-    def _value_model(self, reward_path: Path | None) -> Any:
-        """The reward model, where it reads the policy's tokens; else the policy's body with a fresh head.
-
-        The reward's normalisation is folded into the head, so that values start on the scale of the scores. A fresh
-        head says 0: noise there would be noise in every first advantage (explained variance of -2 to -4 was seen over
-        the first ten steps with a random one).
-        """
-        mean, std = stored_scale(reward_path) if reward_path else (0.0, 1.0)
-        if self._shared is not None:
-            folder = adapters.of_base(reward_path, self.base) if reward_path else None
-            if folder is None:
-                adapters.add(self._shared, "value", self.config)
-                return self._adapted("value", {"weight": torch.zeros(1, self._shared.config.hidden_size)})
-            weight = adapters.load(self._shared, "value", folder)["weight"]
-            return self._adapted("value", {"weight": weight / std, "bias": torch.tensor([-mean / std])})
-        known = reward_path if reward_path and _same_tokens(self.base, reward_path) else None
-        model = load_reward_model(known) if known else new_reward_model(self.base, self.config.seed)
-        weight = model.score.weight if known else torch.zeros_like(model.score.weight)
-        model.score = nn.Linear(weight.shape[1], 1).to(weight)
-        with torch.no_grad():
-            model.score.weight.copy_(weight / std if known else weight)
-            model.score.bias.fill_(-mean / std if known else 0.0)
-        return economical(model, self.config).train()
-
-    @torch.no_grad()
-    def experience(self, rollouts: list[Rollout], scores: Tensor) -> Experience:
-        """Log-probs, values, token rewards and advantages of a step's rollouts."""
-        config = self.config
-        shape = (len(rollouts) * config.n, max(len(c.token_ids) for r in rollouts for c in r.completions))
-        old, ref, value = torch.zeros(3, *shape).unbind()
-        mask = torch.zeros(shape, dtype=torch.bool)
-        with loop.autocast(config.precision):
-            for rows, packed in self._micro_batches(rollouts):
-                width = packed.response_ids.shape[-1]
-                mask[rows, :width] = packed.response_mask.flatten(0, 1).cpu()
-                old[rows, :width] = self._logprobs(self.policy, packed)
-                ref[rows, :width] = self._logprobs(self.reference, packed)
-                if self.value_model is not None:
-                    value[rows, :width] = values(self.value_model, packed).flatten(0, 1).cpu()
-        sampled = torch.zeros(shape)
-        for row, completion in enumerate(c for r in rollouts for c in r.completions):
-            sampled[row, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
-        weights = ops.truncated_importance_weights(old, sampled, mask, cap=config.importance_cap)
-        kl_coef = self.kl.value if config.kl_in == "reward" else 0.0
-        weight = 1 - self.kl.value if config.kl_form == "convex" else 1.0
-        rewards = token_rewards(weight * scores, old, ref, mask, kl_coef)
-        if self.value_model is None:
-            if config.advantage == "reinforce":
-                advantages = batch_advantages(rewards, mask, config.gamma)
-            else:
-                advantages = group_advantages(rewards, mask, config.n, config.advantage)
-            return Experience(rollouts, scores, mask, sampled, old, ref, advantages, weights)
-        advantages, returns = ops.gae(rewards, value, mask, config.gamma, config.lam)
-        advantages = ops.masked_whiten(advantages, mask)
-        return Experience(rollouts, scores, mask, sampled, old, ref, advantages, weights, value, returns)
-
-    def update(self, experience: Experience, step: int) -> dict[str, float]:
-        """`epochs` passes over the rollout in `minibatches` optimizer steps each."""
-        config, count = self.config, len(experience.rollouts)
-        logged: list[dict[str, float]] = []
-        for epoch in range(config.epochs):
-            # The order depends on the seed and the step alone, so that a resumed run has the same.
-            order = np.random.default_rng([config.seed, step, epoch]).permutation(count)
-            for chosen in np.array_split(order, min(config.minibatches, count)):
-                logged.append(self._optimizer_step(experience, chosen.tolist()))
-        return {name: sum(row[name] for row in logged) / len(logged) for name in logged[0]}
-
-    def _optimizer_step(self, experience: Experience, chosen: list[int]) -> dict[str, float]:
-        """One minibatch of prompts, in micro-batches weighted by their tokens."""
-        n = self.config.n
-        total = int(experience.mask.view(-1, n, experience.mask.shape[-1])[chosen].sum())
-        logged: dict[str, float] = {}
-        with loop.autocast(self.config.precision):
-            for rows, packed in self._micro_batches([experience.rollouts[i] for i in chosen], chosen):
-                share = int(packed.response_mask.sum()) / total
-                # One after the other, backward included: each one's memory is free for the next.
-                losses = (self._policy_loss, self._value_loss) if self.value_model is not None else (self._policy_loss,)
-                for loss_of in losses:
-                    loss, numbers = loss_of(experience, rows, packed)
-                    (share * loss).backward()
-                    for name, value in numbers.items():
-                        logged[name] = logged.get(name, 0.0) + share * float(value)
-        logged["grad_norm"] = loop.clip_and_step(self.optimizer, self.config.max_grad_norm)
-        return logged
-
-    def _policy_loss(self, experience: Experience, rows: list[int], packed: Packed) -> tuple[Tensor, dict[str, Any]]:
-        config = self.config
-        of = part_of(rows, packed)
-        mask = of(experience.mask)
-        logprobs = response_logprobs(self.policy, packed, config.temperature).flatten(0, 1)
-        loss, numbers = ops.ppo_policy_loss(
-            logprobs, of(experience.old_logprobs), of(experience.advantages), mask, config.clip, of(experience.weights)
-        )
-        logged = {"policy_loss": loss.detach()} | {name: numbers[name] for name in ("clip_fraction", "approx_kl")}
-        if config.kl_in == "loss":
-            # k2, whose gradient is that of the KL; k3 as a loss is biased (arXiv 2510.01555).
-            kl = ops.masked_mean(ops.kl_estimate(logprobs, of(experience.ref_logprobs), "k2"), mask)
-            loss = loss + self.kl.value * kl
-        return loss, logged
-
-    def _value_loss(self, experience: Experience, rows: list[int], packed: Packed) -> tuple[Tensor, dict[str, Any]]:
-        assert experience.old_values is not None and experience.returns is not None
-        of = part_of(rows, packed)
-        loss, numbers = ops.ppo_value_loss(
-            values(self.value_model, packed).flatten(0, 1),
-            of(experience.old_values),
-            of(experience.returns),
-            of(experience.mask),
-            self.config.value_clip,
-        )
-        logged = {"value_loss": loss.detach(), "value_clip_fraction": numbers["value_clip_fraction"]}
-        return self.config.value_coef * loss, logged
-
-    def _logprobs(self, model: Any, packed: Packed) -> Tensor:
-        return response_logprobs(model, packed, self.config.temperature).flatten(0, 1).float().cpu()
-
-    def _micro_batches(
-        self, rollouts: Sequence[Rollout], places: Sequence[int] | None = None
-    ) -> Iterator[tuple[list[int], Packed]]:
-        """(rows of the step's [S, R] tensors, packed sequences); `places`: the rollouts' numbers within the step."""
-        groups, n = [rollout.group for rollout in rollouts], self.config.n
-        for indices in micro_batches(groups, self.config.tokens_per_batch):
-            numbers = [places[i] if places is not None else i for i in indices]
-            rows = [number * n + k for number in numbers for k in range(n)]
-            yield rows, pack([groups[i] for i in indices]).to(device())
-
-
-def part_of(rows: list[int], packed: Packed) -> Callable[[Tensor], Tensor]:
-    """Cuts the packed sequences' part out of a step's [S, R] tensors."""
-    return lambda tensor: tensor[rows, : packed.response_ids.shape[-1]].to(packed.input_ids.device)
-
-
-def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """-kl_coef * (log p - log p_ref) on every token, and the score on the last one. [S], [S, R] -> [S, R]."""
-    rewards = -kl_coef * ops.kl_estimate(logprobs, ref_logprobs, "k1") * mask
-    last = ops.last_token_index(mask)
-    rewards[torch.arange(len(rewards)), last] += scores.to(rewards)
-    return rewards
-
-
-def group_advantages(rewards: Tensor, mask: Tensor, n: int, kind: str) -> Tensor:
-    """Each response's whole reward against those of its prompt's others, the same on all its tokens. [S, R] -> [S, R].
-
-    Args:
-        kind: "rloo" (minus the mean of the others) or "grpo" (minus the mean, over the deviation).
-    """
-    total = rewards.sum(1).view(-1, n)
-    advantages = total - ops.leave_one_out_baseline(total) if kind == "rloo" else ops.group_normalized_advantage(total)
-    return advantages.flatten()[:, None] * mask
-
-
-def batch_advantages(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """REINFORCE: what is still to come, against the whole step's mean and deviation. [S, R] -> [S, R]."""
-    to_come, _ = ops.gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
-    return ops.masked_whiten(to_come, mask)
-
-
-def shaped_scores(config: PPOConfig, raw: Tensor, completions: Sequence[Completion]) -> Tensor:
-    """[S] what is trained on: the reward with `missing_eos_penalty` in its place and `length_penalty` taken off."""
-    ended = torch.tensor([c.finish_reason == "stop" for c in completions])
-    scores = raw if config.missing_eos_penalty is None else raw.where(ended, config.missing_eos_penalty)
-    return scores - config.length_penalty * torch.tensor([float(len(c.token_ids)) for c in completions])
-
-
-def _same_tokens(a: Path, b: Path) -> bool:
-    vocabulary, other = (ChatTokenizer(path).hf.get_vocab() for path in (a, b))
-    return bool(vocabulary == other)
-
-
-# --------------------------------------------------------------------------------------------- the run
 
 
 def train_ppo(
@@ -459,6 +207,13 @@ def check_mismatch(mismatch: float, bound: float) -> None:
             f"(bound {bound:g}): its weights were not synced",
             hint="report this with the model's name; --max-mismatch sets the bound",
         )
+
+
+def shaped_scores(config: PPOConfig, raw: Tensor, completions: Sequence[Completion]) -> Tensor:
+    """[S] what is trained on: the reward with `missing_eos_penalty` in its place and `length_penalty` taken off."""
+    ended = torch.tensor([c.finish_reason == "stop" for c in completions])
+    scores = raw if config.missing_eos_penalty is None else raw.where(ended, config.missing_eos_penalty)
+    return scores - config.length_penalty * torch.tensor([float(len(c.token_ids)) for c in completions])
 
 
 def too_far(config: PPOConfig, numbers: dict[str, Any]) -> bool:
