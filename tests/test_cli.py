@@ -550,6 +550,24 @@ def test_ppo_says_what_cannot_be_before_it_starts(
     assert not (tmp_path / "policy").exists()
 
 
+@pytest.mark.parametrize(
+    "command", [("label", "--judge", "fake", "--constitution", "helpfulness"), ("generate", "--model", "fake")]
+)
+def test_an_input_is_never_replaced(command: tuple[str, ...], write_jsonl: Write, tmp_path: Path) -> None:
+    path = write_jsonl("rows.jsonl", [{"prompt": "q", "responses": ["a", "b"]}])
+    before = Path(path).read_text()
+    done = rlaif(command[0], path, *command[1:], "-o", "./rows.jsonl", "--overwrite", cwd=tmp_path)
+    fails(done, 2, "the output would replace an input")
+    assert Path(path).read_text() == before
+
+
+def test_half_a_character_is_named_before_compute(write_jsonl: Write, tmp_path: Path) -> None:
+    path = write_jsonl("rows.jsonl", ['{"prompt": "q", "responses": ["a", "lone \\ud800"]}'])
+    fails(
+        rlaif("label", path, "--judge", "fake", "--constitution", "helpfulness", cwd=tmp_path), 1, "line 1", "surrogate"
+    )
+
+
 # --- a whole pipeline ---------------------------------------------------------------------------------------
 
 JUDGED = {"judge": "fake", "constitution": "helpfulness", "method": "contrast"}

@@ -359,3 +359,26 @@ def test_a_judge_behind_a_server_is_a_reward(serve: Any, write_jsonl: Callable[.
     ):
         done = rlaif("eval", "reward", path, *options)
         assert done.returncode == 2 and said in done.stderr
+
+
+def test_broken_replies_leave_the_others_alone(serve: Any, label: Any) -> None:
+    """No choices, no log-probs for once, an answer that is no object: none of these stops or loses another row."""
+
+    def moody(body: dict[str, Any], text: str) -> dict[str, Any]:
+        if "q4" in text:
+            return []  # type: ignore[return-value]  # an answer without choices
+        if "q7" in text:
+            return message("") | {"finish_reason": "content_filter"}
+        return oracle(body, text)
+
+    done, output = label(serve(moody), "--retries", "0", count=10)
+    assert done.returncode == 1 and "1 rows got no answer" in done.stderr and "without choices" in done.stderr
+    assert {row["id"].partition(":")[0] for row in rows_of(output)} == {str(i) for i in range(10)} - {"4", "7"}
+    (unscored,) = rows_of(output.parent / "prefs.unscored.jsonl")
+    assert "content_filter" in unscored["reason"]
+
+
+@pytest.mark.parametrize("option", [("--max-length", "100"), ("--truncate", "tail")])
+def test_what_needs_a_tokenizer_is_refused_for_a_server(serve: Any, label: Any, option: tuple[str, str]) -> None:
+    done, _ = label(serve(oracle), *option)
+    assert done.returncode == 2 and f"{option[0]} needs the model's tokenizer" in done.stderr

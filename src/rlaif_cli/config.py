@@ -6,6 +6,7 @@ may be resumed with another value of it.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import MinLen
@@ -59,6 +60,17 @@ class StageConfig(BaseModel):
     overwrite: bool = setting(False, "Start anew, over an earlier output.", output=False)
     dry_run: bool = setting(False, "Check everything, print the plan, start nothing.", output=False)
 
+    @model_validator(mode="after")
+    def _keep_the_input(self) -> StageConfig:
+        """No output may be one of the inputs: it would be emptied before it is read."""
+        output = getattr(self, "output", "-")
+        written = {Path(output).resolve(), Path(output).with_suffix(".items.jsonl").resolve()} if output != "-" else ()
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name != "output" and isinstance(value, str) and value and Path(value).resolve() in written:
+                raise ValueError(f"the output would replace an input: {value}")
+        return self
+
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what the output is; a resumed run must have the same."""
         fields = type(self).model_fields
@@ -107,6 +119,8 @@ class EngineConfig(InputConfig):
     def _server_options(self) -> EngineConfig:
         if self.base_url is not None and self.engine != "openai":
             raise ValueError("--base-url needs --engine openai")
+        if self.engine == "openai" and self.max_length is not None:
+            raise ValueError("--max-length needs the model's tokenizer, which --engine openai does not have")
         if (self.price_in is None) != (self.price_out is None):
             raise ValueError("--price-in and --price-out go together")
         return self
@@ -212,6 +226,8 @@ class CompareConfig(JudgeConfig):
             for name in ("shots", "cot", "clamp"):
                 if getattr(self, name):
                     raise ValueError(f"--{name} belongs to --method pairwise")
+        if self.engine == "openai" and self.truncate != "refuse":
+            raise ValueError("--truncate needs the model's tokenizer, which --engine openai does not have")
         if self.clamp and not 0 <= self.clamp[0] <= self.clamp[1] <= 1:
             raise ValueError(f"--clamp needs two bounds from 0 to 1, found {self.clamp[0]:g} {self.clamp[1]:g}")
         if not self.cot and self.rationale_tokens != type(self).model_fields["rationale_tokens"].default:

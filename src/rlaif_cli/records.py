@@ -63,6 +63,10 @@ class Record(BaseModel):
     def _keep_unknown_fields(cls, row: Any) -> Any:
         if not isinstance(row, dict):
             raise ValueError(f"expected an object with fields, found {type(row).__name__}")
+        try:
+            json.dumps(row, ensure_ascii=False, default=_plain).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("a text holds half a character (a lone surrogate), which no file can") from None
         row = cls.accept(dict(row))
         known = {key: value for key, value in row.items() if key in cls.model_fields}
         unknown = {key: value for key, value in row.items() if key not in cls.model_fields}

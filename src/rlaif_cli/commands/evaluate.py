@@ -34,6 +34,8 @@ def _report(config: Any, result: dict[str, Any]) -> int:
         console.data_stream().write(json.dumps(result, ensure_ascii=False) + "\n")
     estimates = [shown(name, found) for name, found in result.items() if isinstance(found, dict) and "value" in found]
     console.say(f"{result['metric']}: " + ", ".join([*estimates, f"n {result['n']}"]))
+    if alone := result.get("prompts_of_one_side"):
+        console.warn(f"{alone} prompts stand on one side alone and are in no number")
     unscored = result.get("unscored", 0)
     if unscored:
         console.warn(f"{unscored} items could not be scored and are in no number")

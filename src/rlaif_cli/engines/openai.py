@@ -14,6 +14,7 @@ What such a server cannot do, and what is done about it:
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import threading
@@ -62,6 +63,7 @@ class OpenAIEngine:
         self._client = self._openai.OpenAI(base_url=base_url, api_key=key, max_retries=retries, timeout=timeout)
         self._lock = threading.Lock()
         self._failures_in_a_row = 0
+        self._tells_logprobs = False  # then an answer without is that answer's fault, not the server's
         self._begins_replies, self.max_length = self._look_at_the_model()
 
     def _look_at_the_model(self) -> tuple[bool, int]:
@@ -115,11 +117,15 @@ class OpenAIEngine:
             answer = self._create(request, max_tokens=1, temperature=1.0, logprobs=True, top_logprobs=_LISTED)
             content = answer.choices[0].logprobs and answer.choices[0].logprobs.content
             if not content or not content[0].top_logprobs:
+                if self._tells_logprobs or answer.choices[0].finish_reason == "content_filter":
+                    reason = answer.choices[0].finish_reason
+                    raise _Unusable(f"an answer without log-probs (finish reason: {reason})", again=False)
                 raise EngineError(
                     "the server tells no log-probs",
                     where=self._where,
                     hint="--samples N counts sampled answers instead",
                 )
+            self._tells_logprobs = True
             return listed_logprobs([(t.token, t.logprob) for t in content[0].top_logprobs], request.choices)
 
         return self._side_by_side(ask, requests)
@@ -149,6 +155,8 @@ class OpenAIEngine:
             extra_body=extra or None,
             **{k: v for k, v in options.items() if v is not None},
         )
+        if not isinstance(answer, self._openai.types.chat.ChatCompletion) or not answer.choices:
+            raise _Unusable("an answer without choices", again=True)
         with self._lock:
             self._failures_in_a_row = 0
             if answer.usage is not None:
@@ -164,6 +172,10 @@ class OpenAIEngine:
             return self._failed(error, again=error.status_code not in _SETTLED)
         except self._openai.APIConnectionError as error:  # timeouts are among these
             return self._failed(error, again=True)
+        except json.JSONDecodeError as error:
+            return self._failed(_Unusable(f"an answer that is no JSON ({error})", again=True), again=True)
+        except _Unusable as error:
+            return self._failed(error, again=error.again)
 
     def _failed(self, error: Exception, again: bool) -> Failed:
         if again:
@@ -212,7 +224,15 @@ def listed_logprobs(listed: list[tuple[str, float]], choices: Iterable[Any]) -> 
 
 
 def _reason(finish_reason: str | None) -> str:
-    return "length" if finish_reason == "length" else "stop"
+    return finish_reason or "stop"
+
+
+class _Unusable(Exception):
+    """A reply that is no answer; `again`: asking again may help."""
+
+    def __init__(self, message: str, again: bool) -> None:
+        super().__init__(message)
+        self.again = again
 
 
 def _told(error: Exception) -> str:

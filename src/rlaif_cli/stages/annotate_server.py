@@ -35,6 +35,8 @@ def make_server(session: Session, port: int) -> tuple[HTTPServer, str]:
     secret = secrets.token_urlsafe(16)
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 5  # seconds that a connection may be idle: browsers open some that they never use
+
         def do_GET(self) -> None:
             if not self._allowed():
                 return

@@ -130,6 +130,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         "b": config.b,
         "n": len(scored),
         "prompts": len(set(groups)),
+        "prompts_of_one_side": len(a) + len(b) - 2 * len(shared),
         "unscored": len(judgements) - len(scored),
         "ties": int((p == 0.5).sum()),
         "win_rate": estimate(wins, groups),
