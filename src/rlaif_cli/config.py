@@ -170,8 +170,8 @@ class JudgeConfig(EngineConfig):
     constitution: str = setting(help="A shipped constitution's name, or a YAML file.")
     method: Literal["pairwise", "score", "contrast"] = setting(
         "pairwise",
-        "pairwise asks which is better, both orders; score asks for 1 to 10, one by one; contrast compares likelihoods "
-        "(small judges).",
+        "pairwise asks which is better, both orders; score asks for 1 to 10, one by one; contrast asks nothing and "
+        "compares likelihoods. Which agrees with people: docs/judging.md.",
     )
     principles: tuple[str, ...] = setting(
         ("sample",), "'sample' draws one per comparison; 'all' averages over all; or ids, averaged."
