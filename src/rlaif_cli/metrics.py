@@ -216,6 +216,18 @@ def agreement_items(p_first: ArrayLike, human_first: ArrayLike) -> Floats:
     return np.where(human == 0.5, np.nan, agreement)
 
 
+def wins(p_first: ArrayLike) -> Floats:
+    """Per comparison, what the first response gets of a win: 1, 0, or 0.5 where the judge is at exactly one half.
+
+    Args:
+        p_first: [n] the judge's probability that the first response is better.
+
+    Returns:
+        [n].
+    """
+    return 0.5 + 0.5 * np.sign(np.asarray(p_first, dtype=np.float64) - 0.5)
+
+
 def accuracy(p_first: ArrayLike, human_first: ArrayLike) -> float:
     """AI Labeler Alignment (Lee et al., arXiv 2309.00267): z = mean 1[argmax P_AI = human].
 

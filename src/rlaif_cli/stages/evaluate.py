@@ -118,7 +118,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     p = np.array([j.p_a for _, _, j in scored])
     # Equal texts are a tie, whatever the last bits of two log-probs say.
     p[[t[1] == t[2] for _, t, _ in scored]] = 0.5
-    wins = (p > 0.5) + 0.5 * (p == 0.5)
+    wins = metrics.wins(p)
     groups = [key for (key, _), _, _ in scored]
     lengths = np.array([(len(t[1]), len(t[2])) for _, t, _ in scored])
     result = {

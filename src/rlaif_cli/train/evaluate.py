@@ -120,10 +120,10 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
         "unscored": sum(each is None for each in p),
     }
     for name in others:
-        decided = [float(each > 0.5) + 0.5 * (each == 0.5) for each in verdicts[name] if each is not None]
+        decided = [each for each in verdicts[name] if each is not None]
         if not decided:
             raise InputError("no comparison could be decided", where=config.candidates)
-        result[f"win_rate_over_{name}"] = estimate(decided)
+        result[f"win_rate_over_{name}"] = estimate(metrics.wins(decided))
     result["chose_the_first"] = share(sum(place == 0 for place in best), len(rows))
     items = (
         {

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rlaif_cli import metrics
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.engines.base import request_seed
 from rlaif_cli.errors import EngineError, UsageError
@@ -74,8 +75,7 @@ class Selection:
             raise EngineError(
                 f"the judge could decide none of {len(texts)} comparisons", hint="another --eval-judge or --eval-method"
             )
-        wins = [float(p > 0.5) + 0.5 * (p == 0.5) for p in decided]
-        return sum(wins) / len(wins)
+        return float(metrics.wins(decided).mean())
 
     def _answers(self, engine: RolloutEngine) -> list[list[str]]:
         """Sampled with the same seeds every time, so that chance differs as little as it can."""

@@ -35,7 +35,7 @@ def run_epochs(
         held_out_loss: None where nothing is held out.
 
     Returns:
-        The step whose weights `model` has now and, where it is not the last one, why.
+        `step`, whose weights `model` has now, and `of`, the steps of a whole run.
     """
     optimizer = loop.make_optimizer([(model, config.lr)], config)
     state = TrainState(folder, settings, {"model": model}, optimizer)
