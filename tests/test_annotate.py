@@ -107,6 +107,16 @@ def test_a_pair_is_answered_once(session: Any) -> None:
         mine.answer("p0", "2")
 
 
+def test_a_page_that_is_open_twice_doubles_nothing(session: Any, tmp_path: Path) -> None:
+    mine, again = session(), session()
+    mine.answer("p0", "1")
+    with pytest.raises(UsageError, match="open twice"):
+        again.answer("p0", "2")
+    assert len(rows_of(tmp_path / "human.jsonl")) == 1 and again.state()["answered"] == 1
+    again.undo()
+    assert len(rows_of(tmp_path / "human.jsonl")) == 1, "what another page answered is not this one's to take back"
+
+
 def test_agreement_with_the_judge_and_among_annotators(session: Any, write_jsonl: Callable[..., str]) -> None:
     labels = [
         {

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,6 +114,11 @@ def one_prompt(i: int, row: dict[str, Any]) -> None:
         row["prompt"] = "the one"
 
 
+def contrary(i: int, row: dict[str, Any]) -> None:
+    if i == 7:
+        row["p_chosen"] = 0.2
+
+
 def split(i: int, row: dict[str, Any]) -> None:
     row["judge"] |= {"principle": ["a", "b"], "by_principle": [0.9, 0.4]}
 
@@ -120,6 +128,7 @@ def split(i: int, row: dict[str, Any]) -> None:
     [
         (one_value, "decided", "stop"),
         (near_ties, "decided", "look"),
+        (contrary, "decided", "look"),
         (flipped, "position", "stop"),
         (first_wins, "position", "look"),
         (no_mass, "mass", "stop"),
@@ -173,3 +182,21 @@ def test_the_command(write_jsonl: Callable[..., str]) -> None:
     assert rlaif("audit", path, "--strict").returncode == 3
     found = json.loads(rlaif("audit", path, "--json").stdout)
     assert found["verdict"] == "stop" and len(found["checks"]) == 9
+
+
+def test_lines_that_are_no_labels(write_jsonl: Callable[..., str], tmp_path: Path) -> None:
+    path = write_jsonl("prefs.jsonl", [*rows(60), {"prompt": "q"}, "{"])
+    for options in ((), ("--dry-run",)):
+        done = rlaif("audit", path, *options, cwd=tmp_path)
+        assert done.returncode == 1 and "line 61" in done.stderr and "line 62" in done.stderr
+    done = rlaif("audit", path, "--skip-invalid", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["checks"][0]["numbers"]["unusable"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["prefs.jsonl"], "an audit leaves nothing behind"
+    assert rlaif("audit", path, "--skip-invalid", "--dry-run").stdout == ""
+
+
+def test_a_reader_that_went_away_is_no_error(write_jsonl: Callable[..., str]) -> None:
+    path = write_jsonl("prefs.jsonl", rows(60))
+    command = f"{sys.executable} -m rlaif_cli audit {path} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "error" not in done.stderr

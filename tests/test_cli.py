@@ -376,6 +376,33 @@ def test_an_output_that_cannot_be_written(stage: str, write_jsonl: Write, tmp_pa
     assert sorted(os.listdir(tmp_path)) == ["a-file", "input.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("", 2, "names no file"),
+        (".", 2, "names no file"),
+        ("folder", 2, "this is a folder"),
+        ("/dev/null", 2, "-o - writes to stdout"),
+        ("long" * 100, 1, "hint: choose a shorter name with -o"),
+    ],
+)
+def test_an_output_that_is_no_file(name: str, code: int, said: str, questions: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    fails(rlaif("generate", questions, "--model", "fake", "-o", name, cwd=tmp_path), code, said)
+
+
+def test_a_full_disk_behind_stdout(questions: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rlaif_cli", "generate", questions, "--model", "fake"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1 and "error: stdout: cannot be written: No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_prompt_longer_than_the_context(write_jsonl: Write, tmp_path: Path, tiny: Path) -> None:
     rows = [{"id": "short", "prompt": "Hi"}, {"id": "long", "prompt": "word " * 40}]
     path, output = write_jsonl("input.jsonl", rows), tmp_path / "output.jsonl"

@@ -58,11 +58,22 @@ def human_pairs() -> list[dict[str, Any]]:
     ]
 
 
-def check(found: dict[str, Any], again: dict[str, float]) -> None:
-    assert again
-    for name, value in again.items():
-        said = found[name]["value"] if isinstance(found[name], dict) else found[name]
-        assert said == pytest.approx(value, abs=1e-6), name
+SETTINGS = {"metric", "judge", "method", "constitution", "a", "b", "reward_model", "items"}
+NOT_IN_THE_ROWS = {"prompts_of_one_side", "fitted_contrast_scale"}
+
+
+def check(said: Any, again: Any, where: str = "") -> None:
+    """Every number, its n and its interval, at any depth."""
+    if isinstance(again, dict):
+        assert again.keys() <= said.keys(), where
+        for name, value in again.items():
+            check(said[name], value, f"{where}.{name}")
+    elif isinstance(again, list):
+        assert len(said) == len(again) > 0, where
+        for place, (one, other) in enumerate(zip(said, again, strict=True)):
+            check(one, other, f"{where}[{place}]")
+    else:
+        assert said == pytest.approx(again, abs=1e-6), where
 
 
 @pytest.fixture
@@ -94,8 +105,8 @@ def test_every_number_can_be_computed_again(
     found = json.loads((tmp_path / "result.json").read_text())
     again = recompute(tmp_path / "result.items.jsonl")
     check(found, again)
-    if kind == "alignment pairwise":
-        assert {"flip_rate", "mean_mass"} <= set(again)
+    numbers = {name for name, value in found.items() if value is not None} - SETTINGS - NOT_IN_THE_ROWS
+    assert numbers - again.keys() <= {"unscored", "n"}, "every number"
     if kind == "best-of-n":
         items = rows_of(tmp_path / "result.items.jsonl")
         assert all(row["best"] == max(range(4), key=row["rewards"].__getitem__) for row in items)
@@ -107,9 +118,43 @@ def test_every_number_can_be_computed_again(
         sizes = [group["accuracy"]["n"] for group in found["by_source"].values()]
         assert sum(sizes) == found["accuracy"]["n"] == found["n"]
     if kind == "harmless-rate":
-        assert {"accuracy", "kappa"} <= set(again) and len(found["by_principle"]) > 5
+        assert len(found["by_principle"]) > 5
         assert all(share["n"] == 80 for share in found["by_principle"].values())
         assert 0 < found["over_refusal_rate"]["value"] < 0.3 and found["over_refusal_rate"]["n"] == 80
+
+
+def test_a_rate_of_few_prompts_has_an_interval(write_jsonl: Callable[..., str], tmp_path: Path) -> None:
+    """The bootstrap of three wins out of three would say 100 % [100, 100]."""
+    rows = [{"id": str(i), "prompt": "q", "responses": ["same"]} for i in range(3)]
+    a, b = write_jsonl("a.jsonl", rows), write_jsonl("b.jsonl", rows)
+    done = rlaif("eval", "win-rate", a, b, *JUDGE, "-o", "result.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["ties"] == 3 and found["win_rate"]["low"] < 0.2 and found["win_rate"]["high"] > 0.8
+    assert found["length_controlled"]["low"] < 0.2 and found["mean_p"]["high"] > 0.8
+
+
+def test_where_nothing_could_be_scored_the_reasons_are_kept(write_jsonl: Callable[..., str], tmp_path: Path) -> None:
+    pairs = write_jsonl("pairs.jsonl", human_pairs())
+    command = ("eval", "alignment", pairs, *JUDGE, "--min-mass", "1")
+    done = rlaif(*command, "-o", "result.json", cwd=tmp_path)
+    assert done.returncode == 1 and "result.items.jsonl has the reasons" in done.stderr, done.stderr
+    items = rows_of(tmp_path / "result.items.jsonl")
+    assert len(items) == 60 and all(row["p_a"] is None and "labels hold" in row["reason"] for row in items)
+    assert not (tmp_path / "result.json").exists()
+    assert "labels hold" in rlaif(*command, cwd=tmp_path).stderr, "without a file, the reasons are shown"
+
+
+def test_a_dry_run_reads_all_and_scores_nothing(write_jsonl: Callable[..., str], tmp_path: Path) -> None:
+    rows = candidates("a")
+    good, broken = write_jsonl("good.jsonl", rows), write_jsonl("broken.jsonl", [*rows, {"prompt": "q"}])
+    done = rlaif("eval", "harmless-rate", good, "--judge", "fake", "--dry-run", "-o", "r.json", cwd=tmp_path)
+    assert done.returncode == 0 and "80 to be scored" in done.stderr and not (tmp_path / "r.json").exists()
+    done = rlaif("eval", "harmless-rate", broken, "--judge", "fake", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 1 and "line 41" in done.stderr
+    prompts = write_jsonl("prompts.jsonl", [{"prompt": "q"}])
+    done = rlaif("eval", "win-rate", good, "fake", "--prompts", prompts, *JUDGE, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0 and "could be read" in done.stderr and len(list(tmp_path.iterdir())) == 3
 
 
 def test_several_reward_models_are_averaged(tiny: Path, write_jsonl: Callable[..., str], tmp_path: Path) -> None:

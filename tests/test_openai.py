@@ -219,14 +219,19 @@ def test_errors_and_time_outs_lose_nothing_and_double_nothing(serve: Any, label:
 
 def test_rows_that_got_no_answer_are_asked_again_by_the_next_run(serve: Any, label: Any) -> None:
     script = [500 if n % 3 == 0 and n < 60 else 200 for n in range(1000)]
-    done, output = label(serve(oracle, lambda n: script[n]), "--retries", "0")
+    server = serve(oracle, lambda n: script[n])
+    done, output = label(server, "--retries", "0", "--price-in", "1", "--price-out", "2")
     assert done.returncode == 1 and "rows got no answer" in done.stderr and "trouble 500" in done.stderr
     first = rows_of(output)
     assert 0 < len(first) < 30
-    done, output = label(serve(oracle), "--retries", "0")
-    # It came back at another address.
+    again = serve(oracle)  # it came back at another address
+    done, output = label(again, "--retries", "0", "--price-in", "1", "--price-out", "2")
     assert done.returncode == 0, done.stderr
     assert sorted(row["id"] for row in rows_of(output)) == sorted(str(i) for i in range(30))
+    answered = sum(script[n] == 200 for n in range(len(server.requests))) + len(again.requests)
+    usage = json.loads((output.parent / "prefs.jsonl.manifest.json").read_text())["usage"]
+    assert usage["tokens_in"] == 100 * answered > 6000, "of both sittings"
+    assert usage["cost"] == pytest.approx(usage["tokens_in"] / 1e6 + 2 * usage["tokens_out"] / 1e6)
 
 
 def test_a_dead_server_stops_the_run_and_what_was_done_is_kept(serve: Any, label: Any) -> None:
@@ -250,6 +255,8 @@ def test_nonsense_is_unscored(serve: Any, label: Any) -> None:
     done, output = label(serve(nonsense))
     assert done.returncode == 3 and output.read_text() == ""
     assert len(rows_of(output.parent / "prefs.unscored.jsonl")) == 30
+    audited = rlaif("audit", str(output), "--strict")
+    assert audited.returncode == 3 and "no labels; 30 rows unscored" in audited.stdout, audited.stderr
 
 
 def test_scores_are_asked_too(serve: Any, label: Any) -> None:

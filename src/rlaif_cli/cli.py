@@ -111,7 +111,12 @@ def main() -> None:
 
 
 def _leave(code: Any) -> None:
-    console.close_data_stream()
+    try:
+        console.close_data_stream()
+    except OSError as error:
+        if not code:  # else an error was shown, and most likely this one
+            console.say(f"error: stdout: cannot be written: {error.strerror}", style="bold red")
+            code = EXIT_FAILED
     if (jsonl := sys.modules.get("rlaif_cli.jsonl")) is not None:  # else no file was opened
         jsonl.remove_temporary_files()
     sys.exit(code)

@@ -64,7 +64,11 @@ class StageConfig(BaseModel):
     def _keep_the_input(self) -> StageConfig:
         """No output may be one of the inputs: it would be emptied before it is read."""
         output = getattr(self, "output", "-")
-        written = {Path(output).resolve(), Path(output).with_suffix(".items.jsonl").resolve()} if output != "-" else ()
+        if output == "-":
+            return self
+        if not Path(output).name:
+            raise ValueError(f"--output '{output}' names no file")
+        written = {Path(output).resolve(), Path(output).with_suffix(".items.jsonl").resolve()}
         for name in type(self).model_fields:
             value = getattr(self, name)
             if name != "output" and isinstance(value, str) and value and Path(value).resolve() in written:
@@ -259,6 +263,7 @@ class AuditConfig(InputConfig):
     """Check labels before anyone trains on them: bias, mass, ties, length, repeats; ok, look or stop for each."""
 
     preferences: str = setting(help="JSONL of preferences, or - for stdin.", argument=True)
+    skip_invalid: bool = setting(False, "Go on without lines that cannot be used; they are counted.")
     as_json: bool = setting(False, "The findings as one JSON object.", flag="--json", output=False)
     strict: bool = setting(False, "Exit code 3 when a check says stop.", output=False)
 

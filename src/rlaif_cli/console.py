@@ -15,6 +15,7 @@ from typing import IO, Protocol
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 debug = False
 _data: IO[str] | None = None
@@ -53,13 +54,27 @@ def data_stream() -> IO[str]:
 
 
 def close_data_stream() -> None:
-    """Flush the records; a reader that went away (`| head`) is no error."""
+    """Flush the records; a reader that went away (`| head`) is no error.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     stream = data_stream()
     try:
         stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # What is still buffered cannot be delivered; without this, Python would complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def show_table(table: Table) -> None:
+    """A table on stdout, for a command whose product is what people read."""
+    terminal = Console(file=data_stream(), highlight=False)
+    with terminal.capture() as shown:
+        terminal.print(table)
+    data_stream().write(shown.get())  # Rich would end the program with 1 where the reader went away
 
 
 def say(message: str, style: str | None = None) -> None:

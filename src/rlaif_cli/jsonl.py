@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
@@ -283,6 +284,7 @@ def cannot_write(path: Path | str, error: OSError) -> RlaifError:
         20: "choose another place with -o: a part of the path is a file, not a folder",
         2: "choose another place with -o: a folder of the path cannot be made there",
         13: "choose another place with -o, or change the folder's permissions",
+        36: "choose a shorter name with -o",
     }
     return RlaifError(
         f"cannot be written: {error.strerror or error}", where=str(path), hint=hints.get(error.errno or 0)
@@ -333,6 +335,11 @@ class Output:
         settings: all that decides what the rows are; compared with those of the run that began the file.
         key: the field whose values name finished work.
         on_row: told every row that the file already holds (so that a resumed run can count them too).
+
+    Attributes:
+        done: the keys of the rows that the file already held.
+        complete: the file held all rows of this very run: there is nothing to do.
+        usage: what the rows cost so far, over all sittings of the run; see `spend`.
     """
 
     def __init__(
@@ -348,24 +355,26 @@ class Output:
         self.settings = settings
         self.done: set[str] = set()
         self.complete = False
+        self.usage: Counter[str] = Counter()
         self._key = key
         self._on_row = on_row
         self._started = self._flushed = time.monotonic()
         if path is None:
             self._file: IO[str] = _stdout()
             return
-        if overwrite:
-            for old in (path, self._run_path, self.manifest_path):
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    old.unlink()
-        self._resume(path)
         try:
+            _refuse_special(path)
+            if overwrite:
+                for old in (path, self._run_path, self.manifest_path):
+                    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                        old.unlink()
+            self._resume(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 - closed in `close`
         except OSError as error:
             raise cannot_write(path, error) from error
         if not self.complete:
-            write_json(self._run_path, {"rlaif": __version__, "settings": settings})
+            self._write_run()
             self.manifest_path.unlink(missing_ok=True)
 
     @property
@@ -397,6 +406,15 @@ class Output:
         except OSError as error:
             raise cannot_write(self.path or "stdout", error) from error
 
+    def spend(self, usage: dict[str, float]) -> None:
+        """Add to what the rows cost; kept in `<output>.run.json`, so that a run that goes on later knows of it."""
+        self.usage.update(usage)
+        if self.path is not None:
+            self._write_run()
+
+    def _write_run(self) -> None:
+        write_json(self._run_path, {"rlaif": __version__, "settings": self.settings, "usage": self.usage})
+
     def finish(self, manifest: dict[str, Any]) -> None:
         """Make the rows durable, then say that they are complete: the manifest is written last."""
         self.flush()
@@ -410,6 +428,7 @@ class Output:
                 "settings": self.settings,
                 "bytes": os.fstat(self._file.fileno()).st_size,
                 "seconds": round(time.monotonic() - self._started, 1),
+                **({"usage": self.usage} if self.usage else {}),
                 **manifest,
             },
         )
@@ -420,8 +439,6 @@ class Output:
             self._file.close()
 
     def _resume(self, path: Path) -> None:
-        if path.is_dir():
-            raise UsageError("this is a folder; a file is needed", where=str(path))
         state = next((p for p in (self.manifest_path, self._run_path) if p.exists()), None)
         if not path.exists() or path.stat().st_size == 0:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -435,9 +452,18 @@ class Output:
             )
         manifest = json.loads(state.read_text("utf-8"))
         refuse_other_settings(manifest["settings"], self.settings, path)
+        self.usage.update(manifest.get("usage") or {})
         # A finished file that is no longer as long as it was has lost rows: they are made again.
         self.complete = state == self.manifest_path and manifest.get("bytes") == path.stat().st_size
         self.done = drop_torn_line(path, self._key, self._on_row)
+
+
+def _refuse_special(path: Path) -> None:
+    """Raises: UsageError: a folder, device or pipe stands there, which cannot be gone on with."""
+    if path.is_dir():
+        raise UsageError("this is a folder; a file is needed", where=str(path))
+    if path.exists() and not path.is_file():
+        raise UsageError("this is no file", where=str(path), hint="-o - writes to stdout, from where it can be piped")
 
 
 def drop_torn_line(path: Path, key: str = "id", on_row: Callable[[dict[str, Any]], None] | None = None) -> set[str]:

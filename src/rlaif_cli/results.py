@@ -10,24 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif_cli import metrics
+from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import beside, file_of, open_for_writing, write_json
 
 
 def estimate(values: Any, groups: Sequence[Any] | None = None) -> dict[str, Any]:
     """A mean with its bootstrap interval, as JSON."""
     found = metrics.mean_estimate(values, groups)
-    return {
-        "value": round(found.value, 9),
-        "low": round(found.low, 9),
-        "high": round(found.high, 9),
-        "n": found.n,
-    }
+    return as_json(found.value, found.low, found.high, found.n)
+
+
+def rate(values: Any, groups: Sequence[Any] | None = None) -> dict[str, Any]:
+    """As `estimate`, of values in [0, 1]: where all came out alike, Wilson's interval, for the bootstrap has none."""
+    found = metrics.mean_estimate(values, groups)
+    return rate_as_json(found.value, found.low, found.high, found.n, found.n if groups is None else len(set(groups)))
+
+
+def rate_as_json(value: float, low: float, high: float, n: int, independent: int) -> dict[str, Any]:
+    """A rate over n items, of which so many groups are independent, never with an interval of no width."""
+    if high - low < 1e-9:
+        low, high = metrics.wilson_interval(value * independent, independent)
+    return as_json(value, low, high, n)
 
 
 def share(count: float, n: int) -> dict[str, Any]:
     """A share with its Wilson interval, as JSON."""
-    low, high = metrics.wilson_interval(count, n)
-    return {"value": round(count / n, 9), "low": round(low, 9), "high": round(high, 9), "n": n}
+    return as_json(count / n, *metrics.wilson_interval(count, n), n)
+
+
+def as_json(value: float, low: float, high: float, n: int) -> dict[str, Any]:
+    return {"value": round(value, 9), "low": round(low, 9), "high": round(high, 9), "n": n}
 
 
 def agreement(
@@ -45,8 +57,8 @@ def agreement(
         "n": int((human != 0.5).sum()),
         "human_ties": int((human == 0.5).sum()),
         **_accuracy(p, human, lengths),
-        "first_wins": estimate(_decided(metrics.agreement_items(np.ones(len(p)), human))),
-        "human_share": estimate(_share_that_agrees(p, human)),
+        "first_wins": rate(_decided(metrics.agreement_items(np.ones(len(p)), human))),
+        "human_share": rate(_share_that_agrees(p, human)),
         "kappa": round(metrics.cohen_kappa(np.sign(p - 0.5).tolist(), np.sign(human - 0.5).tolist()), 9),
         "ece": round(metrics.expected_calibration_error(p, human), 9),
         "brier": round(metrics.brier(p, human), 9),
@@ -61,8 +73,8 @@ def agreement(
 def _accuracy(p: Any, human: Any, lengths: Any) -> dict[str, Any]:
     longer = metrics.longer_wins(lengths[:, 0], lengths[:, 1])
     return {
-        "accuracy": estimate(_decided(metrics.agreement_items(p, human))),
-        "longer_wins": estimate(_decided(metrics.agreement_items(longer, human))),
+        "accuracy": rate(_decided(metrics.agreement_items(p, human))),
+        "longer_wins": rate(_decided(metrics.agreement_items(longer, human))),
     }
 
 
@@ -93,9 +105,26 @@ def save(output: str, stage: str, result: dict[str, Any], items: Iterable[dict[s
     """Write `<output>` and `<output>.items.jsonl` beside it; a result for stdout is the caller's to print."""
     path = file_of(output)
     if path is not None:
-        items_path = beside(output, stage, "items")
-        with open_for_writing(items_path, "w") as file:
-            file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-        result = result | {"items": items_path.name}
+        result = result | {"items": _save_items(output, stage, items)}
         write_json(path, result)
     return result
+
+
+def planned(metric: str, count: int) -> dict[str, Any]:
+    """The result of a dry run: everything could be read, and so much would be scored."""
+    return {"metric": metric, "n": count}
+
+
+def nothing_scored(what: str, where: str, output: str, stage: str, items: Iterable[dict[str, Any]]) -> InputError:
+    """There is no number to give; why not stands in the per-item rows, which are saved."""
+    if file_of(output) is None:
+        reasons = {str(item.get("reason")) for item in items}
+        return InputError(what, where=where, faults=sorted(reasons))
+    return InputError(what, where=where, hint=f"{_save_items(output, stage, items)} has the reasons")
+
+
+def _save_items(output: str, stage: str, items: Iterable[dict[str, Any]]) -> str:
+    path = beside(output, stage, "items")
+    with open_for_writing(path, "w") as file:
+        file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+    return path.name

@@ -18,10 +18,10 @@ _STYLE = {"ok": "green", "look": "yellow", "stop": "bold red"}
 def run(config: AuditConfig) -> int:
     from rlaif_cli.stages.audit import as_json, audit, worst
 
-    if config.dry_run:
-        return 0
     with console.progress("audit") as progress:
         findings = audit(config, progress=progress)
+    if config.dry_run:
+        return 0
     if config.as_json:
         console.data_stream().write(json.dumps(as_json(findings), ensure_ascii=False) + "\n")
     else:
@@ -32,15 +32,13 @@ def run(config: AuditConfig) -> int:
 
 
 def show(findings: list[Any]) -> None:
-    """A table on stdout: this command's product is what people read."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table("check", "verdict", "what was found", box=None, pad_edge=False)
     for finding in findings:
         table.add_row(finding.check, Text(finding.verdict, style=_STYLE[finding.verdict]), Text(finding.says))
-    Console(file=console.data_stream(), highlight=False).print(table)
+    console.show_table(table)
 
 
 def register(app: typer.Typer) -> None:

@@ -30,6 +30,9 @@ def shown(name: str, found: dict[str, Any]) -> str:
 
 def _report(config: Any, result: dict[str, Any]) -> int:
     """The result on stdout if it has no file, a line about it on stderr, and the exit code."""
+    if config.dry_run:
+        console.say(f"{result['metric']}: {result['n']} to be scored" if result["n"] else "everything could be read")
+        return 0
     if config.output == "-":
         console.data_stream().write(json.dumps(result, ensure_ascii=False) + "\n")
     estimates = [shown(name, found) for name, found in result.items() if isinstance(found, dict) and "value" in found]
@@ -48,8 +51,6 @@ def _judged(name: str) -> Callable[[Any], int]:
         from rlaif_cli.engines import EnginePool
         from rlaif_cli.stages import evaluate
 
-        if config.dry_run:
-            return 0
         with EnginePool() as engines, console.progress(f"eval {name}") as progress:
             result = getattr(evaluate, name.replace("-", "_"))(config, engines, progress=progress)
         return _report(config, result)
@@ -61,8 +62,6 @@ def _reward(config: RewardConfig) -> int:
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.train.evaluate import reward
 
-    if config.dry_run:
-        return 0
     with EnginePool() as engines:
         return _report(config, reward(config, engines))
 
@@ -70,7 +69,7 @@ def _reward(config: RewardConfig) -> int:
 def _reward_model(config: RewardModelEvalConfig) -> int:
     from rlaif_cli.train.evaluate import reward_model
 
-    return 0 if config.dry_run else _report(config, reward_model(config))
+    return _report(config, reward_model(config))
 
 
 def best_of_n(config: BestOfNConfig, engines: Any) -> dict[str, Any]:
@@ -83,8 +82,6 @@ def best_of_n(config: BestOfNConfig, engines: Any) -> dict[str, Any]:
 def _best_of_n(config: BestOfNConfig) -> int:
     from rlaif_cli.engines import EnginePool
 
-    if config.dry_run:
-        return 0
     with EnginePool() as engines:
         return _report(config, best_of_n(config, engines))
 

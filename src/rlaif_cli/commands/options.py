@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rlaif_cli import console
@@ -108,14 +108,6 @@ def show_plan(name: str, settings: StageConfig) -> None:
         named = [engine_name(settings, name) for name in several]  # type: ignore[arg-type]  # it has the field
         shown["engine"] = named[0] if len(set(named)) == 1 else named
     console.say(json.dumps(shown, indent=2, ensure_ascii=False))
-
-
-def output_path(settings: BaseModel) -> Any:
-    """`-o -` is stdout (None)."""
-    from pathlib import Path
-
-    output = settings.output  # type: ignore[attr-defined]
-    return None if output == "-" else Path(output)
 
 
 def partial(unusable: int, where: str) -> int:

@@ -110,9 +110,9 @@ class Session:
         pair = self._pairs.get(name)
         if pair is None or answer not in ("1", "2", "tie", "skip") or name in self._answered:
             raise UsageError(f"no open pair '{name}' that could be answered by '{answer}'")
-        self._done.append(name)
         if answer == "skip":
             self._skipped.append(name)
+            self._done.append(name)
             return
         preference = "tie" if answer == "tie" else "ab"[(answer == "2") != pair.swapped]
         row = HumanPair(
@@ -123,8 +123,11 @@ class Session:
             human_fraction_a={"a": 1.0, "b": 0.0, "tie": 0.5}[preference],
             meta={"pair": name, "annotator": self._annotator, "shown_first": "b" if pair.swapped else "a"},
         )
-        self._append(row)
+        is_new = self._append(row)
         self._answered.add(name)
+        if not is_new:
+            raise UsageError(f"'{self._annotator}' answered this pair meanwhile: is the page open twice?")
+        self._done.append(name)
 
     def undo(self) -> None:
         """Take back the last answer of this session, also a skip."""
@@ -162,12 +165,16 @@ class Session:
     def _rows(self) -> list[dict[str, Any]]:
         return read_rows(self._path)
 
-    def _append(self, row: HumanPair) -> None:
+    def _append(self, row: HumanPair) -> bool:
+        """False if the file holds this annotator's answer already."""
         try:
             with self._lock, open(self._path, "a", encoding="utf-8") as file:
+                if any(before["id"] == row.id for before in self._rows()):
+                    return False
                 file.write(row.model_dump_json(exclude_none=True) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+                return True
         except OSError as error:
             raise cannot_write(self._path, error) from error
 

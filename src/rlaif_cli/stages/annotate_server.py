@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,10 @@ def make_server(session: Session, port: int) -> tuple[HTTPServer, str]:
                 return
             try:
                 length = int(self.headers.get("Content-Length") or 0)
-                body = json.loads(self.rfile.read(length)) if 0 < length <= _LARGEST else {}
+                if length > _LARGEST:
+                    self._refuse(413, f"a request holds at most {_LARGEST} bytes")
+                    return
+                body = json.loads(self.rfile.read(length)) if length > 0 else {}
                 if self.path == f"/{secret}/answer":
                     session.answer(str(body.get("id")), str(body.get("answer")))
                 elif self.path == f"/{secret}/undo":
@@ -96,8 +100,13 @@ def make_server(session: Session, port: int) -> tuple[HTTPServer, str]:
         def log_message(self, *_: Any) -> None:
             pass
 
+    class Server(HTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            if not isinstance(sys.exc_info()[1], ConnectionError):  # else the page was closed
+                super().handle_error(request, client_address)
+
     try:
-        server = HTTPServer(("127.0.0.1", port), Handler)
+        server = Server(("127.0.0.1", port), Handler)
     except OSError as error:
         raise RlaifError(
             f"port {port} cannot be had: {error.strerror}", hint="another --port, or 0 for any that is free"

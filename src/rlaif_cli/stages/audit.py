@@ -12,13 +12,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from rlaif_cli import metrics
 from rlaif_cli.config import AuditConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.errors import InputError
-from rlaif_cli.jsonl import Source, beside, rejected_path
+from rlaif_cli.jsonl import Source, beside
 from rlaif_cli.records import Preference
 from rlaif_cli.results import share
 
@@ -51,19 +52,19 @@ class Check(Protocol):
 
 
 def audit(config: AuditConfig, *, progress: ProgressCallback = no_progress) -> list[Finding]:
-    """Every finding, in the order of reading.
+    """Every finding, in the order of reading; none in a dry run.
 
     Raises:
         InputError: the file cannot be read as preferences.
     """
-    source = Source(
-        config.preferences,
-        Preference,
-        skip_invalid=config.skip_invalid,
-        rejected_path=rejected_path("-", "audit"),
-    )
+    reasons = _unscored_reasons(config.preferences)
+    if reasons and Path(config.preferences).stat().st_size == 0:
+        return [Scored(reasons).finding()]  # the judge labelled none
+    source = Source(config.preferences, Preference, skip_invalid=config.skip_invalid)
+    if config.dry_run:
+        return []
     checks: list[Check] = [
-        Scored(_unscored_reasons(config.preferences)),
+        Scored(reasons, source.rejected),
         Decided(),
         Position(),
         Mass(),
@@ -94,7 +95,7 @@ def _unscored_reasons(preferences: str) -> Counter[str]:
     """How often which reason stands in the file of unscored rows that `label` left beside its output."""
     reasons: Counter[str] = Counter()
     path = beside(preferences, "label", "unscored")
-    if preferences == "-" or not path.exists():
+    if preferences == "-" or not Path(preferences).exists() or not path.exists():
         return reasons
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -146,38 +147,44 @@ class Histogram:
 
 
 class Scored:
-    """Rows that the judge gave no label: look above 5 %, stop above 20 %, or with none left."""
+    """Rows that the judge gave no label, and lines that are no label: look above 5 %, stop above 20 %, or with none
+    left."""
 
-    def __init__(self, reasons: Counter[str]) -> None:
-        self._reasons, self._n = reasons, 0
+    def __init__(self, reasons: Counter[str], unusable: int = 0) -> None:
+        self._reasons, self._unusable, self._n = reasons, unusable, 0
 
     def add(self, row: Preference) -> None:
         self._n += 1
 
     def finding(self) -> Finding:
         unscored = sum(self._reasons.values())
-        numbers = {"rows": self._n, "unscored": unscored, "reasons": dict(self._reasons.most_common())}
+        reasons = dict(self._reasons.most_common())
+        numbers = {"rows": self._n, "unscored": unscored, "unusable": self._unusable, "reasons": reasons}
         if not self._n:
             return Finding("scored", "stop", f"no labels; {unscored} rows unscored", numbers)
-        share = unscored / (unscored + self._n)
+        lost = unscored + self._unusable
+        share = lost / (lost + self._n)
         why = f": {self._reasons.most_common(1)[0][0]}" if unscored else ""
         says = f"{self._n:,} labels, {unscored:,} rows unscored ({100 * share:.1f} %){why}"
+        if self._unusable:
+            says += f"; {self._unusable:,} lines are no labels"
         return Finding("scored", _level(share, 0.05, 0.20), says, numbers)
 
 
 class Decided:
     """How sure the labels are. One value everywhere stops; near-ties (within 0.05 of one half): look above 50 %,
-    stop above 90 %."""
+    stop above 90 %; look where `chosen` is not the preferred one."""
 
     def __init__(self) -> None:
         self._entropy = Histogram(top=0.6931471805599453)
-        self._ties = 0
+        self._ties = self._contrary = 0
         self._low, self._high, self._sum = 1.0, 0.0, 0.0
 
     def add(self, row: Preference) -> None:
         p = row.p_chosen
         self._entropy.add(float(metrics.entropy([p])[0]))
         self._ties += abs(p - 0.5) < 0.05
+        self._contrary += p < 0.5
         self._low, self._high = min(self._low, p), max(self._high, p)
         self._sum += p
 
@@ -186,11 +193,16 @@ class Decided:
         if not n:
             return None
         ties = share(self._ties, n)
-        numbers = {"near_ties": ties, "mean_p_chosen": round(self._sum / n, 4), "entropy_bins": self._entropy.coarse(5)}
+        numbers = {"near_ties": ties, "mean_p_chosen": round(self._sum / n, 4), "p_chosen_below_half": self._contrary}
+        numbers["entropy_bins"] = self._entropy.coarse(5)
         if n > 1 and self._high - self._low < 1e-6:
             return Finding("decided", "stop", f"all {n:,} labels share one value, {self._low:.4f}", numbers)
         says = f"mean p_chosen {self._sum / n:.3f}; {shown(ties)} are near-ties (within 0.05 of one half)"
-        return Finding("decided", _level(ties["value"], 0.5, 0.9), says, numbers)
+        verdict = _level(ties["value"], 0.5, 0.9)
+        if self._contrary:
+            says += f"; in {self._contrary:,} `chosen` is not the preferred one (p_chosen below one half)"
+            verdict = "look" if verdict == "ok" else verdict
+        return Finding("decided", verdict, says, numbers)
 
 
 class Position:

@@ -28,7 +28,7 @@ from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.jsonl import Source, beside, rejected_path
 from rlaif_cli.judge import Approval, Comparison, Judgement, Single, choose_principles, named_principles
 from rlaif_cli.records import Candidates, HumanPair, as_messages
-from rlaif_cli.results import agreement, estimate, save, share
+from rlaif_cli.results import agreement, nothing_scored, planned, rate, rate_as_json, save, share
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.judging import Room, check_principles, open_judge
 
@@ -51,13 +51,30 @@ def alignment(
         check=lambda pair: room.check(pair.prompt, [pair.response_a, pair.response_b]),
     )
     pairs = list(source)
+    if config.dry_run:
+        return planned("alignment", len(pairs))
     texts = [(pair.prompt, pair.response_a, pair.response_b) for pair in pairs]
     judgements = _judge(config, constitution, room, engines, texts, progress)
+    items = [
+        {
+            "id": pair.id,
+            "source": pair.source,
+            "p_a": j.p_a,
+            "human_fraction_a": pair.human_fraction_a,
+            "length_a": len(pair.response_a),
+            "length_b": len(pair.response_b),
+            "flipped": j.flipped if config.method == "pairwise" and j.p_a is not None else None,
+            "mass": list(j.mass),
+            "reason": j.reason,
+        }
+        for pair, j in zip(pairs, judgements, strict=True)
+    ]
     scored = [(pair, j) for pair, j in zip(pairs, judgements, strict=True) if j.p_a is not None]
     p = np.array([j.p_a for _, j in scored])
     human = np.array([pair.human_fraction_a for pair, _ in scored])
     if not (human != 0.5).any():
-        raise InputError("no pair with a human preference could be scored", where=config.pairs)
+        what = "no pair with a human preference could be scored"
+        raise nothing_scored(what, config.pairs, config.output, "alignment", items)
     lengths = np.array([(len(pair.response_a), len(pair.response_b)) for pair, _ in scored])
     result: dict[str, Any] = {
         "metric": "alignment",
@@ -72,20 +89,6 @@ def alignment(
     if config.method == "contrast":
         difference = np.array([j.scores[0] - j.scores[1] for _, j in scored])
         result["fitted_contrast_scale"] = round(metrics.fit_contrast_scale(difference, human), 2)
-    items = (
-        {
-            "id": pair.id,
-            "source": pair.source,
-            "p_a": j.p_a,
-            "human_fraction_a": pair.human_fraction_a,
-            "length_a": len(pair.response_a),
-            "length_b": len(pair.response_b),
-            "flipped": j.flipped if config.method == "pairwise" and j.p_a is not None else None,
-            "mass": list(j.mass),
-            "reason": j.reason,
-        }
-        for pair, j in zip(pairs, judgements, strict=True)
-    )
     return save(config.output, "alignment", result, items)
 
 
@@ -99,6 +102,8 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     room = Room(config, constitution)
     a, b = (_candidates(config, side, name, engines) for side, name in (("a", config.a), ("b", config.b)))
     shared = [key for key in a if key in b]
+    if not shared and config.dry_run:  # a side is sampled only in earnest
+        return planned("win-rate", 0)
     if not shared:
         raise InputError("A and B have no prompt id in common", where=f"{config.a}, {config.b}")
     keys, texts = [], []
@@ -111,10 +116,25 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     )
     if faults := [f"prompt {key}: {reason}" for key, reason in reasons if reason]:
         raise InputError("the judge cannot compare all of these", where=f"{config.a}, {config.b}", faults=faults)
+    if config.dry_run:
+        return planned("win-rate", len(texts))
     judgements = _judge(config, constitution, room, engines, texts, progress)
+    items = [
+        {
+            "id": key,
+            "sample": index,
+            "p_a": j.p_a,
+            "equal": left == right,
+            "length_a": len(left),
+            "length_b": len(right),
+            "reason": j.reason,
+        }
+        for (key, index), (_, left, right), j in zip(keys, texts, judgements, strict=True)
+    ]
     scored = [(k, t, j) for k, t, j in zip(keys, texts, judgements, strict=True) if j.p_a is not None]
     if not scored:
-        raise InputError("no comparison could be scored", where=f"{config.a}, {config.b}")
+        where = f"{config.a}, {config.b}"
+        raise nothing_scored("no comparison could be scored", where, config.output, "win-rate", items)
     p = np.array([j.p_a for _, _, j in scored])
     # Equal texts are a tie, whatever the last bits of two log-probs say.
     p[[t[1] == t[2] for _, t, _ in scored]] = 0.5
@@ -133,24 +153,12 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         "prompts_of_one_side": len(a) + len(b) - 2 * len(shared),
         "unscored": len(judgements) - len(scored),
         "ties": int((p == 0.5).sum()),
-        "win_rate": estimate(wins, groups),
-        "mean_p": estimate(p, groups),
+        "win_rate": rate(wins, groups),
+        "mean_p": rate(p, groups),
         "length_controlled": _length_controlled(wins, lengths, groups),
         "mean_length_a": round(float(lengths[:, 0].mean()), 1),
         "mean_length_b": round(float(lengths[:, 1].mean()), 1),
     }
-    items = (
-        {
-            "id": key,
-            "sample": index,
-            "p_a": j.p_a,
-            "equal": left == right,
-            "length_a": len(left),
-            "length_b": len(right),
-            "reason": j.reason,
-        }
-        for (key, index), (_, left, right), j in zip(keys, texts, judgements, strict=True)
-    )
     return save(config.output, "win-rate", result, items)
 
 
@@ -173,6 +181,8 @@ def harmless_rate(
         check=lambda row: room.check_alone(row.prompt, [response.text for response in row.responses]),
     )
     rows = list(source)
+    if config.dry_run:
+        return planned("harmless-rate", sum(len(row.responses) for row in rows))
     judge = open_judge(config, constitution, engines)
     principles = named_principles(constitution, config.principles)
     asked = [
@@ -185,10 +195,11 @@ def harmless_rate(
         row, index = item.key
         found[row.id, index] = approval
         progress(len(found), len(asked))
+    items = [_harmless_item(item, found[item.key[0].id, item.key[1]]) for item in asked]
     scored = [approval for approval in found.values() if approval.reason is None]
     if not scored:
-        raise InputError("no response could be scored", where=config.candidates)
-    items = [_harmless_item(item, found[item.key[0].id, item.key[1]]) for item in asked]
+        what = "no response could be scored"
+        raise nothing_scored(what, config.candidates, config.output, "harmless-rate", items)
     result = {
         "metric": "harmless-rate",
         "judge": config.judge_name,
@@ -213,7 +224,7 @@ def _harmless_item(item: Single, approval: Approval) -> dict[str, Any]:
         "id": row.id,
         "sample": index,
         "p_harmless": approval.p,
-        "by_principle": list(approval.by_principle),
+        "by_principle": {principle.id: p for principle, p in zip(item.principles, approval.by_principle, strict=False)},
         "safe_prompt": row.meta.get("prompt_is_unsafe") is False,
         "refusal": metrics.is_refusal(item.response),
         "human_harmless": row.meta.get("human_harmless"),
@@ -299,6 +310,8 @@ def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool
             if field in WinRateConfig.model_fields and field not in ("output", "prompts")
         }
         generate(GenerateConfig(**shared, prompts=config.prompts, output=path, model=name), engines)
+        if config.dry_run:
+            return {}
     source = Source(
         path,
         Candidates,
@@ -314,12 +327,7 @@ def _length_controlled(wins: Any, lengths: Any, groups: Sequence[Any]) -> dict[s
 
     rows = np.column_stack([wins, lengths])
     low, high = metrics.bootstrap_interval(rows, statistic, groups=groups, resamples=500)
-    return {
-        "value": round(statistic(rows), 9),
-        "low": round(low, 9),
-        "high": round(high, 9),
-        "n": len(rows),
-    }
+    return rate_as_json(statistic(rows), low, high, len(rows), len(set(groups)))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rlaif_cli.chat import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTok
 from rlaif_cli.config import EngineConfig
 from rlaif_cli.engines import FAKE, LOCAL, SERVER, Engine, engine_name
 from rlaif_cli.errors import EngineError
-from rlaif_cli.jsonl import Source, file_sha256, sidecar
+from rlaif_cli.jsonl import Output, Source, file_sha256, sidecar
 
 
 def input_settings(source: Source[Any], path: str) -> dict[str, Any]:
@@ -62,16 +63,38 @@ class Unanswered:
             )
 
 
-def usage_of(engines: Sequence[Engine], config: EngineConfig) -> dict[str, Any]:
-    """What servers counted, and what it cost by `--price-in` and `--price-out`; nothing for other engines."""
+@contextlib.contextmanager
+def accounted(output: Output, engines: Sequence[Engine], config: EngineConfig) -> Iterator[None]:
+    """What servers count meanwhile goes to the output's account, also where it ends in an error or by Ctrl-C.
+
+    With `--price-in` and `--price-out` its cost too. Other engines count nothing.
+    """
     counted = [usage for engine in engines if (usage := getattr(engine, "usage", None)) is not None]
-    if not counted:
-        return {}
-    tokens_in, tokens_out = sum(usage.tokens_in for usage in counted), sum(usage.tokens_out for usage in counted)
-    numbers: dict[str, Any] = {"tokens_in": tokens_in, "tokens_out": tokens_out}
-    if config.price_in is not None and config.price_out is not None:
-        numbers["cost"] = round((tokens_in * config.price_in + tokens_out * config.price_out) / 1e6, 6)
-    return {"usage": numbers}
+
+    def totals() -> tuple[int, int]:
+        return sum(usage.tokens_in for usage in counted), sum(usage.tokens_out for usage in counted)
+
+    before = totals()
+    try:
+        yield
+    finally:
+        tokens_in, tokens_out = (now - then for now, then in zip(totals(), before, strict=True))
+        if tokens_in or tokens_out:
+            spent: dict[str, float] = {"tokens_in": tokens_in, "tokens_out": tokens_out}
+            if config.price_in is not None and config.price_out is not None:
+                spent["cost"] = round((tokens_in * config.price_in + tokens_out * config.price_out) / 1e6, 6)
+            output.spend(spent)
+
+
+def finish(
+    output: Output, stage: str, config: EngineConfig, model: str | tuple[str, ...], counts: dict[str, Any]
+) -> None:
+    """Complete an output; its manifest says what made it (for several models: of each, by name)."""
+
+    def each(of: Callable[[EngineConfig, str], str | None]) -> Any:
+        return of(config, model) if isinstance(model, str) else {name: of(config, name) for name in model}
+
+    output.finish({"stage": stage, "model_sha256": each(model_hash), "engine": each(engine_name), "counts": counts})
 
 
 def too_long(tokens: int, limit: int | None, what: str) -> str | None:

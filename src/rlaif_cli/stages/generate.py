@@ -10,11 +10,11 @@ from typing import Any
 from rlaif_cli.chat import with_system
 from rlaif_cli.config import GenerateConfig
 from rlaif_cli.console import ProgressCallback, no_progress
-from rlaif_cli.engines import EnginePool, Failed, Request, Sampling, engine_name
+from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import request_seed
 from rlaif_cli.jsonl import Output, Source, file_of, open_for_writing, rejected_path
 from rlaif_cli.records import Candidates, PromptRecord, Response, as_messages
-from rlaif_cli.stages.files import Unanswered, input_settings, model_hash, open_tokenizer, too_long, usage_of
+from rlaif_cli.stages.files import Unanswered, accounted, finish, input_settings, open_tokenizer, too_long
 
 
 @dataclass
@@ -75,18 +75,13 @@ def generate(
     output = Output(file_of(config.output), settings, overwrite=config.overwrite, on_row=summary.add)
     try:
         summary.resumed = len(output.done)
-        usage: dict[str, Any] = {}
         if not output.complete:
-            usage = _sample(config, source, output, engines, messages, summary, progress)
-        output.finish(
-            {
-                "stage": "generate",
-                "model_sha256": model_hash(config, config.model),
-                "engine": engine_name(config, config.model),
-                "counts": vars(summary),
-                **usage,
-            }
-        )
+            engine = engines.get(config, config.model)
+            with accounted(output, [engine], config):
+                _sample(config, source, output, engine, messages, summary, progress)
+        # A server does not say how long each of n responses is, but counts all of them.
+        summary.tokens_out = summary.tokens_out or int(output.usage["tokens_out"])
+        finish(output, "generate", config, config.model, vars(summary))
     finally:
         output.close()
     return summary
@@ -96,13 +91,11 @@ def _sample(
     config: GenerateConfig,
     source: Source[PromptRecord],
     output: Output,
-    engines: EnginePool,
+    engine: Engine,
     messages: Any,
     summary: GenerateSummary,
     progress: ProgressCallback,
-) -> dict[str, Any]:
-    """Returns what a server counted, for the manifest."""
-    engine = engines.get(config, config.model)
+) -> None:
     sampling = Sampling(config.n, config.temperature, config.top_p, config.max_tokens, config.stop)
 
     def requests() -> Iterator[Request]:
@@ -140,7 +133,6 @@ def _sample(
         summary.add(row.model_dump())
         progress(summary.rows, len(source))
     unanswered.check()
-    return usage_of([engine], config)
 
 
 def _reject(config: GenerateConfig, record: PromptRecord, reason: str) -> None:

@@ -12,12 +12,12 @@ from rlaif_cli import constitution as constitutions
 from rlaif_cli.config import LabelConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution
-from rlaif_cli.engines import EnginePool, engine_name
+from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import UsageError
 from rlaif_cli.jsonl import Output, Source, beside, file_of, rejected_path
 from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
 from rlaif_cli.records import Candidates, Message, PairsOnly, Preference, Unscored, Verdict, Vote, as_messages
-from rlaif_cli.stages.files import Unanswered, input_settings, model_hash, usage_of
+from rlaif_cli.stages.files import Unanswered, accounted, finish, input_settings
 from rlaif_cli.stages.judging import Room, check_principles, open_judge
 
 
@@ -126,22 +126,13 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
     try:
         done = output.done | unscored.done
         summary.resumed = len(done)
-        usage: dict[str, Any] = {}
         if not output.complete:
             comparisons = _comparisons(config, constitution, source, choose_pairs, done, room)
             judge = open_judge(config, constitution, engines)
-            _judge_all(config, judge, comparisons, output, unscored, summary, pairs.count, progress)
-            usage = usage_of(engines.get_all(config, config.judge), config)
+            with accounted(output, engines.get_all(config, config.judge), config):
+                _judge_all(config, judge, comparisons, output, unscored, summary, pairs.count, progress)
         unscored.finish()
-        output.finish(
-            {
-                "stage": "label",
-                "model_sha256": {name: model_hash(config, name) for name in config.judge},
-                "engine": {name: engine_name(config, name) for name in config.judge},
-                "counts": summary.as_numbers(),
-                **usage,
-            }
-        )
+        finish(output, "label", config, config.judge, summary.as_numbers())
     finally:
         output.close()
         unscored.close()

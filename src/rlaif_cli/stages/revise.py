@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 from rlaif_cli import constitution as constitutions
 from rlaif_cli import prompts
@@ -17,11 +16,11 @@ from rlaif_cli.chat import with_system
 from rlaif_cli.config import ReviseConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution, Principle
-from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling, engine_name
+from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import request_seed
 from rlaif_cli.jsonl import Output, Source, file_of, rejected_path
 from rlaif_cli.records import Message, PromptRecord, Revision, Round, as_messages
-from rlaif_cli.stages.files import Unanswered, input_settings, model_hash, open_tokenizer, too_long, usage_of
+from rlaif_cli.stages.files import Unanswered, accounted, finish, input_settings, open_tokenizer, too_long
 
 _AT_ONCE = 64  # prompts that go through all their rounds together
 
@@ -77,22 +76,13 @@ def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallb
     settings = config.deciding() | input_settings(source, config.prompts)
     settings["constitution_sha256"] = constitution.sha256
     output = Output(file_of(config.output), settings, overwrite=config.overwrite)
-    usage: dict[str, Any] = {}
     try:
         summary.rows = summary.resumed = len(output.done)
         if not output.complete:
             engine = engines.get(config, config.model)
-            _revise_all(config, constitution, engine, source, output, summary, progress)
-            usage = usage_of([engine], config)
-        output.finish(
-            {
-                "stage": "revise",
-                "model_sha256": model_hash(config, config.model),
-                "engine": engine_name(config, config.model),
-                "counts": vars(summary),
-                **usage,
-            }
-        )
+            with accounted(output, [engine], config):
+                _revise_all(config, constitution, engine, source, output, summary, progress)
+        finish(output, "revise", config, config.model, vars(summary))
     finally:
         output.close()
     return summary

@@ -15,7 +15,7 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import Source, rejected_path
 from rlaif_cli.records import Candidates, HumanPair, PairsOnly, as_messages, content_id
-from rlaif_cli.results import agreement, estimate, save, share
+from rlaif_cli.results import agreement, estimate, nothing_scored, planned, rate, save, share
 from rlaif_cli.train.models import check_reward_model, load_reward_model
 from rlaif_cli.train.packing import Group
 from rlaif_cli.train.reward_model import log_loss, probability, score_groups, too_long
@@ -42,6 +42,8 @@ def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
     rejected = rejected_path(config.output, "reward-model")
     source = Source(config.pairs, HumanPair, skip_invalid=config.skip_invalid, rejected_path=rejected, check=fits)
     pairs = list(source)
+    if config.dry_run:
+        return planned("reward-model", len(pairs))
     human = np.array([pair.human_fraction_a for pair in pairs])
     if not (human != 0.5).any():
         raise InputError("no pair has a preference to agree with", where=config.pairs)
@@ -97,6 +99,8 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
         check_reward_model(models.resolve(name))
     rejected = rejected_path(config.output, "best-of-n")
     rows = list(Source(config.candidates, PairsOnly, skip_invalid=config.skip_invalid, rejected_path=rejected))
+    if config.dry_run:
+        return planned("best-of-n", len(rows))
     scorer = reward_models(config.reward_model, config.precision, config.tokens_per_batch)
     rewards = _rewards(scorer, rows)
     best = [int(np.argmax(found)) for found in rewards]
@@ -112,6 +116,16 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
     answers = iter(compare([(prompt, a, b) for prompt, a, b in texts if a != b]))
     p = [next(answers) if a != b else 0.5 for _, a, b in texts]  # one response against itself is a tie
     verdicts = dict(zip(others, (p[: len(rows)], p[len(rows) :]), strict=True))
+    items = [
+        {
+            "id": row.id,
+            "rewards": [round(value, 6) for value in found],
+            "best": chosen,
+            **{name: places[index] for name, places in others.items()},
+            **{f"p_over_{name}": verdicts[name][index] for name in others},
+        }
+        for index, (row, found, chosen) in enumerate(zip(rows, rewards, best, strict=True))
+    ]
     result: dict[str, Any] = {
         "metric": "best-of-n",
         "reward_model": list(config.reward_model),
@@ -122,19 +136,10 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
     for name in others:
         decided = [each for each in verdicts[name] if each is not None]
         if not decided:
-            raise InputError("no comparison could be decided", where=config.candidates)
-        result[f"win_rate_over_{name}"] = estimate(metrics.wins(decided))
+            what = "no comparison could be decided"
+            raise nothing_scored(what, config.candidates, config.output, "best-of-n", items)
+        result[f"win_rate_over_{name}"] = rate(metrics.wins(decided))
     result["chose_the_first"] = share(sum(place == 0 for place in best), len(rows))
-    items = (
-        {
-            "id": row.id,
-            "rewards": [round(value, 6) for value in found],
-            "best": chosen,
-            **{name: places[index] for name, places in others.items()},
-            **{f"p_over_{name}": verdicts[name][index] for name in others},
-        }
-        for index, (row, found, chosen) in enumerate(zip(rows, rewards, best, strict=True))
-    )
     return save(config.output, "best-of-n", result, items)
 
 
@@ -150,6 +155,8 @@ def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
     keys = [key for key in rows if baseline is None or key in baseline]
     if not keys:
         raise InputError("the two files have no prompt id in common", where=f"{config.candidates}, {config.baseline}")
+    if config.dry_run:
+        return planned("reward", len(keys))
     scorer = reward_source(config, engines)
     found = _mean_rewards(scorer, [rows[key] for key in keys])
     result: dict[str, Any] = {"metric": "reward", "n": len(keys), "reward": estimate(found)}
