@@ -21,8 +21,8 @@ HEAVY = {"vllm", "ray", "openai", "torch", "transformers", "peft"}
 # From the bottom up: a module may import from its own layer and from those above it in this list.
 LAYERS = [
     {"__init__", "errors", "resources", "console"},
-    {"records", "config"},
-    {"jsonl", "constitution", "prompts", "metrics", "models", "chat", "tiny", "results"},
+    {"records", "config", "hashes", "compression"},
+    {"output", "jsonl", "constitution", "prompts", "metrics", "models", "chat", "tiny", "results"},
     {"engines.base"},
     {"judge"},
     {"engines"},

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.jsonl import Output, Source, drop_torn_line
+from rlaif_cli.jsonl import Source
+from rlaif_cli.output import Output, drop_torn_line
 from rlaif_cli.records import Candidates, HumanPair, PairsOnly, Preference, PromptRecord
 
 
@@ -146,7 +147,7 @@ def test_a_killed_run_goes_on(tmp_path: Path):
     with open(path, "a") as file:
         file.write('{"id": "c", "pro')  # killed in the middle of a line
     second = Output(path, {"n": 1})
-    assert second.done == {"a", "b"}
+    assert "a" in second.done and "b" in second.done and len(second.done) == 2
     second.write(record("c"))
     second.finish({})
     second.close()
@@ -164,7 +165,7 @@ def test_other_settings_are_refused_with_a_diff(tmp_path: Path):
     with pytest.raises(UsageError, match="n: 1 before, 2 now"):
         Output(path, {"n": 2, "model": "m"})
     anew = Output(path, {"n": 2, "model": "m"}, overwrite=True)
-    assert not anew.done
+    assert not len(anew.done)
     anew.close()
 
 
@@ -191,5 +192,5 @@ def test_the_manifest_is_written_last(tmp_path: Path):
 def test_torn_line_in_the_middle_is_cut_with_all_after_it(tmp_path: Path):
     path = tmp_path / "out.jsonl"
     path.write_bytes(b'{"id": "a"}\n{"id": "b\n{"id": "c"}\n')
-    assert drop_torn_line(path) == {"a"}
+    assert "a" in (kept := drop_torn_line(path)) and len(kept) == 1
     assert path.read_bytes() == b'{"id": "a"}\n'

@@ -20,6 +20,7 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.errors import EngineError, ModelError, UsageError
 from rlaif_cli.records import Demonstration, Message, prompt_text
+from rlaif_cli.train.folder import _claimed
 from rlaif_cli.train.loop import held_out
 from rlaif_cli.train.models import (
     hidden_states,
@@ -740,3 +741,11 @@ def test_an_interrupted_ppo_run_writes_every_sample_once(ppo: Any) -> None:
     ppo("cut", stop=3, **options)
     steps = [row["step"] for row in rows_of(ppo("cut", **options) / "samples.jsonl")]
     assert steps == sorted(steps) and len(steps) == 4 * PPO_DEFAULTS["prompts_per_step"]
+
+
+def test_one_process_trains_into_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "rm").mkdir()
+    with _claimed(tmp_path / "rm"), pytest.raises(UsageError, match="another process"), _claimed(tmp_path / "rm"):
+        pass
+    with _claimed(tmp_path / "rm"):
+        pass

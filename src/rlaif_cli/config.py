@@ -272,6 +272,7 @@ class TrainConfig(InputConfig):
     """What every trainer can be told."""
 
     model: str = setting(help="The checkpoint to start from: a built-in model, a folder, a .gguf file or a hub name.")
+    output: str = setting(help="The folder of the trained model.", short="-o", output=False)
     lr: float = setting(1e-5, "The peak learning rate.", gt=0)
     warmup: float = setting(0.1, "The share of the steps in which the learning rate rises.", ge=0, lt=1)
     weight_decay: float = setting(0.0, "AdamW's.", ge=0)
@@ -341,7 +342,6 @@ class SftConfig(EpochsConfig):
     records: str = setting(
         help="JSONL of prompts with a response, completion, chosen or messages; or -.", argument=True
     )
-    output: str = setting(help="The folder of the tuned model.", short="-o", output=False)
     max_length: int = setting(2048, "Prompt and response together, tokens; longer records are refused.", ge=8)
     all_rounds: bool = setting(False, "Of `rlaif revise`: learn the revisions of every round, not the last alone.")
 
@@ -350,7 +350,6 @@ class RewardModelConfig(EpochsConfig):
     """Train a reward model on soft preferences."""
 
     preferences: str = setting(help="JSONL of preferences, or - for stdin.", argument=True)
-    output: str = setting(help="The folder of the reward model.", short="-o", output=False)
     max_length: int = setting(1024, "Prompt and response together, tokens; longer pairs are refused.", ge=8)
     margin: float = setting(0.0, "Asked of r_chosen - r_rejected beyond what the label asks.", ge=0)
     centering: float = setting(0.0, "eta in eta (r_chosen + r_rejected)^2.", ge=0)
@@ -405,7 +404,6 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
     """Tune a policy with PPO against a reward model, or directly against a judge."""
 
     prompts: str = setting(help="JSONL of prompts, or - for stdin.", argument=True)
-    output: str = setting(help="The folder of the tuned policy.", short="-o", output=False)
     engine: EngineName = setting("vllm", "What samples the rollouts, and runs a judge: vllm, transformers or fake.")
     system: str | None = setting(None, "A system prompt for every prompt.")
     steps: int = setting(100, "Rollout and update rounds.", ge=1)

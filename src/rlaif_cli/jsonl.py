@@ -1,35 +1,31 @@
-"""JSONL files: checked whole before compute is spent, read as a stream, written append-only, resumed by id.
-
-A run of a data stage leaves three files: the output itself; `<output>.run.json` while it is under way (its settings,
-so that a second run can tell whether it may go on); and, once it is complete, `<output>.manifest.json`, written last.
-"""
+"""JSONL inputs: checked whole before compute is spent, then read as a stream; memory does not grow with them."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import os
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from rlaif_cli import __version__
-from rlaif_cli.errors import InputError, RlaifError, UsageError
+from rlaif_cli.compression import blocks
+from rlaif_cli.errors import InputError
+from rlaif_cli.hashes import HashSet, hash64
+from rlaif_cli.output import open_for_writing
 from rlaif_cli.records import Record
 
-_FLUSH_SECONDS = 1.0
 R = TypeVar("R", bound=Record)
+MAX_LINE = 32 << 20  # bytes; a longer one is refused, so that one line cannot take the machine's memory
+_ENOUGH_FAULTS = 1000  # after so many the rest of a file is not looked at, unless they are to be skipped
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+TOO_DEEP = "not JSON that can be read: nested too deeply"
 
 
 def _no_constants(name: str) -> Any:
@@ -56,7 +52,7 @@ def parse_json(line: str) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
-        raise ValueError("not JSON that can be read: nested too deeply") from None
+        raise ValueError(TOO_DEEP) from None
 
 
 def describe(error: ValidationError) -> str:
@@ -118,18 +114,20 @@ class Source(Generic[R]):
         self.name = "stdin" if path == "-" else path
         self.kind = kind
         self._path = _local_copy(path)
-        self._bad_lines: set[int] = set()
-        self._given_ids: dict[str, int] = {}
+        self._bad_lines: dict[int, str] = {}  # line -> reason
+        self._repeated = self._repeated_ids()
+        self._first_lines: dict[str, int] = {}  # of repeated ids
         self._check_whole(skip_invalid, rejected_path, check)
 
     def __iter__(self) -> Iterator[R]:
-        made: dict[str, int] = {}
+        made: Counter[str] = Counter()
         for number, line in self._lines():
             if number in self._bad_lines:
                 continue
-            record = parse_record(self.kind, line.decode("utf-8"))
-            if record.id not in self._given_ids:  # made from the content: equal rows are told apart by a count
-                made[record.id] = made.get(record.id, 0) + 1
+            row = parse_json(line.decode("utf-8"))
+            record = self.kind.model_validate(row)
+            if row.get("id") is None and hash64(record.id) in self._made_again:
+                made[record.id] += 1  # made from the content: equal rows are told apart by a count
                 if made[record.id] > 1:
                     record = record.model_copy(update={"id": f"{record.id}-{made[record.id]}"})
             yield record
@@ -138,29 +136,42 @@ class Source(Generic[R]):
         return self.count
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        with open(self._path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    yield number, line
+        for number, line in enumerate(_split(blocks(self._path)), start=1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line.strip():
+                yield number, line
+
+    def _repeated_ids(self) -> frozenset[int]:
+        """The hashes of given ids that stand in the file more than once."""
+        ids = HashSet()
+        for _, line in self._lines():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict) and isinstance(row.get("id"), str | int):
+                ids.add(str(row["id"]))
+        return ids.repeated()
 
     def _check_whole(
         self, skip_invalid: bool, rejected_path: Path | None, check: Callable[[R], str | None] | None
     ) -> None:
-        digest, faults, rejected, total = hashlib.sha256(), [], [], 0
+        digest, made, total = hashlib.sha256(), HashSet(), 0
         for number, line in self._lines():
             total += 1
             digest.update(line)
-            reason = self._fault(number, line, check)
+            reason = self._fault(number, line, made, check)
             if reason:
-                self._bad_lines.add(number)
-                faults.append(f"{self.name} line {number}: {reason}")
-                rejected.append({"line": number, "reason": reason, "text": line.decode("utf-8", "replace")})
+                self._bad_lines[number] = reason
+            if len(self._bad_lines) >= _ENOUGH_FAULTS and not skip_invalid:
+                break
         self.sha256 = digest.hexdigest()
-        self.count = total - len(faults)
-        self.rejected = len(faults)
+        self.rejected = len(self._bad_lines)
+        self.count = total - self.rejected
+        self._made_again = made.repeated()
         if total == 0:
             raise InputError("the file holds no records", where=self.name, hint="one JSON object a line")
+        faults = [f"{self.name} line {number}: {reason}" for number, reason in self._bad_lines.items()]
         if faults and not skip_invalid:
             raise InputError(
                 f"{len(faults)} of {total} lines cannot be used",
@@ -170,27 +181,51 @@ class Source(Generic[R]):
             )
         if self.count == 0:
             raise InputError("no line can be used", where=self.name, faults=faults)
-        if rejected and rejected_path:
-            with open_for_writing(rejected_path, "w") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rejected)
+        if self._bad_lines and rejected_path:
+            self._write_rejected(rejected_path)
 
-    def _fault(self, number: int, line: bytes, check: Callable[[R], str | None] | None) -> str | None:
+    def _write_rejected(self, path: Path) -> None:
+        with open_for_writing(path, "w") as file:
+            for number, line in self._lines():
+                if reason := self._bad_lines.get(number):
+                    row = {"line": number, "reason": reason, "text": line.decode("utf-8", "replace")}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def _fault(self, number: int, line: bytes, made: HashSet, check: Callable[[R], str | None] | None) -> str | None:
+        if len(line) > MAX_LINE:
+            return f"longer than {MAX_LINE >> 20} MiB"
         try:
-            text = line.decode("utf-8")
+            row = parse_json(line.decode("utf-8"))
+            record = self.kind.model_validate(row)
         except UnicodeDecodeError as error:
             return f"not UTF-8 at byte {error.start}"
-        try:
-            row = parse_json(text)
-            record = self.kind.model_validate(row)
         except ValidationError as error:
             return describe(error)
         except ValueError as error:
             return str(error)
-        if row.get("id") is not None:
-            if record.id in self._given_ids:
-                return f"the id '{record.id}' was used before, in line {self._given_ids[record.id]}"
-            self._given_ids[record.id] = number
+        except RecursionError:
+            return TOO_DEEP
+        if row.get("id") is None:
+            made.add(record.id)
+        elif hash64(record.id) in self._repeated:
+            first = self._first_lines.setdefault(record.id, number)
+            if first != number:
+                return f"the id '{record.id}' was used before, in line {first}"
         return check(record) if check else None
+
+
+def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines, each with its end; of one longer than `MAX_LINE` its beginning alone."""
+    rest = b""
+    for block in blocks:
+        *lines, tail = block.split(b"\n")
+        for line in lines:
+            yield rest + line + b"\n" if rest else line + b"\n"
+            rest = b""
+        if len(rest) <= MAX_LINE:
+            rest += tail
+    if rest:
+        yield rest
 
 
 def _local_copy(path: str) -> Path:
@@ -237,270 +272,3 @@ def _spool_hub(address: str) -> Path:
             hint="hf:org/name:split; is the hub within reach, and the name right?",
         ) from error
     return _spool(json.dumps(row, default=str).encode() + b"\n" for row in rows)
-
-
-# ---------------------------------------------------------------------------------------------------- writing
-
-
-def sidecar(path: Path, suffix: str) -> Path:
-    """`out.jsonl` -> `out.jsonl.<suffix>`."""
-    return path.with_name(f"{path.name}.{suffix}")
-
-
-def file_of(output: str) -> Path | None:
-    """`-` is stdout: None."""
-    return None if output == "-" else Path(output)
-
-
-def rejected_path(output: str, stage: str) -> Path:
-    """Where lines that could not be used go. A stage that writes to stdout puts them in the working folder."""
-    return beside(output, stage, "rejected")
-
-
-def beside(output: str, stage: str, word: str) -> Path:
-    """`prefs.jsonl` -> `prefs.unscored.jsonl`; stdout -> `label.unscored.jsonl` in the working folder."""
-    path = file_of(output)
-    return Path(f"{stage}.{word}.jsonl") if path is None else path.with_name(f"{path.stem}.{word}.jsonl")
-
-
-@contextlib.contextmanager
-def open_for_writing(path: Path, mode: str) -> Iterator[IO[str]]:
-    """Open a text file for output; a path that cannot be written becomes a clear error."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, mode, encoding="utf-8", newline="\n")  # noqa: SIM115 - entered below, outside the `try`
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    with file:
-        yield file
-
-
-def cannot_write(path: Path | str, error: OSError) -> RlaifError:
-    """One message for every reason that an output cannot be written."""
-    hints = {
-        28: "free some space and run the same command again: it goes on where it was",
-        30: "the file system is read-only: choose another place with -o",
-        17: "choose another place with -o: a part of the path is a file, not a folder",
-        20: "choose another place with -o: a part of the path is a file, not a folder",
-        2: "choose another place with -o: a folder of the path cannot be made there",
-        13: "choose another place with -o, or change the folder's permissions",
-        36: "choose a shorter name with -o",
-    }
-    return RlaifError(
-        f"cannot be written: {error.strerror or error}", where=str(path), hint=hints.get(error.errno or 0)
-    )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that it is either the old one or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(value, file, ensure_ascii=False, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
-
-
-def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
-    """Going on with other settings would mix two runs in one file.
-
-    Raises:
-        UsageError: with every setting that differs.
-    """
-    now = json.loads(json.dumps(now, default=str))
-    differing = [
-        f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
-    if differing:
-        raise UsageError(
-            "this output was begun with other settings:\n    " + "\n    ".join(differing),
-            where=str(where),
-            hint="use the same settings to go on, another -o, or --overwrite to start anew",
-        )
-
-
-class Output:
-    """An append-only JSONL output that knows which rows it already holds.
-
-    Args:
-        path: a file, or None for standard output (then nothing can be resumed).
-        settings: all that decides what the rows are; compared with those of the run that began the file.
-        key: the field whose values name finished work.
-        on_row: told every row that the file already holds (so that a resumed run can count them too).
-
-    Attributes:
-        done: the keys of the rows that the file already held.
-        complete: the file held all rows of this very run: there is nothing to do.
-        usage: what the rows cost so far, over all sittings of the run; see `spend`.
-    """
-
-    def __init__(
-        self,
-        path: Path | None,
-        settings: dict[str, Any],
-        *,
-        overwrite: bool = False,
-        key: str = "id",
-        on_row: Callable[[dict[str, Any]], None] | None = None,
-    ) -> None:
-        self.path = path
-        self.settings = settings
-        self.done: set[str] = set()
-        self.complete = False
-        self.usage: Counter[str] = Counter()
-        self._key = key
-        self._on_row = on_row
-        self._started = self._flushed = time.monotonic()
-        if path is None:
-            self._file: IO[str] = _stdout()
-            return
-        try:
-            _refuse_special(path)
-            if overwrite:
-                for old in (path, self._run_path, self.manifest_path):
-                    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                        old.unlink()
-            self._resume(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 - closed in `close`
-        except OSError as error:
-            raise cannot_write(path, error) from error
-        if not self.complete:
-            self._write_run()
-            self.manifest_path.unlink(missing_ok=True)
-
-    @property
-    def manifest_path(self) -> Path:
-        assert self.path is not None
-        return sidecar(self.path, "manifest.json")
-
-    @property
-    def _run_path(self) -> Path:
-        assert self.path is not None
-        return sidecar(self.path, "run.json")
-
-    def write(self, record: BaseModel) -> None:
-        """Append a row; within a second it is out of this process, so that a kill loses no more than that."""
-        due = time.monotonic() - self._flushed > _FLUSH_SECONDS
-        self._write(record.model_dump_json(exclude_none=True) + "\n", flush=due)
-
-    def flush(self) -> None:
-        self._write("", flush=True)
-
-    def _write(self, text: str, flush: bool = False) -> None:
-        try:
-            self._file.write(text)
-            if flush:
-                self._file.flush()
-                self._flushed = time.monotonic()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise cannot_write(self.path or "stdout", error) from error
-
-    def spend(self, usage: dict[str, float]) -> None:
-        """Add to what the rows cost; kept in `<output>.run.json`, so that a run that goes on later knows of it."""
-        self.usage.update(usage)
-        if self.path is not None:
-            self._write_run()
-
-    def _write_run(self) -> None:
-        write_json(self._run_path, {"rlaif": __version__, "settings": self.settings, "usage": self.usage})
-
-    def finish(self, manifest: dict[str, Any]) -> None:
-        """Make the rows durable, then say that they are complete: the manifest is written last."""
-        self.flush()
-        if self.path is None or self.complete:
-            return
-        os.fsync(self._file.fileno())
-        write_json(
-            self.manifest_path,
-            {
-                "rlaif": __version__,
-                "settings": self.settings,
-                "bytes": os.fstat(self._file.fileno()).st_size,
-                "seconds": round(time.monotonic() - self._started, 1),
-                **({"usage": self.usage} if self.usage else {}),
-                **manifest,
-            },
-        )
-        self._run_path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        if self.path is not None:
-            self._file.close()
-
-    def _resume(self, path: Path) -> None:
-        state = next((p for p in (self.manifest_path, self._run_path) if p.exists()), None)
-        if not path.exists() or path.stat().st_size == 0:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                self.manifest_path.unlink()
-            return
-        if state is None:
-            raise UsageError(
-                "the file exists and there is no record of the run that made it",
-                where=str(path),
-                hint="choose another -o, or --overwrite to replace it",
-            )
-        manifest = json.loads(state.read_text("utf-8"))
-        refuse_other_settings(manifest["settings"], self.settings, path)
-        self.usage.update(manifest.get("usage") or {})
-        # A finished file that is no longer as long as it was has lost rows: they are made again.
-        self.complete = state == self.manifest_path and manifest.get("bytes") == path.stat().st_size
-        self.done = drop_torn_line(path, self._key, self._on_row)
-
-
-def _refuse_special(path: Path) -> None:
-    """Raises: UsageError: a folder, device or pipe stands there, which cannot be gone on with."""
-    if path.is_dir():
-        raise UsageError("this is a folder; a file is needed", where=str(path))
-    if path.exists() and not path.is_file():
-        raise UsageError("this is no file", where=str(path), hint="-o - writes to stdout, from where it can be piped")
-
-
-def drop_torn_line(path: Path, key: str = "id", on_row: Callable[[dict[str, Any]], None] | None = None) -> set[str]:
-    """Cut a last line that a killed run left half written; return the keys of the whole ones."""
-    done, end = set(), 0
-    with open(path, "rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                break
-            done.add(str(row.get(key)))
-            if on_row is not None:
-                on_row(row)
-            end += len(line)
-    if end < path.stat().st_size:
-        os.truncate(path, end)
-    return done
-
-
-def _stdout() -> IO[str]:
-    from rlaif_cli import console
-
-    return console.data_stream()
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a small JSONL file that rlaif wrote itself (metrics, samples)."""
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in io.StringIO(file.read()) if line.strip()]
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

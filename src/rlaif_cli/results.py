@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rlaif_cli import metrics
 from rlaif_cli.errors import InputError
-from rlaif_cli.jsonl import beside, file_of, open_for_writing, write_json
+from rlaif_cli.output import beside, file_of, open_for_writing, write_json
 
 
 def estimate(values: Any, groups: Sequence[Any] | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rlaif_cli.config import GenerateConfig
 
 def run(config: GenerateConfig) -> int:
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.jsonl import rejected_path
+    from rlaif_cli.output import rejected_path
     from rlaif_cli.stages.generate import generate
 
     with EnginePool() as engines, console.progress("generate") as progress:

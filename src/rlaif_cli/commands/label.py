@@ -13,7 +13,7 @@ FLIPS_TO_WARN_OF = 0.6  # as where `rlaif audit` says stop
 
 def run(config: LabelConfig) -> int:
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.jsonl import beside, rejected_path
+    from rlaif_cli.output import beside, rejected_path
     from rlaif_cli.stages.label import label
 
     with EnginePool() as engines, console.progress("label") as progress:

@@ -11,7 +11,7 @@ from rlaif_cli.config import ReviseConfig
 
 def run(config: ReviseConfig) -> int:
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.jsonl import rejected_path
+    from rlaif_cli.output import rejected_path
     from rlaif_cli.stages.revise import revise
 
     with EnginePool() as engines, console.progress("revise") as progress:

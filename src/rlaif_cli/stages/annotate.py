@@ -19,7 +19,8 @@ from filelock import FileLock
 from rlaif_cli import metrics
 from rlaif_cli.config import AnnotateConfig
 from rlaif_cli.errors import UsageError
-from rlaif_cli.jsonl import Source, cannot_write, drop_torn_line, read_rows, rejected_path, sidecar
+from rlaif_cli.jsonl import Source
+from rlaif_cli.output import cannot_write, drop_torn_line, read_rows, rejected_path, sidecar
 from rlaif_cli.records import HumanPair, PairsOnly, Preference, prompt_text
 from rlaif_cli.results import share
 from rlaif_cli.stages.label import pair_chooser, pair_id

@@ -1,12 +1,11 @@
 """What a careful person checks before training on labels: one finding a check, each with its numbers and a verdict.
 
-The file is read once, row by row; each check keeps counts, so memory does not grow with the rows (but for eight bytes'
-worth of hash a row, for repeats). The limits behind each verdict stand beside it and in docs/judging.md.
+The file is read row by row; each check keeps counts, so memory does not grow with the rows (but for eight bytes a row,
+for repeats, and eight for prompts). The limits behind each verdict stand beside it and in docs/judging.md.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -19,7 +18,9 @@ from rlaif_cli import metrics
 from rlaif_cli.config import AuditConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.errors import InputError
-from rlaif_cli.jsonl import Source, beside
+from rlaif_cli.hashes import HashSet
+from rlaif_cli.jsonl import Source
+from rlaif_cli.output import beside
 from rlaif_cli.records import Preference
 from rlaif_cli.results import share
 
@@ -347,27 +348,25 @@ class Repeats:
     rows count double (look above 1 %, stop above 20 %)."""
 
     def __init__(self) -> None:
-        self._n = self._equal = self._near = self._again = 0
-        self._seen: set[int] = set()
+        self._n = self._equal = self._near = 0
+        self._rows = HashSet()
 
     def add(self, row: Preference) -> None:
         self._n += 1
         one, two = _words(row.chosen_text), _words(row.rejected_text)
         self._equal += one == two
         self._near += one != two and similarity(one, two) >= 0.9
-        texts = sorted((row.chosen_text, row.rejected_text))
-        key = _short_hash(*(m.content for m in row.prompt), *texts)
-        self._again += key in self._seen
-        self._seen.add(key)
+        self._rows.add(*(m.content for m in row.prompt), *sorted((row.chosen_text, row.rejected_text)))
 
     def finding(self) -> Finding | None:
         if not self._n:
             return None
-        numbers = {"equal": self._equal, "near_equal": self._near, "repeated_rows": self._again, "n": self._n}
-        share = max(self._equal + self._near, self._again) / self._n
+        again = self._n - len(self._rows)
+        numbers = {"equal": self._equal, "near_equal": self._near, "repeated_rows": again, "n": self._n}
+        share = max(self._equal + self._near, again) / self._n
         says = (
             f"{self._equal:,} pairs of one text, {self._near:,} of nearly one (9 in 10 word triples shared); "
-            f"{self._again:,} rows repeat another"
+            f"{again:,} rows repeat another"
         )
         return Finding("repeats", _level(share, 0.01, 0.20), says, numbers)
 
@@ -405,18 +404,19 @@ class Prompts:
 
     def __init__(self) -> None:
         self._n = 0
-        self._rows: Counter[int] = Counter()
+        self._prompts = HashSet()
 
     def add(self, row: Preference) -> None:
         self._n += 1
-        self._rows[_short_hash(*(m.content for m in row.prompt))] += 1
+        self._prompts.add(*(m.content for m in row.prompt))
 
     def finding(self) -> Finding | None:
         if not self._n:
             return None
-        most = max(self._rows.values())
-        numbers = {"prompts": len(self._rows), "rows_of_the_most_frequent": most, "n": self._n}
-        says = f"{len(self._rows):,} prompts; the most frequent has {most:,} of {self._n:,} rows"
+        counts = self._prompts.counts()
+        most = int(counts.max())
+        numbers = {"prompts": len(counts), "rows_of_the_most_frequent": most, "n": self._n}
+        says = f"{len(counts):,} prompts; the most frequent has {most:,} of {self._n:,} rows"
         return Finding("prompts", _level(most / self._n, 0.05, 0.5) if self._n >= 100 else "ok", says, numbers)
 
 
@@ -428,10 +428,3 @@ def similarity(one: Sequence[str], two: Sequence[str]) -> float:
     """Jaccard similarity of two texts' word triples; 0 for texts that are too short to have any."""
     a, b = ({tuple(words[i : i + 3]) for i in range(len(words) - 2)} for words in (one, two))
     return len(a & b) / len(a | b) if a and b else 0.0
-
-
-def _short_hash(*parts: str) -> int:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
-    return int.from_bytes(digest.digest(), "big")

@@ -25,8 +25,9 @@ from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.jsonl import Source, beside, rejected_path
+from rlaif_cli.jsonl import Source
 from rlaif_cli.judge import Approval, Comparison, Judgement, Single, choose_principles, named_principles
+from rlaif_cli.output import beside, rejected_path
 from rlaif_cli.records import Candidates, HumanPair, as_messages
 from rlaif_cli.results import agreement, nothing_scored, planned, rate, rate_as_json, save, share
 from rlaif_cli.stages.generate import generate
@@ -297,7 +298,7 @@ def comparer(
 def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool) -> dict[str, Candidates]:
     """A side's responses by prompt id: from its file, or sampled now where it names a model."""
     path = name
-    if not name.endswith(".jsonl") and not Path(name).is_file():
+    if not name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")) and not Path(name).is_file():
         if config.prompts is None:
             raise UsageError(
                 f"'{name}' is not a candidates file; to sample from a model, --prompts is needed",

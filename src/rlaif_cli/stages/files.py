@@ -12,7 +12,8 @@ from rlaif_cli.chat import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTok
 from rlaif_cli.config import EngineConfig
 from rlaif_cli.engines import FAKE, LOCAL, SERVER, Engine, engine_name
 from rlaif_cli.errors import EngineError
-from rlaif_cli.jsonl import Output, Source, file_sha256, sidecar
+from rlaif_cli.jsonl import Source
+from rlaif_cli.output import Output, file_sha256, sidecar
 
 
 def input_settings(source: Source[Any], path: str) -> dict[str, Any]:

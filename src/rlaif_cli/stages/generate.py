@@ -12,7 +12,8 @@ from rlaif_cli.config import GenerateConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import request_seed
-from rlaif_cli.jsonl import Output, Source, file_of, open_for_writing, rejected_path
+from rlaif_cli.jsonl import Source
+from rlaif_cli.output import Output, file_of, open_for_writing, rejected_path
 from rlaif_cli.records import Candidates, PromptRecord, Response, as_messages
 from rlaif_cli.stages.files import Unanswered, accounted, finish, input_settings, open_tokenizer, too_long
 

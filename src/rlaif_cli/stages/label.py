@@ -14,8 +14,10 @@ from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import UsageError
-from rlaif_cli.jsonl import Output, Source, beside, file_of, rejected_path
+from rlaif_cli.hashes import HashSet
+from rlaif_cli.jsonl import Source
 from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
+from rlaif_cli.output import Output, beside, file_of, rejected_path
 from rlaif_cli.records import Candidates, Message, PairsOnly, Preference, Unscored, Verdict, Vote, as_messages
 from rlaif_cli.stages.files import Unanswered, accounted, finish, input_settings
 from rlaif_cli.stages.judging import Room, check_principles, open_judge
@@ -161,7 +163,7 @@ def _comparisons(
     constitution: Constitution,
     source: Source[PairsOnly],
     choose_pairs: Any,
-    done: set[str],
+    done: HashSet,
     room: Room,
 ) -> Iterator[Comparison]:
     for row in source:
@@ -304,8 +306,8 @@ class UnscoredFile:
             self._open()
 
     @property
-    def done(self) -> set[str]:
-        return self._file.done if self._file else set()
+    def done(self) -> HashSet:
+        return self._file.done if self._file else HashSet()
 
     def write(self, row: Unscored) -> None:
         self._open().write(row)

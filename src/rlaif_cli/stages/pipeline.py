@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rlaif_cli.config import StageConfig
 from rlaif_cli.console import ProgressCallback
 from rlaif_cli.errors import InputError
-from rlaif_cli.jsonl import describe, write_json
+from rlaif_cli.jsonl import describe
+from rlaif_cli.output import write_json
 from rlaif_cli.resources import shipped_path
 
 SUMMARY = "summary.json"

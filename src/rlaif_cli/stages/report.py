@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from rlaif_cli import __version__
 from rlaif_cli.errors import InputError
-from rlaif_cli.jsonl import Source, beside, cannot_write
+from rlaif_cli.jsonl import Source
+from rlaif_cli.output import beside, cannot_write
 from rlaif_cli.records import Candidates, PromptRecord, as_messages, prompt_text
 
 SUMMARY = "summary.json"

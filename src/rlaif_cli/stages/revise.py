@@ -18,7 +18,8 @@ from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import request_seed
-from rlaif_cli.jsonl import Output, Source, file_of, rejected_path
+from rlaif_cli.jsonl import Source
+from rlaif_cli.output import Output, file_of, rejected_path
 from rlaif_cli.records import Message, PromptRecord, Revision, Round, as_messages
 from rlaif_cli.stages.files import Unanswered, accounted, finish, input_settings, open_tokenizer, too_long
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlaif_cli.config import TrainConfig
-from rlaif_cli.jsonl import cannot_write, drop_torn_line, read_rows, refuse_other_settings, write_json
+from rlaif_cli.output import cannot_write, drop_torn_line, read_rows, refuse_other_settings, write_json
 from rlaif_cli.train.models import trained_parameters
 from rlaif_cli.train.trackers import Trackers
 

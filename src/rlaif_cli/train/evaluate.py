@@ -13,7 +13,8 @@ from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import BestOfNConfig, RewardConfig, RewardModelEvalConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError
-from rlaif_cli.jsonl import Source, rejected_path
+from rlaif_cli.jsonl import Source
+from rlaif_cli.output import rejected_path
 from rlaif_cli.records import Candidates, HumanPair, PairsOnly, as_messages, content_id
 from rlaif_cli.results import agreement, estimate, nothing_scored, planned, rate, save, share
 from rlaif_cli.train.models import check_reward_model, load_reward_model

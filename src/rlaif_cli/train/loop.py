@@ -1,4 +1,4 @@
-"""What every training loop needs: precision, optimizer, schedule, seeds, and a finished folder."""
+"""What every training loop needs: precision, optimizer, schedule, seeds, inputs, and the checkpoint at its end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,16 +13,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from rlaif_cli import __version__, models
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import UsageError
-from rlaif_cli.jsonl import Source, cannot_write, refuse_other_settings, write_json
+from rlaif_cli.jsonl import Source
+from rlaif_cli.output import cannot_write
 from rlaif_cli.records import Record
 from rlaif_cli.train import adapters
 from rlaif_cli.train.models import device, trained_parameters
-from rlaif_cli.train.trackers import check_trackers
 
-MANIFEST = "manifest.json"
 R = TypeVar("R", bound=Record)
 
 
@@ -112,54 +109,6 @@ def checked_source(
     return Source(path, kind, skip_invalid=config.skip_invalid, rejected_path=aside, check=check)
 
 
-def begin(config: Any, **inputs: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What every trainer does first: check its trackers, make its folder, fix its seed.
-
-    Args:
-        inputs: what decides the result besides the config, such as the input's sha256.
-
-    Returns:
-        All that decides the result, and the results of the complete run that stands in the folder, if one does.
-    """
-    check_trackers(config)
-    settings = config.deciding() | inputs
-    done = prepare_folder(Path(config.output), settings, overwrite=config.overwrite)
-    set_seed(config.seed)
-    return settings, done
-
-
-def prepare_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
-    """Make the output folder; the results of the complete run that stands in it already, if one does.
-
-    Raises:
-        UsageError: the folder holds something that no training run of ours made, or a run with other settings.
-    """
-    try:
-        if overwrite and folder.exists():
-            _refuse_foreign(folder)
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    _refuse_foreign(folder)
-    if not (folder / MANIFEST).exists():
-        return None
-    done = json.loads((folder / MANIFEST).read_text("utf-8"))
-    refuse_other_settings(done["settings"], settings, folder)
-    return dict(done["results"])
-
-
-def _refuse_foreign(folder: Path) -> None:
-    ours = any((folder / name).exists() for name in (MANIFEST, "metrics.jsonl", "state"))
-    if any(folder.iterdir()) and not ours:
-        raise UsageError(
-            "the folder holds files that no training run made", where=str(folder), hint="choose another -o"
-        )
-
-
 def save_trained_model(config: Any, model: Any, base: Path) -> None:
     """The run's checkpoint; an adapter is merged into it, and stands beside it in a folder of its own."""
     folder = Path(config.output)
@@ -181,10 +130,3 @@ def save_checkpoint(model: Any, base: Path, folder: Path) -> None:
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
-
-
-def write_manifest(folder: Path, stage: str, settings: dict[str, Any], **facts: Any) -> None:
-    """Written last: its existence means that the folder is complete."""
-    facts = {"stage": stage, "rlaif": __version__, "settings": settings, **facts}
-    facts["checkpoint_sha256"] = models.checkpoint_hash(folder)
-    write_json(folder / MANIFEST, facts)

@@ -23,11 +23,13 @@ from rlaif_cli.config import PPOConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError
-from rlaif_cli.jsonl import Source, read_rows
+from rlaif_cli.jsonl import Source
+from rlaif_cli.output import read_rows
 from rlaif_cli.records import PromptRecord, as_messages
 from rlaif_cli.train import loop, ops, selection
 from rlaif_cli.train.adapters import Adapted
-from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState, keep_through, remove_state
+from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState, keep_through
+from rlaif_cli.train.folder import run_in_folder
 from rlaif_cli.train.rewards import RewardSource, check_reward_source
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
 from rlaif_cli.train.selection import Compare, Selection
@@ -60,19 +62,16 @@ def train_ppo(
     source = _source(config, base)
     if config.dry_run:
         return {"prompts": len(source)}
-    settings, done = loop.begin(config, input_sha256=source.sha256)
-    if done is not None:
-        return done
-    folder = Path(config.output)
-    prompts = _prompts(config, source, base)
-    trainer = Trainer(config, base, reward_path)
-    reward = make_reward(trainer.on_body)
-    weights = _run(config, settings, folder, base, trainer, reward, prompts, compare, progress)
-    loop.save_trained_model(config, trainer.policy, base)
-    results = _results(config, folder) | ({"weights": weights} if weights else {})
-    loop.write_manifest(folder, "ppo", settings, results=results)
-    remove_state(folder)
-    return results
+
+    def train(settings: dict[str, Any]) -> dict[str, Any]:
+        prompts = _prompts(config, source, base)
+        trainer = Trainer(config, base, reward_path)
+        reward = make_reward(trainer.on_body)
+        weights = _run(config, settings, base, trainer, reward, prompts, compare, progress)
+        loop.save_trained_model(config, trainer.policy, base)
+        return _results(config) | ({"weights": weights} if weights else {})
+
+    return run_in_folder(config, "ppo", train, input_sha256=source.sha256)
 
 
 def _source(config: PPOConfig, base: Path) -> Source[PromptRecord]:
@@ -94,7 +93,6 @@ def _prompts(config: PPOConfig, source: Source[PromptRecord], base: Path) -> lis
 def _run(
     config: PPOConfig,
     settings: dict[str, Any],
-    folder: Path,
     base: Path,
     trainer: Trainer,
     reward: RewardSource,
@@ -103,6 +101,7 @@ def _run(
     progress: ProgressCallback,
 ) -> dict[str, Any] | None:
     """All steps; what is known of the weights that are kept, where they were chosen."""
+    folder = Path(config.output)
     state = TrainState(folder, settings, trainer.models, trainer.optimizer)
     position = state.load() or {"step": 0, "kl": trainer.kl.state_dict(), "best": None}
     trainer.kl.load_state_dict(position["kl"])
@@ -259,9 +258,9 @@ class Clock:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - started
 
 
-def _results(config: PPOConfig, folder: Path) -> dict[str, Any]:
+def _results(config: PPOConfig) -> dict[str, Any]:
     """First and last steps side by side, from the log."""
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_rows(Path(config.output) / "metrics.jsonl")
     edge = max(1, len(rows) // 5)
 
     def mean(name: str, part: list[dict[str, Any]]) -> float:

@@ -22,7 +22,7 @@ from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Preference, prompt_text
 from rlaif_cli.train import loop
-from rlaif_cli.train.checkpoint import remove_state
+from rlaif_cli.train.folder import run_in_folder
 from rlaif_cli.train.models import device, new_reward_model, rewards, trainable
 from rlaif_cli.train.ops import binary_entropy, soft_pairwise_loss
 from rlaif_cli.train.packing import Group, micro_batches, pack
@@ -51,12 +51,24 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
     human = _source(config, tokenizer, config.human, "human.rejected") if config.human else None
     if config.dry_run:
         return {"pairs": len(source)}
-    settings, done = loop.begin(config, input_sha256=source.sha256, human_sha256=human.sha256 if human else None)
-    if done is not None:
-        return done
-    folder = Path(config.output)
-    people = [tokenize(record, tokenizer) for record in human or ()]
-    train, test = split([tokenize(record, tokenizer) for record in source], config)
+
+    def train(settings: dict[str, Any]) -> dict[str, Any]:
+        pairs, people = ([tokenize(record, tokenizer) for record in records] for records in (source, human or ()))
+        return _train(config, settings, base, pairs, people, progress)
+
+    inputs = {"input_sha256": source.sha256, "human_sha256": human.sha256 if human else None}
+    return run_in_folder(config, "train-rm", train, **inputs)
+
+
+def _train(
+    config: RewardModelConfig,
+    settings: dict[str, Any],
+    base: Path,
+    pairs: Sequence[Pair],
+    people: list[Pair],
+    progress: ProgressCallback,
+) -> dict[str, Any]:
+    train, test = split(pairs, config)
     dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
     model = trainable(new_reward_model(base, config.seed, dtype), config)
 
@@ -67,11 +79,8 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
         return float(measure(model, test, config)["loss"])
 
     measured = held_out_loss if test else None
-    weights = run_epochs(config, settings, folder, model, len(train), step, measured, progress)
-    results = {"weights": weights} | _finish(config, model, base, train, test, people)
-    loop.write_manifest(folder, "train-rm", settings, results=results)
-    remove_state(folder)
-    return results
+    weights = run_epochs(config, settings, model, len(train), step, measured, progress)
+    return {"weights": weights} | _finish(config, model, base, train, test, people)
 
 
 def _source(config: RewardModelConfig, tokenizer: ChatTokenizer, path: str, rejected: str) -> Source[Preference]:

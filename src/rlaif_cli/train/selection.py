@@ -13,7 +13,7 @@ from rlaif_cli import metrics
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.engines.base import request_seed
 from rlaif_cli.errors import EngineError, UsageError
-from rlaif_cli.jsonl import write_json
+from rlaif_cli.output import write_json
 from rlaif_cli.records import Message
 from rlaif_cli.train import loop
 from rlaif_cli.train.rollout import Prompt, RolloutEngine

@@ -21,7 +21,7 @@ from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Demonstration, as_messages, prompt_text
 from rlaif_cli.train import loop
-from rlaif_cli.train.checkpoint import remove_state
+from rlaif_cli.train.folder import run_in_folder
 from rlaif_cli.train.models import device, load_policy, response_logprobs, trainable
 from rlaif_cli.train.packing import Group, micro_batches, pack
 from rlaif_cli.train.supervised import run_epochs
@@ -39,10 +39,21 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
     source = _source(config, tokenizer)
     if config.dry_run:
         return {"records": len(source)}
-    settings, done = loop.begin(config, input_sha256=source.sha256)
-    if done is not None:
-        return done
-    folder = Path(config.output)
+
+    def train(settings: dict[str, Any]) -> dict[str, Any]:
+        return _train(config, settings, base, tokenizer, source, progress)
+
+    return run_in_folder(config, "sft", train, input_sha256=source.sha256)
+
+
+def _train(
+    config: SftConfig,
+    settings: dict[str, Any],
+    base: Path,
+    tokenizer: ChatTokenizer,
+    source: Source[Demonstration],
+    progress: ProgressCallback,
+) -> dict[str, Any]:
     records = [each for record in source for each in _expanded(record, config)]
     away = loop.held_out((prompt_text(record.prompt) for record in records), config.eval_fraction, config.seed)
     groups = [(_tokenize(record, tokenizer), prompt_text(record.prompt) in away) for record in records]
@@ -56,7 +67,7 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
     before = mean_loss(model, test, config) if test else None
     held_out_loss = (lambda: mean_loss(model, test, config)) if test else None
     results: dict[str, Any] = {"records": len(train)}
-    results["weights"] = run_epochs(config, settings, folder, model, len(train), step, held_out_loss, progress)
+    results["weights"] = run_epochs(config, settings, model, len(train), step, held_out_loss, progress)
     if before is not None:
         after = mean_loss(model, test, config)
         results["held_out"] = {
@@ -66,8 +77,6 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
             "perplexity": round(math.exp(after), 3),
         }
     loop.save_trained_model(config, model, base)
-    loop.write_manifest(folder, "sft", settings, results=results)
-    remove_state(folder)
     return results
 
 

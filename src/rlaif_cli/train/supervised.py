@@ -20,7 +20,6 @@ TrainStep = Callable[[torch.optim.Optimizer, list[int]], dict[str, float]]
 def run_epochs(
     config: EpochsConfig,
     settings: dict[str, Any],
-    folder: Path,
     model: Any,
     count: int,
     train_step: TrainStep,
@@ -37,6 +36,7 @@ def run_epochs(
     Returns:
         `step`, whose weights `model` has now, and `of`, the steps of a whole run.
     """
+    folder = Path(config.output)
     optimizer = loop.make_optimizer([(model, config.lr)], config)
     state = TrainState(folder, settings, {"model": model}, optimizer)
     position = state.load() or {"step": 0, "best": None}

@@ -1,0 +1,358 @@
+"""Outputs: append-only JSONL that is resumed by id, JSON that is whole or not there, and the files beside them.
+
+A run of a data stage leaves three files: the output itself; `<output>.run.json` while it is under way (its settings,
+so that a second run can tell whether it may go on); and, once it is complete, `<output>.manifest.json`, written last.
+What survives a kill or a loss of power is stated in docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel
+
+from rlaif_cli import __version__
+from rlaif_cli.compression import is_compressed_name, members, open_to_append
+from rlaif_cli.errors import RlaifError, UsageError
+from rlaif_cli.hashes import HashSet
+
+_FLUSH_SECONDS = 1.0
+
+
+def sidecar(path: Path, suffix: str) -> Path:
+    """`out.jsonl` -> `out.jsonl.<suffix>`."""
+    return path.with_name(f"{path.name}.{suffix}")
+
+
+def file_of(output: str) -> Path | None:
+    """`-` is stdout: None."""
+    return None if output == "-" else Path(output)
+
+
+def rejected_path(output: str, stage: str) -> Path:
+    """Where lines that could not be used go. A stage that writes to stdout puts them in the working folder."""
+    return beside(output, stage, "rejected")
+
+
+def beside(output: str, stage: str, word: str) -> Path:
+    """`prefs.jsonl` -> `prefs.unscored.jsonl`; stdout -> `label.unscored.jsonl` in the working folder."""
+    path = file_of(output)
+    if path is None:
+        return Path(f"{stage}.{word}.jsonl")
+    stem = Path(path.stem).stem if is_compressed_name(path) else path.stem
+    return path.with_name(f"{stem}.{word}.jsonl")
+
+
+@contextlib.contextmanager
+def open_for_writing(path: Path, mode: str) -> Iterator[IO[str]]:
+    """Open a text file for output; a path that cannot be written becomes a clear error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, mode, encoding="utf-8", newline="\n")  # noqa: SIM115 - entered below, outside the `try`
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with file:
+        yield file
+
+
+def cannot_write(path: Path | str, error: OSError) -> RlaifError:
+    """One message for every reason that an output cannot be written."""
+    hints = {
+        28: "free some space and run the same command again: it goes on where it was",
+        30: "the file system is read-only: choose another place with -o",
+        17: "choose another place with -o: a part of the path is a file, not a folder",
+        20: "choose another place with -o: a part of the path is a file, not a folder",
+        2: "choose another place with -o: a folder of the path cannot be made there",
+        13: "choose another place with -o, or change the folder's permissions",
+        36: "choose a shorter name with -o",
+    }
+    return RlaifError(
+        f"cannot be written: {error.strerror or error}", where=str(path), hint=hints.get(error.errno or 0)
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that it is either the old one or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(value, file, ensure_ascii=False, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename within it, or a new file, survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(file: Any, where: Path) -> None:
+    """Claim a file (or folder) that is open, until it is closed or this process ends, however it ends.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            "another process is writing this", where=str(where), hint="wait for it, or choose another -o"
+        ) from None
+
+
+def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """Going on with other settings would mix two runs in one file.
+
+    Raises:
+        UsageError: with every setting that differs.
+    """
+    now = json.loads(json.dumps(now, default=str))
+    differing = [
+        f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if differing:
+        raise UsageError(
+            "this output was begun with other settings:\n    " + "\n    ".join(differing),
+            where=str(where),
+            hint="use the same settings to go on, another -o, or --overwrite to start anew",
+        )
+
+
+class Output:
+    """An append-only JSONL output that knows which rows it already holds.
+
+    Args:
+        path: a file, or None for standard output (then nothing can be resumed).
+        settings: all that decides what the rows are; compared with those of the run that began the file.
+        key: the field whose values name finished work.
+        on_row: told every row that the file already holds (so that a resumed run can count them too).
+
+    Attributes:
+        done: the keys of the rows that the file already held.
+        complete: the file held all rows of this very run: there is nothing to do.
+        usage: what the rows cost so far, over all sittings of the run; see `spend`.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        settings: dict[str, Any],
+        *,
+        overwrite: bool = False,
+        key: str = "id",
+        on_row: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.path = path
+        self.settings = settings
+        self.done = HashSet()
+        self.complete = False
+        self.usage: Counter[str] = Counter()
+        self._key = key
+        self._on_row = on_row
+        self._started = self._flushed = time.monotonic()
+        if path is None:
+            self._file: Any = _stdout()
+            return
+        try:
+            _refuse_special(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _claimed(path)
+            if overwrite:
+                self._start_anew(path)
+            self._resume(path)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        if not self.complete:
+            self._write_run()
+            self.manifest_path.unlink(missing_ok=True)
+
+    def _start_anew(self, path: Path) -> None:
+        """A new file, not the old one emptied: who reads the old one, or has another link to it, keeps it."""
+        before = self._file
+        for old in (path, self._run_path, self.manifest_path):
+            old.unlink(missing_ok=True)
+        self._file = _claimed(path)
+        before.close()
+
+    @property
+    def manifest_path(self) -> Path:
+        assert self.path is not None
+        return sidecar(self.path, "manifest.json")
+
+    @property
+    def _run_path(self) -> Path:
+        assert self.path is not None
+        return sidecar(self.path, "run.json")
+
+    def write(self, record: BaseModel) -> None:
+        """Append a row; within a second it is out of this process, so that a kill loses no more than that."""
+        due = time.monotonic() - self._flushed > _FLUSH_SECONDS
+        self._write(record.model_dump_json(exclude_none=True) + "\n", flush=due)
+
+    def flush(self) -> None:
+        self._write("", flush=True)
+
+    def _write(self, text: str, flush: bool = False) -> None:
+        try:
+            self._file.write(text)
+            if flush:
+                self._file.flush()
+                self._flushed = time.monotonic()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise cannot_write(self.path or "stdout", error) from error
+
+    def spend(self, usage: dict[str, float]) -> None:
+        """Add to what the rows cost; kept in `<output>.run.json`, so that a run that goes on later knows of it."""
+        self.usage.update(usage)
+        if self.path is not None:
+            self._write_run()
+
+    def _write_run(self) -> None:
+        write_json(self._run_path, {"rlaif": __version__, "settings": self.settings, "usage": self.usage})
+
+    def finish(self, manifest: dict[str, Any]) -> None:
+        """Make the rows durable, then say that they are complete: the manifest is written last."""
+        self.flush()
+        if self.path is None or self.complete:
+            return
+        os.fsync(self._file.fileno())
+        write_json(
+            self.manifest_path,
+            {
+                "rlaif": __version__,
+                "settings": self.settings,
+                "bytes": os.fstat(self._file.fileno()).st_size,
+                "seconds": round(time.monotonic() - self._started, 1),
+                **({"usage": self.usage} if self.usage else {}),
+                **manifest,
+            },
+        )
+        self._run_path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self.path is not None:
+            self._file.close()
+
+    def _resume(self, path: Path) -> None:
+        state = next((p for p in (self.manifest_path, self._run_path) if p.exists()), None)
+        if path.stat().st_size == 0:
+            self.manifest_path.unlink(missing_ok=True)
+            return
+        if state is None:
+            raise UsageError(
+                "the file exists and there is no record of the run that made it",
+                where=str(path),
+                hint="choose another -o, or --overwrite to replace it",
+            )
+        manifest = json.loads(state.read_text("utf-8"))
+        refuse_other_settings(manifest["settings"], self.settings, path)
+        self.usage.update(manifest.get("usage") or {})
+        # A finished file that is no longer as long as it was has lost rows: they are made again.
+        self.complete = state == self.manifest_path and manifest.get("bytes") == path.stat().st_size
+        self.done = drop_torn_line(path, self._key, self._on_row)
+
+
+def _refuse_special(path: Path) -> None:
+    """Raises: UsageError: a folder, device or pipe stands there, which cannot be gone on with."""
+    if path.is_dir():
+        raise UsageError("this is a folder; a file is needed", where=str(path))
+    if path.exists() and not path.is_file():
+        raise UsageError("this is no file", where=str(path), hint="-o - writes to stdout, from where it can be piped")
+
+
+def drop_torn_line(path: Path, key: str = "id", on_row: Callable[[dict[str, Any]], None] | None = None) -> HashSet:
+    """Cut what a killed run left half written at the end; the keys of the whole rows before it."""
+    done, end = HashSet(), 0
+    for lines, after in _written_together(path):
+        rows = [_whole_row(line) for line in lines]
+        if any(row is None for row in rows):
+            break
+        for row in rows:
+            assert row is not None
+            done.add(str(row.get(key)))
+            if on_row is not None:
+                on_row(row)
+        end = after
+    if end < path.stat().st_size:
+        os.truncate(path, end)
+    return done
+
+
+def _written_together(path: Path) -> Iterator[tuple[list[bytes], int]]:
+    """(lines, end) of what stands or falls together: a line; a member, where the file is compressed."""
+    if is_compressed_name(path):
+        yield from ((text.splitlines(keepends=True), end) for text, end in members(path))
+        return
+    end = 0
+    with open(path, "rb") as file:
+        for line in file:
+            end += len(line)
+            yield [line], end
+
+
+def _whole_row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _claimed(path: Path) -> Any:
+    """The file, open to append, and no other process's.
+
+    Raises:
+        UsageError: it is another's.
+    """
+    file = open_to_append(path)
+    try:
+        lock(file, path)
+    except UsageError:
+        file.close()
+        raise
+    return file
+
+
+def _stdout() -> IO[str]:
+    from rlaif_cli import console
+
+    return console.data_stream()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a small JSONL file that rlaif wrote itself (metrics, samples)."""
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in io.StringIO(file.read()) if line.strip()]
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""A training run's output folder: claimed by one process, resumed, and complete once its manifest stands in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli import __version__, models
+from rlaif_cli.config import TrainConfig
+from rlaif_cli.errors import UsageError
+from rlaif_cli.output import cannot_write, lock, refuse_other_settings, write_json
+from rlaif_cli.train.checkpoint import remove_state
+from rlaif_cli.train.loop import set_seed
+from rlaif_cli.train.trackers import check_trackers
+
+MANIFEST = "manifest.json"
+
+
+def run_in_folder(
+    config: TrainConfig, stage: str, train: Callable[[dict[str, Any]], dict[str, Any]], **inputs: Any
+) -> dict[str, Any]:
+    """Everything around a training run: its trackers, its folder, its seed, and the manifest at its end.
+
+    Args:
+        train: settings -> the summary's numbers, with the trained model saved.
+        inputs: what decides the result besides the config, such as the input's sha256.
+
+    Returns:
+        What `train` returned, now or when this very run was completed before.
+
+    Raises:
+        UsageError: the folder holds something else, or another process is training into it.
+    """
+    check_trackers(config)
+    folder = Path(config.output)
+    settings = config.deciding() | inputs
+    with _claimed(folder):
+        if config.overwrite:
+            _empty(folder)
+        _refuse_foreign(folder)
+        if (folder / MANIFEST).exists():
+            done = json.loads((folder / MANIFEST).read_text("utf-8"))
+            refuse_other_settings(done["settings"], settings, folder)
+            return dict(done["results"])
+        set_seed(config.seed)
+        results = train(settings)
+        hashed = models.checkpoint_hash(folder)
+        manifest = {"stage": stage, "rlaif": __version__, "settings": settings, "results": results}
+        write_json(folder / MANIFEST, manifest | {"checkpoint_sha256": hashed})
+        remove_state(folder)
+        return results
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """The folder, made where it is missing, writable, and no other process's."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    _refuse_foreign(folder)
+    try:
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def _refuse_foreign(folder: Path) -> None:
+    ours = any((folder / name).exists() for name in (MANIFEST, "metrics.jsonl", "state"))
+    if any(folder.iterdir()) and not ours:
+        raise UsageError(
+            "the folder holds files that no training run made", where=str(folder), hint="choose another -o"
+        )
