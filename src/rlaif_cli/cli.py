@@ -13,6 +13,7 @@ from rlaif_cli.commands import (
     annotate,
     audit,
     constitution,
+    data,
     evaluate,
     generate,
     label,
@@ -94,6 +95,7 @@ ppo.register(app)
 app.add_typer(evaluate.app, name="eval")
 report.register(app)
 run.register(app)
+app.add_typer(data.app, name="data")
 app.add_typer(constitution.app, name="constitution")
 
 

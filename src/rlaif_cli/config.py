@@ -22,6 +22,7 @@ from pydantic import (
 
 EngineName = Literal["vllm", "transformers", "fake"]  # what can run a policy
 AnyEngineName = Literal["vllm", "transformers", "openai", "fake"]
+Kind = Literal["prompts", "candidates", "preferences", "pairs", "demonstrations", "revisions"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Precision = Literal["auto", "bf16", "fp32"]
 # Names, any number of them; one is written as plain text.
@@ -63,16 +64,17 @@ class StageConfig(BaseModel):
     @model_validator(mode="after")
     def _keep_the_input(self) -> StageConfig:
         """No output may be one of the inputs: it would be emptied before it is read."""
-        output = getattr(self, "output", "-")
-        if output == "-":
-            return self
-        if not Path(output).name:
-            raise ValueError(f"--output '{output}' names no file")
-        written = {Path(output).resolve(), Path(output).with_suffix(".items.jsonl").resolve()}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if name != "output" and isinstance(value, str) and value and Path(value).resolve() in written:
-                raise ValueError(f"the output would replace an input: {value}")
+        outputs = {name: getattr(self, name, None) for name in ("output", "fix", "held_out")}
+        for where, output in outputs.items():
+            if output in (None, "-"):
+                continue
+            if not Path(output).name:
+                raise ValueError(f"--{where.replace('_', '-')} '{output}' names no file")
+            written = {Path(output).resolve(), Path(output).with_suffix(".items.jsonl").resolve()}
+            for name in type(self).model_fields:
+                value = getattr(self, name)
+                if name != where and isinstance(value, str) and value and Path(value).resolve() in written:
+                    raise ValueError(f"the output would replace an input: {value}")
         return self
 
     def deciding(self) -> dict[str, Any]:
@@ -266,6 +268,78 @@ class AuditConfig(InputConfig):
     skip_invalid: bool = setting(False, "Go on without lines that cannot be used; they are counted.")
     as_json: bool = setting(False, "The findings as one JSON object.", flag="--json", output=False)
     strict: bool = setting(False, "Exit code 3 when a check says stop.", output=False)
+
+
+class DataConfig(InputConfig):
+    """A file of records."""
+
+    records: str = setting(help="JSONL of records, - for stdin, or hf:org/name:split.", argument=True)
+    kind: Kind | None = setting(
+        None,
+        "prompts, candidates, preferences, pairs, demonstrations or revisions. Default: what the first row looks like.",
+    )
+
+
+class ValidateConfig(DataConfig):
+    """Every fault of a file, by line and field."""
+
+    fix: str | None = setting(
+        None,
+        "Write a copy here in which all is mended that can be mended without a judgement; the rest goes beside it.",
+    )
+
+
+class StatsConfig(DataConfig):
+    """What is in a file: rows, prompts, repeats, lengths, labels, sources."""
+
+    as_json: bool = setting(False, "The numbers as one JSON object.", flag="--json", output=False)
+
+
+class RewriteConfig(DataConfig):
+    """Records into another file."""
+
+    output: str = setting("-", "Where the rows go; - is stdout.", short="-o", output=False)
+
+
+FormatName = Literal[
+    "trl-preference",
+    "trl-prompt-completion",
+    "hh-rlhf",
+    "ultrafeedback",
+    "ultrafeedback-binarized",
+    "argilla",
+    "openai-chat",
+]
+
+
+class ConvertConfig(RewriteConfig):
+    """Rows of other tools into ours, and ours into theirs."""
+
+    from_format: FormatName | None = setting(None, "What the file is; default: our own records.", flag="--from")
+    to_format: FormatName | None = setting(None, "What it is to become; default: our own records.", flag="--to")
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> ConvertConfig:
+        if self.from_format == self.to_format:
+            raise ValueError("--from or --to must name another format than the other; without a name it is our own")
+        if self.kind is not None:
+            raise ValueError("--kind: the format says what its rows are")
+        return self
+
+
+class SplitConfig(RewriteConfig):
+    """Two files with no prompt in common."""
+
+    held_out: str = setting(help="Where the held-out rows go.", output=False)
+    fraction: float = setting(0.1, "The share of the prompts held out.", gt=0, lt=1)
+
+
+class DedupeConfig(RewriteConfig):
+    """Without rows that say again what an earlier one says."""
+
+    by: Literal["content", "prompt"] = setting(
+        "content", "content: prompt and responses are equal; prompt: one row a prompt."
+    )
 
 
 class TrainConfig(InputConfig):

@@ -41,14 +41,14 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def parse_json(line: str) -> Any:
-    """Strict JSON: no NaN, no duplicate keys.
+def parse_json(line: str, fields: Callable[[list[tuple[str, Any]]], dict[str, Any]] = _no_duplicates) -> Any:
+    """Strict JSON: no NaN, no duplicate keys (unless `fields`, which makes an object of its pairs, allows them).
 
     Raises:
         ValueError: with a one-line reason.
     """
     try:
-        return json.loads(line, parse_constant=_no_constants, object_pairs_hook=_no_duplicates)
+        return json.loads(line, parse_constant=_no_constants, object_pairs_hook=fields)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
@@ -113,7 +113,7 @@ class Source(Generic[R]):
     ) -> None:
         self.name = "stdin" if path == "-" else path
         self.kind = kind
-        self._path = _local_copy(path)
+        self._path = local_copy(path)
         self._bad_lines: dict[int, str] = {}  # line -> reason
         self._repeated = self._repeated_ids()
         self._first_lines: dict[str, int] = {}  # of repeated ids
@@ -136,10 +136,7 @@ class Source(Generic[R]):
         return self.count
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        for number, line in enumerate(_split(blocks(self._path)), start=1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if line.strip():
-                yield number, line
+        return raw_lines(str(self._path))
 
     def _repeated_ids(self) -> frozenset[int]:
         """The hashes of given ids that stand in the file more than once."""
@@ -162,7 +159,7 @@ class Source(Generic[R]):
             digest.update(line)
             reason = self._fault(number, line, made, check)
             if reason:
-                self._bad_lines[number] = reason
+                self._bad_lines[number] = sys.intern(reason)
             if len(self._bad_lines) >= _ENOUGH_FAULTS and not skip_invalid:
                 break
         self.sha256 = digest.hexdigest()
@@ -171,7 +168,7 @@ class Source(Generic[R]):
         self._made_again = made.repeated()
         if total == 0:
             raise InputError("the file holds no records", where=self.name, hint="one JSON object a line")
-        faults = [f"{self.name} line {number}: {reason}" for number, reason in self._bad_lines.items()]
+        faults = self.faults
         if faults and not skip_invalid:
             raise InputError(
                 f"{len(faults)} of {total} lines cannot be used",
@@ -183,6 +180,11 @@ class Source(Generic[R]):
             raise InputError("no line can be used", where=self.name, faults=faults)
         if self._bad_lines and rejected_path:
             self._write_rejected(rejected_path)
+
+    @property
+    def faults(self) -> list[str]:
+        """Every line that cannot be used, and why."""
+        return [f"{self.name} line {number}: {reason}" for number, reason in self._bad_lines.items()]
 
     def _write_rejected(self, path: Path) -> None:
         with open_for_writing(path, "w") as file:
@@ -214,6 +216,14 @@ class Source(Generic[R]):
         return check(record) if check else None
 
 
+def raw_lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, by their number, whatever stands in them."""
+    for number, line in enumerate(_split(blocks(local_copy(path))), start=1):
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if line.strip():
+            yield number, line
+
+
 def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Lines, each with its end; of one longer than `MAX_LINE` its beginning alone."""
     rest = b""
@@ -228,11 +238,12 @@ def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _local_copy(path: str) -> Path:
-    if path == "-":
-        return _spool(sys.stdin.buffer)
-    if path.startswith("hf:"):
-        return _spool_hub(path)
+def local_copy(path: str) -> Path:
+    """A file that can be read more than once: of stdin and of hub datasets a temporary copy, made once."""
+    if path == "-" or path.startswith("hf:"):
+        if path not in _TEMPORARY:
+            _TEMPORARY[path] = _spool(sys.stdin.buffer if path == "-" else _hub_rows(path))
+        return _TEMPORARY[path]
     if os.path.isdir(path):
         raise InputError("this is a folder, not a file", where=path)
     if not os.path.exists(path):
@@ -246,20 +257,19 @@ def _spool(stream: IO[bytes] | Iterable[bytes]) -> Path:
     with tempfile.NamedTemporaryFile(prefix="rlaif-", suffix=".jsonl", delete=False) as copy:
         for block in stream:
             copy.write(block)
-    _TEMPORARY.append(Path(copy.name))
     return Path(copy.name)
 
 
-_TEMPORARY: list[Path] = []
+_TEMPORARY: dict[str, Path] = {}
 
 
 def remove_temporary_files() -> None:
     """Called once, when the program ends."""
     while _TEMPORARY:
-        _TEMPORARY.pop().unlink(missing_ok=True)
+        _TEMPORARY.popitem()[1].unlink(missing_ok=True)
 
 
-def _spool_hub(address: str) -> Path:
+def _hub_rows(address: str) -> Iterator[bytes]:
     name, _, split = address.removeprefix("hf:").partition(":")
     try:
         from datasets import load_dataset
@@ -271,4 +281,4 @@ def _spool_hub(address: str) -> Path:
             where=address,
             hint="hf:org/name:split; is the hub within reach, and the name right?",
         ) from error
-    return _spool(json.dumps(row, default=str).encode() + b"\n" for row in rows)
+    return (json.dumps(row, default=str).encode() + b"\n" for row in rows)

@@ -121,6 +121,49 @@ def lock(file: Any, where: Path) -> None:
         ) from None
 
 
+@contextlib.contextmanager
+def new_file(output: str, manifest: dict[str, Any], *, overwrite: bool = False) -> Iterator[Callable[[str], None]]:
+    """Lines to a file that is there whole or not at all, with its manifest; or to stdout.
+
+    Raises:
+        UsageError: it is there already, and is not to be overwritten.
+    """
+    path = file_of(output)
+    if path is None:
+        stream = _stdout()
+        yield lambda line: _write_line(stream, line, "stdout")
+        return
+    _refuse_special(path)
+    if path.exists() and not overwrite:
+        raise UsageError("the file exists", where=output, hint="choose another -o, or --overwrite to replace it")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # its ending says whether it is compressed
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open_to_append(temporary)
+        try:
+            yield lambda line: _write_line(file, line, output)
+            file.flush()
+            os.fsync(file.fileno())
+        finally:
+            file.close()
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+        write_json(sidecar(path, "manifest.json"), {"rlaif": __version__, "bytes": path.stat().st_size, **manifest})
+    except OSError as error:
+        raise cannot_write(output, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_line(file: Any, line: str, where: str) -> None:
+    try:
+        file.write(line + "\n")
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise cannot_write(where, error) from error
+
+
 def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
     """Going on with other settings would mix two runs in one file.
 

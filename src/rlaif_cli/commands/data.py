@@ -1,0 +1,115 @@
+"""rlaif data validate | stats | convert | split | dedupe"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+from rlaif_cli import console
+from rlaif_cli.commands.options import command, partial
+from rlaif_cli.config import ConvertConfig, DataConfig, DedupeConfig, SplitConfig, StatsConfig, ValidateConfig
+from rlaif_cli.errors import EXIT_FAILED
+
+app = typer.Typer(help="Files of records: check, mend, count, convert, split, free of repeats.", no_args_is_help=True)
+
+
+def _kind(config: DataConfig) -> str:
+    from rlaif_cli.stages.data import kind_of
+
+    kind = kind_of(config)
+    if config.kind is None:
+        console.say(f"read as {kind}; --kind says otherwise")
+    return kind
+
+
+def _validate(config: ValidateConfig) -> int:
+    from rlaif_cli.output import rejected_path
+    from rlaif_cli.stages.data import KINDS, faults
+    from rlaif_cli.stages.mend import mend
+
+    kind = _kind(config)
+    if config.fix is not None and not config.dry_run:
+        found = mend(config, KINDS[kind])
+        mended = ", ".join(f"{what}: {count}" for what, count in found["mended"].items() if count) or "nothing"
+        console.say(f"validate: {found['rows']} {kind} in {config.fix}; mended: {mended}")
+        return partial(found["rejected"], str(rejected_path(config.fix, "validate")))
+    good, bad = faults(config, kind)
+    for fault in bad:
+        console.data_stream().write(fault + "\n")
+    console.say(f"validate: {good} {kind} are as they should be, {len(bad)} lines are not")
+    return EXIT_FAILED if bad else 0
+
+
+def _stats(config: StatsConfig) -> int:
+    from rlaif_cli.stages.data import stats
+
+    kind = _kind(config)
+    with console.progress("stats") as progress:
+        found = stats(config, kind, progress=progress)
+    if config.as_json:
+        console.data_stream().write(json.dumps(found, ensure_ascii=False) + "\n")
+    else:
+        _show(found)
+    return 0
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("what", "found", box=None, pad_edge=False)
+    for name, value in found.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{part}: {number}" for part, number in value.items())
+        if value not in (None, 0):
+            table.add_row(name.replace("_", " "), Text(str(value)))
+    console.show_table(table)
+
+
+def _convert(config: ConvertConfig) -> int:
+    from rlaif_cli.output import rejected_path
+    from rlaif_cli.stages.data import convert
+
+    if config.dry_run:
+        return 0
+    with console.progress("convert") as progress:
+        found = convert(config, progress=progress)
+    console.say(f"convert: {found['rows']} rows")
+    return partial(found["rejected"], str(rejected_path(config.output, "convert")))
+
+
+def _split(config: SplitConfig) -> int:
+    from rlaif_cli.output import rejected_path
+    from rlaif_cli.stages.data import split
+
+    kind = _kind(config)
+    if config.dry_run:
+        return 0
+    with console.progress("split") as progress:
+        found = split(config, kind, progress=progress)
+    console.say(f"split: {found['rows']} rows in {config.output}, {found['held_out']} in {config.held_out}")
+    if not found["rows"] or not found["held_out"]:
+        console.warn("one side is empty: there are few prompts, or --fraction is near 0 or 1")
+    return partial(found["rejected"], str(rejected_path(config.output, "split")))
+
+
+def _dedupe(config: DedupeConfig) -> int:
+    from rlaif_cli.output import rejected_path
+    from rlaif_cli.stages.data import dedupe
+
+    kind = _kind(config)
+    if config.dry_run:
+        return 0
+    with console.progress("dedupe") as progress:
+        found = dedupe(config, kind, progress=progress)
+    console.say(f"dedupe: {found['rows']} rows, {found['repeats']} repeats left out")
+    return partial(found["rejected"], str(rejected_path(config.output, "dedupe")))
+
+
+command(app, "validate", ValidateConfig, _validate)
+command(app, "stats", StatsConfig, _stats)
+command(app, "convert", ConvertConfig, _convert)
+command(app, "split", SplitConfig, _split)
+command(app, "dedupe", DedupeConfig, _dedupe)

@@ -1,0 +1,217 @@
+"""Rows of other tools as ours, and ours as theirs: pure functions on one row.
+
+What a format cannot hold is refused with the reason, never dropped; what it holds beyond our fields goes to `meta`.
+Shapes: TRL's preference and prompt-completion formats (conversational), HH-RLHF's transcripts, UltraFeedback's
+completions with scores, its binarized form (H4), Argilla's cleaned form, and OpenAI's fine-tuning chats.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rlaif_cli.records import (
+    Candidates,
+    Demonstration,
+    Message,
+    Preference,
+    Record,
+    as_messages,
+    parse_transcript,
+    prompt_text,
+)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of another tool.
+
+    Attributes:
+        record: what its rows are to us.
+        read: its row -> a row that `record` accepts. Raises ValueError: it is none of this format.
+        write: our record -> its row. Raises ValueError: the format cannot hold it.
+    """
+
+    record: type[Record]
+    read: Callable[[Row], Row]
+    write: Callable[[Any], Row]
+
+    def reader(self) -> type[Record]:
+        """`record`, reading this format."""
+
+        def accept(cls: type[Record], row: Row) -> Row:
+            return self.record.accept(self.read(row))
+
+        return type(self.record.__name__, (self.record,), {"accept": classmethod(accept)})
+
+
+def _messages(messages: list[Message]) -> list[Row]:
+    return [message.model_dump() for message in messages]
+
+
+def _need(row: Row, *names: str) -> None:
+    if missing := [name for name in names if name not in row]:
+        raise ValueError(f"'{missing[0]}' is missing")
+
+
+def _as_turns(value: Any, role: str) -> Any:
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
+
+
+def _only(record: Record, *names: str) -> Row:
+    """The fields that a foreign format carries along without knowing them."""
+    return {name: value for name in names if (value := getattr(record, name, None)) not in (None, {})}
+
+
+# --- TRL ----------------------------------------------------------------------------------------------------
+
+
+def _read_trl_preference(row: Row) -> Row:
+    """With an explicit prompt, or with the prompt as what both conversations begin with; no `p_chosen`: 1."""
+    _need(row, "chosen", "rejected")
+    if "prompt" not in row:
+        prompt, chosen, rejected = _common_turns(_as_turns(row["chosen"], ""), _as_turns(row["rejected"], ""))
+        row = row | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return {"p_chosen": 1.0} | row
+
+
+def _common_turns(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
+    if not (isinstance(chosen, list) and isinstance(rejected, list)):
+        raise ValueError("'chosen' and 'rejected' must be lists of messages")
+    same = 0
+    while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
+        same += 1
+    if not same:
+        raise ValueError("'chosen' and 'rejected' have no prompt in common")
+    return chosen[:same], chosen[same:], rejected[same:]
+
+
+def _write_trl_preference(record: Preference) -> Row:
+    turns = {name: _messages(getattr(record, name)) for name in ("prompt", "chosen", "rejected")}
+    return turns | {"p_chosen": record.p_chosen} | _only(record, "id", "meta")
+
+
+def _read_completion(row: Row) -> Row:
+    _need(row, "prompt", "completion")
+    return row
+
+
+def _write_completion(record: Demonstration) -> Row:
+    completion = [{"role": "assistant", "content": record.response}]
+    return {"prompt": _messages(as_messages(record.prompt)), "completion": completion} | _only(record, "id", "meta")
+
+
+# --- HH-RLHF ------------------------------------------------------------------------------------------------
+
+_HH_NAMES = {"user": "Human", "assistant": "Assistant"}
+_HH_MARK = re.compile(r"\n\n(Human|Assistant): ")
+
+
+def _read_hh(row: Row) -> Row:
+    _need(row, "chosen", "rejected")
+    turns = {name: parse_transcript(row[name]) for name in ("chosen", "rejected") if isinstance(row[name], str)}
+    if len(turns) < 2 or not all(turns.values()):
+        raise ValueError("'chosen' and 'rejected' must be transcripts ('\\n\\nHuman: …\\n\\nAssistant: …')")
+    prompt, chosen, rejected = _common_turns(turns["chosen"], turns["rejected"])
+    return {"p_chosen": 1.0} | row | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _write_hh(record: Preference) -> Row:
+    sides = {"chosen": record.chosen, "rejected": record.rejected}
+    rows = {name: _transcript([*record.prompt, *turns]) for name, turns in sides.items()}
+    return rows | {"p_chosen": record.p_chosen} | _only(record, "id", "meta")
+
+
+def _transcript(turns: list[Message]) -> str:
+    for turn in turns:
+        if turn.role not in _HH_NAMES:
+            raise ValueError(f"a transcript has no {turn.role} turns")
+        if _HH_MARK.search(f"\n\n{turn.content}") or turn.content != turn.content.strip():
+            raise ValueError("a text that looks like a turn, or with space at its ends, would come back as another")
+    return "".join(f"\n\n{_HH_NAMES[turn.role]}: {turn.content}" for turn in turns)
+
+
+# --- UltraFeedback ------------------------------------------------------------------------------------------
+
+
+def _read_ultrafeedback(row: Row) -> Row:
+    _need(row, "instruction", "completions")
+    row = dict(row)
+    completions = row.pop("completions")
+    if not isinstance(completions, list) or not all(
+        isinstance(each, dict) and "response" in each for each in completions
+    ):
+        raise ValueError("'completions' must be a list of objects with a 'response'")
+    rest = [{name: value for name, value in each.items() if name != "response"} for each in completions]
+    return row | {"responses": [each["response"] for each in completions], "completions": rest}
+
+
+def _write_ultrafeedback(record: Candidates) -> Row:
+    meta = dict(record.meta)
+    rest = meta.pop("completions", None) or [{"model": record.model} if record.model else {}] * len(record.responses)
+    completions = [{"response": response.text} | more for response, more in zip(record.responses, rest, strict=True)]
+    more = {"meta": meta} if meta else {}
+    return {"id": record.id, "instruction": prompt_text(record.prompt), "completions": completions} | more
+
+
+def _read_binarized(row: Row) -> Row:
+    """H4's: `prompt` beside whole conversations in `chosen` and `rejected`, with their scores."""
+    _need(row, "chosen", "rejected")
+    prompt, chosen, rejected = _common_turns(row["chosen"], row["rejected"])
+    row = {"p_chosen": 1.0} | row | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    row.pop("messages", None)  # the chosen conversation once more
+    return row | ({"id": row.pop("prompt_id")} if "prompt_id" in row and "id" not in row else {})
+
+
+def _write_binarized(record: Preference) -> Row:
+    prompt = _messages(record.prompt)
+    sides = {name: [*prompt, *_messages(getattr(record, name))] for name in ("chosen", "rejected")}
+    row = {"prompt": prompt_text(record.prompt), "prompt_id": record.id, **sides, "p_chosen": record.p_chosen}
+    return row | _only(record, "meta")
+
+
+def _read_argilla(row: Row) -> Row:
+    _need(row, "instruction", "chosen_response", "rejected_response")
+    row = {"p_chosen": 1.0} | row
+    names = {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"}
+    return row | {ours: row.pop(theirs) for ours, theirs in names.items()}
+
+
+def _write_argilla(record: Preference) -> Row:
+    if len(record.prompt) > 1 or record.prompt[0].role != "user" or max(len(record.chosen), len(record.rejected)) > 1:
+        raise ValueError("the format holds one instruction and one response a side, no conversation")
+    texts = {"instruction": record.prompt[0].content}
+    texts |= {"chosen_response": record.chosen_text, "rejected_response": record.rejected_text}
+    return texts | {"p_chosen": record.p_chosen} | _only(record, "id", "meta")
+
+
+# --- OpenAI -------------------------------------------------------------------------------------------------
+
+
+def _read_chat(row: Row) -> Row:
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
+        raise ValueError("'messages' must be a list of messages")
+    if messages[-1].get("role") != "assistant":
+        raise ValueError("'messages' must end with the assistant's reply")
+    return row
+
+
+def _write_chat(record: Demonstration) -> Row:
+    reply = {"role": "assistant", "content": record.response}
+    return {"messages": [*_messages(as_messages(record.prompt)), reply]} | _only(record, "id", "meta")
+
+
+FORMATS = {
+    "trl-preference": Format(Preference, _read_trl_preference, _write_trl_preference),
+    "trl-prompt-completion": Format(Demonstration, _read_completion, _write_completion),
+    "hh-rlhf": Format(Preference, _read_hh, _write_hh),
+    "ultrafeedback": Format(Candidates, _read_ultrafeedback, _write_ultrafeedback),
+    "ultrafeedback-binarized": Format(Preference, _read_binarized, _write_binarized),
+    "argilla": Format(Preference, _read_argilla, _write_argilla),
+    "openai-chat": Format(Demonstration, _read_chat, _write_chat),
+}
