@@ -17,6 +17,7 @@ from rlaif_cli.commands import (
     evaluate,
     generate,
     label,
+    lineage,
     ppo,
     report,
     revise,
@@ -95,6 +96,7 @@ ppo.register(app)
 app.add_typer(evaluate.app, name="eval")
 report.register(app)
 run.register(app)
+lineage.register(app)
 app.add_typer(data.app, name="data")
 app.add_typer(constitution.app, name="constitution")
 

@@ -1,4 +1,4 @@
-"""`.gz` and `.zst`: read by what the first bytes say, written by the name.
+"""Files of lines, as they are, `.gz` or `.zst`: read by what the first bytes say, written by the name.
 
 A compressed output is a sequence of whole members (gzip) or frames (Zstandard), one for each flush, as both formats
 allow: after a kill all but the last one can be read, and a resumed run goes on behind it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from rlaif_cli.errors import InputError
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 _MEMBER_BYTES = 4 << 20  # of text; more is written at once
 _BLOCK = 1 << 20
+MAX_LINE = 32 << 20  # bytes; a longer one is a fault, so that one line cannot take the machine's memory
 _PIECE = 1 << 10  # of compressed bytes: at worst 32 MB of text, with Zstandard
 # A decompression bomb: JSONL that shrinks to a thousandth is no data, but a small sample may.
 _LARGEST_RATIO, _RATIO_FROM = 1000, 1 << 30
@@ -57,6 +59,36 @@ def blocks(path: Path) -> Iterator[bytes]:
         raise InputError(
             f"cannot be decompressed: {error}", where=str(path), hint="was it copied or downloaded whole?"
         ) from error
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, each with its end, by their number; without a byte order mark."""
+    for number, line in enumerate(_split(blocks(path)), start=1):
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if line.strip():
+            yield number, line
+
+
+def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines; of one longer than `MAX_LINE` its beginning alone."""
+    rest = b""
+    for block in blocks:
+        *whole, tail = block.split(b"\n")
+        for line in whole:
+            yield rest + line + b"\n" if rest else line + b"\n"
+            rest = b""
+        if len(rest) <= MAX_LINE:
+            rest += tail
+    if rest:
+        yield rest
+
+
+def content_sha256(path: Path) -> str:
+    """Of the lines that a file holds, compressed or not; the same as a `Source.sha256` of it."""
+    digest = hashlib.sha256()
+    for _, line in lines(path):
+        digest.update(line)
+    return digest.hexdigest()
 
 
 def members(path: Path) -> Iterator[tuple[bytes, int]]:

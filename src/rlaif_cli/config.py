@@ -34,6 +34,10 @@ Names = Annotated[
 Judges = Annotated[Names, MinLen(1)]
 
 
+# The fields that name files of records.
+DATA_FIELDS = ("prompts", "candidates", "preferences", "records", "pairs", "a", "b", "baseline", "human")
+
+
 def setting(
     default: Any = ...,
     help: str = "",
@@ -635,6 +639,14 @@ class RewardModelEvalConfig(InputConfig):
     max_length: int = setting(1024, "Prompt and response together, tokens; longer pairs are refused.", ge=8)
     precision: Precision = setting("auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.")
     tokens_per_batch: int = setting(4096, "Tokens that go through the model at once.", ge=64, output=False)
+
+
+class LineageConfig(StageConfig):
+    """From an output back to what it was made of, with every recorded hash held against what stands there now."""
+
+    path: str = setting(help="An output: a file, or the folder of a trained model.", argument=True)
+    verify: bool = setting(False, "Hash the checkpoints too; without it, their manifests are asked.", output=False)
+    as_json: bool = setting(False, "The tree as one JSON object.", flag="--json", output=False)
 
 
 class ReportConfig(StageConfig):

@@ -16,6 +16,7 @@ from typing import IO, Protocol
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.tree import Tree
 
 debug = False
 _data: IO[str] | None = None
@@ -69,11 +70,11 @@ def close_data_stream() -> None:
             raise
 
 
-def show_table(table: Table) -> None:
-    """A table on stdout, for a command whose product is what people read."""
+def show(found: Table | Tree) -> None:
+    """A table or tree on stdout, for a command whose product is what people read."""
     terminal = Console(file=data_stream(), highlight=False)
     with terminal.capture() as shown:
-        terminal.print(table)
+        terminal.print(found)
     data_stream().write(shown.get())  # Rich would end the program with 1 where the reader went away
 
 

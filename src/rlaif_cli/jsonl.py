@@ -14,14 +14,13 @@ from typing import IO, Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from rlaif_cli.compression import blocks
+from rlaif_cli.compression import MAX_LINE, lines
 from rlaif_cli.errors import InputError
 from rlaif_cli.hashes import HashSet, hash64
 from rlaif_cli.output import open_for_writing
 from rlaif_cli.records import Record
 
 R = TypeVar("R", bound=Record)
-MAX_LINE = 32 << 20  # bytes; a longer one is refused, so that one line cannot take the machine's memory
 _ENOUGH_FAULTS = 1000  # after so many the rest of a file is not looked at, unless they are to be skipped
 
 
@@ -136,7 +135,7 @@ class Source(Generic[R]):
         return self.count
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        return raw_lines(str(self._path))
+        return lines(self._path)
 
     def _repeated_ids(self) -> frozenset[int]:
         """The hashes of given ids that stand in the file more than once."""
@@ -218,24 +217,7 @@ class Source(Generic[R]):
 
 def raw_lines(path: str) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that are not blank, by their number, whatever stands in them."""
-    for number, line in enumerate(_split(blocks(local_copy(path))), start=1):
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if line.strip():
-            yield number, line
-
-
-def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines, each with its end; of one longer than `MAX_LINE` its beginning alone."""
-    rest = b""
-    for block in blocks:
-        *lines, tail = block.split(b"\n")
-        for line in lines:
-            yield rest + line + b"\n" if rest else line + b"\n"
-            rest = b""
-        if len(rest) <= MAX_LINE:
-            rest += tail
-    if rest:
-        yield rest
+    return lines(local_copy(path))
 
 
 def local_copy(path: str) -> Path:

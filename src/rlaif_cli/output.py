@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import io
 import json
 import os
@@ -22,7 +21,7 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from rlaif_cli import __version__
-from rlaif_cli.compression import is_compressed_name, members, open_to_append
+from rlaif_cli.compression import content_sha256, is_compressed_name, members, open_to_append
 from rlaif_cli.errors import RlaifError, UsageError
 from rlaif_cli.hashes import HashSet
 
@@ -148,7 +147,8 @@ def new_file(output: str, manifest: dict[str, Any], *, overwrite: bool = False) 
             file.close()
         os.replace(temporary, path)
         fsync_folder(path.parent)
-        write_json(sidecar(path, "manifest.json"), {"rlaif": __version__, "bytes": path.stat().st_size, **manifest})
+        facts = {"bytes": path.stat().st_size, "sha256": content_sha256(path)}
+        write_json(sidecar(path, "manifest.json"), {"rlaif": __version__, **facts, **manifest})
     except OSError as error:
         raise cannot_write(output, error) from error
     finally:
@@ -290,6 +290,7 @@ class Output:
                 "rlaif": __version__,
                 "settings": self.settings,
                 "bytes": os.fstat(self._file.fileno()).st_size,
+                "sha256": content_sha256(self.path),
                 "seconds": round(time.monotonic() - self._started, 1),
                 **({"usage": self.usage} if self.usage else {}),
                 **manifest,
@@ -391,11 +392,3 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """All rows of a small JSONL file that rlaif wrote itself (metrics, samples)."""
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in io.StringIO(file.read()) if line.strip()]
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_cli import metrics
+from rlaif_cli import __version__, constitution, metrics, models
+from rlaif_cli.compression import content_sha256
+from rlaif_cli.config import DATA_FIELDS, StageConfig
 from rlaif_cli.errors import InputError
-from rlaif_cli.output import beside, file_of, open_for_writing, write_json
+from rlaif_cli.output import beside, file_of, open_for_writing, sidecar, write_json
 
 
 def estimate(values: Any, groups: Sequence[Any] | None = None) -> dict[str, Any]:
@@ -101,13 +104,35 @@ def _by_group(names: Sequence[str | None], p: Any, human: Any, lengths: Any) -> 
     return found
 
 
-def save(output: str, stage: str, result: dict[str, Any], items: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Write `<output>` and `<output>.items.jsonl` beside it; a result for stdout is the caller's to print."""
+def save(config: StageConfig, result: dict[str, Any], items: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Write the result, its per-item rows and its manifest; one for stdout is the caller's to print."""
+    output: str = config.output  # type: ignore[attr-defined]  # every evaluation's config has one
     path = file_of(output)
     if path is not None:
-        result = result | {"items": _save_items(output, stage, items)}
+        result = result | {"items": _save_items(output, result["metric"], items)}
         write_json(path, result)
+        manifest = {"rlaif": __version__, "stage": f"eval {result['metric']}", "settings": _settings(config)}
+        write_json(sidecar(path, "manifest.json"), manifest | {"sha256": content_sha256(path)})
     return result
+
+
+def _settings(config: StageConfig) -> dict[str, Any]:
+    """The settings, with the hashes of the files that they name."""
+    settings = config.deciding()
+    names = [name for name in DATA_FIELDS if isinstance(settings.get(name), str) and Path(settings[name]).is_file()]
+    settings |= {f"{name}_sha256": content_sha256(Path(settings[name])) for name in names}
+    for role in ("judge", "reward_model"):
+        if settings.get(role) and not _behind_a_server(config, role):
+            named = [settings[role]] if isinstance(settings[role], str) else settings[role]
+            hashes = {name: models.checkpoint_hash(models.resolve(name)) for name in named}
+            settings[f"{role}_sha256"] = hashes
+    if settings.get("constitution"):
+        settings["constitution_sha256"] = constitution.load(settings["constitution"]).sha256
+    return settings
+
+
+def _behind_a_server(config: Any, role: str) -> bool:
+    return role == "judge" and "openai" in (getattr(config, "engine", None), getattr(config, "judge_engine", None))
 
 
 def planned(metric: str, count: int) -> dict[str, Any]:
@@ -115,16 +140,17 @@ def planned(metric: str, count: int) -> dict[str, Any]:
     return {"metric": metric, "n": count}
 
 
-def nothing_scored(what: str, where: str, output: str, stage: str, items: Iterable[dict[str, Any]]) -> InputError:
+def nothing_scored(config: Any, metric: str, what: str, where: str, items: Iterable[dict[str, Any]]) -> InputError:
     """There is no number to give; why not stands in the per-item rows, which are saved."""
+    output = config.output
     if file_of(output) is None:
         reasons = {str(item.get("reason")) for item in items}
         return InputError(what, where=where, faults=sorted(reasons))
-    return InputError(what, where=where, hint=f"{_save_items(output, stage, items)} has the reasons")
+    return InputError(what, where=where, hint=f"{_save_items(output, metric, items)} has the reasons")
 
 
-def _save_items(output: str, stage: str, items: Iterable[dict[str, Any]]) -> str:
-    path = beside(output, stage, "items")
+def _save_items(output: str, metric: str, items: Iterable[dict[str, Any]]) -> str:
+    path = beside(output, metric, "items")
     with open_for_writing(path, "w") as file:
         file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
     return path.name

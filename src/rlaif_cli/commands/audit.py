@@ -38,7 +38,7 @@ def show(findings: list[Any]) -> None:
     table = Table("check", "verdict", "what was found", box=None, pad_edge=False)
     for finding in findings:
         table.add_row(finding.check, Text(finding.verdict, style=_STYLE[finding.verdict]), Text(finding.says))
-    console.show_table(table)
+    console.show(table)
 
 
 def register(app: typer.Typer) -> None:

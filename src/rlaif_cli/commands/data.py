@@ -65,7 +65,7 @@ def _show(found: dict[str, Any]) -> None:
             value = ", ".join(f"{part}: {number}" for part, number in value.items())
         if value not in (None, 0):
             table.add_row(name.replace("_", " "), Text(str(value)))
-    console.show_table(table)
+    console.show(table)
 
 
 def _convert(config: ConvertConfig) -> int:

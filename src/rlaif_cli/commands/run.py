@@ -13,6 +13,7 @@ import typer
 
 from rlaif_cli import config, console
 from rlaif_cli.console import ProgressCallback
+from rlaif_cli.errors import UsageError
 
 DEMO = "demo"
 
@@ -89,7 +90,8 @@ def kinds(engines: Any) -> dict[str, Any]:
     }
 
 
-def run_pipeline(path: str, folder: Path, *, overwrite: bool, dry_run: bool) -> int:
+def run_pipeline(path: str, folder: Path, *, overwrite: bool, dry_run: bool = False, again: bool = False) -> int:
+    """Run a pipeline file; or (`again`) what made the output at `path`, into `folder`."""
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.stages import pipeline
 
@@ -97,7 +99,8 @@ def run_pipeline(path: str, folder: Path, *, overwrite: bool, dry_run: bool) -> 
     with EnginePool() as engines:
         available = kinds(engines)
         overrides = {"overwrite": True} if overwrite else {}
-        plan, steps = pipeline.load(path, folder, available, **overrides)
+        read = pipeline.again if again else pipeline.load
+        plan, steps = read(path, folder, available, **overrides)
         if dry_run:
             for index, step in enumerate(steps):
                 console.say(f"{index + 1}. {step.name}: rlaif {step.kind} -> {step.config.output}")  # type: ignore[attr-defined]
@@ -106,6 +109,12 @@ def run_pipeline(path: str, folder: Path, *, overwrite: bool, dry_run: bool) -> 
         def announce(index: int, step: Any) -> None:
             console.say(f"[{index + 1}/{len(steps)}] {step.name}: rlaif {step.kind}", style="bold")
 
+        if len(steps) == 1 and again:  # one output, and no run's folder around it
+            announce(0, steps[0])
+            with _progress(steps[0].name) as progress:
+                available[steps[0].kind].run(steps[0].config, progress)
+            console.say(f"made again: {folder}")
+            return 0
         summary = pipeline.run(plan, steps, folder, available, _progress, announce, time.monotonic)
     show_summary(summary, folder)
     return 0
@@ -132,9 +141,15 @@ def show_summary(summary: dict[str, Any], folder: Path) -> None:
 def register(app: typer.Typer) -> None:
     @app.command("run")
     def _run(
-        pipeline: Annotated[str, typer.Argument(help="A pipeline file (YAML), or the name of a shipped one.")],
+        pipeline: Annotated[
+            str | None, typer.Argument(help="A pipeline file (YAML), or the name of a shipped one.")
+        ] = None,
         output: Annotated[
             Path | None, typer.Option("--output", "-o", help="The run's folder; default: runs/<pipeline's name>.")
+        ] = None,
+        from_manifest: Annotated[
+            str | None,
+            typer.Option("--from-manifest", help="Instead: repeat what made this output, or a whole run's folder."),
         ] = None,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Start every stage anew.")] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the whole file, show the plan.")] = False,
@@ -144,8 +159,14 @@ def register(app: typer.Typer) -> None:
         console.debug = debug
         from rlaif_cli.stages.pipeline import read
 
-        folder = output or Path("runs") / read(pipeline).name
-        raise typer.Exit(run_pipeline(pipeline, folder, overwrite=overwrite, dry_run=dry_run))
+        if (pipeline is None) == (from_manifest is None):
+            raise UsageError("a pipeline file, or --from-manifest, is needed")
+        if from_manifest is not None and output is None:
+            raise UsageError("--from-manifest needs -o: where it goes this time")
+        folder = output or Path("runs") / read(str(pipeline)).name
+        again = from_manifest is not None
+        code = run_pipeline(str(from_manifest or pipeline), folder, overwrite=overwrite, dry_run=dry_run, again=again)
+        raise typer.Exit(code)
 
     @app.command("demo")
     def _demo(
@@ -155,4 +176,4 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """The whole chain on the built-in small model and shipped real prompts, on a laptop, in minutes."""
         console.debug = debug
-        raise typer.Exit(run_pipeline(DEMO, output, overwrite=overwrite, dry_run=False))
+        raise typer.Exit(run_pipeline(DEMO, output, overwrite=overwrite))

@@ -27,7 +27,6 @@ from rlaif_cli.records import (
     content_id,
     prompt_text,
 )
-from rlaif_cli.stages.files import input_settings
 
 KINDS: dict[str, type[Record]] = {
     "prompts": PromptRecord,
@@ -243,5 +242,5 @@ def _content(row: Any) -> str:
 
 def _rewritten(config: Any, source: Source[Any]) -> Any:
     """A new file of lines, there whole or not at all, with a manifest that leads back to what it was made of."""
-    settings = config.deciding() | input_settings(source, config.records)
+    settings = config.deciding() | {"input_sha256": source.sha256}
     return new_file(config.output, {"stage": "data", "settings": settings}, overwrite=config.overwrite)

@@ -75,7 +75,7 @@ def alignment(
     human = np.array([pair.human_fraction_a for pair, _ in scored])
     if not (human != 0.5).any():
         what = "no pair with a human preference could be scored"
-        raise nothing_scored(what, config.pairs, config.output, "alignment", items)
+        raise nothing_scored(config, "alignment", what, config.pairs, items)
     lengths = np.array([(len(pair.response_a), len(pair.response_b)) for pair, _ in scored])
     result: dict[str, Any] = {
         "metric": "alignment",
@@ -90,7 +90,7 @@ def alignment(
     if config.method == "contrast":
         difference = np.array([j.scores[0] - j.scores[1] for _, j in scored])
         result["fitted_contrast_scale"] = round(metrics.fit_contrast_scale(difference, human), 2)
-    return save(config.output, "alignment", result, items)
+    return save(config, result, items)
 
 
 def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     scored = [(k, t, j) for k, t, j in zip(keys, texts, judgements, strict=True) if j.p_a is not None]
     if not scored:
         where = f"{config.a}, {config.b}"
-        raise nothing_scored("no comparison could be scored", where, config.output, "win-rate", items)
+        raise nothing_scored(config, "win-rate", "no comparison could be scored", where, items)
     p = np.array([j.p_a for _, _, j in scored])
     # Equal texts are a tie, whatever the last bits of two log-probs say.
     p[[t[1] == t[2] for _, t, _ in scored]] = 0.5
@@ -160,7 +160,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         "mean_length_a": round(float(lengths[:, 0].mean()), 1),
         "mean_length_b": round(float(lengths[:, 1].mean()), 1),
     }
-    return save(config.output, "win-rate", result, items)
+    return save(config, result, items)
 
 
 def harmless_rate(
@@ -200,7 +200,7 @@ def harmless_rate(
     scored = [approval for approval in found.values() if approval.reason is None]
     if not scored:
         what = "no response could be scored"
-        raise nothing_scored(what, config.candidates, config.output, "harmless-rate", items)
+        raise nothing_scored(config, "harmless-rate", what, config.candidates, items)
     result = {
         "metric": "harmless-rate",
         "judge": config.judge_name,
@@ -216,7 +216,7 @@ def harmless_rate(
         **_over_refusal(rows),
         **_beside_people(items),
     }
-    return save(config.output, "harmless-rate", result, items)
+    return save(config, result, items)
 
 
 def _harmless_item(item: Single, approval: Approval) -> dict[str, Any]:

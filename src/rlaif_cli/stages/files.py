@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from rlaif_cli import models
@@ -12,17 +11,7 @@ from rlaif_cli.chat import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTok
 from rlaif_cli.config import EngineConfig
 from rlaif_cli.engines import FAKE, LOCAL, SERVER, Engine, engine_name
 from rlaif_cli.errors import EngineError
-from rlaif_cli.jsonl import Source
-from rlaif_cli.output import Output, file_sha256, sidecar
-
-
-def input_settings(source: Source[Any], path: str) -> dict[str, Any]:
-    """What a resumed run must find unchanged, and what leads back from an output to what it was made of."""
-    settings: dict[str, Any] = {"input_sha256": source.sha256}
-    manifest = sidecar(Path(path), "manifest.json") if path != "-" else None
-    if manifest is not None and manifest.exists():
-        settings["input_manifest_sha256"] = file_sha256(manifest)
-    return settings
+from rlaif_cli.output import Output
 
 
 def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int | None]:

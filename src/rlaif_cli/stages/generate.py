@@ -15,7 +15,7 @@ from rlaif_cli.engines.base import request_seed
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import Output, file_of, open_for_writing, rejected_path
 from rlaif_cli.records import Candidates, PromptRecord, Response, as_messages
-from rlaif_cli.stages.files import Unanswered, accounted, finish, input_settings, open_tokenizer, too_long
+from rlaif_cli.stages.files import Unanswered, accounted, finish, open_tokenizer, too_long
 
 
 @dataclass
@@ -72,7 +72,7 @@ def generate(
     if config.dry_run:
         summary.rows = len(source)
         return summary
-    settings = config.deciding() | input_settings(source, config.prompts)
+    settings = config.deciding() | {"input_sha256": source.sha256}
     output = Output(file_of(config.output), settings, overwrite=config.overwrite, on_row=summary.add)
     try:
         summary.resumed = len(output.done)

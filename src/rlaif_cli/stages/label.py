@@ -19,7 +19,7 @@ from rlaif_cli.jsonl import Source
 from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
 from rlaif_cli.output import Output, beside, file_of, rejected_path
 from rlaif_cli.records import Candidates, Message, PairsOnly, Preference, Unscored, Verdict, Vote, as_messages
-from rlaif_cli.stages.files import Unanswered, accounted, finish, input_settings
+from rlaif_cli.stages.files import Unanswered, accounted, finish
 from rlaif_cli.stages.judging import Room, check_principles, open_judge
 
 
@@ -120,9 +120,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
     if config.dry_run:
         summary.pairs = pairs.count
         return summary
-    settings = (
-        config.deciding() | input_settings(source, config.candidates) | {"constitution_sha256": constitution.sha256}
-    )
+    settings = config.deciding() | {"input_sha256": source.sha256} | {"constitution_sha256": constitution.sha256}
     output = Output(file_of(config.output), settings, overwrite=config.overwrite, on_row=summary.add)
     unscored = UnscoredFile(config, settings, summary)
     try:

@@ -11,6 +11,7 @@ without `output` writes `<stage>` with the ending that its kind of output has. U
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import describe
 from rlaif_cli.output import write_json
 from rlaif_cli.resources import shipped_path
+from rlaif_cli.stages.lineage import manifest_of
 
 SUMMARY = "summary.json"
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -135,6 +137,54 @@ def _resolve(value: Any, values: Mapping[str, str]) -> Any:
     if isinstance(value, list):
         return [_resolve(item, values) for item in value]
     return _REFERENCE.sub(replace, value) if isinstance(value, str) else value
+
+
+def again(path: str, output: Path, kinds: Mapping[str, StageKind], **overrides: Any) -> tuple[PipelineFile, list[Step]]:
+    """What made an output, or a whole run's folder, as steps that make it again, elsewhere.
+
+    Args:
+        path: the output, its manifest, or the folder of a run.
+        output: where it goes now; a folder for a whole run.
+
+    Raises:
+        InputError: there is no record of what made it.
+    """
+    place = Path(path.removesuffix(".manifest.json"))
+    if (place / SUMMARY).is_file():
+        return _run_again(place, output, kinds, overrides)
+    manifest = manifest_of(place) if place.exists() else None
+    if manifest is None or manifest.get("stage") not in kinds:
+        raise InputError("no manifest says what made this", where=path, hint="an output of a stage, or a run's folder")
+    kind = manifest["stage"]
+    step = _recorded(kind, kind, manifest["settings"] | {"output": str(output)}, kinds, overrides)
+    return PipelineFile(name=output.name, stages={kind: {}}), [step]
+
+
+def _run_again(
+    folder: Path, output: Path, kinds: Mapping[str, StageKind], overrides: Mapping[str, Any]
+) -> tuple[PipelineFile, list[Step]]:
+    summary = json.loads((folder / SUMMARY).read_text("utf-8"))
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [moved(item) for item in value]
+        inside = isinstance(value, str) and Path(value).is_relative_to(folder)
+        return str(output / Path(value).relative_to(folder)) if inside else value
+
+    steps = []
+    for name, stage in summary["stages"].items():
+        settings = {key: moved(value) for key, value in stage["settings"].items()}
+        steps.append(_recorded(name, stage["run"], settings, kinds, overrides))
+    return PipelineFile(name=summary["name"], stages={step.name: {} for step in steps}), steps
+
+
+def _recorded(
+    name: str, kind: str, settings: Mapping[str, Any], kinds: Mapping[str, StageKind], overrides: Mapping[str, Any]
+) -> Step:
+    """A step from recorded settings, without the hashes that stand among them."""
+    config = kinds[kind].config
+    known = {key: value for key, value in settings.items() if key in config.model_fields}
+    return Step(name, kind, config.model_validate({**known, **overrides}))
 
 
 def run(

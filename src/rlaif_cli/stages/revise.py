@@ -21,7 +21,7 @@ from rlaif_cli.engines.base import request_seed
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import Output, file_of, rejected_path
 from rlaif_cli.records import Message, PromptRecord, Revision, Round, as_messages
-from rlaif_cli.stages.files import Unanswered, accounted, finish, input_settings, open_tokenizer, too_long
+from rlaif_cli.stages.files import Unanswered, accounted, finish, open_tokenizer, too_long
 
 _AT_ONCE = 64  # prompts that go through all their rounds together
 
@@ -74,7 +74,7 @@ def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallb
     if config.dry_run:
         summary.rows = len(source)
         return summary
-    settings = config.deciding() | input_settings(source, config.prompts)
+    settings = config.deciding() | {"input_sha256": source.sha256}
     settings["constitution_sha256"] = constitution.sha256
     output = Output(file_of(config.output), settings, overwrite=config.overwrite)
     try:

@@ -72,7 +72,7 @@ def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
             pairs, p, lengths.tolist(), scores.swapaxes(0, 1), strict=True
         )
     )
-    return save(config.output, "reward-model", result, items)
+    return save(config, result, items)
 
 
 def _group(pair: HumanPair, tokenizer: ChatTokenizer) -> Group:
@@ -138,10 +138,10 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
         decided = [each for each in verdicts[name] if each is not None]
         if not decided:
             what = "no comparison could be decided"
-            raise nothing_scored(what, config.candidates, config.output, "best-of-n", items)
+            raise nothing_scored(config, "best-of-n", what, config.candidates, items)
         result[f"win_rate_over_{name}"] = rate(metrics.wins(decided))
     result["chose_the_first"] = share(sum(place == 0 for place in best), len(rows))
-    return save(config.output, "best-of-n", result, items)
+    return save(config, result, items)
 
 
 def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
         result["baseline"] = estimate(before)
         result["difference"] = estimate([a - b for a, b in zip(found, before, strict=True)])
         items = [item | {"baseline": round(value, 9)} for item, value in zip(items, before, strict=True)]
-    return save(config.output, "reward", result, items)
+    return save(config, result, items)
 
 
 def _by_id(path: str, config: RewardConfig) -> dict[str, Candidates]:

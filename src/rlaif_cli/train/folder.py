@@ -38,7 +38,7 @@ def run_in_folder(
     """
     check_trackers(config)
     folder = Path(config.output)
-    settings = config.deciding() | inputs
+    settings = config.deciding() | inputs | {"model_sha256": models.checkpoint_hash(models.resolve(config.model))}
     with _claimed(folder):
         if config.overwrite:
             _empty(folder)

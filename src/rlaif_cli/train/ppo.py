@@ -71,7 +71,8 @@ def train_ppo(
         loop.save_trained_model(config, trainer.policy, base)
         return _results(config) | ({"weights": weights} if weights else {})
 
-    return run_in_folder(config, "ppo", train, input_sha256=source.sha256)
+    rewards = {name: models.checkpoint_hash(models.resolve(name)) for name in config.reward_model}
+    return run_in_folder(config, "ppo", train, input_sha256=source.sha256, reward_model_sha256=rewards)
 
 
 def _source(config: PPOConfig, base: Path) -> Source[PromptRecord]:

@@ -1,0 +1,146 @@
+"""From an output back to what it was made of: a tree of manifests, recorded hashes held against what stands there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rlaif_cli import constitution, models
+from rlaif_cli.compression import content_sha256
+from rlaif_cli.config import DATA_FIELDS, LineageConfig
+from rlaif_cli.errors import InputError, RlaifError
+from rlaif_cli.output import sidecar
+
+State = Literal["as recorded", "changed", "missing", "not checked", "no record"]
+
+MODELS = ("model", "judge", "reward_model")
+
+
+@dataclass
+class Node:
+    """A file, checkpoint or constitution, and what it was made of.
+
+    Attributes:
+        role: what it was to the output it stands under (`prompts`, `judge`, …); "" at the root.
+        stage: the command that made it; None where no manifest says so.
+        state: whether it still is what the output was made of (of the root: what its own manifest says).
+    """
+
+    name: str
+    role: str
+    stage: str | None
+    state: State
+    sha256: str | None
+    inputs: list[Node] = field(default_factory=list)
+
+    def walk(self) -> Iterator[Node]:
+        yield self
+        for node in self.inputs:
+            yield from node.walk()
+
+
+def lineage(config: LineageConfig) -> Node:
+    """The tree above `config.path`.
+
+    Raises:
+        InputError: there is nothing, or nothing that rlaif made.
+    """
+    path = Path(config.path)
+    if not path.exists():
+        raise InputError("there is no such file or folder", where=config.path)
+    manifest = manifest_of(path)
+    if manifest is None:
+        raise InputError("no manifest stands beside it: rlaif did not make it, or not to the end", where=config.path)
+    return _made(path, "", manifest, manifest.get("sha256") or manifest.get("checkpoint_sha256"), config.verify, ())
+
+
+def manifest_of(path: Path) -> dict[str, Any] | None:
+    """What a data file's, a result's or a trained folder's manifest says; None if there is none."""
+    place = path / "manifest.json" if path.is_dir() else sidecar(path, "manifest.json")
+    try:
+        manifest = json.loads(place.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise InputError(f"cannot be read: {error}", where=str(place)) from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("settings"), dict):
+        raise InputError("not a manifest of rlaif", where=str(place))
+    return manifest
+
+
+def _made(
+    path: Path, role: str, manifest: dict[str, Any], recorded: str | None, verify: bool, above: tuple[Path, ...]
+) -> Node:
+    node = Node(str(path), role, manifest.get("stage"), _state(path, manifest, recorded, verify), recorded)
+    if path.resolve() not in above:  # a file that is its own ancestor was changed by hand
+        node.inputs = list(_inputs(path, manifest, verify, (*above, path.resolve())))
+    return node
+
+
+def _state(path: Path, manifest: dict[str, Any] | None, recorded: str | None, verify: bool) -> State:
+    """Data files are always hashed; checkpoints only to verify, else their manifest is asked."""
+    if recorded is None:
+        return "no record"
+    if path.is_dir():
+        said = models.checkpoint_hash(path) if verify or manifest is None else manifest.get("checkpoint_sha256")
+    else:
+        said = content_sha256(path)
+    return "as recorded" if said == recorded else "changed"
+
+
+def _inputs(output: Path, manifest: dict[str, Any], verify: bool, above: tuple[Path, ...]) -> Iterator[Node]:
+    settings = manifest["settings"]
+    main = next((name for name in DATA_FIELDS if settings.get(name) is not None), None)
+    for role in DATA_FIELDS:
+        if role == "pairs" and manifest.get("stage") == "label":
+            continue  # there it is the rule by which pairs are formed
+        if isinstance(name := settings.get(role), str):
+            recorded = settings.get(f"{role}_sha256") or (settings.get("input_sha256") if role == main else None)
+            yield _data(name, role, recorded, verify, above)
+    for role in MODELS:
+        names = settings.get(role) or ()
+        for name in [names] if isinstance(names, str) else names:
+            hashes = settings.get(f"{role}_sha256") or manifest.get("model_sha256")
+            recorded = hashes.get(name) if isinstance(hashes, dict) else hashes
+            yield _model(name, role, recorded, verify, above)
+    if isinstance(name := settings.get("constitution"), str):
+        yield _constitution(name, settings.get("constitution_sha256"))
+
+
+def _data(name: str, role: str, recorded: str | None, verify: bool, above: tuple[Path, ...]) -> Node:
+    path = Path(name)
+    if name == "-" or name.startswith("hf:"):
+        return Node("stdin" if name == "-" else name, role, None, "not checked", recorded)
+    if not path.exists():
+        return Node(name, role, None, "missing", recorded)
+    if (manifest := manifest_of(path)) is not None:
+        return _made(path, role, manifest, recorded, verify, above)
+    return Node(name, role, None, _state(path, None, recorded, verify), recorded)
+
+
+def _model(name: str, role: str, recorded: str | None, verify: bool, above: tuple[Path, ...]) -> Node:
+    path = Path(name)
+    if path.is_dir() and (manifest := manifest_of(path)) is not None:
+        return _made(path, role, manifest, recorded, verify, above)
+    if recorded is None:
+        return Node(name, role, None, "no record", None)
+    if not verify:
+        return Node(name, role, None, "not checked", recorded)
+    try:
+        state: State = "as recorded" if models.checkpoint_hash(models.resolve(name)) == recorded else "changed"
+    except RlaifError:
+        state = "missing"
+    return Node(name, role, None, state, recorded)
+
+
+def _constitution(name: str, recorded: str | None) -> Node:
+    if recorded is None:
+        return Node(name, "constitution", None, "no record", None)
+    try:
+        found = constitution.load(name).sha256
+    except RlaifError:
+        return Node(name, "constitution", None, "missing", recorded)
+    return Node(name, "constitution", None, "as recorded" if found == recorded else "changed", recorded)
