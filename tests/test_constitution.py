@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from rlaif_cli import resources
 from rlaif_cli.commands.constitution import app
-from rlaif_cli.constitution import MAX_BYTES, Constitution, Principle, load, shipped
+from rlaif_cli.constitution import Constitution, Principle, load, shipped
 from rlaif_cli.errors import EXIT_FAILED, EXIT_USAGE, InputError, RlaifError, UsageError
+from rlaif_cli.strict_yaml import MAX_BYTES
 
 SHIPPED = ["harmlessness", "helpfulness", "summarization"]
 

@@ -41,7 +41,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -53,15 +52,12 @@ from pydantic import (
     model_validator,
 )
 
+from rlaif_cli import strict_yaml
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.resources import shipped_path
+from rlaif_cli.strict_yaml import Loc, dotted, shown
 
-MAX_BYTES = 1024 * 1024  # a constitution is a few pages; anything larger is the wrong file
-MAX_DEPTH = 16  # the schema needs 3
-MAX_VALUES = 20_000
 MAX_WEIGHT = 1e6
-
-Loc = tuple[str | int, ...]  # where a value is: ("principles", 2, "choose")
 
 Text = Annotated[str, StringConstraints(min_length=1)]
 Id = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"\A[a-z0-9-]+\z")]
@@ -126,7 +122,7 @@ class Exemplar(_Model):
     @classmethod
     def _not_a_bool(cls, value: object) -> object:
         if isinstance(value, bool):  # Python's True equals 1, and YAML's `yes` is True
-            raise ValueError(f"must be 1 or 2, not {_shown(value)}")
+            raise ValueError(f"must be 1 or 2, not {shown(value)}")
         return value
 
 
@@ -146,7 +142,7 @@ class Constitution(_Model):
     def _hangs_together(self) -> Constitution:
         faults = _cross_faults(self.model_dump(by_alias=True))
         if faults:
-            raise ValueError("; ".join(f"{_dotted(loc)}: {what}" for loc, what in faults))
+            raise ValueError("; ".join(f"{dotted(loc)}: {what}" for loc, what in faults))
         return self
 
     @property
@@ -275,13 +271,13 @@ def load(name_or_path: str) -> Constitution:
         InputError: the file cannot be read or is faulty; all faults are reported, with line and field.
     """
     path = _find(name_or_path)
-    content = _read(path)
-    data, lines, faults = _parse(content, path)
-    constitution, schema_faults = _validated(data)
+    content, document = _read(path)
+    faults = document.faults
+    constitution, schema_faults = _validated(document.value)
     told = {loc for loc, _ in faults}  # a value that could not be read is not worth a second fault
     faults += [fault for fault in schema_faults if fault[0] not in told]
     if constitution is None or faults:
-        raise _faulty(path, [(_line_of(loc, lines), _dotted(loc), what) for loc, what in faults])
+        raise document.error(path, faults)
     constitution._path = path
     constitution._sha256 = hashlib.sha256(content).hexdigest()
     return constitution
@@ -301,24 +297,19 @@ def _find(name_or_path: str) -> Path:
     )
 
 
-def _read(path: Path) -> bytes:
-    """The file's bytes; at most MAX_BYTES + 1 are ever read."""
+def _read(path: Path) -> tuple[bytes, strict_yaml.Document]:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = strict_yaml.read(path)
     except FileNotFoundError:
         stem = path.stem if path.stem in shipped() else None
         hint = f"for the shipped constitution write '{stem}'" if stem else f"shipped: {', '.join(shipped())}"
         raise InputError("no such constitution file", where=str(path), hint=hint) from None
-    except IsADirectoryError:
-        raise InputError("is a folder, not a constitution file", where=str(path)) from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot be read ({reason})", where=str(path)) from None
-    if len(content) > MAX_BYTES:
-        what = f"is larger than {MAX_BYTES // 1024} KiB"
-        raise InputError(what, where=str(path), hint="is it a constitution file?")
-    return content
+    document = strict_yaml.parse(content, path)
+    if not isinstance(document.value, dict):
+        wanted = "must hold the keys name, description, preamble and principles"
+        what = "is empty" if document.value is None else f"{wanted}, found {shown(document.value)}"
+        raise InputError(what, where=str(path), hint=f"{shipped_path('constitutions')} holds full examples")
+    return content, document
 
 
 def _validated(data: object) -> tuple[Constitution | None, list[tuple[Loc, str]]]:
@@ -363,163 +354,7 @@ def _texts(data: Mapping[str, Any], section: str, field: str) -> list[tuple[int,
     return [(i, value.strip()) for i, value in values if isinstance(value, str)]
 
 
-# --- reading YAML -------------------------------------------------------------------------------------------
-
-
-class _YamlFault(Exception):
-    """Reading cannot go on: (line, what)."""
-
-
-class _YamlReader:
-    """Reads the part of YAML that a settings file needs: mappings, lists, text, numbers, true/false and null.
-
-    PyYAML's safe loader would build the values of a "billion laughs" file, let the last of two equal keys
-    win, and turn `2024-01-01` into a date. Here aliases, anchors, tags and deep nesting are refused as soon
-    as they are seen, equal keys are faults, dates stay text, and the line of every value is kept.
-    """
-
-    SCALARS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float"))
-
-    def __init__(self, text: str) -> None:
-        self.loader = yaml.SafeLoader(text)
-        self.values = 0
-        self.lines: dict[Loc, int] = {}
-        self.faults: list[tuple[Loc, str]] = []
-
-    def document(self) -> object:
-        """The value of the only document in the file; None if there is none."""
-        self.loader.get_event()  # the stream starts
-        if self.loader.check_event(yaml.StreamEndEvent):
-            return None
-        self.loader.get_event()  # the document starts
-        value = self.value((), None)
-        self.loader.get_event()  # the document ends
-        if not self.loader.check_event(yaml.StreamEndEvent):
-            line = self.line(self.loader.peek_event())
-            raise _YamlFault(line, "a second document starts here; only one is read")
-        return value
-
-    def value(self, loc: Loc, key_line: int | None) -> object:
-        event = self.event()
-        self.lines[loc] = key_line or self.line(event)
-        self.values += 1
-        if self.values > MAX_VALUES:
-            raise _YamlFault(self.line(event), f"more than {MAX_VALUES} values; is it a constitution file?")
-        if len(loc) > MAX_DEPTH:
-            raise _YamlFault(self.line(event), f"nested more than {MAX_DEPTH} deep")
-        if isinstance(event, yaml.MappingStartEvent):
-            return self.mapping(loc)
-        if isinstance(event, yaml.SequenceStartEvent):
-            return self.sequence(loc)
-        return self.scalar(event, loc)
-
-    def event(self) -> Any:
-        """The next event that makes a key or a value."""
-        event: Any = self.loader.get_event()
-        refused = {
-            "an alias": f"*{event.anchor}" if isinstance(event, yaml.AliasEvent) else None,
-            "an anchor": event.anchor and f"&{event.anchor}",
-            "a tag": getattr(event, "tag", None),
-        }
-        for what, found in refused.items():
-            if found is not None:
-                raise _YamlFault(self.line(event), f"{what} ({_shown(found)}) is not allowed; if it is text, quote it")
-        return event
-
-    def mapping(self, loc: Loc) -> dict[str, object]:
-        found: dict[str, object] = {}
-        while not self.loader.check_event(yaml.MappingEndEvent):
-            event = self.event()
-            line = self.line(event)
-            if not isinstance(event, yaml.ScalarEvent):
-                raise _YamlFault(line, "a key must be plain text")
-            here = (*loc, event.value)
-            if event.value in found:
-                self.faults.append((here, f"the key is already given in line {self.lines[here]}"))
-            found[event.value] = self.value(here, line)
-        self.loader.get_event()
-        return found
-
-    def sequence(self, loc: Loc) -> list[object]:
-        found: list[object] = []
-        while not self.loader.check_event(yaml.SequenceEndEvent):
-            found.append(self.value((*loc, len(found)), None))
-        self.loader.get_event()
-        return found
-
-    def scalar(self, event: Any, loc: Loc) -> object:
-        tag = self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
-        if tag not in self.SCALARS:
-            return event.value
-        try:
-            return self.loader.construct_object(yaml.ScalarNode(tag, event.value))
-        except ValueError:  # it looks like a number but is none: `0b_`, or 5000 digits
-            self.faults.append((loc, "is not a usable number; if it is text, put it in quotes"))
-            return event.value
-
-    @staticmethod
-    def line(event: Any) -> int:
-        return int(event.start_mark.line) + 1
-
-
-def _parse(content: bytes, path: Path) -> tuple[object, dict[Loc, int], list[tuple[Loc, str]]]:
-    """The file's value, the line of each part of it, and the keys that are given twice."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise _faulty(path, [(line, "", "is not UTF-8 text")], hint="is it a YAML file?") from None
-    try:
-        reader = _YamlReader(text)
-        data = reader.document()
-    except _YamlFault as fault:
-        raise _faulty(path, [(fault.args[0], "", fault.args[1])]) from None
-    except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
-        what = f"a character that YAML does not allow (U+{ord(text[error.position]):04X})"
-        raise _faulty(path, [(line, "", what)], hint="is it a YAML file?") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        what = "not valid YAML: " + ", ".join(part for part in (error.context, error.problem) if part)
-        hint = "text that holds ': ' or ' #', or starts with a sign, needs quotes or the '>-' block style"
-        raise _faulty(path, [(mark.line + 1 if mark else None, "", what)], hint=hint) from None
-    if not isinstance(data, dict):
-        wanted = "must hold the keys name, description, preamble and principles"
-        what = "is empty" if data is None else f"{wanted}, found {_shown(data)}"
-        raise InputError(what, where=str(path), hint=f"{shipped_path('constitutions')} holds full examples")
-    return data, reader.lines, reader.faults
-
-
 # --- messages -----------------------------------------------------------------------------------------------
-
-
-def _faulty(path: Path, faults: list[tuple[int | None, str, str]], hint: str | None = None) -> InputError:
-    """One fault becomes the message itself; several are listed under it, in the order of their lines."""
-
-    def place(line: int | None) -> str:
-        return f"{path} line {line}" if line else str(path)
-
-    def message(field: str, what: str) -> str:
-        return f"{field}: {what}" if field else what
-
-    faults = sorted(faults, key=lambda fault: fault[0] or 0)
-    if len(faults) == 1:
-        line, field, what = faults[0]
-        return InputError(message(field, what), where=place(line), hint=hint)
-    listed = [f"{place(line)}: {message(field, what)}" for line, field, what in faults]
-    return InputError(f"{len(faults)} faults", where=str(path), hint=hint, faults=listed)
-
-
-def _line_of(loc: Loc, lines: dict[Loc, int]) -> int | None:
-    """The line of the value, or for one that is missing of what it is missing from."""
-    while loc and loc not in lines:
-        loc = loc[:-1]
-    return lines.get(loc) if loc else None
-
-
-def _dotted(loc: Loc) -> str:
-    """("principles", 2, "choose") as principles[2].choose."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
 
 
 def _in_our_words(fault: Any) -> str:
@@ -534,7 +369,7 @@ def _in_our_words(fault: Any) -> str:
             return f"unknown key; {guess}known are {', '.join(known)}"
         case "string_type":
             quote = "; put it in quotes" if isinstance(value, bool | int | float) else ""
-            return f"must be text, not {_shown(value)}{quote}"
+            return f"must be text, not {shown(value)}{quote}"
         case "string_too_short":
             return "must not be empty"
         case "string_too_long":
@@ -544,15 +379,15 @@ def _in_our_words(fault: Any) -> str:
         case "string_pattern_mismatch":
             return f"must consist of a-z, 0-9 and '-', found '{value}'"
         case "literal_error":
-            return f"must be {context['expected']}, not {_shown(value)}"
+            return f"must be {context['expected']}, not {shown(value)}"
         case "float_type":
-            return f"must be a number, not {'the text ' if isinstance(value, str) else ''}{_shown(value)}"
+            return f"must be a number, not {'the text ' if isinstance(value, str) else ''}{shown(value)}"
         case "greater_than" | "less_than_equal" | "finite_number":
-            return f"must be above 0 and at most {MAX_WEIGHT:,.0f}, not {_shown(value)}"
+            return f"must be above 0 and at most {MAX_WEIGHT:,.0f}, not {shown(value)}"
         case "tuple_type":
-            return f"must be a list, not {_shown(value)}"
+            return f"must be a list, not {shown(value)}"
         case "model_type":
-            return f"must be a mapping with the keys {', '.join(_keys((*loc, '')))}, not {_shown(value)}"
+            return f"must be a mapping with the keys {', '.join(_keys((*loc, '')))}, not {shown(value)}"
         case "value_error":
             return str(context["error"])
     return str(fault["msg"])
@@ -563,23 +398,6 @@ def _keys(loc: Loc) -> list[str]:
     sections: dict[str, type[_Model]] = {"principles": Principle, "exemplars": Exemplar}
     model = sections[str(loc[0])] if len(loc) > 1 else Constitution
     return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _shown(value: object) -> str:
-    """A value as it is named in a message."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "a true/false value (yes, no, on and off are such values in YAML)"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        return "a list"
-    if isinstance(value, str):
-        return f"'{value}'" if len(value) <= 40 else f"'{value[:40]}…'"
-    if isinstance(value, int) and value.bit_length() > 128:
-        return "a huge number"
-    return str(value)
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rlaif_cli import strict_yaml
 from rlaif_cli.config import StageConfig
 from rlaif_cli.console import ProgressCallback
 from rlaif_cli.errors import InputError
@@ -67,11 +67,14 @@ def read(path: str) -> PipelineFile:
     """
     file = shipped_path("examples") / path / "pipeline.yaml" if "/" not in path and "." not in path else Path(path)
     try:
-        return PipelineFile.model_validate(yaml.safe_load(file.read_text("utf-8")))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=path) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"not YAML: {error}", where=path) from error
+        document = strict_yaml.parse(strict_yaml.read(file), file)
+        if document.faults:
+            raise document.error(file, document.faults)
+        return PipelineFile.model_validate(document.value)
+    except FileNotFoundError:
+        shipped = sorted(place.parent.name for place in shipped_path("examples").glob("*/pipeline.yaml"))
+        hint = f"shipped: {', '.join(shipped)}; or give the path of a YAML file"
+        raise InputError("no such pipeline file", where=path, hint=hint) from None
     except ValidationError as error:
         raise InputError(describe(error), where=path) from error
 
