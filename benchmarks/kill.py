@@ -76,7 +76,7 @@ def stages(folder: Path, model: str) -> list[Stage]:
     training = ["--model", "fake", "--save-every", "1"]
     rm = [str(folder / "preferences.jsonl"), *training, "--epochs", "4"]
     ppo = [str(some), *training, "--reward-model", str(folder / "rm"), "--engine", "fake", "--steps", "8"]
-    judged = ["--constitution", "helpfulness", "--min-mass", "0.86" if model == "fake" else "0"]  # some unscored
+    judged = ["--constitution", "helpfulness", "--min-mass", "0"]
     candidates = str(folder / "candidates.jsonl")
     return [
         Stage("generate", lambda out: rlaif("generate", str(prompts), "--model", model, *short, *_to(out))),
@@ -150,7 +150,7 @@ def started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
-        stderr=open(log, "ab"),  # noqa: SIM115 - the child's from here on
+        stderr=open(log, "ab"),
         # A shell that runs this in the background has it ignore SIGINT, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -168,9 +168,7 @@ def measure(stage: Stage, folder: Path, whole_rows: bool) -> None:
     stage.rows = sum(things.total() for name, things in stage.expected.items() if name.endswith(".jsonl"))
 
 
-def killed_once(
-    stage: Stage, folder: Path, name: str, chance: random.Random, log: Path, counts: Counter[str]
-) -> bool:
+def killed_once(stage: Stage, folder: Path, name: str, chance: random.Random, log: Path, counts: Counter[str]) -> bool:
     """Start the command and kill it at a random moment; False: it had ended before."""
     process = started(stage.command(folder), log)
     try:
@@ -238,7 +236,9 @@ def main() -> None:
             counts = kill(stage, share, options.signals, chance, work, whole)
             totals.update(counts)
             cells = [counts[column] for column in (*COLUMNS, *FAULTS, "litter")]
-            print(f"| {stage.name} | {stage.rows} | {stage.seconds:.1f} |", " | ".join(map(str, cells)), "|", flush=True)
+            print(
+                f"| {stage.name} | {stage.rows} | {stage.seconds:.1f} |", " | ".join(map(str, cells)), "|", flush=True
+            )
     kills = sum(totals[f"SIG{name}"] for name in ("KILL", "TERM", "INT"))
     print(f"\n{kills} kills:", ", ".join(f"{totals[fault]} {fault}" for fault in FAULTS))
     sys.exit(any(totals[fault] for fault in FAULTS))

@@ -88,7 +88,10 @@ def main() -> None:
                 peaks.setdefault(command, []).append(peak)
                 source = {"generate": "prompts", "label": "candidates"}.get(command.split(",")[0], "prefs")
                 size = (folder / f"{source}.jsonl").stat().st_size / 1e6
-                print(f"| {command} | {rows} | {size:.0f} | {seconds:.1f} | {rows / seconds:.0f} | {peak:.0f} |", flush=True)
+                print(
+                    f"| {command} | {rows} | {size:.0f} | {seconds:.1f} | {rows / seconds:.0f} | {peak:.0f} |",
+                    flush=True,
+                )
     too_much = [name for name, found in peaks.items() if max(found) > options.limit or found[-1] > found[0] + FLAT]
     print(f"\nabove {options.limit:.0f} MB, or not flat: {', '.join(too_much) or 'none'}")
     sys.exit(bool(too_much))

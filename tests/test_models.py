@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,7 +122,7 @@ def run_models(*arguments: str, **environment: str) -> subprocess.CompletedProce
 def checkpoint(folder: Path, config: dict[str, object] | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config or {}))
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # no tensors
     return folder
 
 
@@ -318,6 +320,8 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ({}, "no config.json"),
         ({"adapter_config.json": "{}"}, "LoRA adapter"),
         ({"config.json": "{}"}, "no weights"),
+        ({"config.json": "{}", "pytorch_model.bin": "x"}, r"pickled \(pytorch_model.bin\)"),
+        ({"config.json": "{}", "model.safetensors": "x" * 20}, "no whole safetensors file"),
         (
             {
                 "config.json": "{}",
@@ -368,26 +372,22 @@ def test_an_unknown_model_offline_fails_at_once_with_nothing_on_stdout(tmp_path:
     assert time.monotonic() - start < 10
 
 
-def test_the_old_weight_format_is_fetched_only_where_there_is_no_other(
+def test_of_a_hub_model_neither_pickles_nor_programs_are_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
 
-    calls: list[dict[str, object]] = []
+    asked: list[dict[str, Any]] = []
 
-    def download(name: str, **options: object) -> str:
-        calls.append({"name": name, **options})
-        if "pytorch_model*.bin" in options["allow_patterns"]:  # type: ignore[operator]
-            (tmp_path / "pytorch_model.bin").touch()
-        (tmp_path / "config.json").write_text("{}")
-        return str(tmp_path)
+    def download(name: str, **options: Any) -> str:
+        asked.append(options)
+        return str(checkpoint(tmp_path / "model"))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert models.resolve("org/model", revision="v2") == tmp_path
-    assert len(calls) == 2 and calls[0]["revision"] == "v2"
-    (tmp_path / "model.safetensors").touch()
-    models.resolve("org/model")
-    assert len(calls) == 3
+    assert models.resolve("org/model", revision="v2") == tmp_path / "model"
+    assert [options["revision"] for options in asked] == ["v2"]
+    for name in ("pytorch_model.bin", "modeling.py", "optimizer.pt"):
+        assert not any(fnmatch(name, pattern) for pattern in asked[0]["allow_patterns"])
 
 
 def test_errors_of_the_hub_become_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,7 +427,7 @@ def test_the_hash_is_that_of_the_model_and_of_nothing_else(tmp_path: Path) -> No
     assert models.checkpoint_hash(folder) == before
     (folder / "tokenizer.json").write_text("{}")
     with_tokenizer = models.checkpoint_hash(folder)
-    (folder / "model.safetensors").write_bytes(b"Weights")
+    (folder / "model.safetensors").write_bytes(b"other weights")
     assert len({before, with_tokenizer, models.checkpoint_hash(folder)}) == 3
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from conftest import rlaif, rows_of
-from rlaif_cli.engines.base import Bound, Failed, Request
+from rlaif_cli.engines.base import Bound, Failed, Request, Sampling
 from rlaif_cli.engines.openai import OpenAIEngine, listed_logprobs
 from rlaif_cli.errors import EngineError
 
@@ -312,6 +312,14 @@ def test_a_begun_reply_goes_to_those_who_can_go_on_with_it(serve: Any) -> None:
     body = sent("us", "I like 1.\nNumber: ")
     assert [m["role"] for m in body["messages"]] == ["user", "assistant", "user"]
     assert body["messages"][1]["content"] == "I like 1."
+
+
+def test_a_server_that_takes_no_n_is_asked_until_there_are_as_many(serve: Any) -> None:
+    server = serve(lambda body, text: message(f"answer {body.get('seed')}"))
+    request = Request("a", [("user", "Why?")], seed=5)
+    [(_, completions)] = engine(server).generate([request], Sampling(n=3, max_tokens=8))
+    assert [completion.text for completion in completions] == ["answer 5", "answer 6", "answer 7"]
+    assert [body["n"] for body in server.requests] == [3, 2, 1]
 
 
 def test_a_request_that_cannot_be_fails_alone(serve: Any) -> None:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli import models
 from rlaif_cli.errors import ModelError
 from rlaif_cli.records import Message
 
@@ -25,7 +26,7 @@ class ChatTokenizer:
         path: a checkpoint folder.
 
     Raises:
-        ModelError: there is no tokenizer in the folder.
+        ModelError: there is no tokenizer in the folder, or one of another model.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -33,8 +34,14 @@ class ChatTokenizer:
 
         try:
             self.hf: Any = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # broken files make the tokenizers library raise its own, without a common base
             raise ModelError(f"the tokenizer cannot be loaded: {error}", where=str(path)) from error
+        size = models.vocabulary_size(path)
+        if size is not None and self.hf.vocab_size > size:
+            raise ModelError(
+                f"the tokenizer has {self.hf.vocab_size} tokens and the model {size}: it is another model's",
+                where=str(path),
+            )
         self.has_template = bool(self.hf.chat_template)
 
     @cached_property

@@ -58,6 +58,9 @@ def setting(
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
+ORDERED = "Rows in the order of the input; one that is ready waits for those before it."
+
+
 class StageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
@@ -148,6 +151,7 @@ class GenerateConfig(EngineConfig):
     max_tokens: int = setting(256, "The longest response, tokens.", ge=1)
     system: str | None = setting(None, "A system prompt for every row.")
     stop: tuple[str, ...] = setting((), "A text that ends a response; may be given several times.")
+    ordered: bool = setting(False, ORDERED)
 
     @model_validator(mode="after")
     def _greedy_is_one(self) -> GenerateConfig:
@@ -251,6 +255,7 @@ class LabelConfig(CompareConfig):
     candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
     output: str = setting("-", "Where the preferences go; - is stdout.", short="-o", output=False)
     pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
+    ordered: bool = setting(False, ORDERED)
 
 
 class AnnotateConfig(InputConfig):

@@ -11,11 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Protocol
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 debug = False
@@ -70,17 +73,46 @@ def close_data_stream() -> None:
             raise
 
 
+# Data, file names and what servers answer stand in messages: none of it may steer a terminal (an escape sequence can
+# clear a screen, rename a window or paste a command) or turn the direction of a line.
+_STEERING = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+_VISIBLE = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _STEERING if chr(code) not in "\t\n"
+}
+
+
+def visible(text: str) -> str:
+    """`text` with control characters written out, as Python would: `\\x1b`."""
+    return text.translate(_VISIBLE)
+
+
+@dataclass
+class _Visible:
+    """What Rich makes of a table, a tree or a line, with the control characters of its texts written out."""
+
+    shown: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self.shown, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 def show(found: Table | Tree) -> None:
     """A table or tree on stdout, for a command whose product is what people read."""
     terminal = Console(file=data_stream(), highlight=False)
     with terminal.capture() as shown:
-        terminal.print(found)
+        terminal.print(_Visible(found))
     data_stream().write(shown.get())  # Rich would end the program with 1 where the reader went away
+
+
+def show_line(text: str) -> None:
+    """A line on stdout, for a command whose product is what people read."""
+    data_stream().write(visible(text) + "\n")
 
 
 def say(message: str, style: str | None = None) -> None:
     """A line for the person at the terminal. `message` is plain text, never markup."""
-    stderr().print(escape(message), style=style)
+    stderr().print(Text(visible(message)), style=style)
 
 
 def warn(message: str) -> None:

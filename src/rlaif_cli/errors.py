@@ -66,5 +66,13 @@ class ModelError(RlaifError):
     """A model cannot be found, loaded, or used for what was asked."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: CUDA's, or of the machine's own memory; torch has no class for the latter."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error))
+    )
+
+
 class EngineError(RlaifError):
     """An inference engine failed to start, or failed in the middle of its work."""

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaif_cli.errors import ModelError, RlaifError, UsageError
+from rlaif_cli.output import read_json
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,6 @@ MODEL_FILES = (
     "adapter_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
-    "pytorch_model*.bin",
-    "pytorch_model.bin.index.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -115,12 +114,52 @@ def checkpoint_hash(path: str | Path) -> str:
 
 def context_length(path: str | Path) -> int:
     """The most tokens (prompt and response together) that the checkpoint in folder `path` was made for."""
-    config = _read_json(Path(path) / "config.json")
-    for place in (config, config.get("text_config") or {}):
-        for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx"):
-            if isinstance(place.get(key), int):
-                return int(place[key])
-    raise ModelError("the config does not say how long a context may be", where=str(Path(path) / "config.json"))
+    names = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
+    length = _configured(Path(path), *names)
+    if length is None:
+        raise ModelError("the config does not say how long a context may be", where=str(Path(path) / "config.json"))
+    return length
+
+
+def vocabulary_size(path: str | Path) -> int | None:
+    """How many tokens the checkpoint in folder `path` has embeddings for, if its config says so."""
+    return _configured(Path(path), "vocab_size")
+
+
+def _configured(folder: Path, *names: str) -> int | None:
+    config = read_json(folder / "config.json", error=ModelError)
+    inner = config.get("text_config")
+    places = (config, inner if isinstance(inner, dict) else {})
+    return next((place[name] for place in places for name in names if isinstance(place.get(name), int)), None)
+
+
+def load(kind: Any, path: Path, *, fresh: frozenset[str] = frozenset(), **options: Any) -> Any:
+    """A model of a transformers auto class, with every weight from the checkpoint.
+
+    Args:
+        kind: `AutoModelForCausalLM` or another.
+        fresh: weights that the checkpoint need not hold. transformers makes any that is missing at random, with no
+            more than a warning, and what such a model says is noise.
+        options: of `from_pretrained`.
+
+    Raises:
+        ModelError: it cannot be loaded, or lacks weights.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        # Told to go on where shapes differ, it says which; they are refused below.
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = kind.from_pretrained(path, use_safetensors=True, **told, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ModelError(f"the model cannot be loaded: {type(error).__name__}: {error}", where=str(path)) from error
+    for fault, keys in (
+        ("the checkpoint lacks weights", info["missing_keys"]),
+        ("weights of the checkpoint are of another shape than its config says", info["mismatched_keys"]),
+    ):
+        if names := sorted({key if isinstance(key, str) else key[0] for key in keys} - fresh):
+            raise ModelError(f"{fault}: {', '.join(names[:5])}", where=str(path))
+    return model
 
 
 def cache_dir() -> Path:
@@ -138,16 +177,6 @@ def _known_hint(name: str = "") -> str:
     if close := difflib.get_close_matches(name.lower(), BUILTIN, n=1, cutoff=0.5):
         return f"did you mean '{close[0]}'?"
     return f"built in: {', '.join(BUILTIN)}; else give a folder, a .gguf file, or org/name of a model on the hub"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot be read: {error}", where=str(path)) from error
-    if not isinstance(content, dict):
-        raise ModelError("is not a JSON object", where=str(path))
-    return content
 
 
 # --- folders and the hub ------------------------------------------------------------------------------------
@@ -168,27 +197,41 @@ def _checked(folder: Path) -> Path:
         raise ModelError("is not a checkpoint: it has no config.json", where=where, hint=hint)
 
     for index in folder.glob("*.index.json"):
-        shards = set((_read_json(index).get("weight_map") or {}).values())
+        shards = {str(shard) for shard in read_json(index, error=ModelError, weight_map=dict)["weight_map"].values()}
         if missing := sorted(s for s in shards if not (folder / s).is_file()):
             raise ModelError(f"{len(missing)} of {len(shards)} weight files are missing: {missing[0]} …", where=where)
-    if not any(next(folder.glob(weights), None) for weights in ("*.safetensors", "pytorch_model*.bin")):
-        raise ModelError("has a config.json but no weights (*.safetensors)", where=where)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = next(folder.glob("*.bin"), None)
+        raise ModelError(
+            f"its weights are pickled ({pickled.name})" if pickled else "has a config.json but no weights",
+            where=where,
+            hint="only *.safetensors are loaded, for a pickle can run any program; "
+            "transformers' save_pretrained makes them of a model that you trust",
+        )
+    for file in weights:
+        _check_whole(file)
     return folder.resolve()
+
+
+def _check_whole(weights: Path) -> None:
+    """Whether a safetensors file can be opened and is as long as its header says; no tensor is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        hint = "was it copied or downloaded whole?"
+        raise ModelError(f"this is no whole safetensors file: {error}", where=str(weights), hint=hint) from error
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
     """Download `name`, or take it from the hub's own cache; HF_HUB_OFFLINE and HF_HOME are respected."""
     from huggingface_hub import errors, snapshot_download
 
-    def fetch(*patterns: str) -> Path:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-
-    small_and_safe = [p for p in MODEL_FILES if not p.startswith("pytorch_model")] + ["*.py"]
     try:
-        folder = fetch(*small_and_safe)
-        # Many models hold their weights twice: the old format is fetched only where there is no other.
-        if not any(folder.glob("*.safetensors")):
-            folder = fetch(*MODEL_FILES, "*.py")
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
     except errors.GatedRepoError as error:
         raise ModelError(
             "is gated on the hub", where=name, hint="accept its terms on its page there, then `hf auth login`"

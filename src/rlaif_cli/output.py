@@ -22,10 +22,11 @@ from pydantic import BaseModel
 
 from rlaif_cli import __version__
 from rlaif_cli.compression import content_sha256, is_compressed_name, members, open_to_append
-from rlaif_cli.errors import RlaifError, UsageError
+from rlaif_cli.errors import InputError, RlaifError, UsageError
 from rlaif_cli.hashes import HashSet
 
 _FLUSH_SECONDS = 1.0
+START_ANEW = "choose another -o, or --overwrite to start anew"
 
 
 def sidecar(path: Path, suffix: str) -> Path:
@@ -95,6 +96,28 @@ def write_json(path: Path, value: Any) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
+
+
+def read_json(
+    path: Path, *, error: type[RlaifError] = InputError, hint: str | None = None, **fields: type
+) -> dict[str, Any]:
+    """The JSON object that a file holds, with at least `fields`, each of its type.
+
+    Raises:
+        error: it cannot be read, or is something else.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as failed:
+        raise error(f"cannot be read: {failed.strerror or failed}", where=str(path), hint=hint) from failed
+    except (ValueError, RecursionError) as failed:
+        raise error(f"this is not JSON: {failed}", where=str(path), hint=hint) from failed
+    if not isinstance(found, dict):
+        raise error("this is not a JSON object", where=str(path), hint=hint)
+    for name, kind in fields.items():
+        if not isinstance(found.get(name), kind):
+            raise error(f"'{name}' is missing or not what it should be", where=str(path), hint=hint)
+    return found
 
 
 def fsync_folder(folder: Path) -> None:
@@ -180,7 +203,7 @@ def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], where: Pa
         raise UsageError(
             "this output was begun with other settings:\n    " + "\n    ".join(differing),
             where=str(where),
-            hint="use the same settings to go on, another -o, or --overwrite to start anew",
+            hint=f"use the same settings to go on, or {START_ANEW}",
         )
 
 
@@ -313,7 +336,7 @@ class Output:
                 where=str(path),
                 hint="choose another -o, or --overwrite to replace it",
             )
-        manifest = json.loads(state.read_text("utf-8"))
+        manifest = read_json(state, settings=dict, hint=START_ANEW)
         refuse_other_settings(manifest["settings"], self.settings, path)
         self.usage.update(manifest.get("usage") or {})
         # A finished file that is no longer as long as it was has lost rows: they are made again.

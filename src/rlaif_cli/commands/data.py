@@ -37,7 +37,7 @@ def _validate(config: ValidateConfig) -> int:
         return partial(found["rejected"], str(rejected_path(config.fix, "validate")))
     good, bad = faults(config, kind)
     for fault in bad:
-        console.data_stream().write(fault + "\n")
+        console.show_line(fault)
     console.say(f"validate: {good} {kind} are as they should be, {len(bad)} lines are not")
     return EXIT_FAILED if bad else 0
 

@@ -89,19 +89,22 @@ class OpenAIEngine:
         self, requests: Iterable[Request], sampling: Sampling
     ) -> Iterator[tuple[Any, list[Completion] | Failed]]:
         def ask(request: Request) -> list[Completion]:
-            answer = self._create(
-                request,
-                n=sampling.n,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                stop=list(sampling.stop) or None,
-                seed=request.seed,
-            )
-            return [
-                Completion(choice.message.content or "", finish_reason=_reason(choice.finish_reason))
-                for choice in answer.choices
-            ]
+            found: list[Completion] = []
+            while (missing := sampling.n - len(found)) > 0:  # some servers take no `n` and give one answer a call
+                answer = self._create(
+                    request,
+                    n=missing,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=sampling.max_tokens,
+                    stop=list(sampling.stop) or None,
+                    seed=None if request.seed is None else request.seed + len(found),
+                )
+                found += [
+                    Completion(choice.message.content or "", finish_reason=_reason(choice.finish_reason))
+                    for choice in answer.choices[:missing]
+                ]
+            return found
 
         return self._side_by_side(ask, requests)
 

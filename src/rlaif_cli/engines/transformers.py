@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.engines.base import Completion, Request, Sampling
-from rlaif_cli.errors import EngineError
+from rlaif_cli.errors import EngineError, is_out_of_memory
 
 
 class TransformersEngine:
@@ -44,10 +45,7 @@ class TransformersEngine:
         self._torch = torch
         self.tokenizer = ChatTokenizer(path)
         if model is None:
-            try:
-                model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-            except (OSError, ValueError, RuntimeError) as error:
-                raise EngineError(f"transformers cannot load the model: {error}", where=str(path)) from error
+            model = models.load(AutoModelForCausalLM, path, dtype=dtype)
             model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._model = model
         self._batch_size = batch_size
@@ -57,21 +55,38 @@ class TransformersEngine:
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Any, list[Completion]]]:
         for batch in self._batches(requests, self._batch_size // sampling.n):
-            yield from zip((r.key for r in batch), self._sample(batch, sampling), strict=True)
+            try:
+                completions = self._sample(batch, sampling)
+            except (RuntimeError, MemoryError) as error:
+                # Another batch would sample other texts, so it is not made smaller here.
+                _explain(error)
+            yield from zip((r.key for r in batch), completions, strict=True)
 
     def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
         for batch in self._batches(requests, self._batch_size):
+            yield from zip((r.key for r in batch), self._batch_logprobs(batch), strict=True)
+
+    def _batch_logprobs(self, batch: list[Request]) -> list[list[float]]:
+        """Of every request; where memory is short by halves, which gives the same numbers."""
+        try:
             longest = max(len(r.continuation) for r in batch)
             # Left padding puts every end in the same place; the token before a continuation predicts its first.
             logits = self._forward([[*r.prompt, *r.continuation] for r in batch], keep=longest + 1)
-            for request, row in zip(batch, logits, strict=True):
-                n = len(request.continuation)
-                logprobs = row[-n - 1 :].log_softmax(-1)
-                if request.choices:
-                    yield request.key, logprobs[-1, list(request.choices)].tolist()
-                else:
-                    wanted = self._torch.tensor(request.continuation, device=row.device)
-                    yield request.key, logprobs[:-1].gather(1, wanted[:, None])[:, 0].tolist()
+            return [self._request_logprobs(request, row) for request, row in zip(batch, logits, strict=True)]
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) == 1 or not is_out_of_memory(error):
+                _explain(error)
+        half = len(batch) // 2  # outside of `except`, where the error would still hold the tensors
+        return self._batch_logprobs(batch[:half]) + self._batch_logprobs(batch[half:])
+
+    def _request_logprobs(self, request: Request, row: Any) -> list[float]:
+        logprobs = row[-len(request.continuation) - 1 :].log_softmax(-1)
+        if request.choices:
+            found: list[float] = logprobs[-1, list(request.choices)].tolist()
+            return found
+        wanted = self._torch.tensor(request.continuation, device=row.device)
+        found = logprobs[:-1].gather(1, wanted[:, None])[:, 0].tolist()
+        return found
 
     def close(self) -> None:
         self._model = None
@@ -132,3 +147,9 @@ class TransformersEngine:
             if stop in text:
                 text, reason = text.partition(stop)[0], "stop"
         return Completion(text, ids, logprobs[:length], reason)
+
+
+def _explain(error: Exception) -> NoReturn:
+    if is_out_of_memory(error):
+        raise EngineError("out of memory", hint="a smaller --batch-size, or a shorter --max-length") from error
+    raise error

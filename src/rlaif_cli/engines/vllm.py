@@ -28,6 +28,7 @@ from rlaif_cli.errors import EngineError, MissingDependency
 _MAX_RUNNING = 128  # sequences that the engine decodes together
 _IN_FLIGHT = 2 * _MAX_RUNNING  # requests handed over at once: enough to never run dry
 _USERS_CACHE_SPACE = os.environ.get("VLLM_CPU_KVCACHE_SPACE")  # GiB, where the user has set it
+_GO_ON = "what was done is kept; run the same command again to go on"
 _BLOCK = 32  # tokens of a KV-cache block; what prefix caching can share is a multiple of it
 
 
@@ -87,6 +88,7 @@ class VllmEngine:
         try:
             self._llm = vllm.LLM(
                 model=str(path),
+                load_format="safetensors",  # never a pickle
                 dtype=dtype,
                 max_model_len=max_length,
                 seed=seed,
@@ -124,6 +126,8 @@ class VllmEngine:
             )
 
         for request, output in self._drive(requests, params):
+            if len(output.outputs) != sampling.n:
+                raise EngineError(f"vLLM gave {len(output.outputs)} of {sampling.n} samples", hint=_GO_ON)
             yield request.key, [self._completion(sample) for sample in output.outputs]
 
     def _completion(self, sample: Any) -> Completion:
@@ -190,6 +194,8 @@ class VllmEngine:
                     running[name] = request
                 if not running:
                     return
+                if not self._engine.has_unfinished_requests():  # else this loop would have no end
+                    raise EngineError(f"vLLM lost {len(running)} requests", hint=_GO_ON)
                 for output in self._step():
                     if output.finished:
                         yield running.pop(output.request_id), output
@@ -201,10 +207,7 @@ class VllmEngine:
         try:
             outputs: list[Any] = self._engine.step()
         except Exception as error:
-            raise EngineError(
-                f"vLLM failed while working: {type(error).__name__}: {error}",
-                hint="what was done is kept; run the same command again to go on",
-            ) from error
+            raise EngineError(f"vLLM failed while working: {type(error).__name__}: {error}", hint=_GO_ON) from error
         return outputs
 
 

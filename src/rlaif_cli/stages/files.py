@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -51,6 +52,33 @@ class Unanswered:
                 f"{self.count} rows got no answer; the last: {self._last}",
                 hint="what was done is kept; run the same command again to ask for the rest",
             )
+
+
+class InOrder:
+    """Settles rows in the order of the input where that is wanted (`--ordered`), else as they come.
+
+    A row that is ready waits for those before it; a kill loses what waits.
+    """
+
+    def __init__(self, ordered: bool) -> None:
+        self._ordered = ordered
+        self._expected: deque[str] = deque()
+        self._ready: dict[str, Callable[[], None]] = {}
+
+    def expect(self, key: str) -> None:
+        """The next row of the input; every expected one must be settled."""
+        if self._ordered:
+            self._expected.append(key)
+
+    def settle(self, key: str, action: Callable[[], None]) -> None:
+        """Do `action` (write the row, or put it aside) in its turn."""
+        if not self._ordered:
+            action()
+            return
+        self._ready[key] = action
+        while self._expected and (ready := self._ready.pop(self._expected[0], None)):
+            self._expected.popleft()
+            ready()
 
 
 @contextlib.contextmanager

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rlaif_cli.chat import with_system
 from rlaif_cli.config import GenerateConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
-from rlaif_cli.engines.base import request_seed
+from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import Output, file_of, open_for_writing, rejected_path
-from rlaif_cli.records import Candidates, PromptRecord, Response, as_messages
-from rlaif_cli.stages.files import Unanswered, accounted, finish, open_tokenizer, too_long
+from rlaif_cli.records import Candidates, Message, PromptRecord, Response, as_messages
+from rlaif_cli.stages.files import InOrder, Unanswered, accounted, finish, open_tokenizer, too_long
 
 
 @dataclass
@@ -48,7 +49,7 @@ def generate(
     """
     tokenizer, limit = open_tokenizer(config, config.model)
 
-    def messages(record: PromptRecord) -> list[Any]:
+    def messages(record: PromptRecord) -> list[Message]:
         return with_system(as_messages(record.prompt), config.system)
 
     summary = GenerateSummary()
@@ -93,47 +94,56 @@ def _sample(
     source: Source[PromptRecord],
     output: Output,
     engine: Engine,
-    messages: Any,
+    messages: Callable[[PromptRecord], list[Message]],
     summary: GenerateSummary,
     progress: ProgressCallback,
 ) -> None:
     sampling = Sampling(config.n, config.temperature, config.top_p, config.max_tokens, config.stop)
+    order, unanswered = InOrder(config.ordered), Unanswered()
 
     def requests() -> Iterator[Request]:
         for record in source:
             if record.id not in output.done:
+                order.expect(record.id)
                 prompt = engine.tokenizer.chat(messages(record))
                 yield Request(record, prompt, seed=request_seed(config.seed, record.id))
 
-    unanswered = Unanswered()
-    for record, completions in engine.generate(requests(), sampling):
+    def settle(record: PromptRecord, completions: list[Completion] | Failed) -> None:
         if isinstance(completions, Failed) and completions.again:
             unanswered.add(completions.reason)
-            continue
-        if isinstance(completions, Failed):
+        elif isinstance(completions, Failed):
             _reject(config, record, completions.reason)
             summary.rejected += 1
-            continue
-        responses = [
-            Response(
-                text=c.text.strip(),
-                finish_reason=c.finish_reason,
-                tokens=len(c.token_ids) or None,
-                logprob=round(sum(c.logprobs), 4) if c.logprobs else None,
-            )
-            for c in completions
-        ]
-        row = Candidates(
-            id=record.id,
-            prompt=messages(record) if config.system else record.prompt,
-            responses=responses,
-            model=config.model,
-            meta=record.meta | ({"reference": record.reference} if record.reference else {}),
-        )
-        output.write(row)
-        summary.add(row.model_dump())
-        progress(summary.rows, len(source))
+        else:
+            row = _candidates(config, record, messages(record), completions)
+            output.write(row)
+            summary.add(row.model_dump())
+            progress(summary.rows, len(source))
+
+    for record, completions in engine.generate(requests(), sampling):
+        order.settle(record.id, partial(settle, record, completions))
     unanswered.check()
+
+
+def _candidates(
+    config: GenerateConfig, record: PromptRecord, asked: list[Message], completions: list[Completion]
+) -> Candidates:
+    responses = [
+        Response(
+            text=c.text.strip(),
+            finish_reason=c.finish_reason,
+            tokens=len(c.token_ids) or None,
+            logprob=round(sum(c.logprobs), 4) if c.logprobs else None,
+        )
+        for c in completions
+    ]
+    return Candidates(
+        id=record.id,
+        prompt=asked if config.system else record.prompt,
+        responses=responses,
+        model=config.model,
+        meta=record.meta | ({"reference": record.reference} if record.reference else {}),
+    )
 
 
 def _reject(config: GenerateConfig, record: PromptRecord, reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -19,7 +20,7 @@ from rlaif_cli.jsonl import Source
 from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
 from rlaif_cli.output import Output, beside, file_of, rejected_path
 from rlaif_cli.records import Candidates, Message, PairsOnly, Preference, Unscored, Verdict, Vote, as_messages
-from rlaif_cli.stages.files import Unanswered, accounted, finish
+from rlaif_cli.stages.files import InOrder, Unanswered, accounted, finish
 from rlaif_cli.stages.judging import Room, check_principles, open_judge
 
 
@@ -182,12 +183,18 @@ def _judge_all(
     total: int,
     progress: ProgressCallback,
 ) -> None:
-    unanswered = Unanswered()
-    for comparison, judgement in judge.compare(comparisons):
+    order, unanswered = InOrder(config.ordered), Unanswered()
+
+    def expected() -> Iterator[Comparison]:
+        for comparison in comparisons:
+            order.expect(pair_id(*comparison.key))
+            yield comparison
+
+    def settle(comparison: Comparison, judgement: Judgement) -> None:
         row, i, j = comparison.key
         if judgement.again:
             unanswered.add(judgement.reason or "")
-            continue
+            return
         if judgement.p_a is None:
             unscored.write(_unscored(config, row, i, j, comparison, judgement))
             summary.add_unscored()
@@ -196,6 +203,9 @@ def _judge_all(
             output.write(written)
             summary.add(written.model_dump())
         progress(summary.pairs, total, f"{summary.unscored} unscored")
+
+    for comparison, judgement in judge.compare(expected()):
+        order.settle(pair_id(*comparison.key), partial(settle, comparison, judgement))
     unanswered.check()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from rlaif_cli import constitution, models
 from rlaif_cli.compression import content_sha256
 from rlaif_cli.config import DATA_FIELDS, LineageConfig
 from rlaif_cli.errors import InputError, RlaifError
-from rlaif_cli.output import sidecar
+from rlaif_cli.output import read_json, sidecar
 
 State = Literal["as recorded", "changed", "missing", "not checked", "no record"]
 
@@ -60,15 +59,7 @@ def lineage(config: LineageConfig) -> Node:
 def manifest_of(path: Path) -> dict[str, Any] | None:
     """What a data file's, a result's or a trained folder's manifest says; None if there is none."""
     place = path / "manifest.json" if path.is_dir() else sidecar(path, "manifest.json")
-    try:
-        manifest = json.loads(place.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError) as error:
-        raise InputError(f"cannot be read: {error}", where=str(place)) from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("settings"), dict):
-        raise InputError("not a manifest of rlaif", where=str(place))
-    return manifest
+    return read_json(place, settings=dict) if place.exists() else None
 
 
 def _made(

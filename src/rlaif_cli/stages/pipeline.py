@@ -11,7 +11,6 @@ without `output` writes `<stage>` with the ending that its kind of output has. U
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from rlaif_cli.config import StageConfig
 from rlaif_cli.console import ProgressCallback
 from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import describe
-from rlaif_cli.output import write_json
+from rlaif_cli.output import read_json, write_json
 from rlaif_cli.resources import shipped_path
 from rlaif_cli.stages.lineage import manifest_of
 
@@ -166,7 +165,7 @@ def again(path: str, output: Path, kinds: Mapping[str, StageKind], **overrides: 
 def _run_again(
     folder: Path, output: Path, kinds: Mapping[str, StageKind], overrides: Mapping[str, Any]
 ) -> tuple[PipelineFile, list[Step]]:
-    summary = json.loads((folder / SUMMARY).read_text("utf-8"))
+    summary = read_json(folder / SUMMARY, name=str, stages=dict)
 
     def moved(value: Any) -> Any:
         if isinstance(value, list):
@@ -176,18 +175,29 @@ def _run_again(
 
     steps = []
     for name, stage in summary["stages"].items():
+        if not isinstance(stage, dict) or not isinstance(stage.get("settings"), dict):
+            raise InputError(f"it does not say how stage '{name}' was run", where=str(folder / SUMMARY))
         settings = {key: moved(value) for key, value in stage["settings"].items()}
-        steps.append(_recorded(name, stage["run"], settings, kinds, overrides))
+        steps.append(_recorded(name, str(stage.get("run")), settings, kinds, overrides))
     return PipelineFile(name=summary["name"], stages={step.name: {} for step in steps}), steps
 
 
 def _recorded(
     name: str, kind: str, settings: Mapping[str, Any], kinds: Mapping[str, StageKind], overrides: Mapping[str, Any]
 ) -> Step:
-    """A step from recorded settings, without the hashes that stand among them."""
+    """A step from recorded settings, without the hashes that stand among them.
+
+    Raises:
+        InputError: this version of rlaif knows no such stage, or not with such settings.
+    """
+    if kind not in kinds:
+        raise InputError(f"'{kind}' is no stage", where=f"stage '{name}'")
     config = kinds[kind].config
     known = {key: value for key, value in settings.items() if key in config.model_fields}
-    return Step(name, kind, config.model_validate({**known, **overrides}))
+    try:
+        return Step(name, kind, config.model_validate({**known, **overrides}))
+    except ValidationError as error:
+        raise InputError(describe(error), where=f"stage '{name}', as recorded") from None
 
 
 def run(

@@ -13,10 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rlaif_cli.config import TrainConfig
-from rlaif_cli.output import cannot_write, drop_torn_line, read_rows, refuse_other_settings, write_json
+from rlaif_cli.errors import InputError
+from rlaif_cli.output import (
+    START_ANEW,
+    cannot_write,
+    drop_torn_line,
+    read_json,
+    read_rows,
+    refuse_other_settings,
+    write_json,
+)
 from rlaif_cli.train.models import trained_parameters
 from rlaif_cli.train.trackers import Trackers
 
@@ -35,6 +45,7 @@ class TrainState:
 
     Raises:
         UsageError: the folder holds a run with other settings.
+        InputError: what was saved is damaged.
     """
 
     def __init__(
@@ -72,17 +83,24 @@ class TrainState:
         path = self._path if self._path.exists() else self._path.with_name("state.old")
         if not (path / "position.json").exists():
             return None
-        saved = json.loads((path / "position.json").read_text("utf-8"))
+        saved = read_json(path / "position.json", settings=dict, optimizer=dict, position=dict, hint=START_ANEW)
         refuse_other_settings(saved["settings"], self._settings, path.parent)
+        try:
+            self._put_back(path, saved["optimizer"])
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            what = f"the run's saved state is damaged: {type(error).__name__}: {error}"
+            raise InputError(what, where=str(path), hint=START_ANEW) from error
+        position: dict[str, Any] = saved["position"]
+        return position
+
+    def _put_back(self, path: Path, optimizer: dict[str, Any]) -> None:
         for name, model in self._models.items():
             load_trained(model, path / f"{name}.safetensors")
-        self._optimizer.load_state_dict(_unflatten(load_file(path / "optimizer.safetensors"), saved["optimizer"]))
+        self._optimizer.load_state_dict(_unflatten(load_file(path / "optimizer.safetensors"), optimizer))
         rng = load_file(path / "rng.safetensors")
         torch.set_rng_state(rng["cpu"])
         if "cuda" in rng:
             torch.cuda.set_rng_state(rng["cuda"])
-        position: dict[str, Any] = saved["position"]
-        return position
 
 
 def remove_state(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,8 +11,8 @@ from typing import Any
 
 from rlaif_cli import __version__, models
 from rlaif_cli.config import TrainConfig
-from rlaif_cli.errors import UsageError
-from rlaif_cli.output import cannot_write, lock, refuse_other_settings, write_json
+from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory
+from rlaif_cli.output import START_ANEW, cannot_write, lock, read_json, refuse_other_settings, write_json
 from rlaif_cli.train.checkpoint import remove_state
 from rlaif_cli.train.loop import set_seed
 from rlaif_cli.train.trackers import check_trackers
@@ -44,16 +43,30 @@ def run_in_folder(
             _empty(folder)
         _refuse_foreign(folder)
         if (folder / MANIFEST).exists():
-            done = json.loads((folder / MANIFEST).read_text("utf-8"))
+            done = read_json(folder / MANIFEST, settings=dict, results=dict, hint=START_ANEW)
             refuse_other_settings(done["settings"], settings, folder)
             return dict(done["results"])
         set_seed(config.seed)
-        results = train(settings)
+        results = _within_memory(train, settings)
         hashed = models.checkpoint_hash(folder)
         manifest = {"stage": stage, "rlaif": __version__, "settings": settings, "results": results}
         write_json(folder / MANIFEST, manifest | {"checkpoint_sha256": hashed})
         remove_state(folder)
         return results
+
+
+def _within_memory(train: Callable[[dict[str, Any]], dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return train(settings)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        what = f"out of memory: {str(error).splitlines()[0]}" if str(error) else "out of memory"
+        raise EngineError(
+            what,
+            hint="these need less: a smaller --tokens-per-batch (equal results, slower), --gradient-checkpointing, "
+            "--lora-rank, --optimizer adamw-8bit; then --overwrite, for settings of a run cannot change on the way",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rlaif_cli import models as checkpoints
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import ModelError
+from rlaif_cli.output import read_json
 from rlaif_cli.train import adapters, attention
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.ops import gather_logprobs
@@ -32,7 +33,8 @@ def new_reward_model(path: Path, seed: int, dtype: torch.dtype = torch.float32) 
     """A reward model with a fresh head on the checkpoint's body: N(0, 1/(d+1)), dropout off (RESEARCH section 4)."""
     from transformers import AutoModelForSequenceClassification
 
-    model = _load(AutoModelForSequenceClassification, path, dtype=dtype, num_labels=1)
+    head = frozenset({"score.weight"})
+    model = _load(AutoModelForSequenceClassification, path, fresh=head, dtype=dtype, num_labels=1)
     weight = model.score.float().weight
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -45,7 +47,7 @@ def check_reward_model(path: Path) -> None:
     """Raises: ModelError: by its config this is no sequence-classification checkpoint."""
     if not (path / "config.json").is_file():
         raise ModelError("there is no reward model in this folder", where=str(path))
-    config = json.loads((path / "config.json").read_text("utf-8"))
+    config = read_json(path / "config.json", error=ModelError)
     if not any("SequenceClassification" in name for name in config.get("architectures") or []):
         raise ModelError(
             "this is not a reward model: its head would be newly initialised, and every reward would be noise",
@@ -64,26 +66,15 @@ def load_reward_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     check_reward_model(path)
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        path, dtype=dtype, attn_implementation=attention.register(), output_loading_info=True
-    )
-    if info["missing_keys"] or info["mismatched_keys"]:
-        missing = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
-        raise ModelError(f"the checkpoint lacks weights: {', '.join(missing[:5])}", where=str(path))
+    model = _load(AutoModelForSequenceClassification, path, dtype=dtype)
     if model.config.num_labels != 1:
         raise ModelError(f"a reward model has one label, this has {model.config.num_labels}", where=str(path))
-    return _ready(model)
+    return model
 
 
 def _load(kind: Any, path: Path, **options: Any) -> Any:
-    try:
-        return _ready(kind.from_pretrained(path, attn_implementation=attention.register(), **options))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"the model cannot be loaded: {error}", where=str(path)) from error
-
-
-def _ready(model: Any) -> Any:
     """On its device, with every dropout off: rollout and update must see the same network."""
+    model = checkpoints.load(kind, path, attn_implementation=attention.register(), **options)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

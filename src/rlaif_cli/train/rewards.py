@@ -6,7 +6,6 @@ trained on.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +19,9 @@ from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import JudgeConfig, PPOConfig, RewardConfig, RewardSourceConfig
 from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines import FAKE, LOCAL, Engine, EnginePool
-from rlaif_cli.errors import EngineError, UsageError
+from rlaif_cli.errors import EngineError, ModelError, UsageError
 from rlaif_cli.judge import RewardingJudge, make_judge, named_principles
+from rlaif_cli.output import read_json
 from rlaif_cli.records import Message, content_id
 from rlaif_cli.train import loop
 from rlaif_cli.train.adapters import Adapted
@@ -161,5 +161,5 @@ def _principles(constitution: Constitution, wanted: Sequence[str]) -> tuple[Prin
 
 def stored_scale(path: Path) -> tuple[float, float]:
     """(mean, std) of the rewards over the training responses; (0, 1) for a model of another tool."""
-    scale = json.loads((path / "config.json").read_text("utf-8")).get("rlaif") or {}
+    scale = read_json(path / "config.json", error=ModelError).get("rlaif") or {}
     return float(scale.get("reward_mean", 0.0)), max(float(scale.get("reward_std", 1.0)), 1e-6)

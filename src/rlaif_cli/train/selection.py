@@ -5,7 +5,6 @@ A reward that is climbed for too long is gamed: PPO's last policy is often not i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from rlaif_cli import metrics
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.engines.base import request_seed
 from rlaif_cli.errors import EngineError, UsageError
-from rlaif_cli.output import write_json
+from rlaif_cli.output import read_json, write_json
 from rlaif_cli.records import Message
 from rlaif_cli.train import loop
 from rlaif_cli.train.rollout import Prompt, RolloutEngine
@@ -64,7 +63,7 @@ class Selection:
             EngineError: the judge could decide none.
         """
         engine.sync()
-        start = json.loads(self._path.read_text("utf-8"))
+        start = read_json(self._path)
         texts = [
             (prompt.messages, now, then)
             for prompt, answers in zip(self._prompts, self._answers(engine), strict=True)
