@@ -49,7 +49,7 @@ def guard_stdout() -> None:
     sys.stdout.flush()
     keep = os.dup(1)
     os.dup2(2, 1)
-    _data = os.fdopen(keep, "w", encoding="utf-8", newline="\n")
+    _data = os.fdopen(keep, "w", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def data_stream() -> IO[str]:

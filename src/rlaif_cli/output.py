@@ -86,7 +86,8 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
+        # A file name may hold bytes that are no UTF-8; what Python makes of them JSON can write as `\\udcff`.
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
             json.dump(value, file, ensure_ascii=False, indent=2)
             file.write("\n")
             file.flush()
@@ -338,10 +339,17 @@ class Output:
             )
         manifest = read_json(state, settings=dict, hint=START_ANEW)
         refuse_other_settings(manifest["settings"], self.settings, path)
-        self.usage.update(manifest.get("usage") or {})
+        self.usage.update(_numbers(manifest.get("usage", {}), state))
         # A finished file that is no longer as long as it was has lost rows: they are made again.
         self.complete = state == self.manifest_path and manifest.get("bytes") == path.stat().st_size
         self.done = drop_torn_line(path, self._key, self._on_row)
+
+
+def _numbers(found: Any, where: Path) -> dict[str, float]:
+    counted = isinstance(found, dict) and found.keys() <= {"tokens_in", "tokens_out", "cost"}
+    if not counted or not all(isinstance(value, int | float) for value in found.values()):
+        raise InputError("'usage' is not what it should be", where=str(where), hint=START_ANEW)
+    return found
 
 
 def _refuse_special(path: Path) -> None:

@@ -17,7 +17,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", defer_build=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
@@ -53,7 +53,7 @@ def prompt_text(prompt: str | list[Message]) -> str:
 class Record(BaseModel):
     """Common ground: unknown fields move to `meta`; a missing `id` is made from the content."""
 
-    model_config = ConfigDict(extra="forbid", defer_build=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
     id: Text
     meta: dict[str, Any] = Field(default_factory=dict)
@@ -106,7 +106,7 @@ class PromptRecord(Record):
 
 
 class Response(BaseModel):
-    model_config = ConfigDict(extra="forbid", defer_build=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
     text: str
     finish_reason: str | None = None
@@ -141,7 +141,7 @@ class Candidates(Record):
 class Round(BaseModel):
     """One critique and what became of the response."""
 
-    model_config = ConfigDict(extra="forbid", defer_build=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
     principle: str
     critique: str
@@ -202,15 +202,19 @@ class PairsOnly(Candidates):
     responses: Annotated[list[Response], Field(min_length=2)]
 
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1.001)]  # a sum of rounded probabilities may be a little above one
+
+
 class Judged(BaseModel):
     """The numbers behind a soft label."""
 
-    model_config = ConfigDict(extra="allow", defer_build=True)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, defer_build=True)
 
     model: str
-    p_first: list[float] | None = None  # P(the response shown first wins): `chosen` first, then `rejected` first
-    by_principle: list[float] | None = None  # where there are several: P(chosen) by each alone
-    mass: list[float] | None = None  # the share of the full distribution that fell on the label tokens
+    p_first: list[Probability] | None = None  # P(the response shown first wins): `chosen` first, then `rejected` first
+    by_principle: list[Probability] | None = None  # where there are several: P(chosen) by each alone
+    mass: list[Share] | None = None  # the share of the full distribution that fell on the label tokens
     flipped: bool = False  # the same *position* won in both orders
     scores: list[float] | None = None  # [chosen, rejected]: nats per token (contrast), or from 1 to 10 (score)
     rationales: list[str] | None = None  # what the judge said before each of `p_first`
@@ -219,7 +223,7 @@ class Judged(BaseModel):
 class Vote(Judged):
     """One judge of a panel."""
 
-    p_chosen: float  # P(this judge prefers `chosen`): below one half where it alone would have said the opposite
+    p_chosen: Probability  # P(this judge prefers `chosen`): below one half where it alone would have said the opposite
 
 
 class Verdict(Judged):

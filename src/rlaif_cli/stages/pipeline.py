@@ -110,7 +110,7 @@ def load(
 
 
 def _output_name(name: str, settings: Mapping[str, Any], kinds: Mapping[str, StageKind]) -> str:
-    kind = kinds.get(settings.get("run", ""))
+    kind = kinds.get(str(settings.get("run")))
     return str(settings.get("output") or name + (kind.ending if kind else ""))
 
 
@@ -123,8 +123,8 @@ def _step(
     overrides: Mapping[str, Any],
 ) -> Step:
     kind_name = settings.pop("run", None)
-    if kind_name not in kinds:
-        raise ValueError(f"run: {kind_name!r} is unknown; one of {', '.join(kinds)}")
+    if str(kind_name) not in kinds:
+        raise ValueError(f"run: {strict_yaml.shown(kind_name)} is unknown; one of {', '.join(kinds)}")
     settings["output"] = str(run_folder / _output_name(name, {"run": kind_name, **settings}, kinds))
     resolved = {key: _resolve(value, values) for key, value in settings.items()}
     return Step(name, kind_name, kinds[kind_name].config.model_validate({**resolved, **overrides}))
@@ -157,9 +157,11 @@ def again(path: str, output: Path, kinds: Mapping[str, StageKind], **overrides: 
     manifest = manifest_of(place) if place.exists() else None
     if manifest is None or manifest.get("stage") not in kinds:
         raise InputError("no manifest says what made this", where=path, hint="an output of a stage, or a run's folder")
-    kind = manifest["stage"]
-    step = _recorded(kind, kind, manifest["settings"] | {"output": str(output)}, kinds, overrides)
-    return PipelineFile(name=output.name, stages={kind: {}}), [step]
+    kind, settings = manifest["stage"], manifest["settings"] | {"output": str(output)}
+    try:
+        return PipelineFile(name=output.name, stages={kind: {}}), [_recorded(kind, kind, settings, kinds, overrides)]
+    except ValueError as error:  # pydantic's are ValueErrors too
+        raise _not_recorded(path, error) from None
 
 
 def _run_again(
@@ -174,12 +176,20 @@ def _run_again(
         return str(output / Path(value).relative_to(folder)) if inside else value
 
     steps = []
-    for name, stage in summary["stages"].items():
-        if not isinstance(stage, dict) or not isinstance(stage.get("settings"), dict):
-            raise InputError(f"it does not say how stage '{name}' was run", where=str(folder / SUMMARY))
-        settings = {key: moved(value) for key, value in stage["settings"].items()}
-        steps.append(_recorded(name, str(stage.get("run")), settings, kinds, overrides))
-    return PipelineFile(name=summary["name"], stages={step.name: {} for step in steps}), steps
+    try:
+        for name, stage in summary["stages"].items():
+            if not isinstance(stage, dict) or not isinstance(stage.get("settings"), dict):
+                raise ValueError(f"stage '{name}' has no settings")
+            settings = {key: moved(value) for key, value in stage["settings"].items()}
+            steps.append(_recorded(name, str(stage.get("run")), settings, kinds, overrides))
+        return PipelineFile(name=summary["name"], stages={step.name: {} for step in steps}), steps
+    except ValueError as error:
+        raise _not_recorded(str(folder / SUMMARY), error) from None
+
+
+def _not_recorded(where: str, error: ValueError) -> InputError:
+    reason = describe(error) if isinstance(error, ValidationError) else str(error)
+    return InputError(f"it does not say how this was made: {reason}", where=where)
 
 
 def _recorded(
@@ -188,16 +198,13 @@ def _recorded(
     """A step from recorded settings, without the hashes that stand among them.
 
     Raises:
-        InputError: this version of rlaif knows no such stage, or not with such settings.
+        ValueError: this version of rlaif knows no such stage, or not with such settings.
     """
     if kind not in kinds:
-        raise InputError(f"'{kind}' is no stage", where=f"stage '{name}'")
+        raise ValueError(f"{strict_yaml.shown(kind)} is no stage")
     config = kinds[kind].config
     known = {key: value for key, value in settings.items() if key in config.model_fields}
-    try:
-        return Step(name, kind, config.model_validate({**known, **overrides}))
-    except ValidationError as error:
-        raise InputError(describe(error), where=f"stage '{name}', as recorded") from None
+    return Step(name, kind, config.model_validate({**known, **overrides}))
 
 
 def run(
