@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -40,6 +41,10 @@ _TIMES = re.compile(r"seconds|per_second|time")
 _NOT_COMPARED = re.compile(r"manifest\.json|summary\.json|report\.html|run\.json")
 
 
+_ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # faster for a tiny model
+_JUDGED = ["--constitution", "helpfulness", "--min-mass", "0"]
+
+
 @dataclass
 class Stage:
     """A command, by the folder it writes to."""
@@ -57,7 +62,7 @@ def rlaif(*arguments: str) -> list[str]:
 
 def stages(folder: Path, model: str) -> list[Stage]:
     """Every stage on inputs of its own, large enough that a kill can meet it at work."""
-    many, few = 2000 if model == "fake" else 64, 48
+    many, few = 6000 if model == "fake" else 64, 48
     prompts, some = folder / "prompts.jsonl", folder / "some.jsonl"
     for path, count in ((prompts, many), (some, few)):
         rows = ({"id": f"q{i}", "prompt": f"What should I know about subject {i}?"} for i in range(count))
@@ -65,7 +70,7 @@ def stages(folder: Path, model: str) -> list[Stage]:
     prepare = [
         rlaif("generate", str(prompts), "--model", "fake", "-n", "3", "-o", str(folder / "candidates.jsonl")),
         rlaif("generate", str(some), "--model", "fake", "-n", "2", "-o", str(folder / "few.jsonl")),
-        rlaif("label", str(folder / "few.jsonl"), "--judge", "fake", "-o", str(folder / "preferences.jsonl")),
+        rlaif("label", str(folder / "few.jsonl"), "--judge", "fake", *_JUDGED, "-o", str(folder / "preferences.jsonl")),
         rlaif("train-rm", str(folder / "preferences.jsonl"), "--model", "fake", "-o", str(folder / "rm")),
     ]
     for command in prepare:
@@ -76,12 +81,11 @@ def stages(folder: Path, model: str) -> list[Stage]:
     training = ["--model", "fake", "--save-every", "1"]
     rm = [str(folder / "preferences.jsonl"), *training, "--epochs", "4"]
     ppo = [str(some), *training, "--reward-model", str(folder / "rm"), "--engine", "fake", "--steps", "8"]
-    judged = ["--constitution", "helpfulness", "--min-mass", "0"]
     candidates = str(folder / "candidates.jsonl")
     return [
         Stage("generate", lambda out: rlaif("generate", str(prompts), "--model", model, *short, *_to(out))),
-        Stage("revise", lambda out: rlaif("revise", str(prompts), "--model", model, *short, *_to(out))),
-        Stage("label", lambda out: rlaif("label", candidates, "--judge", model, *judged, *_to(out))),
+        Stage("revise", lambda out: rlaif("revise", str(prompts), "--model", model, *_JUDGED[:2], *short, *_to(out))),
+        Stage("label", lambda out: rlaif("label", candidates, "--judge", model, *_JUDGED, *_to(out))),
         Stage("train-rm", lambda out: rlaif("train-rm", *rm, "-o", str(out / "out"))),
         Stage("ppo", lambda out: rlaif("ppo", *ppo, "-o", str(out / "out"))),
         Stage("run", lambda out: rlaif("run", str(pipeline), "-o", str(out / "out"))),
@@ -98,7 +102,8 @@ def _pipeline(prompts: Path) -> dict[str, Any]:
         "name": "kill",
         "stages": {
             "candidates": {"run": "generate", "prompts": str(prompts), "model": "fake"},
-            "preferences": {"run": "label", "candidates": "${candidates}", "judge": "fake"},
+            "preferences": {"run": "label", "candidates": "${candidates}", "judge": "fake"}
+            | {"constitution": "helpfulness"},
             "rm": {"run": "train-rm", "preferences": "${preferences}", **training},
             "policy": {"run": "ppo", "prompts": str(prompts), "reward_model": "${rm}", "engine": "fake", **training}
             | {"steps": 4},
@@ -149,6 +154,7 @@ def compared(expected: dict[str, Counter[str]], found: dict[str, Counter[str]]) 
 def started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
+        env=_ONE_THREAD,
         stdout=subprocess.DEVNULL,
         stderr=open(log, "ab"),
         # A shell that runs this in the background has it ignore SIGINT, and children inherit that.
@@ -160,7 +166,7 @@ def measure(stage: Stage, folder: Path, whole_rows: bool) -> None:
     """An uninterrupted run: what is expected, and how long it takes."""
     folder.mkdir()
     begun = time.monotonic()
-    done = subprocess.run(stage.command(folder), capture_output=True, text=True)
+    done = subprocess.run(stage.command(folder), capture_output=True, text=True, env=_ONE_THREAD)
     if done.returncode not in (0, 3):
         sys.exit(f"{stage.name} fails without being killed:\n{done.stderr}")
     stage.seconds = time.monotonic() - begun
