@@ -8,7 +8,7 @@ VLLM ?= auto
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format types clean
+.PHONY: help setup demo test test-slow lint format types audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,5 +34,8 @@ format: setup ## mend style
 types: setup ## check types
 	@$(BIN)/mypy
 
+audit: setup ## known vulnerabilities of what is installed, where the advisories can be reached
+	@$(PYTHON) scripts/audit.py
+
 clean: ## remove .venv and what tools have cached; keeps runs/ and converted models
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-audit build dist .pytest_cache .mypy_cache .ruff_cache

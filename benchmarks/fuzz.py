@@ -22,6 +22,7 @@ import copy
 import gzip
 import io
 import json
+import os
 import random
 import signal
 import sys
@@ -391,10 +392,12 @@ def tried(reader: Reader, chance: random.Random) -> tuple[str, str]:
     def stop(*_: Any) -> None:
         raise Hang
 
+    here = Path.cwd()
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(SECONDS)
     with tempfile.TemporaryDirectory(prefix="rlaif-fuzz-") as name:
         quiet = io.StringIO()
+        os.chdir(name)  # where commands that write to stdout put what they reject
         try:
             with redirect_stdout(quiet), redirect_stderr(quiet):
                 reader(Path(name), chance)
@@ -408,6 +411,7 @@ def tried(reader: Reader, chance: random.Random) -> tuple[str, str]:
             return "tracebacks", traceback.format_exc(limit=-6)
         finally:
             signal.alarm(0)
+            os.chdir(here)
     return "accepted", ""
 
 

@@ -54,7 +54,7 @@ def tear_last_row(path: Path) -> None:
 
 def commands(folder: Path) -> dict[str, Callable[[], tuple[float, float]]]:
     prompts, candidates, preferences = (str(folder / f"{name}.jsonl") for name in ("prompts", "candidates", "prefs"))
-    label = ("label", candidates, "--judge", "fake", "-o", preferences)
+    label = ("label", candidates, "--judge", "fake", "--constitution", "helpfulness", "-o", preferences)
 
     def resumed() -> tuple[float, float]:
         tear_last_row(Path(preferences))
