@@ -60,8 +60,8 @@ def rlaif(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "rlaif_cli", *arguments]
 
 
-def stages(folder: Path, model: str) -> list[Stage]:
-    """Every stage on inputs of its own, large enough that a kill can meet it at work."""
+def stages(folder: Path, model: str, wanted: list[str]) -> list[Stage]:
+    """The wanted stages on inputs of their own, large enough that a kill can meet them at work."""
     many, few = 6000 if model == "fake" else 64, 48
     prompts, some = folder / "prompts.jsonl", folder / "some.jsonl"
     for path, count in ((prompts, many), (some, few)):
@@ -71,10 +71,11 @@ def stages(folder: Path, model: str) -> list[Stage]:
         rlaif("generate", str(prompts), "--model", "fake", "-n", "3", "-o", str(folder / "candidates.jsonl")),
         rlaif("generate", str(some), "--model", "fake", "-n", "2", "-o", str(folder / "few.jsonl")),
         rlaif("label", str(folder / "few.jsonl"), "--judge", "fake", *_JUDGED, "-o", str(folder / "preferences.jsonl")),
-        rlaif("train-rm", str(folder / "preferences.jsonl"), "--model", "fake", "-o", str(folder / "rm")),
     ]
+    if "ppo" in wanted:
+        prepare += [rlaif("train-rm", str(folder / "preferences.jsonl"), "--model", "fake", "-o", str(folder / "rm"))]
     for command in prepare:
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=True, capture_output=True, env=_ONE_THREAD)
     pipeline = folder / "pipeline.yaml"
     pipeline.write_text(json.dumps(_pipeline(some)), "utf-8")
     short = ["--max-tokens", "24"] if model != "fake" else []
@@ -82,7 +83,7 @@ def stages(folder: Path, model: str) -> list[Stage]:
     rm = [str(folder / "preferences.jsonl"), *training, "--epochs", "4"]
     ppo = [str(some), *training, "--reward-model", str(folder / "rm"), "--engine", "fake", "--steps", "8"]
     candidates = str(folder / "candidates.jsonl")
-    return [
+    every = [
         Stage("generate", lambda out: rlaif("generate", str(prompts), "--model", model, *short, *_to(out))),
         Stage("revise", lambda out: rlaif("revise", str(prompts), "--model", model, *_JUDGED[:2], *short, *_to(out))),
         Stage("label", lambda out: rlaif("label", candidates, "--judge", model, *_JUDGED, *_to(out))),
@@ -90,6 +91,7 @@ def stages(folder: Path, model: str) -> list[Stage]:
         Stage("ppo", lambda out: rlaif("ppo", *ppo, "-o", str(out / "out"))),
         Stage("run", lambda out: rlaif("run", str(pipeline), "-o", str(out / "out"))),
     ]
+    return [stage for stage in every if stage.name in wanted]
 
 
 def _to(out: Path) -> list[str]:
@@ -214,7 +216,8 @@ def kill(stage: Stage, kills: int, signals: list[str], chance: random.Random, wo
         process.wait(timeout=600)
         _checked(process, log, counts)
         counts.update(compared(stage.expected, contents(folder, whole)))
-        counts["tracebacks"] += log.read_text("utf-8", "replace").count("Traceback")
+        said = log.read_text("utf-8", "replace")
+        counts["tracebacks"] += said.count("Traceback") if "rlaif_cli" in said else 0  # else Python's own start
     return counts
 
 
@@ -233,7 +236,7 @@ def main() -> None:
     chance, whole, totals = random.Random(options.seed), options.model == "fake", Counter[str]()
     with tempfile.TemporaryDirectory(prefix="rlaif-kill-") as name:
         work = Path(name)
-        wanted = [stage for stage in stages(work, options.model) if stage.name in options.stages]
+        wanted = stages(work, options.model, options.stages)
         print("| stage | rows | seconds |", " | ".join((*COLUMNS, *FAULTS, "litter")), "|")
         print("|---" * (3 + len(COLUMNS) + len(FAULTS) + 1) + "|", flush=True)
         for place, stage in enumerate(wanted):

@@ -1,15 +1,17 @@
-"""Short forms of `benchmarks/kill.py`, `fuzz.py` and `scale.py`: the same commands, smaller."""
+"""Short forms of `benchmarks/kill.py`, `fuzz.py` and `scale.py`; and disks that are full or read-only."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, rlaif, rows_of
 
 
 def benchmark(*arguments: str) -> str:
@@ -35,3 +37,49 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     said = benchmark("benchmarks/scale.py", "--rows", "1000", "5000", "--folder", str(tmp_path))
     assert "above 300 MB, or not flat: none" in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system can only be mounted by root, on Linux")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk: Path, write_jsonl: Any) -> None:
+    prompts = write_jsonl("prompts.jsonl", [{"id": f"q{i}", "prompt": f"Why {i}?"} for i in range(800)])
+    output = small_disk / "candidates.jsonl"
+    command = ("generate", prompts, "--model", "fake", "-o", str(output))
+    done = rlaif(*command)
+    assert done.returncode == 1 and "No space left" in done.stderr and "goes on where it was" in done.stderr
+    assert "Traceback" not in done.stderr and str(output) in done.stderr
+    written = output.read_bytes()
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    done = rlaif(*command)
+    assert done.returncode == 0 and "were there already" in done.stderr
+    assert output.read_bytes().startswith(written[: written.rindex(b"\n") + 1])
+    assert [row["id"] for row in rows_of(output)] == [f"q{i}" for i in range(800)]
+
+
+def test_a_full_disk_under_a_training_run(small_disk: Path, write_jsonl: Any) -> None:
+    rows = [{"prompt": f"q{i}", "chosen": "yes", "rejected": "no", "p_chosen": 0.8} for i in range(20)]
+    command = ("train-rm", write_jsonl("prefs.jsonl", rows), "--model", "fake", "-o", str(small_disk / "rm"))
+    done = rlaif(*command)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "a bug" not in done.stderr
+    assert str(small_disk / "rm") in done.stderr and "No space left" in done.stderr
+    subprocess.run(["mount", "-o", "remount,size=32m", str(small_disk)], check=True)
+    assert rlaif(*command).returncode == 0
+
+
+def test_a_read_only_place(small_disk: Path, write_jsonl: Any) -> None:
+    prompts = write_jsonl("prompts.jsonl", [{"prompt": "Why?"}])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    done = rlaif("generate", prompts, "--model", "fake", "-o", str(small_disk / "out.jsonl"))
+    assert (
+        done.returncode == 1 and "read-only" in done.stderr and "-o" in done.stderr and "Traceback" not in done.stderr
+    )

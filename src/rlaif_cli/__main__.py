@@ -1,13 +1,21 @@
 """`python -m rlaif_cli`, and the `rlaif` command."""
 
 import os
+import sys
 
 # Before any library is imported: bars and warnings of others are no part of what this program says.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-from rlaif_cli.cli import main
+
+def main() -> None:
+    try:
+        from rlaif_cli import cli
+    except KeyboardInterrupt:  # Ctrl-C while libraries are still imported: nothing was begun
+        sys.exit(130)
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

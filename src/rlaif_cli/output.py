@@ -130,6 +130,15 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_tree(folder: Path) -> None:
+    """Make all that stands in a folder survive a loss of power; before a rename or manifest says that it is whole."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    fsync_folder(folder)
+
+
 def lock(file: Any, where: Path) -> None:
     """Claim a file (or folder) that is open, until it is closed or this process ends, however it ends.
 
@@ -323,8 +332,10 @@ class Output:
         self._run_path.unlink(missing_ok=True)
 
     def close(self) -> None:
+        """What still waits is written; where it cannot be, an error was raised before, and it is done again."""
         if self.path is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def _resume(self, path: Path) -> None:
         state = next((p for p in (self.manifest_path, self._run_path) if p.exists()), None)

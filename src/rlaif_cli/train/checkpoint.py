@@ -6,9 +6,12 @@ Tensors go to safetensors, the rest to JSON: no pickle. A checkpoint is written 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,9 @@ from rlaif_cli.output import (
     START_ANEW,
     cannot_write,
     drop_torn_line,
+    fsync_folder,
+    fsync_tree,
     read_json,
-    read_rows,
     refuse_other_settings,
     write_json,
 )
@@ -60,7 +64,7 @@ class TrainState:
         """Make `position` (JSON) and the present weights the point to go on from."""
         new, old = self._path.with_name("state.new"), self._path.with_name("state.old")
         shutil.rmtree(new, ignore_errors=True)
-        try:
+        with saving(self._path):
             new.mkdir(parents=True)
             for name, model in self._models.items():
                 save_trained(model, new / f"{name}.safetensors")
@@ -71,11 +75,11 @@ class TrainState:
                 new / "position.json",
                 {"settings": self._settings, "optimizer": numbers, "position": position},
             )
+            fsync_tree(new)
             if self._path.exists():
                 os.replace(self._path, old)
             os.replace(new, self._path)
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
+            fsync_folder(self._path.parent)
         shutil.rmtree(old, ignore_errors=True)
 
     def load(self) -> dict[str, Any] | None:
@@ -110,12 +114,23 @@ def remove_state(folder: Path) -> None:
     (folder / _BEST).unlink(missing_ok=True)
 
 
-def save_trained(model: Any, path: Path) -> None:
-    """What is trained of a model."""
+@contextlib.contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """A disk that is full, or whatever else keeps tensors from being written, becomes a clear error."""
     try:
-        save_file({name: p.detach().contiguous() for name, p in trained_parameters(model).items()}, path)
+        yield
     except OSError as error:
         raise cannot_write(path, error) from error
+    except SafetensorError as error:  # holds the system's reason in its text alone
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise cannot_write(path, OSError(int(found[1]), os.strerror(int(found[1])))) from error
+        raise
+
+
+def save_trained(model: Any, path: Path) -> None:
+    """What is trained of a model."""
+    with saving(path):
+        save_file({name: p.detach().contiguous() for name, p in trained_parameters(model).items()}, path)
 
 
 def load_trained(model: Any, path: Path) -> None:
@@ -171,13 +186,18 @@ def _unflatten(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> dic
 
 
 def keep_through(path: Path, step: int) -> None:
-    """Drop the rows of a log that come after the step a run goes on from: they will be written again."""
+    """Cut off the rows of a log that come after the step a run goes on from: they will be written again."""
     if not path.exists():
         return
     drop_torn_line(path)
-    rows = [row for row in read_rows(path) if row["step"] <= step]
+    kept = 0
     try:
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+        with open(path, "rb") as file:
+            for line in file:
+                if json.loads(line)["step"] > step:
+                    break
+                kept += len(line)
+        os.truncate(path, kept)  # by one call: a kill in the middle of writing it anew would lose it
     except OSError as error:
         raise cannot_write(path, error) from error
 

@@ -12,7 +12,7 @@ from typing import Any
 from rlaif_cli import __version__, models
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory
-from rlaif_cli.output import START_ANEW, cannot_write, lock, read_json, refuse_other_settings, write_json
+from rlaif_cli.output import START_ANEW, cannot_write, fsync_tree, lock, read_json, refuse_other_settings, write_json
 from rlaif_cli.train.checkpoint import remove_state
 from rlaif_cli.train.loop import set_seed
 from rlaif_cli.train.trackers import check_trackers
@@ -49,6 +49,7 @@ def run_in_folder(
         set_seed(config.seed)
         results = _within_memory(train, settings)
         hashed = models.checkpoint_hash(folder)
+        fsync_tree(folder)
         manifest = {"stage": stage, "rlaif": __version__, "settings": settings, "results": results}
         write_json(folder / MANIFEST, manifest | {"checkpoint_sha256": hashed})
         remove_state(folder)

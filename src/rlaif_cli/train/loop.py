@@ -16,9 +16,9 @@ from torch import nn
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import UsageError
 from rlaif_cli.jsonl import Source
-from rlaif_cli.output import cannot_write
 from rlaif_cli.records import Record
 from rlaif_cli.train import adapters
+from rlaif_cli.train.checkpoint import saving
 from rlaif_cli.train.models import device, trained_parameters
 
 R = TypeVar("R", bound=Record)
@@ -113,7 +113,8 @@ def save_trained_model(config: Any, model: Any, base: Path) -> None:
     """The run's checkpoint; an adapter is merged into it, and stands beside it in a folder of its own."""
     folder = Path(config.output)
     if config.lora_rank:
-        adapters.save(model, config.model, folder / adapters.ADAPTER)
+        with saving(folder):
+            adapters.save(model, config.model, folder / adapters.ADAPTER)
         model = adapters.merge(model)
     save_checkpoint(model, base, folder)
 
@@ -125,8 +126,6 @@ def save_checkpoint(model: Any, base: Path, folder: Path) -> None:
     dtype = json.loads((base / "config.json").read_text("utf-8")).get("dtype") or "float32"
     model.to(getattr(torch, dtype))
     model.config.use_cache = True
-    try:
+    with saving(folder):
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
