@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -299,3 +301,43 @@ def test_data_cannot_steer_the_terminal(write_jsonl: Any, tmp_path: Path) -> Non
         done = rlaif(*command)
         assert "\x1b" not in done.stderr + done.stdout and "\u202e" not in done.stderr + done.stdout, command
         assert "\\x1b" in done.stderr + done.stdout, command
+
+
+WATCHED = """
+import sys
+def watch(event, arguments):
+    if event in ("open", "socket.getaddrinfo", "os.listdir", "subprocess.Popen") and "tripwire" in str(arguments):
+        print("TOUCHED", event, arguments, file=sys.stderr)
+sys.addaudithook(watch)
+from rlaif_cli.__main__ import main
+main()
+"""
+
+
+def test_no_field_of_a_record_is_opened(write_jsonl: Any, tmp_path: Path) -> None:
+    tripwire = tmp_path / "tripwire.jsonl"
+    tripwire.write_text("{}\n")
+    texts = [
+        str(tripwire),
+        tripwire.as_uri(),
+        "hf:tripwire/data",
+        "http://tripwire.invalid/",
+        f"![x]({tripwire})",
+        f"@{tripwire}",
+    ]
+    rows = [
+        {"id": text, "prompt": text, "responses": [text, {"text": f"{text} "}], "model": text, "meta": {"source": text}}
+        for text in texts
+    ]
+    candidates, preferences = write_jsonl("rows.jsonl", rows), str(tmp_path / "prefs.jsonl")
+    judged = ("--judge", "fake", "--constitution", "helpfulness")
+    for command in (
+        ("label", candidates, *judged, "-o", preferences),
+        ("revise", preferences, "--model", "fake", "--constitution", "helpfulness", "-o", str(tmp_path / "r.jsonl")),
+        ("audit", preferences),
+        ("data", "stats", preferences),
+        ("train-rm", preferences, "--model", "fake", "-o", str(tmp_path / "rm")),
+        ("lineage", preferences),
+    ):
+        done = subprocess.run([sys.executable, "-c", WATCHED, *command], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and "TOUCHED" not in done.stderr, (command, done.stderr)
