@@ -665,6 +665,80 @@ def test_a_pipeline_that_was_killed_goes_on(questions: str, tmp_path: Path) -> N
     assert "win rate" in done.stderr.lower()
 
 
+MATRIX = {
+    "name": "matrix",
+    "values": {"judge": "fake", "rate": 0.001},
+    "matrix": {"hard": [False, True], "seed": [0, 1]},
+    "stages": {
+        "candidates": {"run": "generate", "prompts": "PROMPTS", "model": "fake", "n": 2},
+        "preferences": {
+            "run": "label",
+            "candidates": "${candidates}",
+            "judge": "${judge}",
+            "constitution": "helpfulness",
+        },
+        "rm": {
+            "run": "train-rm",
+            "preferences": "${preferences}",
+            "model": "fake",
+            "lr": "${rate}",
+            "hard_labels": "${hard}",
+            "seed": "${seed}",
+            "batch_size": 4,
+        },
+        "quality": {"run": "eval reward-model", "pairs": "${preferences}", "reward_model": "${rm}"},
+        "soft": {"run": "eval reward-model", "pairs": "${preferences}", "reward_model": "${run}/rm.hard=false.seed=0"},
+    },
+}
+
+
+def test_a_matrix_runs_what_differs_and_shares_what_is_equal(questions: str, tmp_path: Path) -> None:
+    file, folder = tmp_path / "matrix.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(MATRIX, sort_keys=False).replace("PROMPTS", questions))
+    plan = rlaif("run", str(file), "-o", str(folder), "--dry-run")
+    assert plan.returncode == 0, plan.stderr
+    cells = [f"hard={hard}.seed={seed}" for hard in ("false", "true") for seed in (0, 1)]
+    names = ["candidates", "preferences", *(f"rm.{c}" for c in cells), *(f"quality.{c}" for c in cells), "soft"]
+    assert [line.split(":")[0].split(". ", 1)[1] for line in plan.stderr.splitlines()] == names
+    assert not folder.exists()
+
+    done = rlaif("run", str(file), "-o", str(folder), "--only", "candidates", "--only", "preferences")
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads((folder / "summary.json").read_text())["stages"]) == names[:2]
+    done = rlaif("run", str(file), "-o", str(folder), "--from", "rm")
+    assert done.returncode == 0, done.stderr
+    stages = json.loads((folder / "summary.json").read_text())["stages"]
+    assert list(stages) == names, "what was not run now is still told"
+    settings = stages["rm.hard=true.seed=1"]["settings"]
+    assert (settings["hard_labels"], settings["seed"], settings["lr"]) == (True, 1, 0.001)
+    weights = {(folder / f"rm.{cell}" / "model.safetensors").read_bytes() for cell in cells}
+    assert len(weights) == 4
+    assert stages["quality.hard=false.seed=0"]["results"]["accuracy"] == stages["soft"]["results"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"matrix": {"rm": [1]}}, "'rm' is named twice"),
+        ({"values": {"run": "x"}}, "'run' is named twice"),
+        ({"matrix": {"hard": []}}, "'matrix.hard' needs at least 1 items"),
+        ({"matrix": {"hard": [[1]]}}, "matrix.hard"),
+        ({"matrix": {}}, "${hard} is no earlier stage and no value"),
+    ],
+)
+def test_a_matrix_that_cannot_be(change: dict[str, Any], said: str, questions: str, tmp_path: Path) -> None:
+    file = tmp_path / "matrix.yaml"
+    file.write_text(yaml.safe_dump(MATRIX | change, sort_keys=False).replace("PROMPTS", questions))
+    done = rlaif("run", str(file), "-o", str(tmp_path / "run"))
+    assert done.returncode == 1 and said in done.stderr and "a bug" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("option", ["--only", "--from"])
+def test_an_unknown_stage_is_named(option: str, questions: str, tmp_path: Path) -> None:
+    done = rlaif("run", "demo", "-o", str(tmp_path / "run"), option, "canidates")
+    assert done.returncode == 2 and "did you mean 'candidates'" in done.stderr
+
+
 def on_a_tiny_model(path: Path, questions: str) -> str:
     """A shipped pipeline with the same stages and settings, on a model that costs nothing."""
     pipeline = yaml.safe_load(path.read_text("utf-8"))

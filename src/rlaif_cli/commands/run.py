@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,8 +90,17 @@ def kinds(engines: Any) -> dict[str, Any]:
     }
 
 
-def run_pipeline(path: str, folder: Path, *, overwrite: bool, dry_run: bool = False, again: bool = False) -> int:
-    """Run a pipeline file; or (`again`) what made the output at `path`, into `folder`."""
+def run_pipeline(
+    path: str,
+    folder: Path,
+    *,
+    overwrite: bool,
+    dry_run: bool = False,
+    again: bool = False,
+    only: Sequence[str] = (),
+    start: str | None = None,
+) -> int:
+    """Run a pipeline file, or some of its stages; or (`again`) what made the output at `path`, into `folder`."""
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.stages import pipeline
 
@@ -101,9 +110,11 @@ def run_pipeline(path: str, folder: Path, *, overwrite: bool, dry_run: bool = Fa
         overrides = {"overwrite": True} if overwrite else {}
         read = pipeline.again if again else pipeline.load
         plan, steps = read(path, folder, available, **overrides)
+        wanted = pipeline.select(steps, only, start)
         if dry_run:
             for index, step in enumerate(steps):
-                console.say(f"{index + 1}. {step.name}: rlaif {step.kind} -> {step.config.output}")  # type: ignore[attr-defined]
+                if step in wanted:
+                    console.say(f"{index + 1}. {step.name}: rlaif {step.kind} -> {step.config.output}")  # type: ignore[attr-defined]
             return 0
 
         def announce(index: int, step: Any) -> None:
@@ -115,7 +126,7 @@ def run_pipeline(path: str, folder: Path, *, overwrite: bool, dry_run: bool = Fa
                 available[steps[0].kind].run(steps[0].config, progress)
             console.say(f"made again: {folder}")
             return 0
-        summary = pipeline.run(plan, steps, folder, available, _progress, announce, time.monotonic)
+        summary = pipeline.run(plan, steps, wanted, folder, available, _progress, announce, time.monotonic)
     show_summary(summary, folder)
     return 0
 
@@ -151,7 +162,14 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Option("--from-manifest", help="Instead: repeat what made this output, or a whole run's folder."),
         ] = None,
-        overwrite: Annotated[bool, typer.Option("--overwrite", help="Start every stage anew.")] = False,
+        only: Annotated[
+            list[str] | None, typer.Option("--only", help="Run this stage alone; may be given several times.")
+        ] = None,
+        start: Annotated[
+            str | None,
+            typer.Option("--from", help="Run this stage and those after it; what it needs must be there."),
+        ] = None,
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Start every stage that is run anew.")] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the whole file, show the plan.")] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
@@ -164,8 +182,15 @@ def register(app: typer.Typer) -> None:
         if from_manifest is not None and output is None:
             raise UsageError("--from-manifest needs -o: where it goes this time")
         folder = output or Path("runs") / read(str(pipeline)).name
-        again = from_manifest is not None
-        code = run_pipeline(str(from_manifest or pipeline), folder, overwrite=overwrite, dry_run=dry_run, again=again)
+        code = run_pipeline(
+            str(from_manifest or pipeline),
+            folder,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            again=from_manifest is not None,
+            only=only or (),
+            start=start,
+        )
         raise typer.Exit(code)
 
     @app.command("demo")

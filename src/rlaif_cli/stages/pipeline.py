@@ -7,22 +7,33 @@
 
 `${stage}` is that stage's output, `${examples}` the folder of shipped examples, `${run}` the run's own folder. A stage
 without `output` writes `<stage>` with the ending that its kind of output has. Unknown keys are errors.
+
+`values:` names what several stages use (`${judge}`). `matrix:` names axes with their values: a stage that uses an axis,
+or the output of one that does, runs once for each value, as `<stage>.<axis>=<value>`; what is equal is shared.
+
+    matrix: {hard: [false, true], seed: [0, 1]}
+    stages:
+      preferences: {run: label, …}                                                    # once
+      rm: {run: train-rm, preferences: "${preferences}", hard_labels: "${hard}", seed: "${seed}", …}      # four times
 """
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlaif_cli import strict_yaml
 from rlaif_cli.config import StageConfig
 from rlaif_cli.console import ProgressCallback
-from rlaif_cli.errors import InputError
+from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.jsonl import describe
 from rlaif_cli.output import read_json, write_json
 from rlaif_cli.resources import shipped_path
@@ -30,6 +41,8 @@ from rlaif_cli.stages.lineage import manifest_of
 
 SUMMARY = "summary.json"
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")  # in a file's name
+Scalar = str | int | float | bool
 
 
 @dataclass(frozen=True)
@@ -46,16 +59,37 @@ class PipelineFile(BaseModel):
 
     name: str = Field(min_length=1, pattern=r"^[^/\\]+$")  # also the run's folder, under runs/
     description: str = ""
+    values: dict[str, Scalar] = {}
+    matrix: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = {}
     stages: dict[str, dict[str, Any]] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of a loaded pipeline, its settings checked and its references resolved."""
+    """A stage of a loaded pipeline, checked, its references resolved; of a matrix, one for each of its axes' values.
 
-    name: str
+    Attributes:
+        stage: its name in the file.
+        axes: what it was resolved with, of the pipeline's matrix.
+    """
+
+    stage: str
     kind: str
     config: StageConfig
+    axes: tuple[tuple[str, Scalar], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return step_name(self.stage, self.axes)
+
+
+def step_name(stage: str, axes: Iterable[tuple[str, Scalar]]) -> str:
+    """`rm`, or of a matrix `rm.hard=true.seed=0`: a file's name, too."""
+    return ".".join([stage, *(f"{axis}={_UNSAFE.sub('_', _shown(value))}" for axis, value in axes)])
+
+
+def _shown(value: Scalar) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def read(path: str) -> PipelineFile:
@@ -93,52 +127,111 @@ def load(
         InputError: with every fault, each naming its stage and setting.
     """
     pipeline = read(path)
-    values = {"run": str(run_folder), "examples": str(shipped_path("examples"))}
-    steps, faults = [], []
-    for name, settings in pipeline.stages.items():
-        try:
-            step = _step(name, dict(settings), run_folder, kinds, values, overrides)
-        except ValueError as error:  # pydantic's are ValueErrors too
-            text = describe(error) if isinstance(error, ValidationError) else str(error)
-            faults.append(f"{path} stage '{name}': {text}")
-        else:
-            steps.append(step)
-        values[name] = str(run_folder / _output_name(name, settings, kinds))
+    values: dict[str, Scalar] = {"run": str(run_folder), "examples": str(shipped_path("examples"))}
+    faults = [f"{path}: '{name}' is named twice" for name in _named_twice(pipeline, values)]
+    values |= pipeline.values
+    steps: list[Step] = []
+    for stage, settings in pipeline.stages.items():
+        axes = _axes_of(settings, pipeline, steps)
+        for combination in product(*(pipeline.matrix[axis] for axis in axes)):
+            chosen = dict(zip(axes, combination, strict=True))
+            outputs = {
+                step.stage: str(step.config.output)  # type: ignore[attr-defined]
+                for step in steps
+                if all(chosen.get(axis) == value for axis, value in step.axes)
+            }
+            try:
+                steps.append(
+                    _step(stage, dict(settings), run_folder, kinds, values | chosen | outputs, chosen, overrides)
+                )
+            except ValueError as error:  # pydantic's are ValueErrors too
+                text = describe(error) if isinstance(error, ValidationError) else str(error)
+                faults.append(f"{path} stage '{step_name(stage, chosen.items())}': {text}")
+                if stage not in outputs:  # later stages may name it all the same: one fault is enough
+                    steps.append(Step(stage, "", _Broken(output="-"), tuple(chosen.items())))
     if faults:
         raise InputError(f"{len(faults)} stages cannot be run as they are written", where=path, faults=faults)
     return pipeline, steps
 
 
-def _output_name(name: str, settings: Mapping[str, Any], kinds: Mapping[str, StageKind]) -> str:
-    kind = kinds.get(str(settings.get("run")))
-    return str(settings.get("output") or name + (kind.ending if kind else ""))
+class _Broken(StageConfig):
+    """Stands for the settings of a stage that has a fault."""
+
+    output: str
+
+
+def _named_twice(pipeline: PipelineFile, values: Iterable[str]) -> list[str]:
+    names = [*values, *pipeline.values, *pipeline.matrix, *pipeline.stages]
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def _axes_of(settings: Mapping[str, Any], pipeline: PipelineFile, steps: Iterable[Step]) -> list[str]:
+    """The axes that a stage uses, itself or by the output of another, in the order of the matrix."""
+    used = set(_REFERENCE.findall(json.dumps(settings, default=str)))
+    used |= {axis for step in steps if step.stage in used for axis, _ in step.axes}
+    return [axis for axis in pipeline.matrix if axis in used]
+
+
+def _output_name(stage: str, axes: Mapping[str, Scalar], settings: Mapping[str, Any], ending: str) -> str:
+    name = settings.get("output")
+    if name is None:
+        return step_name(stage, axes.items()) + ending
+    path = Path(str(name))
+    return str(path.with_name(step_name(path.stem, axes.items()) + path.suffix)) if axes else str(name)
 
 
 def _step(
-    name: str,
+    stage: str,
     settings: dict[str, Any],
     run_folder: Path,
     kinds: Mapping[str, StageKind],
-    values: Mapping[str, str],
+    values: Mapping[str, Scalar],
+    axes: Mapping[str, Scalar],
     overrides: Mapping[str, Any],
 ) -> Step:
-    kind_name = settings.pop("run", None)
-    if str(kind_name) not in kinds:
-        raise ValueError(f"run: {strict_yaml.shown(kind_name)} is unknown; one of {', '.join(kinds)}")
-    settings["output"] = str(run_folder / _output_name(name, {"run": kind_name, **settings}, kinds))
+    name = settings.pop("run", None)
+    kind = kinds.get(str(name))
+    if kind is None:
+        raise ValueError(f"run: {strict_yaml.shown(name)} is unknown; one of {', '.join(kinds)}")
+    settings["output"] = str(run_folder / _output_name(stage, axes, settings, kind.ending))
     resolved = {key: _resolve(value, values) for key, value in settings.items()}
-    return Step(name, kind_name, kinds[kind_name].config.model_validate({**resolved, **overrides}))
+    return Step(stage, str(name), kind.config.model_validate({**resolved, **overrides}), tuple(axes.items()))
 
 
-def _resolve(value: Any, values: Mapping[str, str]) -> Any:
-    def replace(match: re.Match[str]) -> str:
-        if match[1] not in values:
-            raise ValueError(f"${{{match[1]}}} is no earlier stage; there are {', '.join(values)}")
-        return values[match[1]]
+def _resolve(value: Any, values: Mapping[str, Scalar]) -> Any:
+    """References replaced; one that is all of a text keeps its type (a number, true or false)."""
+
+    def known(name: str) -> Scalar:
+        if name not in values:
+            raise ValueError(f"${{{name}}} is no earlier stage and no value; there are {', '.join(values)}")
+        return values[name]
 
     if isinstance(value, list):
         return [_resolve(item, values) for item in value]
-    return _REFERENCE.sub(replace, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if whole := _REFERENCE.fullmatch(value):
+        return known(whole[1])
+    return _REFERENCE.sub(lambda match: _shown(known(match[1])), value)
+
+
+def select(steps: list[Step], only: Sequence[str] = (), start: str | None = None) -> list[Step]:
+    """The steps of the stages `only`, or of the stage `start` and all after it; without either, every step.
+
+    Args:
+        only: stages, or single steps of a matrix (`rm.seed=1`).
+
+    Raises:
+        UsageError: there is no such stage or step.
+    """
+    known = list(dict.fromkeys(name for step in steps for name in (step.stage, step.name)))
+    for name in [*only, *([start] if start else [])]:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+            raise UsageError(f"the pipeline has no stage '{name}'", hint=hint)
+    first = next((place for place, step in enumerate(steps) if start in (step.stage, step.name)), 0)
+    return [step for step in steps[first:] if not only or step.stage in only or step.name in only]
 
 
 def again(path: str, output: Path, kinds: Mapping[str, StageKind], **overrides: Any) -> tuple[PipelineFile, list[Step]]:
@@ -182,7 +275,7 @@ def _run_again(
                 raise ValueError(f"stage '{name}' has no settings")
             settings = {key: moved(value) for key, value in stage["settings"].items()}
             steps.append(_recorded(name, str(stage.get("run")), settings, kinds, overrides))
-        return PipelineFile(name=summary["name"], stages={step.name: {} for step in steps}), steps
+        return PipelineFile(name=summary["name"], stages={step.stage: {} for step in steps}), steps
     except ValueError as error:
         raise _not_recorded(str(folder / SUMMARY), error) from None
 
@@ -210,19 +303,25 @@ def _recorded(
 def run(
     pipeline: PipelineFile,
     steps: list[Step],
+    wanted: list[Step],
     run_folder: Path,
     kinds: Mapping[str, StageKind],
     progress_for: Callable[[str], Any],
     announce: Callable[[int, Step], None],
     seconds: Callable[[], float],
 ) -> dict[str, Any]:
-    """Run the stages in order. A stage that is complete already is not run again: each resumes by itself.
+    """Run the wanted ones of the steps in order. One that is complete already is not run again: each resumes by itself.
 
     Returns:
-        What is also written to `<run>/summary.json`: the settings and the numbers of every stage.
+        What is also written to `<run>/summary.json`: the settings and the numbers of every stage, of those that are
+        not wanted now from before.
     """
     summary: dict[str, Any] = {"name": pipeline.name, "description": pipeline.description, "stages": {}}
+    before = read_json(run_folder / SUMMARY, stages=dict)["stages"] if (run_folder / SUMMARY).exists() else {}
     for index, step in enumerate(steps):
+        if step not in wanted:
+            summary["stages"] |= {step.name: before[step.name]} if step.name in before else {}
+            continue
         announce(index, step)
         started = seconds()
         with progress_for(step.name) as progress:
