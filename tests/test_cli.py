@@ -733,6 +733,18 @@ def test_a_matrix_that_cannot_be(change: dict[str, Any], said: str, questions: s
     assert done.returncode == 1 and said in done.stderr and "a bug" not in done.stderr, done.stderr
 
 
+def test_values_are_changed_on_the_command_line(questions: str, tmp_path: Path) -> None:
+    changed = [f"prompts={questions}", "model=fake", "judge=fake", "n=2", "method=score"]
+    options = [part for change in changed for part in ("--set", change)]
+    stages = ("--only", "candidates", "--only", "preferences")
+    done = rlaif("run", "labels", "-o", str(tmp_path / "run"), *stages, *options)
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(tmp_path / "run" / "preferences.jsonl")
+    assert len(rows) == 8 and {row["judge"]["method"] for row in rows} == {"score"}
+    for change, said in (("m=x", "no value 'm'"), ("n=two", "is no int"), ("n", "is no NAME=VALUE")):
+        fails(rlaif("run", "labels", "-o", str(tmp_path / "no"), "--set", change), 2, said)
+
+
 @pytest.mark.parametrize("option", ["--only", "--from"])
 def test_an_unknown_stage_is_named(option: str, questions: str, tmp_path: Path) -> None:
     done = rlaif("run", "demo", "-o", str(tmp_path / "run"), option, "canidates")
@@ -742,11 +754,15 @@ def test_an_unknown_stage_is_named(option: str, questions: str, tmp_path: Path) 
 def on_a_tiny_model(path: Path, questions: str) -> str:
     """A shipped pipeline with the same stages and settings, on a model that costs nothing."""
     pipeline = yaml.safe_load(path.read_text("utf-8"))
+    tiny = {"model": "fake", "judge": "fake", "prompts": questions, "held_out": questions, "max_tokens": 8}
+    values = pipeline.get("values", {})
+    values |= {key: tiny[key] for key in values.keys() & tiny.keys()}
     for stage in pipeline["stages"].values():
         stage |= {key: "fake" for key in ("model", "judge") if stage.get(key) == "smollm2-135m"}
         stage |= {key: questions for key in ("prompts",) if key in stage}
-        stage |= {"engine": "transformers"} if stage["run"] == "generate" and stage["model"] != "fake" else {}
-        stage |= {"steps": 2, "save_every": 1, "engine": "fake"} if stage["run"] == "ppo" else {}
+        trained = stage.get("model") not in ("fake", "${model}")
+        stage |= {"engine": "transformers"} if stage["run"] == "generate" and trained else {}
+        stage |= {"steps": 2, "save_every": 1, "engine": "fake", "max_mismatch": 99.0} if stage["run"] == "ppo" else {}
         stage |= {"max_tokens": 8} if "max_tokens" in stage else {}
         stage |= {"max_length": 4096} if "max_length" in stage else {}
     return yaml.safe_dump(pipeline, sort_keys=False)

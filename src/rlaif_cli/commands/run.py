@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,6 +97,7 @@ def run_pipeline(
     overwrite: bool,
     dry_run: bool = False,
     again: bool = False,
+    changed: Mapping[str, str] = {},
     only: Sequence[str] = (),
     start: str | None = None,
 ) -> int:
@@ -108,8 +109,10 @@ def run_pipeline(
     with EnginePool() as engines:
         available = kinds(engines)
         overrides = {"overwrite": True} if overwrite else {}
-        read = pipeline.again if again else pipeline.load
-        plan, steps = read(path, folder, available, **overrides)
+        if again:
+            plan, steps = pipeline.again(path, folder, available, **overrides)
+        else:
+            plan, steps = pipeline.load(path, folder, available, changed, **overrides)
         wanted = pipeline.select(steps, only, start)
         if dry_run:
             for index, step in enumerate(steps):
@@ -149,6 +152,14 @@ def show_summary(summary: dict[str, Any], folder: Path) -> None:
     console.say(f"\n{seconds / 60:.1f} minutes, {peak:.1f} GiB at most; everything is in {folder}/")
 
 
+def _changed(given: Sequence[str]) -> dict[str, str]:
+    """["model=x"] -> {"model": "x"}"""
+    for text in given:
+        if "=" not in text:
+            raise UsageError(f"--set '{text}' is no NAME=VALUE")
+    return dict(text.split("=", 1) for text in given)
+
+
 def register(app: typer.Typer) -> None:
     @app.command("run")
     def _run(
@@ -161,6 +172,10 @@ def register(app: typer.Typer) -> None:
         from_manifest: Annotated[
             str | None,
             typer.Option("--from-manifest", help="Instead: repeat what made this output, or a whole run's folder."),
+        ] = None,
+        changes: Annotated[
+            list[str] | None,
+            typer.Option("--set", help="NAME=VALUE: another of the file's `values`; may be given several times."),
         ] = None,
         only: Annotated[
             list[str] | None, typer.Option("--only", help="Run this stage alone; may be given several times.")
@@ -188,6 +203,7 @@ def register(app: typer.Typer) -> None:
             overwrite=overwrite,
             dry_run=dry_run,
             again=from_manifest is not None,
+            changed=_changed(changes or []),
             only=only or (),
             start=start,
         )

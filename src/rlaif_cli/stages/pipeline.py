@@ -28,7 +28,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rlaif_cli import strict_yaml
 from rlaif_cli.config import StageConfig
@@ -62,6 +62,25 @@ class PipelineFile(BaseModel):
     values: dict[str, Scalar] = {}
     matrix: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = {}
     stages: dict[str, dict[str, Any]] = Field(min_length=1)
+
+    def given(self, changed: Mapping[str, str]) -> dict[str, Scalar]:
+        """The values, some of them changed; a text becomes what the file's own value is: a number, true or false.
+
+        Raises:
+            ValueError: there is no such value, or it is of another kind.
+        """
+        found = dict(self.values)
+        for name, text in changed.items():
+            if name not in found:
+                raise ValueError(f"the pipeline has no value '{name}'; there are {', '.join(found) or 'none'}")
+            kind = type(found[name])
+            try:
+                found[name] = TypeAdapter(kind).validate_python(text)
+            except ValidationError:
+                raise ValueError(
+                    f"'{name}' is {_shown(found[name])} in the file; '{text}' is no {kind.__name__}"
+                ) from None
+        return found
 
 
 @dataclass(frozen=True)
@@ -113,7 +132,7 @@ def read(path: str) -> PipelineFile:
 
 
 def load(
-    path: str, run_folder: Path, kinds: Mapping[str, StageKind], **overrides: Any
+    path: str, run_folder: Path, kinds: Mapping[str, StageKind], changed: Mapping[str, str] = {}, **overrides: Any
 ) -> tuple[PipelineFile, list[Step]]:
     """Read and check a pipeline file whole, before anything runs.
 
@@ -121,15 +140,20 @@ def load(
         path: a YAML file, or the name of a shipped pipeline (`demo`).
         run_folder: where outputs go.
         kinds: what `run:` may name.
+        changed: other `values` than the file has.
         overrides: settings for every stage (`overwrite`, `dry_run`).
 
     Raises:
+        UsageError: `changed` names a value that the file has not, or is of another kind.
         InputError: with every fault, each naming its stage and setting.
     """
     pipeline = read(path)
     values: dict[str, Scalar] = {"run": str(run_folder), "examples": str(shipped_path("examples"))}
     faults = [f"{path}: '{name}' is named twice" for name in _named_twice(pipeline, values)]
-    values |= pipeline.values
+    try:
+        values |= {name: _resolve(value, values) for name, value in pipeline.given(changed).items()}
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     steps: list[Step] = []
     for stage, settings in pipeline.stages.items():
         axes = _axes_of(settings, pipeline, steps)
