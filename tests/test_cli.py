@@ -745,6 +745,21 @@ def test_values_are_changed_on_the_command_line(questions: str, tmp_path: Path) 
         fails(rlaif("run", "labels", "-o", str(tmp_path / "no"), "--set", change), 2, said)
 
 
+def test_editors_get_a_schema_that_knows_every_setting() -> None:
+    import jsonschema
+
+    said = rlaif("run", "--schema")
+    assert said.returncode == 0, said.stderr
+    check = jsonschema.Draft202012Validator(json.loads(said.stdout))
+    check.check_schema(check.schema)
+    for path in (ROOT / "examples").glob("*/pipeline.yaml"):
+        check.validate(yaml.safe_load(path.read_text("utf-8")))
+    check.validate(MATRIX)
+    stage = {"run": "generate", "prompts": "p", "model": "m"}
+    for wrong in ({"run": "genrate"}, {"temprature": 1}, {"n": 0}, {"n": "many"}, {"model": None}):
+        assert not check.is_valid({"name": "x", "stages": {"a": stage | wrong}}), wrong
+
+
 @pytest.mark.parametrize("option", ["--only", "--from"])
 def test_an_unknown_stage_is_named(option: str, questions: str, tmp_path: Path) -> None:
     done = rlaif("run", "demo", "-o", str(tmp_path / "run"), option, "canidates")

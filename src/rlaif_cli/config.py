@@ -28,7 +28,9 @@ Precision = Literal["auto", "bf16", "fp32"]
 # Names, any number of them; one is written as plain text.
 Names = Annotated[
     tuple[str, ...],
-    BeforeValidator(lambda names: (names,) if isinstance(names, str) else names),
+    BeforeValidator(
+        lambda names: (names,) if isinstance(names, str) else names, json_schema_input_type=str | tuple[str, ...]
+    ),
     PlainSerializer(lambda names: names[0] if len(names) == 1 else list(names)),
 ]
 Judges = Annotated[Names, MinLen(1)]

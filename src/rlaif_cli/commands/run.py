@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,6 +153,13 @@ def show_summary(summary: dict[str, Any], folder: Path) -> None:
     console.say(f"\n{seconds / 60:.1f} minutes, {peak:.1f} GiB at most; everything is in {folder}/")
 
 
+def show_schema() -> None:
+    from rlaif_cli.stages.pipeline_schema import schema
+
+    console.guard_stdout()
+    console.data_stream().write(json.dumps(schema(kinds(None)), indent=2) + "\n")
+
+
 def _changed(given: Sequence[str]) -> dict[str, str]:
     """["model=x"] -> {"model": "x"}"""
     for text in given:
@@ -186,12 +194,18 @@ def register(app: typer.Typer) -> None:
         ] = None,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Start every stage that is run anew.")] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the whole file, show the plan.")] = False,
+        schema: Annotated[
+            bool, typer.Option("--schema", help="Print a JSON schema of pipeline files, for editors, and leave.")
+        ] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
         """Run a pipeline file: all stages, resumable."""
         console.debug = debug
         from rlaif_cli.stages.pipeline import read
 
+        if schema:
+            show_schema()
+            return
         if (pipeline is None) == (from_manifest is None):
             raise UsageError("a pipeline file, or --from-manifest, is needed")
         if from_manifest is not None and output is None:
