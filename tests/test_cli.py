@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from conftest import ROOT, rlaif, rows_of
+from rlaif_cli.cli import ORDER
 
 Write = Callable[..., str]
 FAKE_JUDGE = ("--judge", "fake", "--constitution", "helpfulness")
@@ -809,3 +810,49 @@ def test_a_pipeline_is_checked_before_it_starts(tmp_path: Path, change: dict[str
     )
     fails(rlaif("run", "bad.yaml", "-o", "run", cwd=tmp_path), 1, "stage 'before'", said)
     assert os.listdir(tmp_path) == ["bad.yaml"]
+
+
+# --- defaults of one's own ----------------------------------------------------------------------------------
+
+
+def test_defaults_come_from_the_command_line_the_environment_and_a_file_in_this_order(
+    questions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rlaif.toml").write_text('model = "fake"\nseed = 5\n[generate]\nn = 2\nstop = ["x", "y"]\n')
+
+    def settings(*options: str) -> dict[str, Any]:
+        done = rlaif("generate", questions, "--dry-run", *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "from rlaif.toml: --model" in done.stderr
+        return dict(json.loads(done.stderr[done.stderr.index("{") : done.stderr.rindex("}") + 1]))
+
+    found = settings()
+    assert (found["model"], found["seed"], found["n"], found["stop"]) == ("fake", 5, 2, ["x", "y"])
+    monkeypatch.setenv("RLAIF_GENERATE_N", "3")
+    assert settings()["n"] == 3
+    assert settings("-n", "7")["n"] == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('judg = "x"', "no command has the option 'judg'"),
+        ("[labell]\na = 1", "[labell] is no command"),
+        ("[eval.alignment]\nb = 1", "[eval.alignment] has no option 'b'"),
+        ('[label]\nbase_url = "http://x"', "'base_url' may only come from"),
+        ('[generate]\nn = "many"', "'n' cannot be 'many'"),
+        ("overwrite = true", "'overwrite' may only come from"),
+        ("a = = 1", "cannot be read"),
+        ("[" * 9000, "cannot be read"),
+    ],
+)
+def test_a_file_of_defaults_that_cannot_be(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "rlaif.toml").write_text(content)
+    fails(rlaif("generate", "p.jsonl", "--model", "fake", cwd=tmp_path), 1, said, "rlaif.toml")
+    assert rlaif("--version", cwd=tmp_path).returncode == 0
+
+
+def test_help_lists_the_commands_in_the_order_of_use_each_with_a_whole_line() -> None:
+    listed = rlaif("--help").stdout.split("Commands:\n")[1].splitlines()
+    assert [line.split()[0] for line in listed] == list(ORDER)
+    assert not [line for line in listed if line.endswith("...")]

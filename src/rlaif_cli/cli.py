@@ -14,6 +14,7 @@ from rlaif_cli.commands import (
     audit,
     constitution,
     data,
+    defaults,
     doctor,
     evaluate,
     generate,
@@ -29,10 +30,16 @@ from rlaif_cli.commands import (
 from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, InputError, RlaifError
 
 MAX_FAULTS_SHOWN = 20
+_STAGES = ("generate", "revise", "label", "audit", "annotate", "sft", "train-rm", "ppo", "eval", "report")
+ORDER = ("demo", "run", *_STAGES, "lineage", "data", "constitution", "doctor")
 
 
 class ErrorMappingGroup(TyperGroup):
     """Typer carries its own click, so that a real `click.ClickException` would become a traceback (EXAMPLES 3)."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of use; Typer would put groups last."""
+        return [*ORDER, *(name for name in super().list_commands(ctx) if name not in ORDER)]
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -68,6 +75,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Reinforcement learning from AI feedback: prompts and a written constitution in, an aligned model out.",
+    context_settings={"auto_envvar_prefix": "RLAIF"},
 )
 
 
@@ -79,13 +87,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
     ] = False,
-) -> None: ...
+) -> None:
+    context.default_map = defaults.load(context)
 
 
-# In the order of use; `rlaif --help` lists them so.
 generate.register(app)
 revise.register(app)
 label.register(app)

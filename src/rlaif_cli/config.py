@@ -163,7 +163,7 @@ class GenerateConfig(EngineConfig):
 
 
 class ReviseConfig(EngineConfig):
-    """Let a model criticise and rewrite its own responses by a constitution: Constitutional AI's first phase."""
+    """Criticise and rewrite responses by a constitution. Constitutional AI's first phase."""
 
     prompts: str = setting(help="JSONL of prompts, - for stdin, or hf:org/name:split.", argument=True)
     output: str = setting("-", "Where the revisions go; - is stdout.", short="-o", output=False)
@@ -252,7 +252,7 @@ class CompareConfig(JudgeConfig):
 
 
 class LabelConfig(CompareConfig):
-    """Turn candidates into soft preferences with an LLM judge."""
+    """Turn candidates into soft preferences by an LLM judge."""
 
     candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
     output: str = setting("-", "Where the preferences go; - is stdout.", short="-o", output=False)
@@ -261,7 +261,7 @@ class LabelConfig(CompareConfig):
 
 
 class AnnotateConfig(InputConfig):
-    """Compare pairs by hand, in a page on this machine: blind, shuffled, by keyboard, saved at once."""
+    """Compare pairs by hand, in a page on this machine. Blind, shuffled, by keyboard, saved at once."""
 
     candidates: str = setting(help="JSONL of candidates.", argument=True)
     output: str = setting(help="Where the answers go: human pairs, as `rlaif eval alignment` reads them.", short="-o")
@@ -273,7 +273,7 @@ class AnnotateConfig(InputConfig):
 
 
 class AuditConfig(InputConfig):
-    """Check labels before anyone trains on them: bias, mass, ties, length, repeats; ok, look or stop for each."""
+    """Check labels before anyone trains on them. Bias, mass, ties, length, repeats; ok, look or stop for each."""
 
     preferences: str = setting(help="JSONL of preferences, or - for stdin.", argument=True)
     skip_invalid: bool = setting(False, "Go on without lines that cannot be used; they are counted.")
@@ -422,7 +422,7 @@ class EpochsConfig(TrainConfig):
 
 
 class SftConfig(EpochsConfig):
-    """Fine-tune a model on responses: revisions, chosen responses, or any prompts with their responses."""
+    """Fine-tune a model on responses. On revisions, chosen responses, or any prompts with their responses."""
 
     records: str = setting(
         help="JSONL of prompts with a response, completion, chosen or messages; or -.", argument=True
@@ -486,7 +486,7 @@ class RewardSourceConfig(InputConfig):
 
 
 class PPOConfig(TrainConfig, RewardSourceConfig):
-    """Tune a policy with PPO against a reward model, or directly against a judge."""
+    """Tune a policy by PPO against a reward model or a judge."""
 
     prompts: str = setting(help="JSONL of prompts, or - for stdin.", argument=True)
     engine: EngineName = setting("vllm", "What samples the rollouts, and runs a judge: vllm, transformers or fake.")
@@ -649,7 +649,7 @@ class RewardModelEvalConfig(InputConfig):
 
 
 class LineageConfig(StageConfig):
-    """From an output back to what it was made of, with every recorded hash held against what stands there now."""
+    """From an output back to what it was made of. Every recorded hash is held against what stands there now."""
 
     path: str = setting(help="An output: a file, or the folder of a trained model.", argument=True)
     verify: bool = setting(False, "Hash the checkpoints too; without it, their manifests are asked.", output=False)
@@ -657,7 +657,7 @@ class LineageConfig(StageConfig):
 
 
 class ReportConfig(StageConfig):
-    """Write a run's numbers, curves and samples into one HTML file."""
+    """Write a run's numbers, curves and samples as one page."""
 
     run_folder: str = setting(help="The folder of a run.", argument=True)
     output: str = setting(help="The HTML file.", short="-o", output=False)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # at run time each command imports it, so that `rlaif --help`
 
 app = typer.Typer(
     name="constitution",
-    help="Principles that a judge judges by: list and show the shipped ones, check your own.",
+    help="List, show and check the principles of a judge.",
     no_args_is_help=True,
 )
 

@@ -12,7 +12,7 @@ from rlaif_cli.commands.options import command, partial
 from rlaif_cli.config import ConvertConfig, DataConfig, DedupeConfig, SplitConfig, StatsConfig, ValidateConfig
 from rlaif_cli.errors import EXIT_FAILED
 
-app = typer.Typer(help="Files of records: check, mend, count, convert, split, free of repeats.", no_args_is_help=True)
+app = typer.Typer(help="Check, mend, count, convert, split or dedupe records.", no_args_is_help=True)
 
 
 def _kind(config: DataConfig) -> str:

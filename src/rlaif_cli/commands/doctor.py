@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="The findings as one JSON object.")] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
-        """What this machine can run, what is missing, and the command that mends it."""
+        """Say what this machine can run, and what mends the rest."""
         from rich.table import Table
         from rich.text import Text
 

@@ -21,7 +21,7 @@ from rlaif_cli.config import (
 )
 from rlaif_cli.errors import EXIT_PARTIAL
 
-app = typer.Typer(help="Say honestly whether it helped: each number with n and an interval.", no_args_is_help=True)
+app = typer.Typer(help="Say whether it helped, each number with its interval.", no_args_is_help=True)
 
 
 def shown(name: str, found: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ def command(
 
     def callback(**values: Any) -> None:
         console.debug = values.pop("debug")
+        say_sources(values.pop("context"))
         settings = parse(config, {key: value for key, value in values.items() if value is not None})
         console.guard_stdout()
         if settings.dry_run:
@@ -35,10 +36,19 @@ def command(
     parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
     debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
     parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=debug))
+    parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     callback.__doc__ = config.__doc__
     app.command(name, hidden=hidden)(callback)
+
+
+def say_sources(context: typer.Context) -> None:
+    """No setting comes silently from elsewhere than the command line."""
+    for name, told in (("DEFAULT_MAP", "rlaif.toml"), ("ENVIRONMENT", "the environment")):
+        sources = {key: context.get_parameter_source(key) for key in context.params}
+        if found := [flag(key) for key, source in sources.items() if source is not None and source.name == name]:
+            console.say(f"from {told}: {', '.join(found)}")
 
 
 def parse(config: type[StageConfig], values: dict[str, Any]) -> Any:
@@ -69,7 +79,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     if isinstance(default, tuple | list):
         default = list(default) or None
     if extra.get("argument"):
-        shown: Any = typer.Argument(help=field.description, show_default=False)
+        shown: Any = typer.Argument(help=field.description, show_default=False, show_envvar=False)
     else:
         flags = [str(extra["short"])] if "short" in extra else []
         # Booleans that are off by default are plain switches: there is nothing to say `--no-…` to.
@@ -78,6 +88,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
             *flags,
             help=field.description,
             show_default=default not in (None, False, ""),
+            show_envvar=False,
         )
     annotation = Annotated[kind, shown]  # type: ignore[valid-type]  # made while running, for Typer to read
     return inspect.Parameter(

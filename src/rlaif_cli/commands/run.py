@@ -199,7 +199,7 @@ def register(app: typer.Typer) -> None:
         ] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
-        """Run a pipeline file: all stages, resumable."""
+        """Run a pipeline file, all of its stages or some."""
         console.debug = debug
         from rlaif_cli.stages.pipeline import read
 
@@ -229,6 +229,6 @@ def register(app: typer.Typer) -> None:
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Start every stage anew.")] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     ) -> None:
-        """The whole chain on the built-in small model and shipped real prompts, on a laptop, in minutes."""
+        """Run the whole chain on the built-in model, in minutes. On real prompts and human preferences."""
         console.debug = debug
         raise typer.Exit(run_pipeline(DEMO, output, overwrite=overwrite))
