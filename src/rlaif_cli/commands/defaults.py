@@ -84,7 +84,7 @@ def _of_group(
 def _fault(context: Any, option: Any, value: Any) -> str | None:
     """Why an option cannot have this value, where its type alone says so."""
     try:
-        option.type_cast_value(context, value)
+        option.process_value(context, value)
     except Exception as error:  # click's own kinds, of the click that Typer carries
         return f"'{option.name}' cannot be {value!r}: {getattr(error, 'message', error)}"
     return None
