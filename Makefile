@@ -8,7 +8,7 @@ VLLM ?= auto
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format types audit clean
+.PHONY: help setup demo test test-slow lint format types docs audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ format: setup ## mend style
 
 types: setup ## check types
 	@$(BIN)/mypy
+
+docs: setup ## docs/commands/, a page for every command, from the command line itself
+	@$(BIN)/python scripts/command_pages.py
 
 audit: setup ## known vulnerabilities of what is installed, where the advisories can be reached
 	@$(PYTHON) scripts/audit.py

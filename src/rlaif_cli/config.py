@@ -7,7 +7,7 @@ may be resumed with another value of it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
 from pydantic import (
@@ -64,6 +64,8 @@ ORDERED = "Rows in the order of the input; one that is ready waits for those bef
 
 
 class StageConfig(BaseModel):
+    examples: ClassVar[tuple[str, ...]] = ()  # for the help and the pages of commands
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     seed: int = setting(0, "Fixes everything that can be fixed.", ge=0, lt=2**31)
@@ -144,6 +146,10 @@ class EngineConfig(InputConfig):
 class GenerateConfig(EngineConfig):
     """Sample candidate responses for every prompt."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif generate prompts.jsonl --model smollm2-135m -n 4 -o candidates.jsonl",
+        "rlaif generate hf:org/prompts:train --model org/model --max-tokens 512 | gzip > candidates.jsonl.gz",
+    )
     prompts: str = setting(help="JSONL of prompts, - for stdin, or hf:org/name:split.", argument=True)
     output: str = setting("-", "Where the candidates go; - is stdout.", short="-o", output=False)
     model: str = setting(help="A built-in model, a folder, a .gguf file or a hub name.")
@@ -165,6 +171,9 @@ class GenerateConfig(EngineConfig):
 class ReviseConfig(EngineConfig):
     """Criticise and rewrite responses by a constitution. Constitutional AI's first phase."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif revise prompts.jsonl --model org/model --constitution harmlessness --rounds 2 -o revisions.jsonl",
+    )
     prompts: str = setting(help="JSONL of prompts, - for stdin, or hf:org/name:split.", argument=True)
     output: str = setting("-", "Where the revisions go; - is stdout.", short="-o", output=False)
     model: str = setting(help="A built-in model, a folder, a .gguf file or a hub name.")
@@ -254,6 +263,10 @@ class CompareConfig(JudgeConfig):
 class LabelConfig(CompareConfig):
     """Turn candidates into soft preferences by an LLM judge."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif label candidates.jsonl --judge org/judge --constitution helpfulness -o preferences.jsonl",
+        "rlaif label - --judge gpt --engine openai --base-url http://127.0.0.1:8000/v1 --constitution my.yaml < c",
+    )
     candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
     output: str = setting("-", "Where the preferences go; - is stdout.", short="-o", output=False)
     pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
@@ -263,6 +276,9 @@ class LabelConfig(CompareConfig):
 class AnnotateConfig(InputConfig):
     """Compare pairs by hand, in a page on this machine. Blind, shuffled, by keyboard, saved at once."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif annotate candidates.jsonl -o human.jsonl --annotator ann --labels preferences.jsonl",
+    )
     candidates: str = setting(help="JSONL of candidates.", argument=True)
     output: str = setting(help="Where the answers go: human pairs, as `rlaif eval alignment` reads them.", short="-o")
     annotator: str = setting(help="Who answers; several people may share one file.", min_length=1)
@@ -275,6 +291,10 @@ class AnnotateConfig(InputConfig):
 class AuditConfig(InputConfig):
     """Check labels before anyone trains on them. Bias, mass, ties, length, repeats; ok, look or stop for each."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif audit preferences.jsonl",
+        "rlaif audit preferences.jsonl --strict --json > audit.json",
+    )
     preferences: str = setting(help="JSONL of preferences, or - for stdin.", argument=True)
     skip_invalid: bool = setting(False, "Go on without lines that cannot be used; they are counted.")
     as_json: bool = setting(False, "The findings as one JSON object.", flag="--json", output=False)
@@ -294,6 +314,10 @@ class DataConfig(InputConfig):
 class ValidateConfig(DataConfig):
     """Every fault of a file, by line and field."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif data validate rows.jsonl",
+        "rlaif data validate rows.jsonl --kind prompts --fix mended.jsonl",
+    )
     fix: str | None = setting(
         None,
         "Write a copy here in which all is mended that can be mended without a judgement; the rest goes beside it.",
@@ -303,6 +327,7 @@ class ValidateConfig(DataConfig):
 class StatsConfig(DataConfig):
     """What is in a file: rows, prompts, repeats, lengths, labels, sources."""
 
+    examples: ClassVar[tuple[str, ...]] = ("rlaif data stats preferences.jsonl",)
     as_json: bool = setting(False, "The numbers as one JSON object.", flag="--json", output=False)
 
 
@@ -326,6 +351,10 @@ FormatName = Literal[
 class ConvertConfig(RewriteConfig):
     """Rows of other tools into ours, and ours into theirs."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif data convert trl.jsonl --from trl-preference -o preferences.jsonl",
+        "rlaif data convert preferences.jsonl --to openai-chat -o chats.jsonl",
+    )
     from_format: FormatName | None = setting(None, "What the file is; default: our own records.", flag="--from")
     to_format: FormatName | None = setting(None, "What it is to become; default: our own records.", flag="--to")
 
@@ -341,6 +370,9 @@ class ConvertConfig(RewriteConfig):
 class SplitConfig(RewriteConfig):
     """Two files with no prompt in common."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif data split preferences.jsonl --fraction 0.1 --held-out test.jsonl -o train.jsonl",
+    )
     held_out: str = setting(help="Where the held-out rows go.", output=False)
     fraction: float = setting(0.1, "The share of the prompts held out.", gt=0, lt=1)
 
@@ -348,6 +380,7 @@ class SplitConfig(RewriteConfig):
 class DedupeConfig(RewriteConfig):
     """Without rows that say again what an earlier one says."""
 
+    examples: ClassVar[tuple[str, ...]] = ("rlaif data dedupe prompts.jsonl --by prompt -o distinct.jsonl",)
     by: Literal["content", "prompt"] = setting(
         "content", "content: prompt and responses are equal; prompt: one row a prompt."
     )
@@ -424,6 +457,10 @@ class EpochsConfig(TrainConfig):
 class SftConfig(EpochsConfig):
     """Fine-tune a model on responses. On revisions, chosen responses, or any prompts with their responses."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif sft revisions.jsonl --model org/model -o sft",
+        "rlaif sft chats.jsonl --model org/model --lora-rank 16 -o sft",
+    )
     records: str = setting(
         help="JSONL of prompts with a response, completion, chosen or messages; or -.", argument=True
     )
@@ -434,6 +471,10 @@ class SftConfig(EpochsConfig):
 class RewardModelConfig(EpochsConfig):
     """Train a reward model on soft preferences."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif train-rm preferences.jsonl --model org/model -o rm",
+        "rlaif train-rm preferences.jsonl --model org/model --human people.jsonl --patience 3 --eval-every 20 -o rm",
+    )
     preferences: str = setting(help="JSONL of preferences, or - for stdin.", argument=True)
     max_length: int = setting(1024, "Prompt and response together, tokens; longer pairs are refused.", ge=8)
     margin: float = setting(0.0, "Asked of r_chosen - r_rejected beyond what the label asks.", ge=0)
@@ -488,6 +529,10 @@ class RewardSourceConfig(InputConfig):
 class PPOConfig(TrainConfig, RewardSourceConfig):
     """Tune a policy by PPO against a reward model or a judge."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif ppo prompts.jsonl --model org/model --reward-model rm --steps 200 -o policy",
+        "rlaif ppo prompts.jsonl --model org/model --judge org/judge --constitution helpfulness -o policy",
+    )
     prompts: str = setting(help="JSONL of prompts, or - for stdin.", argument=True)
     engine: EngineName = setting("vllm", "What samples the rollouts, and runs a judge: vllm, transformers or fake.")
     system: str | None = setting(None, "A system prompt for every prompt.")
@@ -584,6 +629,9 @@ def result_output() -> Any:
 class AlignmentConfig(CompareConfig):
     """How often a judge agrees with people, beside the rule that the longer response wins."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif eval alignment human.jsonl --judge org/judge --constitution helpfulness -o alignment.json",
+    )
     pairs: str = setting(help="JSONL of response pairs with human preferences, or - for stdin.", argument=True)
     output: str = result_output()
 
@@ -591,6 +639,9 @@ class AlignmentConfig(CompareConfig):
 class WinRateConfig(CompareConfig):
     """How often a judge prefers the responses of A to those of B on the same prompts."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif eval win-rate after.jsonl before.jsonl --judge org/judge --constitution helpfulness -o win_rate.json",
+    )
     a: str = setting(help="Candidates of the tuned model, or a model to sample from --prompts.", argument=True)
     b: str = setting(help="Candidates of the model it is compared with, or a model.", argument=True)
     output: str = result_output()
@@ -603,6 +654,9 @@ class WinRateConfig(CompareConfig):
 class HarmlessRateConfig(JudgeConfig):
     """The share of responses that a judge finds harmless, each by itself; by every principle, and by their mean."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif eval harmless-rate after.jsonl --judge org/judge --constitution harmlessness -o harmless.json",
+    )
     candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
     constitution: str = setting("harmlessness", "A shipped constitution's name, or a YAML file.")
     principles: tuple[str, ...] = setting(("all",), "'all', or the ids of those to ask.")
@@ -619,6 +673,9 @@ class HarmlessRateConfig(JudgeConfig):
 class RewardConfig(RewardSourceConfig):
     """The mean reward of candidates by a reward model or a judge; of two files, and their difference."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif eval reward after.jsonl --baseline before.jsonl --reward-model rm -o reward.json",
+    )
     candidates: str = setting(help="JSONL of candidates.", argument=True)
     baseline: str | None = setting(None, "Other candidates for the same prompts, to compare with.")
     output: str = result_output()
@@ -630,6 +687,9 @@ class RewardConfig(RewardSourceConfig):
 class BestOfNConfig(CompareConfig):
     """Whether a judge prefers the response that a reward model chooses of n: to the first, and to a random one."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif eval best-of-n candidates.jsonl --reward-model rm --judge J --constitution helpfulness -o best.json",
+    )
     candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
     reward_model: Judges = setting(help="A reward model's folder. Several times: the mean of their normalised rewards.")
     output: str = result_output()
@@ -640,6 +700,7 @@ class BestOfNConfig(CompareConfig):
 class RewardModelEvalConfig(InputConfig):
     """How often a reward model agrees with people or with labels, beside the rule that the longer response wins."""
 
+    examples: ClassVar[tuple[str, ...]] = ("rlaif eval reward-model human.jsonl --reward-model rm -o quality.json",)
     pairs: str = setting(help="JSONL of response pairs with human preferences, or of preferences; or -.", argument=True)
     reward_model: Judges = setting(help="A reward model's folder. Several times: their probabilities are averaged.")
     output: str = result_output()
@@ -651,6 +712,10 @@ class RewardModelEvalConfig(InputConfig):
 class LineageConfig(StageConfig):
     """From an output back to what it was made of. Every recorded hash is held against what stands there now."""
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif lineage policy",
+        "rlaif lineage preferences.jsonl --verify --json",
+    )
     path: str = setting(help="An output: a file, or the folder of a trained model.", argument=True)
     verify: bool = setting(False, "Hash the checkpoints too; without it, their manifests are asked.", output=False)
     as_json: bool = setting(False, "The tree as one JSON object.", flag="--json", output=False)
@@ -659,5 +724,6 @@ class LineageConfig(StageConfig):
 class ReportConfig(StageConfig):
     """Write a run's numbers, curves and samples as one page."""
 
+    examples: ClassVar[tuple[str, ...]] = ("rlaif report runs/demo -o report.html",)
     run_folder: str = setting(help="The folder of a run.", argument=True)
     output: str = setting(help="The HTML file.", short="-o", output=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlaif_cli import console
+from rlaif_cli.commands.options import epilog
 
 if TYPE_CHECKING:  # at run time each command imports it, so that `rlaif --help` need not wait for pydantic
     from rlaif_cli.constitution import Constitution
@@ -21,7 +22,7 @@ app = typer.Typer(
 )
 
 
-@app.command("list")
+@app.command("list", epilog=epilog("rlaif constitution list"))
 def list_() -> None:
     """List the constitutions that ship with rlaif: name, number of principles, description."""
     from rlaif_cli.constitution import load, shipped
@@ -33,7 +34,7 @@ def list_() -> None:
         typer.echo(f"{constitution.name:<{width}}  {count} principles  {constitution.description}")
 
 
-@app.command()
+@app.command(epilog=epilog("rlaif constitution show helpfulness"))
 def show(
     name: Annotated[str, typer.Argument(help="A shipped name, or the path of a YAML file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")] = False,
@@ -49,7 +50,7 @@ def show(
         typer.echo("\n".join(_as_text(constitution, width)))
 
 
-@app.command()
+@app.command(epilog=epilog("rlaif constitution check my.yaml"))
 def check(path: Annotated[str, typer.Argument(help="The YAML file (or a shipped name).")]) -> None:
     """Check a constitution file and report all of its faults at once, each with its line and field.
 

@@ -9,16 +9,17 @@ from typing import Annotated
 import typer
 
 from rlaif_cli import console
+from rlaif_cli.commands.options import Debug, epilog
 from rlaif_cli.errors import EXIT_FAILED
 
 _STYLE = {"ok": "green", "note": "yellow", "missing": "bold red"}
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("doctor")
+    @app.command("doctor", epilog=epilog("rlaif doctor", "rlaif doctor --json"))
     def _doctor(
         as_json: Annotated[bool, typer.Option("--json", help="The findings as one JSON object.")] = False,
-        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+        debug: Debug = False,
     ) -> None:
         """Say what this machine can run, and what mends the rest."""
         from rich.table import Table

@@ -15,6 +15,8 @@ from rlaif_cli import console
 from rlaif_cli.config import StageConfig
 from rlaif_cli.errors import EXIT_PARTIAL, UsageError
 
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", show_envvar=False)]
+
 
 def command(
     app: typer.Typer, name: str, config: type[StageConfig], run: Callable[[Any], int], *, hidden: bool = False
@@ -34,13 +36,17 @@ def command(
 
     parameters = [_parameter(field_name, field) for field_name, field in config.model_fields.items()]
     parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
-    debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-    parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=debug))
+    parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug))
     parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     callback.__doc__ = config.__doc__
-    app.command(name, hidden=hidden)(callback)
+    app.command(name, hidden=hidden, epilog=epilog(*config.examples))(callback)
+
+
+def epilog(*examples: str) -> str | None:
+    """Examples at the end of a help; `\\b` keeps click from joining their lines."""
+    return "\b\nExamples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
 
 
 def say_sources(context: typer.Context) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from rlaif_cli import config, console
+from rlaif_cli.commands.options import Debug, epilog
 from rlaif_cli.console import ProgressCallback
 from rlaif_cli.errors import UsageError
 
@@ -169,7 +170,14 @@ def _changed(given: Sequence[str]) -> dict[str, str]:
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("run")
+    @app.command(
+        "run",
+        epilog=epilog(
+            "rlaif run helpful --set model=org/model --set judge=org/judge",
+            "rlaif run mine.yaml -o runs/mine --from rm",
+            "rlaif run --from-manifest preferences.jsonl -o again.jsonl",
+        ),
+    )
     def _run(
         pipeline: Annotated[
             str | None, typer.Argument(help="A pipeline file (YAML), or the name of a shipped one.")
@@ -197,7 +205,7 @@ def register(app: typer.Typer) -> None:
         schema: Annotated[
             bool, typer.Option("--schema", help="Print a JSON schema of pipeline files, for editors, and leave.")
         ] = False,
-        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+        debug: Debug = False,
     ) -> None:
         """Run a pipeline file, all of its stages or some."""
         console.debug = debug
@@ -223,11 +231,11 @@ def register(app: typer.Typer) -> None:
         )
         raise typer.Exit(code)
 
-    @app.command("demo")
+    @app.command("demo", epilog=epilog("rlaif demo -o runs/demo"))
     def _demo(
         output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = Path("runs/demo"),
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Start every stage anew.")] = False,
-        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+        debug: Debug = False,
     ) -> None:
         """Run the whole chain on the built-in model, in minutes. On real prompts and human preferences."""
         console.debug = debug

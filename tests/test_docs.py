@@ -1,0 +1,60 @@
+"""What the documentation says of the program is what the program says of itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+
+from conftest import ROOT
+from rlaif_cli.cli import app
+
+PAGES = ROOT / "docs" / "commands"
+
+
+@pytest.fixture(scope="module")
+def command_pages() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("command_pages", ROOT / "scripts" / "command_pages.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_of_commands_are_up_to_date(command_pages: ModuleType) -> None:
+    written = {path.name: path.read_text("utf-8") for path in PAGES.glob("*.md")}
+    assert written == command_pages.pages(), "`make docs` writes them anew"
+
+
+def test_every_command_has_an_example_that_could_be_run(command_pages: ModuleType) -> None:
+    group = typer.main.get_command(app)
+    for name, command in command_pages.commands(group):
+        examples = re.findall(r"^  (rlaif .*)$", command.epilog or "", re.MULTILINE)
+        assert examples, name
+        for example in examples:
+            words = shlex.split(re.split(r" [|<>] ", example)[0])[1:]
+            found: Any = group
+            while hasattr(found, "commands"):
+                found = found.commands[words.pop(0)]
+            assert found is command or name in example, example
+            found.make_context(name, words)  # raises where an option or argument is not known, or lacks
+
+
+def links(path: Path) -> list[str]:
+    text = re.sub(r"^(```.*?^```|    .*?$)", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", text)
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
+)
+def test_no_link_leads_nowhere(path: Path) -> None:
+    for link in links(path):
+        target, _, _ = link.partition("#")
+        assert not target or target.startswith("http") or (path.parent / target).exists(), f"{path}: {link}"
