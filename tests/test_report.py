@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from rlaif_cli.errors import InputError
-from rlaif_cli.stages import report
-from rlaif_cli.stages.report import findings, spread, write_report
+from rlaif_cli.stages.report import findings, write_report
+from rlaif_cli.stages.report.samples import SAMPLES, spread
 
 HOSTILE = "<script>alert(1)</script></script><img src=https://evil.example/x onerror=alert(2)>{{ 7 * 7 }}"
 
@@ -331,4 +331,31 @@ def test_samples_are_spread_evenly_over_all_comparisons() -> None:
     chosen = [item["p_a"] for item in spread(items, 5)]
     assert chosen == [1.0, 0.75, 0.5, 0.25, 0.0]
     assert len(spread(items[:3])) == 3
-    assert report.SAMPLES == 20
+    assert SAMPLES == 20
+
+
+# ------------------------------------------------------------------------------------- Markdown and JSON
+
+
+def test_the_same_numbers_as_json(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    found = json.loads(write_report(folder, folder / "report.json").read_text("utf-8"))
+    summary = make_summary(folder)
+    assert found["findings"] == findings(summary, folder)
+    assert list(found["stages"]) == list(summary["stages"])
+    rates = {rate["name"]: rate for rate in found["rates"]}
+    assert rates["Tuned model wins"] == {"name": "Tuned model wins", "value": 0.71, "low": 0.63, "high": 0.79, "n": 90}
+    assert found["headline"].startswith("The judge prefers the tuned model")
+
+
+def test_the_same_numbers_as_markdown_in_which_names_are_text(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    summary = make_summary(folder) | {"name": "x](http://evil) <script> `a|b` \x1b[2J"}
+    (folder / "summary.json").write_text(json.dumps(summary), "utf-8")
+    text = write_report(folder, folder / "report.md").read_text("utf-8")
+    assert text.startswith("# x\\](http://evil) \\<script\\> \\`a\\|b\\` \\\\x1b\\[2J\n")
+    for finding in findings(summary, folder):
+        assert finding.split(":")[0] in text
+    assert "| Tuned model wins | 71.0 % [63.0, 79.0] | 90 |" in text
+    cells = [line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")]
+    assert set(cells) == {3, 4}, "every row has as many cells as its table"

@@ -726,4 +726,4 @@ class ReportConfig(StageConfig):
 
     examples: ClassVar[tuple[str, ...]] = ("rlaif report runs/demo -o report.html",)
     run_folder: str = setting(help="The folder of a run.", argument=True)
-    output: str = setting(help="The HTML file.", short="-o", output=False)
+    output: str = setting(help="One HTML page; a name in .md or .json: the same numbers.", short="-o", output=False)

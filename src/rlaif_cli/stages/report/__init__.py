@@ -1,0 +1,9 @@
+"""A run on one page: what was found, how sure, what it took, curves and samples.
+
+`findings` are the same sentences that the terminal shows.
+"""
+
+from rlaif_cli.stages.report.findings import findings
+from rlaif_cli.stages.report.page import write_report
+
+__all__ = ["findings", "write_report"]

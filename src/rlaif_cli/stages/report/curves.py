@@ -1,0 +1,181 @@
+"""The curves of a run's training, as plotly figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli.stages.report.findings import mean
+from rlaif_cli.stages.report.run import Run, tolerant_rows
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A plotly figure. Colours are names of the page's CSS variables, so that they follow dark and light."""
+
+    title: str
+    caption: str
+    spoken: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Curves:
+    title: str
+    note: str
+    charts: list[Chart]
+
+
+# (key in metrics.jsonl, title, unit, how to read it)
+_RM_CHARTS = (
+    (
+        "loss",
+        "Loss",
+        "nats a pair",
+        "It cannot fall below the floor, the labels' own entropy. A coin's is 0.693.",
+    ),
+    (
+        "accuracy",
+        "Accuracy",
+        "share of pairs",
+        "How often the preferred response gets more reward. A coin's is 0.5.",
+    ),
+)
+_PPO_CHARTS = (
+    ("reward", "Reward", "mean reward", "Healthy: it rises and levels off."),
+    (
+        "kl",
+        "KL to the start",
+        "nats a response",
+        "Healthy: slow growth. With a runaway KL, reward is being hacked.",
+    ),
+    (
+        "response_length",
+        "Response length",
+        "tokens",
+        "A reward that rises only with length is a reward for length.",
+    ),
+    (
+        "mismatch",
+        "Engine and trainer mismatch",
+        "nats a token",
+        "Healthy: small and flat; it shows unsynced weights.",
+    ),
+)
+
+
+def curves(run: Run) -> list[Curves]:
+    """Of every training stage; also of one that was killed, which the summary does not know yet."""
+    known = {}
+    for stage in (stage for stage in run.stages if stage.kind in ("train-rm", "ppo")):
+        folder = run.locate(stage.settings.get("output"))
+        path = (folder or run.folder / stage.name) / "metrics.jsonl"
+        known[path.resolve()] = _curves_of(stage.name, stage.kind, path, stage.results, "")
+    for path in sorted(run.folder.glob("*/metrics.jsonl")):
+        if path.resolve() not in known:
+            kind = "ppo" if "kl" in next(iter(tolerant_rows(path)), {}) else "train-rm"
+            note = "This stage has not finished; the curves show how far it came."
+            known[path.resolve()] = _curves_of(path.parent.name, kind, path, {}, note)
+    return list(known.values())
+
+
+def _curves_of(name: str, kind: str, path: Path, results: dict[str, Any], note: str) -> Curves:
+    rows, title = tolerant_rows(path), f"{'PPO' if kind == 'ppo' else 'Reward model'}: {name}"
+    if not rows:
+        return Curves(title, f"Missing: {path} holds no rows, so there are no curves.", [])
+    wanted = _PPO_CHARTS if kind == "ppo" else _RM_CHARTS
+    charts = [_line_chart(rows, *words, _beside(words[0], rows, results)) for words in wanted]
+    charts.append(_phases(rows))
+    return Curves(title, note, [chart for chart in charts if chart])
+
+
+def _line_chart(
+    rows: list[dict[str, Any]], key: str, title: str, unit: str, caption: str, extra: list[dict[str, Any]]
+) -> Chart | None:
+    values = _column(rows, key)
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    width = _window(rows)
+    lines = [_line(rows, values, "each step", "--accent", 2)]
+    if width > 3:
+        mean = _line(rows, _running_mean(values, width), f"mean of {width} steps", "--accent", 2.5)
+        lines = [_line(rows, values, "each step", "--faint", 1) | {"showlegend": False}, mean]
+    spoken = f"{title}, {unit}: {known[0]:.4g} at the first step, {known[-1]:.4g} at the last of {len(rows)}"
+    zero = "tozero" if key in ("kl", "mismatch") else "normal"  # small noise must not look like a cliff
+    layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": unit}, "rangemode": zero}}
+    return Chart(title, caption, spoken, [*lines, *extra], layout)
+
+
+def _beside(key: str, rows: list[dict[str, Any]], results: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a curve is to be compared with: its floor, and the number on held-out data."""
+    floor = _running_mean(_column(rows, "entropy_floor"), _window(rows)) if key == "loss" else []
+    lines = [_line(rows, floor, "floor", "--second", 2, "dot")] if any(v is not None for v in floor) else []
+    held_out = (results.get("held_out") or {}).get(key)
+    if held_out is not None:
+        lines.append(_line(rows, [held_out] * len(rows), "held out", "--third", 2, "dash"))
+    return lines
+
+
+def _phases(rows: list[dict[str, Any]]) -> Chart | None:
+    """Where the time went: seconds of each phase over all steps."""
+    names = [key for key in rows[0] if key.startswith("seconds_")]
+    totals = {name.removeprefix("seconds_"): sum(v or 0 for v in _column(rows, name)) for name in names}
+    if not totals:
+        return None
+    words = {name: f"{seconds:.1f} s" for name, seconds in totals.items()}
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": list(totals.values()),
+        "y": list(totals),
+        "text": list(words.values()),
+        "textposition": "auto",
+        "marker": {"color": "--accent"},
+        "hoverinfo": "none",
+    }
+    spoken = "Seconds by phase: " + ", ".join(f"{name} {text}" for name, text in words.items())
+    layout = {"xaxis": {"title": {"text": "seconds"}}, "yaxis": {"autorange": "reversed"}, "hovermode": False}
+    return Chart("Seconds by phase", f"Summed over all {len(rows)} steps.", spoken, [bars], layout)
+
+
+def _line(
+    rows: list[dict[str, Any]],
+    values: Sequence[float | None],
+    name: str,
+    colour: str,
+    width: float,
+    dash: str = "solid",
+) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines" if len(rows) > 1 else "markers",
+        "x": _column(rows, "step"),
+        "y": list(values),
+        "name": name,
+        "line": {"color": colour, "width": width, "dash": dash},
+        "marker": {"color": colour},
+        "hovertemplate": "%{y:.4g}",
+    }
+
+
+def _column(rows: list[dict[str, Any]], key: str) -> list[float | None]:
+    """A metric over the steps; None where it is missing or not finite, which JSON cannot say."""
+    values = (row.get(key) for row in rows)
+    return [v if isinstance(v, (int, float)) and math.isfinite(v) else None for v in values]
+
+
+def _window(rows: list[dict[str, Any]]) -> int:
+    """An eighth of the steps, made odd; 1, which smooths nothing, where there are few."""
+    return len(rows) // 16 * 2 + 1
+
+
+def _running_mean(values: Sequence[float | None], width: int) -> list[float | None]:
+    """The mean of each step and its neighbours, `width` in all (odd); fewer at the ends."""
+    half = width // 2
+    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [mean(v for v in window if v is not None) for window in windows]

@@ -1,0 +1,347 @@
+"""What a run found, in plain sentences: never more than an interval allows, and plainly where there is no effect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from rlaif_cli.errors import InputError
+from rlaif_cli.jsonl import Source
+from rlaif_cli.output import beside
+from rlaif_cli.records import PromptRecord, as_messages, prompt_text
+from rlaif_cli.stages.report.run import Run, Stage
+
+FEW = 10  # below this many independent items a bootstrap interval is too narrow to be believed
+Effect = Literal["above", "below", "none", "few"]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _rate(estimate: dict[str, Any]) -> str:
+    return f"{_percent(estimate['value'])} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+
+
+def _amount(estimate: dict[str, Any]) -> str:
+    return f"{estimate['value']:+.2f} [{estimate['low']:+.2f}, {estimate['high']:+.2f}]"
+
+
+def _effect(estimate: dict[str, Any], null: float, n: int) -> Effect:
+    """On which side of "no effect" the interval lies."""
+    if n < FEW:
+        return "few"
+    if estimate["low"] > null:
+        return "above"
+    return "below" if estimate["high"] < null else "none"
+
+
+def _few(n: int, of: str) -> str:
+    return f"{n} {of} are too few to tell an effect from chance"
+
+
+def _number(value: Any) -> str:
+    """A result as people read it: an estimate with its interval, few digits, no braces."""
+    if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
+        low, high = _number(value["low"]), _number(value["high"])
+        return f"{_number(value['value'])} [{low}, {high}]" + (f", n = {value['n']}" if "n" in value else "")
+    if isinstance(value, list):
+        return f"[{', '.join(map(_number, value))}]"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def flat(results: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """(name, number) of everything in a stage's results; what its settings say already is left out."""
+    for key, value in results.items():
+        if key in ("metric", "judge", "method", "constitution", "a", "b", "items"):
+            continue
+        if value is None:
+            continue
+        if isinstance(value, dict) and "value" not in value:
+            yield from flat(value, f"{key} ")
+        else:
+            yield (prefix + key).replace("_", " "), _number(value)
+
+
+# --- findings
+
+
+def findings(summary: dict[str, Any], folder: Path) -> list[str]:
+    """What a run found, one plain line a stage, in the chain's order; where there is no effect, it says so.
+
+    Args:
+        summary: what `pipeline.run` returns and `summary.json` holds.
+        folder: the run's folder.
+    """
+    return found_in(Run.of_summary(summary, folder))
+
+
+def found_in(run: Run) -> list[str]:
+    lines = []
+    for kind, title, describe in _DESCRIBERS:
+        found = _training_candidates(run) if kind == "generate" else run.of(kind)
+        for stage in found:
+            name = f"{title} ({stage.name})" if len(found) > 1 else title
+            if parts := [part for part in describe(stage, run) if part]:
+                lines.append(f"{name}: {'; '.join(parts)}")
+    return lines
+
+
+def _training_candidates(run: Run) -> list[Stage]:
+    """The generate stages whose responses are labelled; all of them where nothing is labelled."""
+    labelled = {stage.settings.get("candidates") for stage in run.of("label")}
+    return [s for s in run.of("generate") if not labelled or s.settings.get("output") in labelled]
+
+
+def _candidates(stage: Stage, run: Run) -> list[str]:
+    r = stage.results
+    responses, prompts = r.get("responses") or 0, r.get("rows") or 0
+    cut = f"{r['unfinished']:,} cut off at the length limit" if r.get("unfinished") else ""
+    return [f"{responses:,} responses to {prompts:,} prompts by {stage.settings.get('model')}", cut]
+
+
+def _judge(settings: dict[str, Any]) -> str:
+    """The judge's name, or those of a panel."""
+    named = settings.get("judge")
+    return " + ".join(named) if isinstance(named, list) else str(named)
+
+
+def _labels(stage: Stage, run: Run) -> list[str]:
+    r, s = stage.results, stage.settings
+    parts = [
+        f"{r.get('pairs') or 0:,} pairs judged by {_judge(s)} ({s['method']}, {s['constitution']})",
+        f"{r.get('unscored') or 0:,} unscored",
+    ]
+    if (p := r.get("mean_p_chosen")) is not None:
+        silent = "shows no effect: the judge is undecided nearly everywhere" if p < 0.51 else ""
+        parts += [f"mean p_chosen {p:.3f}", silent]
+    if r.get("flip_rate") is not None:
+        parts.append(f"{_percent(r['flip_rate'])} flip with the order of the responses")
+    if r.get("first_position_share") is not None:
+        parts.append(f"the first position wins {_percent(r['first_position_share'])}")
+    if r.get("mean_mass") is not None:
+        parts.append(f"mean mass on the labels {r['mean_mass']:.3f}")
+    return parts
+
+
+def mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None
+
+
+def _alignment(stage: Stage, run: Run) -> list[str]:
+    judge, longer = stage.results.get("accuracy"), stage.results.get("longer_wins")
+    if not judge:
+        return []
+    n = stage.results.get("n", judge.get("n", 0))
+    first = f"agrees with people in {_rate(judge)} of n = {n} pairs"
+    coin = {
+        "above": "better than a coin (50 %)",
+        "below": "worse than a coin (50 %)",
+        "none": "shows no effect: not distinguishable from a coin (50 %)",
+        "few": _few(n, "pairs"),
+    }[_effect(judge, 0.5, n)]
+    if not longer:
+        return [first, coin]
+    return [f"{first}, 'longer wins' in {_rate(longer)}", coin, _beside_longer(judge, longer)]
+
+
+def _beside_longer(judge: dict[str, Any], longer: dict[str, Any]) -> str:
+    """Rates whose intervals do not overlap differ, however the two correlate; else nothing is claimed."""
+    if judge["low"] > longer["high"]:
+        return "it beats 'longer wins'"
+    if judge["high"] < longer["low"]:
+        return "it does not beat 'longer wins', which is better"
+    return "not distinguishable from 'longer wins'"
+
+
+def _reward_model(stage: Stage, run: Run) -> list[str]:
+    held_out = stage.results.get("held_out")
+    if not held_out:
+        return [
+            f"trained on {stage.results.get('train_pairs', 0):,} pairs",
+            "none was held out to measure it",
+        ]
+    n, (low, high) = held_out["pairs"], held_out["accuracy_interval"]
+    accuracy = {"value": held_out["accuracy"], "low": low, "high": high}
+    verdict = {
+        "above": "",
+        "below": "worse than a coin (50 %)",
+        "none": "shows no effect: the interval holds 50 %",
+        "few": _few(n, "pairs"),
+    }[_effect(accuracy, 0.5, n)]
+    return [
+        f"agrees with the judge's labels in {_rate(accuracy)} of n = {n} held-out pairs",
+        verdict,
+        f"loss {held_out['loss']:.3f}, floor {held_out['entropy_floor']:.3f}, a coin's {math.log(2):.3f}",
+        f"ECE {held_out['ece']:.3f}, Brier {held_out['brier']:.3f}",
+    ]
+
+
+def _ppo(stage: Stage, run: Run) -> list[str]:
+    r = stage.results
+    if "reward_first" not in r:
+        return []
+    unit = _reward_unit(stage)
+    return [
+        f"{r['steps']:,} steps",
+        f"reward {r['reward_first']:+.2f} -> {r['reward_last']:+.2f} ({unit}; first, last fifth of steps)",
+        "" if r["reward_last"] > r["reward_first"] else "shows no effect: the reward did not rise",
+        f"KL to the start {r['kl_last']:.2f} nats a response",
+    ]
+
+
+def _reward_unit(stage: Stage) -> str:
+    return "on the judge's scale" if stage.settings.get("judge") else "in the reward model's standard deviations"
+
+
+def _reward(stage: Stage, run: Run) -> list[str]:
+    r, where = stage.results, _held_out(run.locate(stage.settings.get("candidates")), run)
+    if not r.get("reward"):
+        return []
+    n, baseline, difference = r.get("n", 0), r.get("baseline"), r.get("difference")
+    if not (baseline and difference):
+        return [f"{_amount(r['reward'])} {_reward_unit(stage)}, n = {n} prompts{where}"]
+    verdict = {
+        "above": "the interval is clear of 0",
+        "below": "the interval is clear of 0, on the wrong side: the reward fell",
+        "none": "shows no effect: the interval holds 0",
+        "few": _few(n, "prompts"),
+    }[_effect(difference, 0.0, n)]
+    return [
+        f"mean {baseline['value']:+.2f} before, {r['reward']['value']:+.2f} after, on n = {n} prompts{where}",
+        f"difference {_amount(difference)} {_reward_unit(stage)}",
+        verdict,
+    ]
+
+
+def _win_rate(stage: Stage, run: Run) -> list[str]:
+    r, judge = stage.results, _judge(stage.settings)
+    win, controlled, prompts = r.get("win_rate"), r.get("length_controlled"), r.get("prompts", 0)
+    if not win:
+        return []
+    own = ", which also made the labels" if judge in [_judge(s.settings) for s in run.of("label")] else ""
+    where = _held_out(side_of(stage, run, "a"), run)
+    parts = [
+        f"the tuned model wins {_rate(win)} over the start, n = {prompts} prompts{where}",
+        _WIN_WORDS[_effect(win, 0.5, prompts)] or _few(prompts, "prompts"),
+    ]
+    if controlled:
+        hidden = ", where no effect can be seen" if _effect(controlled, 0.5, prompts) == "none" else ""
+        parts.append(f"at equal length {_rate(controlled)}{hidden}")
+    if r.get("mean_length_a") is not None and r.get("mean_length_b") is not None:
+        parts.append(f"mean length {r['mean_length_b']:,.0f} -> {r['mean_length_a']:,.0f} characters")
+    unscored = f"{r['unscored']:,} unscored" if r.get("unscored") else ""
+    return [*parts, unscored, f"the judge is {judge}{own}"]
+
+
+_WIN_WORDS: dict[Effect, str] = {
+    "above": "the interval is clear of 50 %",
+    "below": "the interval is clear of 50 %, on the wrong side: the judge prefers the start",
+    "none": "no effect can be seen: the interval holds 50 %",
+    "few": "",
+}
+
+
+def _harmless(stage: Stage, run: Run) -> list[str]:
+    r = stage.results
+    if not r.get("harmless_rate"):
+        return []
+    of = Path(str(stage.settings.get("candidates"))).name
+    unscored = f"{r['unscored']:,} unscored" if r.get("unscored") else ""
+    return [f"{_rate(r['harmless_rate'])} of n = {r['n']} responses in {of} are judged harmless", unscored]
+
+
+def side_of(stage: Stage, run: Run, side: str) -> Path | None:
+    """The candidates of a win rate's side; those sampled from a model lie in a file beside the result."""
+    name = str(stage.settings.get(side, ""))
+    path = run.locate(name) if name.endswith(".jsonl") else None
+    return path or run.locate(str(beside(str(stage.settings.get("output")), "win-rate", side)))
+
+
+def _held_out(candidates: Path | None, run: Run) -> str:
+    """Whether a measured file's prompts were trained on, found by comparing; "" where it is not known."""
+    trained = [stage.settings.get("candidates") for stage in run.of("label")]
+    trained += [stage.settings.get("prompts") for stage in run.of("ppo")]
+    seen: set[str] = set().union(*(_prompt_texts(run.locate(path)) for path in trained))
+    measured = _prompt_texts(candidates)
+    if not seen or not measured:
+        return ""
+    both = len(seen & measured)
+    return f" ({both} of them also trained on)" if both else " not trained on"
+
+
+def _prompt_texts(path: Path | None) -> set[str]:
+    """The prompts of a file of prompts or candidates, without system prompts."""
+    try:
+        source = Source(str(path), PromptRecord, skip_invalid=True) if path and path.is_file() else ()
+    except InputError:
+        return set()
+    messages = ([m for m in as_messages(row.prompt) if m.role != "system"] for row in source)
+    return {prompt_text(turns) for turns in messages}
+
+
+_DESCRIBERS: tuple[tuple[str, str, Callable[[Stage, Run], list[str]]], ...] = (
+    ("generate", "Candidates", _candidates),
+    ("label", "Labels", _labels),
+    ("eval alignment", "Judge", _alignment),
+    ("train-rm", "Reward model", _reward_model),
+    ("ppo", "PPO", _ppo),
+    ("eval reward", "Reward", _reward),
+    ("eval win-rate", "Win rate", _win_rate),
+    ("eval harmless-rate", "Harmless rate", _harmless),
+)
+
+
+def headline(run: Run) -> str:
+    """Did it help? One sentence, never more than the interval allows."""
+    measured = [stage.results for stage in run.of("eval win-rate") if stage.results.get("win_rate")]
+    if not measured:
+        return "Whether it helped was not measured: this run has no win rate."
+    r = measured[-1]
+    effect, share = _effect(r["win_rate"], 0.5, r.get("prompts", 0)), _percent(r["win_rate"]["value"])
+    if effect == "few":
+        return f"Too few prompts to tell whether it helped ({r.get('prompts', 0)})."
+    if effect == "none":
+        return f"No effect can be seen: the tuned model wins {share}, and the interval holds 50 %."
+    if effect == "below":
+        return f"It got worse: the judge prefers the start; the tuned model wins {share}."
+    controlled = r.get("length_controlled")
+    if controlled and controlled["low"] <= 0.5:
+        return f"The judge prefers the tuned model ({share}), but at equal length no effect can be seen."
+    return f"The judge prefers the tuned model: it wins {share}, and the interval is clear of 50 %."
+
+
+def caution(run: Run) -> str:
+    """What a win by this judge does not show."""
+    wins = [r for stage in run.of("eval win-rate") if (r := stage.results).get("win_rate")]
+    judges = [r for stage in run.of("eval alignment") if (r := stage.results).get("accuracy")]
+    if not wins or _effect(wins[-1]["win_rate"], 0.5, wins[-1].get("prompts", 0)) != "above":
+        return ""
+    if not judges:
+        return "How far this judge agrees with people was not measured."
+    if _effect(judges[-1]["accuracy"], 0.5, judges[-1].get("n", 0)) == "above":
+        return ""
+    return "The judge itself was not shown to agree with people, so a win by it need not be one for them."
+
+
+def rates(run: Run) -> list[dict[str, Any]]:
+    """Every rate that 50 % would make meaningless, for the picture of intervals."""
+    found: list[tuple[str, dict[str, Any] | None, Any]] = []
+    for stage in run.of("eval alignment"):
+        n = stage.results.get("n")
+        found += [("Judge agrees with people", stage.results.get("accuracy"), n)]
+        found += [("The longer response wins", stage.results.get("longer_wins"), n)]
+    for held_out in filter(None, (stage.results.get("held_out") for stage in run.of("train-rm"))):
+        low, high = held_out["accuracy_interval"]
+        accuracy = {"value": held_out["accuracy"], "low": low, "high": high}
+        found.append(("Reward model agrees with the labels", accuracy, held_out["pairs"]))
+    for stage in run.of("eval win-rate"):
+        n = stage.results.get("prompts")
+        found += [("Tuned model wins", stage.results.get("win_rate"), n)]
+        found += [("Tuned model wins, at equal length", stage.results.get("length_controlled"), n)]
+    return [{**e, "name": name, "text": _rate(e), "n": n} for name, e, n in found if e]

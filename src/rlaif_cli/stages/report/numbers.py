@@ -1,0 +1,66 @@
+"""A run's findings and numbers without a page: for a merge request, a notebook or another program."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rlaif_cli import __version__
+from rlaif_cli.console import visible
+from rlaif_cli.stages.report.findings import caution, flat, found_in, headline, rates
+from rlaif_cli.stages.report.run import Run
+
+
+def as_json(run: Run) -> str:
+    """The verdict, the findings, every rate with its interval, and each stage's settings and results."""
+    return json.dumps(
+        {
+            "rlaif": __version__,
+            "name": run.name,
+            "description": run.description,
+            "headline": headline(run),
+            "caution": caution(run),
+            "findings": found_in(run),
+            "rates": [{key: rate[key] for key in ("name", "value", "low", "high", "n")} for rate in rates(run)],
+            "stages": {
+                stage.name: {
+                    "run": stage.kind,
+                    "seconds": stage.seconds,
+                    "settings": stage.settings,
+                    "results": stage.results,
+                }
+                for stage in run.stages
+            },
+        },
+        ensure_ascii=False,
+        indent=2,
+    )
+
+
+def as_markdown(run: Run) -> str:
+    lines = [
+        f"# {_text(run.name)}",
+        "",
+        _text(run.description),
+        "",
+        f"**{_text(headline(run))}** {_text(caution(run))}",
+    ]
+    lines += ["", *(f"- {_text(finding)}" for finding in found_in(run)), ""]
+    if found := rates(run):
+        lines += ["| rate | value | n |", "|---|---|---|"]
+        lines += [f"| {_text(rate['name'])} | {rate['text']} | {rate['n']} |" for rate in found] + [""]
+    for stage in run.stages:
+        numbers = list(flat(stage.results))
+        lines += [f"## {_text(stage.name)}", "", f"`rlaif {stage.kind}`, {stage.seconds / 60:.1f} minutes", ""]
+        lines += (
+            ["| number | value |", "|---|---|", *(f"| {_text(n)} | {_text(v)} |" for n, v in numbers), ""]
+            if numbers
+            else []
+        )
+    return "\n".join(lines)
+
+
+def _text(text: Any) -> str:
+    """Names of files and models as text: no link, table cell, tag or control character of their own."""
+    plain = visible(" ".join(str(text).split()))
+    return "".join(f"\\{sign}" if sign in "\\|[]<>`*_" else sign for sign in plain)

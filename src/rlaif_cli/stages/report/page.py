@@ -1,0 +1,97 @@
+"""A run's report: one HTML page that needs no network; or the same numbers as Markdown or JSON.
+
+The texts of models are data: the template escapes everything, and the page's Content-Security-Policy runs our own
+scripts alone, each named by its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli import __version__
+from rlaif_cli.output import cannot_write
+from rlaif_cli.stages.pipeline import SUMMARY
+from rlaif_cli.stages.report.curves import curves
+from rlaif_cli.stages.report.findings import caution, flat, found_in, headline, rates
+from rlaif_cli.stages.report.numbers import as_json, as_markdown
+from rlaif_cli.stages.report.run import Run, read_run
+from rlaif_cli.stages.report.samples import comparisons
+
+
+def write_report(run_folder: Path, output: Path) -> Path:
+    """Write a run's report: one HTML file that needs no network; or its numbers, to a name that ends in .md or .json.
+
+    What is missing is named on the page.
+
+    Raises:
+        InputError: `run_folder` holds no run.
+        RlaifError: `output` cannot be written.
+    """
+    run = read_run(run_folder)
+    render = {".md": as_markdown, ".json": as_json}.get(output.suffix.lower(), _render)
+    _write_whole(output, render(run).encode("utf-8", "replace"))
+    return output
+
+
+def _render(run: Run) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    training = curves(run)
+    charts = [chart for group in training for chart in group.charts]
+    environment.filters["csp_hash"] = _csp_hash
+    return environment.get_template("page.html.j2").render(
+        run=run,
+        headline=headline(run),
+        caution=caution(run),
+        findings=found_in(run),
+        rates=rates(run),
+        minutes=sum(stage.seconds for stage in run.stages) / 60,
+        written=datetime.fromtimestamp((run.folder / SUMMARY).stat().st_mtime, timezone.utc),
+        numbers={stage.name: list(flat(stage.results)) for stage in run.stages},
+        settings={stage.name: _as_json(stage.settings) for stage in run.stages},
+        curves=training,
+        figures=[{"data": chart.data, "layout": chart.layout} for chart in charts],
+        comparisons=comparisons(run),
+        plotly_js=Markup(_plotly_js()) if charts else "",
+        version=__version__,
+    )
+
+
+def _as_json(settings: dict[str, Any]) -> dict[str, str]:
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()}
+
+
+def _plotly_js() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs()).replace("\r\n", "\n")  # as an HTML parser reads it, or the hash would differ
+
+
+def _csp_hash(script: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Either the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error

@@ -1,0 +1,81 @@
+"""What a run left behind: its stages and their numbers, and its files, wherever it was moved to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli.errors import InputError
+from rlaif_cli.stages.pipeline import SUMMARY
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run as `summary.json` tells it."""
+
+    name: str
+    kind: str
+    settings: dict[str, Any]
+    seconds: float
+    results: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    description: str
+    folder: Path
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def of_summary(cls, summary: dict[str, Any], folder: Path) -> Run:
+        stages = tuple(
+            Stage(name, row["run"], row["settings"], row.get("seconds") or 0.0, row.get("results") or {})
+            for name, row in summary["stages"].items()
+        )
+        return cls(summary.get("name") or folder.name, summary.get("description") or "", folder, stages)
+
+    def of(self, kind: str) -> list[Stage]:
+        return [stage for stage in self.stages if stage.kind == kind]
+
+    def locate(self, path: str | None) -> Path | None:
+        """A path of the summary on this machine, or None.
+
+        The run's own folder comes first: it may have been moved or copied, and what now lies at the old place
+        may be another run's. Then the path as it stands, absolute or relative to the current directory.
+        """
+        if not path:
+            return None
+        parts = Path(path).parts
+        first = 1 if Path(path).is_absolute() else 0
+        places = [self.folder.joinpath(*parts[i:]) for i in range(first, len(parts))]
+        return next((place for place in [*places, Path(path)] if place.exists()), None)
+
+
+def read_run(folder: Path) -> Run:
+    """Raises: InputError: the folder holds no run that got through its first stage."""
+    path = folder / SUMMARY
+    hint = "give the folder of a `rlaif run`, such as runs/demo; it writes this file after its first stage"
+    try:
+        return Run.of_summary(json.loads(path.read_text("utf-8")), folder)
+    except OSError as error:
+        raise InputError(f"no run is here: {error.strerror or error}", where=str(path), hint=hint) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError("this is not a run's summary", where=str(path), hint=hint) from error
+
+
+def tolerant_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file, up to a line that a killed run left half written; [] if there is no file."""
+    rows: list[dict[str, Any]] = []
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    break
+                rows.append(row)
+    except (OSError, ValueError):
+        pass
+    return rows
