@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from conftest import rlaif
 from rlaif_cli.errors import InputError
 from rlaif_cli.stages.report import findings, write_report
 from rlaif_cli.stages.report.samples import SAMPLES, spread
@@ -359,3 +361,18 @@ def test_the_same_numbers_as_markdown_in_which_names_are_text(tmp_path: Path) ->
     assert "| Tuned model wins | 71.0 % [63.0, 79.0] | 90 |" in text
     cells = [line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")]
     assert set(cells) == {3, 4}, "every row has as many cells as its table"
+
+
+def test_a_model_card_says_what_a_checkpoint_was_made_of(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "rm" / "manifest.json").write_text(
+        json.dumps({"settings": {"input_sha256": "ab" * 32}, "checkpoint_sha256": "cd" * 32})
+    )
+    done = rlaif("report", str(folder), "-o", str(tmp_path / "report.html"), "--card")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("model card: ") == 2
+    for name, task in (("rm", "text-classification"), ("policy", "text-generation")):
+        _, front, text = (folder / name / "README.md").read_text("utf-8").split("---\n", 2)
+        assert yaml.safe_load(front)["pipeline_tag"] == task and "rlaif" in yaml.safe_load(front)["tags"]
+        assert "not from people" in text and "71.0 % \\[63.0, 79.0\\]" in text
+    assert "cd" * 32 in (folder / "rm" / "README.md").read_text("utf-8")

@@ -727,3 +727,6 @@ class ReportConfig(StageConfig):
     examples: ClassVar[tuple[str, ...]] = ("rlaif report runs/demo -o report.html",)
     run_folder: str = setting(help="The folder of a run.", argument=True)
     output: str = setting(help="One HTML page; a name in .md or .json: the same numbers.", short="-o", output=False)
+    card: bool = setting(
+        False, "Also write a model card (README.md) into every checkpoint that the run trained.", output=False
+    )

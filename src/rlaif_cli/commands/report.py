@@ -12,10 +12,13 @@ from rlaif_cli.config import ReportConfig
 
 
 def run(config: ReportConfig) -> int:
-    from rlaif_cli.stages.report import write_report
+    from rlaif_cli.stages.report import write_model_cards, write_report
 
     path = write_report(Path(config.run_folder), Path(config.output))
     console.say(f"report: {path}")
+    if config.card:
+        for path in write_model_cards(Path(config.run_folder)):
+            console.say(f"model card: {path}")
     return 0
 
 

@@ -4,6 +4,6 @@
 """
 
 from rlaif_cli.stages.report.findings import findings
-from rlaif_cli.stages.report.page import write_report
+from rlaif_cli.stages.report.page import write_model_cards, write_report
 
-__all__ = ["findings", "write_report"]
+__all__ = ["findings", "write_model_cards", "write_report"]

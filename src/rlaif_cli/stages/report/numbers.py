@@ -39,28 +39,28 @@ def as_json(run: Run) -> str:
 
 def as_markdown(run: Run) -> str:
     lines = [
-        f"# {_text(run.name)}",
+        f"# {as_text(run.name)}",
         "",
-        _text(run.description),
+        as_text(run.description),
         "",
-        f"**{_text(headline(run))}** {_text(caution(run))}",
+        f"**{as_text(headline(run))}** {as_text(caution(run))}",
     ]
-    lines += ["", *(f"- {_text(finding)}" for finding in found_in(run)), ""]
+    lines += ["", *(f"- {as_text(finding)}" for finding in found_in(run)), ""]
     if found := rates(run):
         lines += ["| rate | value | n |", "|---|---|---|"]
-        lines += [f"| {_text(rate['name'])} | {rate['text']} | {rate['n']} |" for rate in found] + [""]
+        lines += [f"| {as_text(rate['name'])} | {rate['text']} | {rate['n']} |" for rate in found] + [""]
     for stage in run.stages:
         numbers = list(flat(stage.results))
-        lines += [f"## {_text(stage.name)}", "", f"`rlaif {stage.kind}`, {stage.seconds / 60:.1f} minutes", ""]
+        lines += [f"## {as_text(stage.name)}", "", f"`rlaif {stage.kind}`, {stage.seconds / 60:.1f} minutes", ""]
         lines += (
-            ["| number | value |", "|---|---|", *(f"| {_text(n)} | {_text(v)} |" for n, v in numbers), ""]
+            ["| number | value |", "|---|---|", *(f"| {as_text(n)} | {as_text(v)} |" for n, v in numbers), ""]
             if numbers
             else []
         )
     return "\n".join(lines)
 
 
-def _text(text: Any) -> str:
+def as_text(text: Any) -> str:
     """Names of files and models as text: no link, table cell, tag or control character of their own."""
     plain = visible(" ".join(str(text).split()))
     return "".join(f"\\{sign}" if sign in "\\|[]<>`*_" else sign for sign in plain)

@@ -17,6 +17,7 @@ from typing import Any
 from rlaif_cli import __version__
 from rlaif_cli.output import cannot_write
 from rlaif_cli.stages.pipeline import SUMMARY
+from rlaif_cli.stages.report.card import write_cards
 from rlaif_cli.stages.report.curves import curves
 from rlaif_cli.stages.report.findings import caution, flat, found_in, headline, rates
 from rlaif_cli.stages.report.numbers import as_json, as_markdown
@@ -37,6 +38,11 @@ def write_report(run_folder: Path, output: Path) -> Path:
     render = {".md": as_markdown, ".json": as_json}.get(output.suffix.lower(), _render)
     _write_whole(output, render(run).encode("utf-8", "replace"))
     return output
+
+
+def write_model_cards(run_folder: Path) -> list[Path]:
+    """See `card.write_cards`. Raises: InputError: `run_folder` holds no run."""
+    return write_cards(read_run(run_folder))
 
 
 def _render(run: Run) -> str:

@@ -1,0 +1,87 @@
+"""Model cards: what a trained checkpoint was made of, by what judge, and what was measured; beside its weights.
+
+The front matter is what the Hugging Face hub reads. What a run does not know (the licence, the intended use) is left to
+its owner, and the card says so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli import __version__
+from rlaif_cli.output import open_for_writing
+from rlaif_cli.stages.lineage import manifest_of
+from rlaif_cli.stages.report.findings import caution, found_in, headline
+from rlaif_cli.stages.report.numbers import as_text
+from rlaif_cli.stages.report.run import Run, Stage
+
+# What each kind of checkpoint is to the hub: (task, what it is in words)
+_KINDS = {
+    "ppo": ("text-generation", "a policy, tuned by PPO"),
+    "sft": ("text-generation", "a fine-tuned model"),
+    "train-rm": ("text-classification", "a reward model: one number for a conversation, higher is better"),
+}
+# Settings worth a line of their own; all of them stand in the manifest.
+_TOLD = (
+    *("model", "reward_model", "judge", "method", "constitution", "principles", "hard_labels", "advantage", "steps"),
+    *("epochs", "lr", "kl_coef", "lora_rank", "seed"),
+)
+
+
+def write_cards(run: Run) -> list[Path]:
+    """`README.md` into every checkpoint that the run trained and that is still there; what was written."""
+    written = []
+    for stage in run.stages:
+        folder = run.locate(stage.settings.get("output")) if stage.kind in _KINDS else None
+        if folder is not None and folder.is_dir():
+            path = folder / "README.md"
+            with open_for_writing(path, "w") as file:
+                file.write(card(run, stage, folder))
+            written.append(path)
+    return written
+
+
+def card(run: Run, stage: Stage, folder: Path) -> str:
+    task, words = _KINDS[stage.kind]
+    judged = bool(run.of("label") or stage.settings.get("judge"))
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "base_model": stage.settings.get("model"),
+        "tags": ["rlaif", "reward-model"] if stage.kind == "train-rm" else ["rlaif"],
+    }
+    manifest = manifest_of(folder) or {}
+    hashes = {key: value for key, value in manifest.items() if key.endswith("sha256")}
+    hashes |= {key: value for key, value in manifest.get("settings", {}).items() if key.endswith("sha256")}
+    settings = {key: value for key in _TOLD if (value := stage.settings.get(key)) not in (None, False, [], 0)}
+    lines = [
+        "---",
+        *(f"{key}: {json.dumps(value, ensure_ascii=True)}" for key, value in front.items()),  # JSON is YAML
+        "---",
+        "",
+        f"# {as_text(run.name)}: {as_text(stage.name)}",
+        "",
+        f"This is {words}, made by `rlaif {stage.kind}` {__version__} in the run '{as_text(run.name)}'."
+        + (" Its preferences came from a language model that judged by written principles, not from people." * judged),
+        "",
+        *_section("What was found", [headline(run), caution(run), *found_in(run)]),
+        *_table("How it was made", settings),
+        *_table("What it was made of (sha256)", hashes),
+        "## What is not said here",
+        "",
+        "The licence follows from the base model and the prompts. The intended use, and tests for it, are its owner's.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _section(title: str, sentences: list[str]) -> list[str]:
+    return [f"## {title}", "", *(f"- {as_text(sentence)}" for sentence in sentences if sentence), ""]
+
+
+def _table(title: str, rows: dict[str, Any]) -> list[str]:
+    if not rows:
+        return []
+    cells = [f"| {as_text(key.replace('_', ' '))} | {as_text(value)} |" for key, value in rows.items()]
+    return [f"## {title}", "", "| | |", "|---|---|", *cells, ""]
