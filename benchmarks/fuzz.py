@@ -81,7 +81,8 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "hh-rlhf": {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
     "ultrafeedback": {"instruction": "q", "completions": [{"response": "x", "overall_score": 3}] * 2},
     "ultrafeedback-binarized": {"prompt": "q", "chosen": TURNS, "rejected": TURNS, "score_chosen": 8.0},
-    "argilla": {"instruction": "q", "chosen": TURNS, "rejected": TURNS, "chosen-rating": 5},
+    "openrlhf": {"chosen": TURNS, "rejected": TURNS},
+    "argilla": {"instruction": "q", "chosen_response": "a", "rejected_response": "b", "chosen_avg_rating": 5},
     "openai-chat": {"messages": TURNS},
 }
 LONE = "\ud800"

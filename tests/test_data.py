@@ -75,6 +75,10 @@ WILD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "meta": {"score_chosen": 8.5, "score_rejected": 3.0},
         },
     ),
+    "openrlhf": (
+        {"chosen": [WHY, A], "rejected": [WHY, B], "score": 3},
+        {"prompt": [WHY], "chosen": [A], "p_chosen": 1.0, "meta": {"score": 3}},
+    ),
     "argilla": (
         {"instruction": "Why?", "chosen_response": "a", "rejected_response": "b", "chosen_avg_rating": 4.5},
         {"chosen": [{"role": "assistant", "content": "a"}], "meta": {"chosen_avg_rating": 4.5}},

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,7 @@ pytest.importorskip("vllm")
 
 import torch
 
-from conftest import rows_of
+from conftest import rows_of, vllm_serve
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import EngineConfig, LabelConfig, PPOConfig
@@ -317,31 +313,8 @@ def test_generate_and_label_in_a_pipe(small: Path, pool: EnginePool, tmp_path: P
 def served(small: Path, pool: EnginePool, tmp_path: Path) -> Iterator[str]:
     """`vllm serve` with the built-in model; its address."""
     pool.close()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(small)]
-    command += ["--served-model-name", "judge", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager"]
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
-    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    with open(tmp_path / "serve.log", "wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 240
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "serve.log").read_text()[
-                    -3000:
-                ]
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=60)
+    with vllm_serve(small, "judge", tmp_path / "serve.log", "--dtype", "float32", "--max-model-len", "1024") as address:
+        yield address
 
 
 @pytest.mark.slow

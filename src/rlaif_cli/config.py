@@ -343,6 +343,7 @@ FormatName = Literal[
     "hh-rlhf",
     "ultrafeedback",
     "ultrafeedback-binarized",
+    "openrlhf",
     "argilla",
     "openai-chat",
 ]

@@ -2,7 +2,8 @@
 
 What a format cannot hold is refused with the reason, never dropped; what it holds beyond our fields goes to `meta`.
 Shapes: TRL's preference and prompt-completion formats (conversational), HH-RLHF's transcripts, UltraFeedback's
-completions with scores, its binarized form (H4), Argilla's cleaned form, and OpenAI's fine-tuning chats.
+completions with scores, its binarized form (H4), OpenRLHF's pairs of conversations, Argilla's cleaned form, and
+OpenAI's fine-tuning chats.
 """
 
 from __future__ import annotations
@@ -160,18 +161,36 @@ def _write_ultrafeedback(record: Candidates) -> Row:
 
 def _read_binarized(row: Row) -> Row:
     """H4's: `prompt` beside whole conversations in `chosen` and `rejected`, with their scores."""
-    _need(row, "chosen", "rejected")
-    prompt, chosen, rejected = _common_turns(row["chosen"], row["rejected"])
-    row = {"p_chosen": 1.0} | row | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    row = _read_conversations(row)
     row.pop("messages", None)  # the chosen conversation once more
     return row | ({"id": row.pop("prompt_id")} if "prompt_id" in row and "id" not in row else {})
 
 
 def _write_binarized(record: Preference) -> Row:
+    row = {"prompt": prompt_text(record.prompt), "prompt_id": record.id, **_conversations(record)}
+    return row | {"p_chosen": record.p_chosen} | _only(record, "meta")
+
+
+# --- OpenRLHF -----------------------------------------------------------------------------------------------
+
+
+def _read_conversations(row: Row) -> Row:
+    """Whole conversations in `chosen` and `rejected`: its default keys, with --apply_chat_template."""
+    _need(row, "chosen", "rejected")
+    prompt, chosen, rejected = _common_turns(row["chosen"], row["rejected"])
+    return {"p_chosen": 1.0} | row | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _write_conversations(record: Preference) -> Row:
+    return _conversations(record) | {"p_chosen": record.p_chosen} | _only(record, "id", "meta")
+
+
+def _conversations(record: Preference) -> Row:
     prompt = _messages(record.prompt)
-    sides = {name: [*prompt, *_messages(getattr(record, name))] for name in ("chosen", "rejected")}
-    row = {"prompt": prompt_text(record.prompt), "prompt_id": record.id, **sides, "p_chosen": record.p_chosen}
-    return row | _only(record, "meta")
+    return {name: [*prompt, *_messages(getattr(record, name))] for name in ("chosen", "rejected")}
+
+
+# --- Argilla ------------------------------------------------------------------------------------------------
 
 
 def _read_argilla(row: Row) -> Row:
@@ -212,6 +231,7 @@ FORMATS = {
     "hh-rlhf": Format(Preference, _read_hh, _write_hh),
     "ultrafeedback": Format(Candidates, _read_ultrafeedback, _write_ultrafeedback),
     "ultrafeedback-binarized": Format(Preference, _read_binarized, _write_binarized),
+    "openrlhf": Format(Preference, _read_conversations, _write_conversations),
     "argilla": Format(Preference, _read_argilla, _write_argilla),
     "openai-chat": Format(Demonstration, _read_chat, _write_chat),
 }

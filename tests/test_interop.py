@@ -1,0 +1,128 @@
+"""What we write is read by the others: run in an environment of theirs where they are not in ours (TRL)."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import ROOT, rlaif, rows_of, vllm_serve
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from peers import TRL, environment
+
+pytestmark = pytest.mark.slow
+
+JUDGED = ("--judge", "fake", "--constitution", "helpfulness")
+POLICY = (
+    *("--model", "fake", "--reward-model", "rm", "--engine", "transformers"),
+    *("--steps", "2", "--max-tokens", "8", "--samples-every", "1"),
+)
+TRAIN = """
+import sys
+from datasets import load_dataset
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+kind, model, data, out = sys.argv[1:]
+rows = load_dataset("json", data_files=data, split="train")
+Config, Trainer = {"dpo": (DPOConfig, DPOTrainer), "reward": (RewardConfig, RewardTrainer)}[kind]
+options = Config(out, max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True, bf16=False)
+done = Trainer(model=model, args=options, train_dataset=rows).train()
+print("steps", done.global_step, done.training_loss)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every kind of file and checkpoint that the pipeline writes."""
+    folder = tmp_path_factory.mktemp("run")
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"id": f"q{i}", "prompt": f"Why {i}?"}) + "\n" for i in range(12)))
+    for command in (
+        ("generate", "prompts.jsonl", "--model", "fake", "-n", "2", "-o", "candidates.jsonl"),
+        ("label", "candidates.jsonl", *JUDGED, "-o", "preferences.jsonl"),
+        ("revise", "prompts.jsonl", "--model", "fake", *JUDGED[2:], "-o", "revisions.jsonl"),
+        ("train-rm", "preferences.jsonl", "--model", "fake", "-o", "rm"),
+        ("ppo", "prompts.jsonl", *POLICY, "-o", "policy"),
+        ("eval", "win-rate", "candidates.jsonl", "candidates.jsonl", *JUDGED, "-o", "win.json"),
+    ):
+        done = rlaif(*command, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_our_preferences_train_in_trl_unchanged(kind: str, run: Path, tiny: Path, tmp_path: Path) -> None:
+    command = [environment(TRL), "-c", TRAIN, kind, str(tiny), str(run / "preferences.jsonl"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps, loss = done.stdout.split("steps ")[1].split()
+    assert steps == "2" and math.isfinite(float(loss))
+
+
+def test_datasets_loads_every_file(run: Path) -> None:
+    from datasets import load_dataset
+
+    files = sorted(path for path in run.rglob("*.jsonl"))
+    assert len(files) >= 8
+    for file in files:
+        loaded = load_dataset("json", data_files=str(file), split="train", cache_dir=str(run / "cache"))
+        assert len(loaded) == len(rows_of(file)), file
+
+
+def conversation(run: Path) -> str:
+    from transformers import AutoTokenizer
+
+    row = rows_of(run / "preferences.jsonl")[0]
+    text: Any = AutoTokenizer.from_pretrained(run / "rm").apply_chat_template(
+        [*row["prompt"], *row["chosen"]], tokenize=False
+    )
+    return str(text).rstrip("\n")  # the reward is read at the token that ends the turn
+
+
+def our_score(run: Path) -> float:
+    """The reward as `rlaif eval reward` reports it, without its normalisation."""
+    rows = rows_of(run / "preferences.jsonl")[:1]
+    one = {"id": "x", "prompt": rows[0]["prompt"], "responses": [rows[0]["chosen"][0]["content"]]}
+    (run / "one.jsonl").write_text(json.dumps(one) + "\n")
+    done = rlaif("eval", "reward", "one.jsonl", "--reward-model", "rm", "--precision", "fp32", cwd=run)
+    assert done.returncode == 0, done.stderr
+    scale = json.loads((run / "rm" / "config.json").read_text())["rlaif"]
+    return float(json.loads(done.stdout)["reward"]["value"] * scale["reward_std"] + scale["reward_mean"])
+
+
+def test_our_reward_model_scores_in_a_transformers_pipeline(run: Path) -> None:
+    from transformers import pipeline
+
+    score = pipeline("text-classification", model=str(run / "rm"), function_to_apply="none", dtype="float32")
+    assert score(conversation(run))[0]["score"] == pytest.approx(our_score(run), abs=1e-3)
+
+
+CLASSIFY = """
+import sys, vllm
+llm = vllm.LLM(sys.argv[1], runner="pooling", dtype="float32", enforce_eager=True, max_model_len=512)
+print("probability", llm.classify([sys.argv[2]])[0].outputs.probs[0])
+"""
+
+
+def test_our_reward_model_scores_in_vllm(run: Path) -> None:
+    command = [sys.executable, "-c", CLASSIFY, str(run / "rm"), conversation(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = float(done.stdout.split("probability ")[1].split()[0])
+    expected = 1 / (1 + math.exp(-our_score(run)))  # vLLM puts a sigmoid on a single label
+    assert found == pytest.approx(expected, abs=2e-3)
+
+
+def test_our_policy_is_served_by_vllm(run: Path, tmp_path: Path) -> None:
+    from openai import OpenAI
+
+    with vllm_serve(run / "policy", "policy", tmp_path / "serve.log", "--max-model-len", "512") as address:
+        answer = OpenAI(base_url=address, api_key="none").chat.completions.create(
+            model="policy", messages=[{"role": "user", "content": "Why?"}], max_tokens=4
+        )
+    assert answer.usage is not None and answer.usage.completion_tokens >= 1
