@@ -203,7 +203,7 @@ class PairsOnly(Candidates):
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(ge=0, le=1.001)]  # a sum of rounded probabilities may be a little above one
+Share = Annotated[float, Field(ge=0)]  # a sum of rounded probabilities may be a little above one
 
 
 class Judged(BaseModel):

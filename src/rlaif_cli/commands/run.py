@@ -117,9 +117,7 @@ def run_pipeline(
             plan, steps = pipeline.load(path, folder, available, changed, **overrides)
         wanted = pipeline.select(steps, only, start)
         if dry_run:
-            for index, step in enumerate(steps):
-                if step in wanted:
-                    console.say(f"{index + 1}. {step.name}: rlaif {step.kind} -> {step.config.output}")  # type: ignore[attr-defined]
+            show_plan(steps, wanted)
             return 0
 
         def announce(index: int, step: Any) -> None:
@@ -134,6 +132,28 @@ def run_pipeline(
         summary = pipeline.run(plan, steps, wanted, folder, available, _progress, announce, time.monotonic)
     show_summary(summary, folder)
     return 0
+
+
+def show_plan(steps: list[Any], wanted: list[Any]) -> None:
+    """A line a step: what it runs, where its output goes, and how much it will ask of models."""
+    from rlaif_cli.stages.plan import plan
+
+    for number, (step, found) in enumerate(plan(steps), start=1):
+        if step in wanted:
+            told = [
+                f"{value:,} {words}" if isinstance(value, int) else f"{value:g} {words}"
+                for value, words in (
+                    (found.rows, "rows"),
+                    (found.calls, "optimizer steps" if step.kind in ("sft", "train-rm", "ppo") else "calls"),
+                    (found.tokens_in, "tokens in"),
+                    (found.tokens_out, "tokens out at most"),
+                    (found.cost, "of money at most"),
+                )
+                if value is not None
+            ]
+            console.say(f"{number}. {step.name}: rlaif {step.kind} -> {step.output}")
+            if told:
+                console.say(f"     about {', '.join(told)}")
 
 
 @contextlib.contextmanager

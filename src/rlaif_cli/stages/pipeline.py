@@ -101,6 +101,10 @@ class Step:
     def name(self) -> str:
         return step_name(self.stage, self.axes)
 
+    @property
+    def output(self) -> str:
+        return str(self.config.output)  # type: ignore[attr-defined]  # every stage of a pipeline has one
+
 
 def step_name(stage: str, axes: Iterable[tuple[str, Scalar]]) -> str:
     """`rm`, or of a matrix `rm.hard=true.seed=0`: a file's name, too."""
@@ -160,9 +164,7 @@ def load(
         for combination in product(*(pipeline.matrix[axis] for axis in axes)):
             chosen = dict(zip(axes, combination, strict=True))
             outputs = {
-                step.stage: str(step.config.output)  # type: ignore[attr-defined]
-                for step in steps
-                if all(chosen.get(axis) == value for axis, value in step.axes)
+                step.stage: step.output for step in steps if all(chosen.get(axis) == value for axis, value in step.axes)
             }
             try:
                 steps.append(
