@@ -369,6 +369,20 @@ def test_an_interrupted_reward_model_run_goes_on_where_it_was(train_rm: Any) -> 
     assert_same_run(whole, train_rm("cut", epochs=2, save_every=2))
 
 
+@pytest.mark.parametrize("renamed", [True, False])
+def test_a_kill_while_a_state_takes_the_place_of_another(train_rm: Any, renamed: bool) -> None:
+    """Between the two renames, or before the older state is removed."""
+    whole = train_rm("whole", epochs=2, save_every=2)
+    train_rm("cut", epochs=2, save_every=2, stop=3)
+    state = whole.parent / "cut" / "state"
+    if renamed:
+        state.rename(state.with_name("state.old"))
+    else:
+        state.with_name("state.old").mkdir()
+        (state.with_name("state.old") / "position.json").write_text("{")
+    assert_same_run(whole, train_rm("cut", epochs=2, save_every=2))
+
+
 def noisy_preferences(count: int, p: float) -> list[dict[str, Any]]:
     """Prompts of their own, and a judge that is right with probability `p` and says so."""
     return [preference(i, p, f"Number {i}?") | {"id": f"n{i}"} for i in range(count)]

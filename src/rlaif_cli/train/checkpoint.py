@@ -76,7 +76,8 @@ class TrainState:
                 {"settings": self._settings, "optimizer": numbers, "position": position},
             )
             fsync_tree(new)
-            if self._path.exists():
+            if self._path.exists():  # else a kill came between the two renames, and `old` is all there is until then
+                shutil.rmtree(old, ignore_errors=True)
                 os.replace(self._path, old)
             os.replace(new, self._path)
             fsync_folder(self._path.parent)
