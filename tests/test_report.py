@@ -376,3 +376,21 @@ def test_a_model_card_says_what_a_checkpoint_was_made_of(tmp_path: Path) -> None
         assert yaml.safe_load(front)["pipeline_tag"] == task and "rlaif" in yaml.safe_load(front)["tags"]
         assert "not from people" in text and "71.0 % \\[63.0, 79.0\\]" in text
     assert "cd" * 32 in (folder / "rm" / "README.md").read_text("utf-8")
+
+
+def test_runs_side_by_side(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "one"), make_run(tmp_path / "two")
+    summary = make_summary(two) | {"name": "<b>other"}
+    summary["stages"]["win-rate"]["results"]["win_rate"] = estimate(0.5, 0.4, 0.6)
+    del summary["stages"]["alignment"]
+    (two / "summary.json").write_text(json.dumps(summary), "utf-8")
+    page = write_report(one, tmp_path / "both.html", [two]).read_text("utf-8")
+    table = page.split('id="beside"')[1].split("</table>")[0]
+    assert "&lt;b&gt;other" in table and "<b>other" not in page
+    assert "71.0 % [63.0, 79.0]" in table and "50.0 % [40.0, 60.0]" in table and "not measured" in table
+    assert "No effect can be seen" in table and "The judge prefers the tuned model" in table
+    text = write_report(one, tmp_path / "both.md", [two]).read_text("utf-8")
+    assert "| Tuned model wins | 71.0 % [63.0, 79.0] | 50.0 % [40.0, 60.0] |" in text
+    found = json.loads(write_report(one, tmp_path / "both.json", [two]).read_text("utf-8"))
+    assert [each["name"] for each in found["beside"]] == ["<b>other"]
+    assert 'id="beside"' not in page_of(one)

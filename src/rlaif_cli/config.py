@@ -725,9 +725,13 @@ class LineageConfig(StageConfig):
 class ReportConfig(StageConfig):
     """Write a run's numbers, curves and samples as one page."""
 
-    examples: ClassVar[tuple[str, ...]] = ("rlaif report runs/demo -o report.html",)
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif report runs/demo -o report.html",
+        "rlaif report runs/soft --beside runs/hard -o compared.html",
+    )
     run_folder: str = setting(help="The folder of a run.", argument=True)
     output: str = setting(help="One HTML page; a name in .md or .json: the same numbers.", short="-o", output=False)
+    beside: Names = setting((), "Another run, told beside this one; may be given several times.")
     card: bool = setting(
         False, "Also write a model card (README.md) into every checkpoint that the run trained.", output=False
     )

@@ -11,14 +11,20 @@ from rlaif_cli.commands.options import command
 from rlaif_cli.config import ReportConfig
 
 
-def run(config: ReportConfig) -> int:
+def write(config: ReportConfig) -> list[Path]:
+    """The report, and with `--card` the model cards; what was written, the report first."""
     from rlaif_cli.stages.report import write_model_cards, write_report
 
-    path = write_report(Path(config.run_folder), Path(config.output))
-    console.say(f"report: {path}")
-    if config.card:
-        for path in write_model_cards(Path(config.run_folder)):
-            console.say(f"model card: {path}")
+    folder = Path(config.run_folder)
+    report = write_report(folder, Path(config.output), [Path(other) for other in config.beside])
+    return [report, *(write_model_cards(folder) if config.card else [])]
+
+
+def run(config: ReportConfig) -> int:
+    report, *cards = write(config)
+    console.say(f"report: {report}")
+    for card in cards:
+        console.say(f"model card: {card}")
     return 0
 
 

@@ -28,7 +28,6 @@ def kinds(engines: Any) -> dict[str, Any]:
     from rlaif_cli.stages.generate import generate
     from rlaif_cli.stages.label import label
     from rlaif_cli.stages.pipeline import StageKind
-    from rlaif_cli.stages.report import write_report
     from rlaif_cli.stages.revise import revise
 
     def run_generate(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
@@ -73,7 +72,11 @@ def kinds(engines: Any) -> dict[str, Any]:
         return lambda settings, progress: getattr(evaluate, name)(settings, engines, progress=progress)
 
     def run_report(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        return {"report": str(write_report(Path(settings.run_folder), Path(settings.output)))}
+        return {
+            "report": str(
+                write_report(Path(settings.run_folder), Path(settings.output), [Path(f) for f in settings.beside])
+            )
+        }
 
     return {
         "generate": StageKind(config.GenerateConfig, run_generate, ".jsonl"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -330,18 +330,31 @@ def caution(run: Run) -> str:
 
 
 def rates(run: Run) -> list[dict[str, Any]]:
-    """Every rate that 50 % would make meaningless, for the picture of intervals."""
-    found: list[tuple[str, dict[str, Any] | None, Any]] = []
+    """Every rate that is 50 % by chance, for the picture of intervals; where a kind ran several times, with the stage."""
+    found: list[tuple[str, Stage, dict[str, Any] | None, Any]] = []
     for stage in run.of("eval alignment"):
         n = stage.results.get("n")
-        found += [("Judge agrees with people", stage.results.get("accuracy"), n)]
-        found += [("The longer response wins", stage.results.get("longer_wins"), n)]
-    for held_out in filter(None, (stage.results.get("held_out") for stage in run.of("train-rm"))):
-        low, high = held_out["accuracy_interval"]
-        accuracy = {"value": held_out["accuracy"], "low": low, "high": high}
-        found.append(("Reward model agrees with the labels", accuracy, held_out["pairs"]))
+        found += [("Judge agrees with people", stage, stage.results.get("accuracy"), n)]
+        found += [("The longer response wins", stage, stage.results.get("longer_wins"), n)]
+    for stage in run.of("train-rm"):
+        if held_out := stage.results.get("held_out"):
+            low, high = held_out["accuracy_interval"]
+            accuracy = {"value": held_out["accuracy"], "low": low, "high": high}
+            found.append(("Reward model agrees with the labels", stage, accuracy, held_out["pairs"]))
     for stage in run.of("eval win-rate"):
         n = stage.results.get("prompts")
-        found += [("Tuned model wins", stage.results.get("win_rate"), n)]
-        found += [("Tuned model wins, at equal length", stage.results.get("length_controlled"), n)]
-    return [{**e, "name": name, "text": _rate(e), "n": n} for name, e, n in found if e]
+        found += [("Tuned model wins", stage, stage.results.get("win_rate"), n)]
+        found += [("Tuned model wins, at equal length", stage, stage.results.get("length_controlled"), n)]
+    return [
+        {**estimate, "name": f"{name} ({stage.name})" if len(run.of(stage.kind)) > 1 else name}
+        | {"text": _rate(estimate), "n": n}
+        for name, stage, estimate, n in found
+        if estimate
+    ]
+
+
+def side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The rates of several runs: (rate, of each run its value with interval; "" where it has none)."""
+    by_run = [{rate["name"]: rate["text"] for rate in rates(run)} for run in runs]
+    names = dict.fromkeys(name for found in by_run for name in found)
+    return [(name, [found.get(name, "") for found in by_run]) for name in names]

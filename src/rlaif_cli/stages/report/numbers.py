@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from rlaif_cli import __version__
 from rlaif_cli.console import visible
-from rlaif_cli.stages.report.findings import caution, flat, found_in, headline, rates
+from rlaif_cli.stages.report.findings import caution, flat, found_in, headline, rates, side_by_side
 from rlaif_cli.stages.report.run import Run
 
 
-def as_json(run: Run) -> str:
+def as_json(run: Run, others: Sequence[Run] = ()) -> str:
     """The verdict, the findings, every rate with its interval, and each stage's settings and results."""
     return json.dumps(
         {
@@ -21,7 +22,8 @@ def as_json(run: Run) -> str:
             "headline": headline(run),
             "caution": caution(run),
             "findings": found_in(run),
-            "rates": [{key: rate[key] for key in ("name", "value", "low", "high", "n")} for rate in rates(run)],
+            "rates": _numbers(run),
+            "beside": [{"name": o.name, "headline": headline(o), "rates": _numbers(o)} for o in others],
             "stages": {
                 stage.name: {
                     "run": stage.kind,
@@ -37,7 +39,11 @@ def as_json(run: Run) -> str:
     )
 
 
-def as_markdown(run: Run) -> str:
+def _numbers(run: Run) -> list[dict[str, Any]]:
+    return [{key: rate[key] for key in ("name", "value", "low", "high", "n")} for rate in rates(run)]
+
+
+def as_markdown(run: Run, others: Sequence[Run] = ()) -> str:
     lines = [
         f"# {as_text(run.name)}",
         "",
@@ -49,6 +55,11 @@ def as_markdown(run: Run) -> str:
     if found := rates(run):
         lines += ["| rate | value | n |", "|---|---|---|"]
         lines += [f"| {as_text(rate['name'])} | {rate['text']} | {rate['n']} |" for rate in found] + [""]
+    if others:
+        runs = [run, *others]
+        lines += [f"| | {' | '.join(as_text(each.name) for each in runs)} |", "|---" * (1 + len(runs)) + "|"]
+        lines += [f"| verdict | {' | '.join(as_text(headline(each)) for each in runs)} |"]
+        lines += [f"| {as_text(name)} | {' | '.join(values)} |" for name, values in side_by_side(runs)] + [""]
     for stage in run.stages:
         numbers = list(flat(stage.results))
         lines += [f"## {as_text(stage.name)}", "", f"`rlaif {stage.kind}`, {stage.seconds / 60:.1f} minutes", ""]

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,27 @@ from rlaif_cli.output import cannot_write
 from rlaif_cli.stages.pipeline import SUMMARY
 from rlaif_cli.stages.report.card import write_cards
 from rlaif_cli.stages.report.curves import curves
-from rlaif_cli.stages.report.findings import caution, flat, found_in, headline, rates
+from rlaif_cli.stages.report.findings import caution, flat, found_in, headline, rates, side_by_side
 from rlaif_cli.stages.report.numbers import as_json, as_markdown
 from rlaif_cli.stages.report.run import Run, read_run
 from rlaif_cli.stages.report.samples import comparisons
 
 
-def write_report(run_folder: Path, output: Path) -> Path:
+def write_report(run_folder: Path, output: Path, beside: Sequence[Path] = ()) -> Path:
     """Write a run's report: one HTML file that needs no network; or its numbers, to a name that ends in .md or .json.
 
     What is missing is named on the page.
 
+    Args:
+        beside: the folders of other runs, whose verdicts and rates stand beside this one's.
+
     Raises:
-        InputError: `run_folder` holds no run.
+        InputError: a folder holds no run.
         RlaifError: `output` cannot be written.
     """
-    run = read_run(run_folder)
+    run, others = read_run(run_folder), [read_run(folder) for folder in beside]
     render = {".md": as_markdown, ".json": as_json}.get(output.suffix.lower(), _render)
-    _write_whole(output, render(run).encode("utf-8", "replace"))
+    _write_whole(output, render(run, others).encode("utf-8", "replace"))
     return output
 
 
@@ -45,7 +49,7 @@ def write_model_cards(run_folder: Path) -> list[Path]:
     return write_cards(read_run(run_folder))
 
 
-def _render(run: Run) -> str:
+def _render(run: Run, others: Sequence[Run]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -65,6 +69,8 @@ def _render(run: Run) -> str:
         caution=caution(run),
         findings=found_in(run),
         rates=rates(run),
+        runs=[(each.name, headline(each)) for each in (run, *others)] if others else [],
+        side_by_side=side_by_side([run, *others]),
         minutes=sum(stage.seconds for stage in run.stages) / 60,
         written=datetime.fromtimestamp((run.folder / SUMMARY).stat().st_mtime, timezone.utc),
         numbers={stage.name: list(flat(stage.results)) for stage in run.stages},
