@@ -72,11 +72,7 @@ def kinds(engines: Any) -> dict[str, Any]:
         return lambda settings, progress: getattr(evaluate, name)(settings, engines, progress=progress)
 
     def run_report(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        return {
-            "report": str(
-                write_report(Path(settings.run_folder), Path(settings.output), [Path(f) for f in settings.beside])
-            )
-        }
+        return {"report": str(write(settings)[0])}
 
     return {
         "generate": StageKind(config.GenerateConfig, run_generate, ".jsonl"),

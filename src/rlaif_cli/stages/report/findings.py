@@ -330,7 +330,7 @@ def caution(run: Run) -> str:
 
 
 def rates(run: Run) -> list[dict[str, Any]]:
-    """Every rate that is 50 % by chance, for the picture of intervals; where a kind ran several times, with the stage."""
+    """Every rate that is 50 % by chance, for the picture of intervals; of a kind that ran twice, with its stage."""
     found: list[tuple[str, Stage, dict[str, Any] | None, Any]] = []
     for stage in run.of("eval alignment"):
         n = stage.results.get("n")
