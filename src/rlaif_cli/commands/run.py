@@ -24,6 +24,7 @@ def kinds(engines: Any) -> dict[str, Any]:
     """What a pipeline file can run, each by the same function as its subcommand."""
     from rlaif_cli.commands.evaluate import best_of_n
     from rlaif_cli.commands.ppo import train
+    from rlaif_cli.commands.report import write as write_report
     from rlaif_cli.stages import evaluate
     from rlaif_cli.stages.generate import generate
     from rlaif_cli.stages.label import label
@@ -72,7 +73,7 @@ def kinds(engines: Any) -> dict[str, Any]:
         return lambda settings, progress: getattr(evaluate, name)(settings, engines, progress=progress)
 
     def run_report(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        return {"report": str(write(settings)[0])}
+        return {"report": str(write_report(settings)[0])}
 
     return {
         "generate": StageKind(config.GenerateConfig, run_generate, ".jsonl"),
