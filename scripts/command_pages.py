@@ -68,7 +68,7 @@ def pages() -> dict[str, str]:
         f"{name.replace(' ', '-')}.md": page(name, command) for name, command in commands(typer.main.get_command(app))
     }
     listed = [
-        f"| [`rlaif {name}`]({name.replace(' ', '-')}.md) | {(command.help or '').split('. ')[0].rstrip('.')} |"
+        f"| [`rlaif {name}`]({name.replace(' ', '-')}.md) | {_cell(command.help).split('. ')[0].rstrip('.')} |"
         for name, command in commands(typer.main.get_command(app))
     ]
     found["README.md"] = (

@@ -834,6 +834,15 @@ def test_defaults_come_from_the_command_line_the_environment_and_a_file_in_this_
     monkeypatch.setenv("RLAIF_GENERATE_N", "3")
     assert settings()["n"] == 3
     assert settings("-n", "7")["n"] == 7
+    monkeypatch.setenv("RLAIF_GENERATE_OVERWRITE", "1")
+    fails(rlaif("generate", questions, cwd=tmp_path), 2, "--overwrite may only come from the command line")
+
+
+def test_one_value_stands_for_a_list_in_a_file_of_defaults(questions: str, tmp_path: Path) -> None:
+    (tmp_path / "rlaif.toml").write_text('judge = "org/big"\n')
+    done = rlaif("label", questions, "--constitution", "helpfulness", "--dry-run", cwd=tmp_path)
+    assert "from rlaif.toml: --judge" in done.stderr and "cannot be" not in done.stderr
+    assert rlaif("generate", questions, "--model", "fake", "--dry-run", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from conftest import rlaif, rows_of
 from rlaif_cli.formats import FORMATS
-from rlaif_cli.records import as_messages
+from rlaif_cli.records import PromptRecord, as_messages
 
 Write = Callable[..., str]
 PREFERENCE = {"id": "p1", "prompt": "Why?", "chosen": "so", "rejected": "no", "p_chosen": 0.75, "source": "s"}
@@ -247,3 +248,37 @@ def test_dedupe(write_jsonl: Write, tmp_path: Path) -> None:
     assert rlaif("data", "dedupe", path, "-o", path, "--overwrite").returncode == 2, "an input is never replaced"
     piped = rlaif("data", "dedupe", "-", stdin=Path(path).read_text())
     assert len(piped.stdout.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("prompt", "turns"),
+    [
+        ("\n\nHuman: x\n\nAssistant:", ["x"]),
+        ("\n\nHuman: x\n\nAssistant: ", ["x"]),
+        ("Human: x\n\nAssistant: ", ["x"]),
+        ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", ["a", "b", "c"]),
+        ("Human: x", None),
+    ],
+)
+def test_a_transcript_that_waits_for_an_answer_is_a_prompt(prompt: str, turns: list[str] | None) -> None:
+    found = PromptRecord.model_validate({"prompt": prompt}).prompt
+    assert found == prompt if turns is None else [turn.content for turn in found] == turns  # type: ignore[union-attr]
+
+
+def test_the_judge_comes_back_from_every_format_of_preferences(write_jsonl: Write, tmp_path: Path) -> None:
+    judge = {"model": "m", "method": "pairwise", "p_first": [0.9, 0.3], "flipped": False}
+    path = write_jsonl("ours.jsonl", [{**PREFERENCE, "judge": judge}])
+    for name, made in FORMATS.items():
+        if made.record.__name__ == "Preference":
+            for source, options in ((path, ("--to", name, "-o", f"{name}.jsonl")), (f"{name}.jsonl", ("--from", name))):
+                done = rlaif("data", "convert", source, *options, cwd=tmp_path)
+            assert json.loads(done.stdout)["judge"].items() >= judge.items(), name
+
+
+def test_what_a_killed_command_left_is_removed_by_the_next(write_jsonl: Write, tmp_path: Path) -> None:
+    path = write_jsonl("ours.jsonl", [PREFERENCE])
+    left, ours = tmp_path / ".99999999.out.jsonl", tmp_path / f".{os.getpid()}.out.jsonl"
+    left.touch()
+    ours.touch()
+    assert rlaif("data", "dedupe", path, "-o", "out.jsonl", cwd=tmp_path).returncode == 0
+    assert not left.exists() and ours.exists(), "that of a process which lives is its own"

@@ -24,6 +24,7 @@ from rlaif_cli.console import visible
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.engines.fake import FakeEngine
+from rlaif_cli.engines.openai import shown_address
 from rlaif_cli.engines.transformers import TransformersEngine
 from rlaif_cli.engines.vllm import VllmEngine
 from rlaif_cli.errors import EngineError, InputError, ModelError
@@ -77,8 +78,14 @@ def of_no_known_kind(folder: Path) -> None:
 
 def with_a_program(folder: Path) -> None:
     of_no_known_kind(folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "mine.Model"}}))
+    classes = {
+        "AutoConfig": "mine.Config",
+        "AutoModelForCausalLM": "mine.Model",
+        "AutoTokenizer": [None, "mine.Tokens"],
+    }
+    for name in ("config.json", "tokenizer_config.json"):
+        config = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(config | {"auto_map": classes}))
     (folder / "mine.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
 
 
@@ -91,7 +98,7 @@ def with_a_program(folder: Path) -> None:
         (without_a_layer, r"lacks weights: model\.layers\.1\.mlp\.up_proj"),
         (of_another_shape, r"model\.norm\.weight"),
         (of_no_known_kind, "cannot be loaded"),
-        (with_a_program, "cannot be loaded"),
+        (with_a_program, "needs a program that comes with it"),
     ],
 )
 def test_a_damaged_checkpoint_is_never_half_loaded(copied: Path, damage: Callable[[Path], None], said: str) -> None:
@@ -100,6 +107,18 @@ def test_a_damaged_checkpoint_is_never_half_loaded(copied: Path, damage: Callabl
         load_policy(models.resolve(str(copied)))
     assert str(copied) in str(error.value)
     assert not (copied / "ran").exists()
+
+
+def test_nobody_is_asked_to_run_the_program_of_a_checkpoint(copied: Path, write_jsonl: Any) -> None:
+    """transformers asks on the terminal where it is left open, and takes "y" from whatever is on stdin."""
+    with_a_program(copied)
+    prompts = write_jsonl("p.jsonl", [{"prompt": "Why?"}])
+    for options in ((), ("--dry-run",)):
+        command = ("generate", prompts, "--model", str(copied), "--engine", "transformers", *options)
+        done = rlaif(*command, stdin="y\n" * 9)
+        assert "[y/N]" not in done.stderr + done.stdout
+        assert options or (done.returncode == 1 and "rlaif runs none" in done.stderr)
+        assert not (copied / "ran").exists()
 
 
 def test_a_tokenizer_of_another_model_is_refused(copied: Path) -> None:
@@ -341,3 +360,37 @@ def test_no_field_of_a_record_is_opened(write_jsonl: Any, tmp_path: Path) -> Non
     ):
         done = subprocess.run([sys.executable, "-c", WATCHED, *command], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0 and "TOUCHED" not in done.stderr, (command, done.stderr)
+
+
+def test_a_name_or_password_in_an_address_is_not_shown() -> None:
+    assert shown_address("http://user:pw@host:9/v1?api_key=x") == "http://host:9/v1"
+
+
+def test_ctrl_c_inside_of_a_library_is_an_interruption(write_jsonl: Any) -> None:
+    code = """
+import sys
+from rlaif_cli.engines.fake import FakeEngine
+from rlaif_cli.__main__ import main
+def generate(self, *_):
+    raise ValueError("Error calling function 'x': KeyboardInterrupt: ")
+    yield
+FakeEngine.generate = generate
+main()
+"""
+    command = ["generate", write_jsonl("p.jsonl", [{"prompt": "Why?"}]), "--model", "fake"]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130 and "run the same command again" in done.stderr and "bug" not in done.stderr
+
+
+def test_an_input_that_is_not_whole_or_was_changed_is_used_with_a_warning(write_jsonl: Any, tmp_path: Path) -> None:
+    prompts = write_jsonl("prompts.jsonl", [{"prompt": f"Why {i}?"} for i in range(5)])
+    output = tmp_path / "candidates.jsonl"
+    assert rlaif("generate", prompts, "--model", "fake", "-o", str(output)).returncode == 0
+    stats = ("data", "stats", str(output))
+    assert "warning" not in rlaif(*stats).stderr
+    whole = output.read_text()
+    output.write_text(whole.splitlines()[0] + "\n")
+    assert "not what its manifest says" in rlaif(*stats).stderr
+    Path(f"{output}.manifest.json").rename(f"{output}.run.json")
+    done = rlaif(*stats)
+    assert done.returncode == 0 and "is not finished" in done.stderr

@@ -31,7 +31,10 @@ def faults(write_jsonl, rows, kind=PromptRecord):
         ('"text"', "expected an object"),
         ('{"id": "same", "prompt": "x"}', "used before, in line 1"),
         ('{"prompt": [{"role": "robot", "content": "x"}]}', "role"),
-        ("[" * 100_000, "not JSON"),
+        ("[" * 100_000, "nested more than 100 deep"),
+        ('{"prompt": "a", "x": ' + "[" * 150 + "]" * 150 + "}", "nested more than 100 deep"),
+        ('{"prompt": "a", "x": 1e999}', "1e999 is too large a number"),
+        ('{"prompt": "' + "[{" * 90 + '", "x": [}', "not JSON"),
     ],
 )
 def test_a_fault_names_its_line_and_reason(write_jsonl, bad, said):

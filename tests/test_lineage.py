@@ -85,7 +85,7 @@ def test_what_rlaif_did_not_make(chain: Path) -> None:
         done = rlaif("lineage", path, cwd=chain)
         assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
     (chain / "prefs.jsonl.manifest.json").write_text("[1]")
-    assert "not a manifest" in rlaif("lineage", "prefs.jsonl", cwd=chain).stderr
+    assert "not a JSON object" in rlaif("lineage", "prefs.jsonl", cwd=chain).stderr
 
 
 def test_made_again_from_its_manifest(chain: Path) -> None:
@@ -113,3 +113,14 @@ def test_a_whole_run_made_again(chain: Path) -> None:
         assert rows_of(chain / "runs/again" / name) == rows_of(chain / "runs/mine" / name)
     settings = json.loads((chain / "runs/again/preferences.jsonl.manifest.json").read_text())["settings"]
     assert settings["candidates"] == "runs/again/candidates.jsonl"
+
+
+def test_nothing_is_made_again_from_other_inputs(write_jsonl: Any, tmp_path: Path) -> None:
+    prompts = write_jsonl("prompts.jsonl", [{"id": "a", "prompt": "Why?"}])
+    made = str(tmp_path / "candidates.jsonl")
+    assert rlaif("generate", prompts, "--model", "fake", "-o", made).returncode == 0
+    with open(prompts, "a") as file:
+        file.write('{"id": "b", "prompt": "How?"}\n')
+    done = rlaif("run", "--from-manifest", made, "-o", str(tmp_path / "again.jsonl"))
+    assert done.returncode == 1 and "prompts.jsonl (prompts of" in done.stderr and "changed" in done.stderr
+    assert not (tmp_path / "again.jsonl").exists()

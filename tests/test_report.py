@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from conftest import rlaif
-from rlaif_cli.errors import InputError
+from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.stages.report import findings, write_report
 from rlaif_cli.stages.report.samples import SAMPLES, spread
 
@@ -394,3 +394,5 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     found = json.loads(write_report(one, tmp_path / "both.json", [two]).read_text("utf-8"))
     assert [each["name"] for each in found["beside"]] == ["<b>other"]
     assert 'id="beside"' not in page_of(one)
+    with pytest.raises(UsageError, match=r"no '\.txt' file"):
+        write_report(one, tmp_path / "report.txt")

@@ -33,9 +33,9 @@ class ChatTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            self.hf: Any = AutoTokenizer.from_pretrained(path)
+            self.hf: Any = AutoTokenizer.from_pretrained(path, **models.NO_PROGRAMS)
         except Exception as error:  # broken files make the tokenizers library raise its own, without a common base
-            raise ModelError(f"the tokenizer cannot be loaded: {error}", where=str(path)) from error
+            raise models.not_loaded("the tokenizer", path, error) from error
         size = models.vocabulary_size(path)
         if size is not None and self.hf.vocab_size > size:
             raise ModelError(

@@ -50,10 +50,14 @@ class ErrorMappingGroup(TyperGroup):
             show_error(error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            console.say("interrupted: what was done is kept; run the same command again to go on", style="yellow")
+            say_interrupted()
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             raise typer.Exit(EXIT_DONE) from None
+
+
+def say_interrupted() -> None:
+    console.say("interrupted: what was done is kept; run the same command again to go on", style="yellow")
 
 
 def show_error(error: RlaifError) -> None:
@@ -118,6 +122,9 @@ def main() -> None:
     except SystemExit as stop:
         _leave(stop.code)
     except Exception as error:
+        if "KeyboardInterrupt" in str(error):  # Ctrl-C inside of pydantic comes as an error of its own
+            say_interrupted()
+            _leave(EXIT_INTERRUPTED)
         if console.debug:
             raise
         console.say(f"error: a bug in rlaif: {type(error).__name__}: {error}", style="bold red")

@@ -23,7 +23,7 @@ _BLOCK = 1 << 20
 MAX_LINE = 32 << 20  # bytes; a longer one is a fault, so that one line cannot take the machine's memory
 _PIECE = 1 << 10  # of compressed bytes: at worst 32 MB of text, with Zstandard
 # A decompression bomb: JSONL that shrinks to a thousandth is no data, but a small sample may.
-_LARGEST_RATIO, _RATIO_FROM = 1000, 1 << 30
+_LARGEST_RATIO, _RATIO_FROM = 1000, 1 << 26
 
 
 def kind_of(path: Path) -> str:

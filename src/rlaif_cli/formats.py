@@ -65,7 +65,7 @@ def _as_turns(value: Any, role: str) -> Any:
 
 def _only(record: Record, *names: str) -> Row:
     """The fields that a foreign format carries along without knowing them."""
-    return {name: value for name in names if (value := getattr(record, name, None)) not in (None, {})}
+    return record.model_dump(mode="json", include=set(names), exclude_none=True, exclude_defaults=True)
 
 
 # --- TRL ----------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def _common_turns(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
 
 def _write_trl_preference(record: Preference) -> Row:
     turns = {name: _messages(getattr(record, name)) for name in ("prompt", "chosen", "rejected")}
-    return turns | {"p_chosen": record.p_chosen} | _only(record, "id", "meta")
+    return turns | {"p_chosen": record.p_chosen} | _only(record, "id", "judge", "meta")
 
 
 def _read_completion(row: Row) -> Row:
@@ -124,7 +124,7 @@ def _read_hh(row: Row) -> Row:
 def _write_hh(record: Preference) -> Row:
     sides = {"chosen": record.chosen, "rejected": record.rejected}
     rows = {name: _transcript([*record.prompt, *turns]) for name, turns in sides.items()}
-    return rows | {"p_chosen": record.p_chosen} | _only(record, "id", "meta")
+    return rows | {"p_chosen": record.p_chosen} | _only(record, "id", "judge", "meta")
 
 
 def _transcript(turns: list[Message]) -> str:
@@ -168,7 +168,7 @@ def _read_binarized(row: Row) -> Row:
 
 def _write_binarized(record: Preference) -> Row:
     row = {"prompt": prompt_text(record.prompt), "prompt_id": record.id, **_conversations(record)}
-    return row | {"p_chosen": record.p_chosen} | _only(record, "meta")
+    return row | {"p_chosen": record.p_chosen} | _only(record, "judge", "meta")
 
 
 # --- OpenRLHF -----------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def _read_conversations(row: Row) -> Row:
 
 
 def _write_conversations(record: Preference) -> Row:
-    return _conversations(record) | {"p_chosen": record.p_chosen} | _only(record, "id", "meta")
+    return _conversations(record) | {"p_chosen": record.p_chosen} | _only(record, "id", "judge", "meta")
 
 
 def _conversations(record: Preference) -> Row:
@@ -205,7 +205,7 @@ def _write_argilla(record: Preference) -> Row:
         raise ValueError("the format holds one instruction and one response a side, no conversation")
     texts = {"instruction": record.prompt[0].content}
     texts |= {"chosen_response": record.chosen_text, "rejected_response": record.rejected_text}
-    return texts | {"p_chosen": record.p_chosen} | _only(record, "id", "meta")
+    return texts | {"p_chosen": record.p_chosen} | _only(record, "id", "judge", "meta")
 
 
 # --- OpenAI -------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -14,17 +16,19 @@ from typing import IO, Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from rlaif_cli import console
 from rlaif_cli.compression import MAX_LINE, lines
 from rlaif_cli.errors import InputError
 from rlaif_cli.hashes import HashSet, hash64
-from rlaif_cli.output import open_for_writing
+from rlaif_cli.output import open_for_writing, read_json, sidecar
 from rlaif_cli.records import Record
 
 R = TypeVar("R", bound=Record)
 _ENOUGH_FAULTS = 1000  # after so many the rest of a file is not looked at, unless they are to be skipped
 
 
-TOO_DEEP = "not JSON that can be read: nested too deeply"
+MAX_DEPTH = 100  # pydantic writes no row that is nested 255 deep
+TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
 
 
 def _no_constants(name: str) -> Any:
@@ -47,11 +51,30 @@ def parse_json(line: str, fields: Callable[[list[tuple[str, Any]]], dict[str, An
         ValueError: with a one-line reason.
     """
     try:
-        return json.loads(line, parse_constant=_no_constants, object_pairs_hook=fields)
+        row = json.loads(line, parse_constant=_no_constants, parse_float=_finite, object_pairs_hook=fields)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+        raise ValueError(f"not JSON: {error.msg} (column {error.colno})") from None
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
+    if line.count("[") + line.count("{") > MAX_DEPTH and _depth(row) > MAX_DEPTH:
+        raise ValueError(TOO_DEEP)
+    return row
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and objects stand within each other."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, list | dict)]:
+        depth += 1
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return depth
 
 
 def describe(error: ValidationError) -> str:
@@ -165,6 +188,7 @@ class Source(Generic[R]):
         self.rejected = len(self._bad_lines)
         self.count = total - self.rejected
         self._made_again = made.repeated()
+        self._warn_of_its_run()
         if total == 0:
             raise InputError("the file holds no records", where=self.name, hint="one JSON object a line")
         faults = self.faults
@@ -179,6 +203,17 @@ class Source(Generic[R]):
             raise InputError("no line can be used", where=self.name, faults=faults)
         if self._bad_lines and rejected_path:
             self._write_rejected(rejected_path)
+
+    def _warn_of_its_run(self) -> None:
+        """An input that a run of ours has not finished, or that was changed since, is used, but never in silence."""
+        if sidecar(self._path, "run.json").exists():
+            console.warn(f"{self.name}: the run that makes this file is not finished; there may be rows to come")
+        elif (manifest := sidecar(self._path, "manifest.json")).exists():
+            recorded = None
+            with contextlib.suppress(InputError):  # a file of that name which is none of ours
+                recorded = read_json(manifest).get("sha256")
+            if isinstance(recorded, str) and recorded != self.sha256:
+                console.warn(f"{self.name}: this is not what its manifest says; it was changed after it was made")
 
     @property
     def faults(self) -> list[str]:
@@ -199,7 +234,8 @@ class Source(Generic[R]):
             row = parse_json(line.decode("utf-8"))
             record = self.kind.model_validate(row)
         except UnicodeDecodeError as error:
-            return f"not UTF-8 at byte {error.start}"
+            utf16 = " (UTF-16?)" if error.start < 2 or b"\0" in line else ""
+            return f"not UTF-8 at byte {error.start}{utf16}; `rlaif data validate --fix NEW` mends an encoding"
         except ValidationError as error:
             return describe(error)
         except ValueError as error:

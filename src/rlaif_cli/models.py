@@ -133,6 +133,20 @@ def _configured(folder: Path, *names: str) -> int | None:
     return next((place[name] for place in places for name in names if isinstance(place.get(name), int)), None)
 
 
+# Said outright: where it is left open, transformers asks on the terminal, and a "y" on stdin runs the program.
+NO_PROGRAMS = {"trust_remote_code": False}
+
+
+def not_loaded(what: str, path: Path | str, error: Exception) -> ModelError:
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"{what} needs a program that comes with it, and rlaif runs none",
+            where=str(path),
+            hint="a model of a kind that transformers knows by itself",
+        )
+    return ModelError(f"{what} cannot be loaded: {type(error).__name__}: {error}", where=str(path))
+
+
 def load(kind: Any, path: Path, *, fresh: frozenset[str] = frozenset(), **options: Any) -> Any:
     """A model of a transformers auto class, with every weight from the checkpoint.
 
@@ -150,9 +164,9 @@ def load(kind: Any, path: Path, *, fresh: frozenset[str] = frozenset(), **option
     try:
         # Told to go on where shapes differ, it says which; they are refused below.
         told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, info = kind.from_pretrained(path, use_safetensors=True, **told, **options)
+        model, info = kind.from_pretrained(path, use_safetensors=True, **NO_PROGRAMS, **told, **options)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise ModelError(f"the model cannot be loaded: {type(error).__name__}: {error}", where=str(path)) from error
+        raise not_loaded("the model", path, error) from error
     for fault, keys in (
         ("the checkpoint lacks weights", info["missing_keys"]),
         ("weights of the checkpoint are of another shape than its config says", info["mismatched_keys"]),

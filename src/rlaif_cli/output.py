@@ -15,6 +15,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
@@ -168,6 +169,7 @@ def new_file(output: str, manifest: dict[str, Any], *, overwrite: bool = False) 
     _refuse_special(path)
     if path.exists() and not overwrite:
         raise UsageError("the file exists", where=output, hint="choose another -o, or --overwrite to replace it")
+    _remove_left_over(path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # its ending says whether it is compressed
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,6 +188,14 @@ def new_file(output: str, manifest: dict[str, Any], *, overwrite: bool = False) 
         raise cannot_write(output, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_left_over(path: Path) -> None:
+    """What `new_file` began for this path in processes that were killed."""
+    for old in path.parent.glob(f".*.{escape(path.name)}"):
+        owner = old.name.split(".")[1]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc/self").exists():
+            old.unlink(missing_ok=True)
 
 
 def _write_line(file: Any, line: str, where: str) -> None:

@@ -312,7 +312,7 @@ class Unscored(BaseModel):
     judge: dict[str, Any]
 
 
-_HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ")
+_HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):(?: |\Z)")  # a prompt ends in "Assistant:", with nothing after it
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -336,7 +336,9 @@ def accept_prompt(row: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(row.get("question"), str):
             row["prompt"] = row.pop("question")
     prompt = row.get("prompt")
-    if isinstance(prompt, str) and prompt.startswith("\n\nHuman: "):
+    if isinstance(prompt, str) and (
+        prompt.startswith("\n\nHuman: ") or (prompt.startswith("Human: ") and "\n\nAssistant:" in prompt)
+    ):
         row["prompt"] = parse_transcript(prompt) or prompt
     if isinstance(row.get("prompt"), list):
         # The reply under judgement is not part of the prompt: drop the empty assistant turn HH-RLHF ends with.

@@ -51,8 +51,8 @@ def load(context: Any) -> dict[str, Any]:
     found = _of_group(context, group, content, {}, "", faults)
     everywhere = {key for key, value in content.items() if not isinstance(value, dict)}
     faults += [f"no command has the option '{key}'" for key in sorted(everywhere - _all_options(group))]
-    if faults:
-        raise InputError(f"{len(faults)} settings cannot be used", where=str(FILE), faults=sorted(set(faults)))
+    if faults := sorted(set(faults)):
+        raise InputError(f"{len(faults)} settings cannot be used", where=str(FILE), faults=faults)
     return found
 
 
@@ -74,7 +74,10 @@ def _of_group(
         options = _options(command)
         known = {key: value for key, value in own.items() if key in options}
         faults += [f"[{place}{name}] has no option '{key}'" for key in sorted(own.keys() - known.keys())]
-        found[name] = {key: value for key, value in shared.items() if key in options} | known
+        found[name] = {
+            key: [value] if options[key].multiple and not isinstance(value, list) else value
+            for key, value in {**{key: value for key, value in shared.items() if key in options}, **known}.items()
+        }
         for key in sorted(found[name].keys() & _NOT_HERE.keys()):
             faults.append(f"'{key}' may only come from {_NOT_HERE[key]}")
         faults += [fault for key, value in found[name].items() if (fault := _fault(context, options[key], value))]

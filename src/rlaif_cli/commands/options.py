@@ -55,6 +55,8 @@ def say_sources(context: typer.Context) -> None:
         sources = {key: context.get_parameter_source(key) for key in context.params}
         if found := [flag(key) for key, source in sources.items() if source is not None and source.name == name]:
             console.say(f"from {told}: {', '.join(found)}")
+            if "--overwrite" in found:
+                raise UsageError(f"--overwrite may only come from the command line, not from {told}")
 
 
 def parse(config: type[StageConfig], values: dict[str, Any]) -> Any:

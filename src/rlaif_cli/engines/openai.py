@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from rlaif_cli.chat import RemoteTokenizer
 from rlaif_cli.engines.base import Bound, Completion, Failed, Request, Sampling, Usage
@@ -55,7 +56,7 @@ class OpenAIEngine:
         self.usage = Usage()
         self._model = model
         self._concurrency = concurrency
-        self._where = base_url or "the default server"
+        self._where = shown_address(base_url) if base_url else "the default server"
         # A key is read from the environment alone; servers of one's own need none, and the client insists on some.
         key = os.environ.get(KEY) or ("none" if base_url else None)
         if key is None:
@@ -236,6 +237,13 @@ class _Unusable(Exception):
     def __init__(self, message: str, again: bool) -> None:
         super().__init__(message)
         self.again = again
+
+
+def shown_address(url: str) -> str:
+    """Without a name, password or query, which may be secrets."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def _told(error: Exception) -> str:

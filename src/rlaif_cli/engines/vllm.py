@@ -89,6 +89,7 @@ class VllmEngine:
             self._llm = vllm.LLM(
                 model=str(path),
                 load_format="safetensors",  # never a pickle
+                trust_remote_code=False,
                 dtype=dtype,
                 max_model_len=max_length,
                 seed=seed,

@@ -31,13 +31,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rlaif_cli import strict_yaml
-from rlaif_cli.config import StageConfig
+from rlaif_cli.config import LineageConfig, StageConfig
 from rlaif_cli.console import ProgressCallback
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.jsonl import describe
 from rlaif_cli.output import read_json, write_json
 from rlaif_cli.resources import shipped_path
-from rlaif_cli.stages.lineage import manifest_of
+from rlaif_cli.stages.lineage import lineage, manifest_of
 
 SUMMARY = "summary.json"
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -276,6 +276,7 @@ def again(path: str, output: Path, kinds: Mapping[str, StageKind], **overrides: 
     manifest = manifest_of(place) if place.exists() else None
     if manifest is None or manifest.get("stage") not in kinds:
         raise InputError("no manifest says what made this", where=path, hint="an output of a stage, or a run's folder")
+    _refuse_changed([place], place)
     kind, settings = manifest["stage"], manifest["settings"] | {"output": str(output)}
     try:
         return PipelineFile(name=output.name, stages={kind: {}}), [_recorded(kind, kind, settings, kinds, overrides)]
@@ -294,6 +295,14 @@ def _run_again(
         inside = isinstance(value, str) and Path(value).is_relative_to(folder)
         return str(output / Path(value).relative_to(folder)) if inside else value
 
+    _refuse_changed(
+        [
+            Path(str(stage["settings"].get("output")))
+            for stage in summary["stages"].values()
+            if isinstance(stage, dict) and isinstance(stage.get("settings"), dict)
+        ],
+        folder,
+    )
     steps = []
     try:
         for name, stage in summary["stages"].items():
@@ -304,6 +313,27 @@ def _run_again(
         return PipelineFile(name=summary["name"], stages={step.stage: {} for step in steps}), steps
     except ValueError as error:
         raise _not_recorded(str(folder / SUMMARY), error) from None
+
+
+def _refuse_changed(outputs: Iterable[Path], inside: Path) -> None:
+    """What is made again from other inputs is another thing.
+
+    Args:
+        inside: what lies in this folder is made again itself.
+
+    Raises:
+        InputError: an input of one of the outputs is gone, or not what it was.
+    """
+    made = [lineage(LineageConfig(path=str(path))) for path in outputs if path.exists() and manifest_of(path)]
+    faults = [
+        f"{node.name} ({node.role} of {root.name}): {node.state}"
+        for root in made
+        for node in root.inputs
+        if node.state in ("changed", "missing") and not Path(node.name).is_relative_to(inside)
+    ]
+    if faults:
+        hint = "put back what it was made of, or run the stage with the inputs as they are now"
+        raise InputError("it would not be made of the same inputs", where=str(inside), faults=faults, hint=hint)
 
 
 def _not_recorded(where: str, error: ValueError) -> InputError:

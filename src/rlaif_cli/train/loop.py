@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from rlaif_cli import models
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import UsageError
 from rlaif_cli.jsonl import Source
@@ -128,4 +129,4 @@ def save_checkpoint(model: Any, base: Path, folder: Path) -> None:
     model.config.use_cache = True
     with saving(folder):
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(base, **models.NO_PROGRAMS).save_pretrained(folder)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli import __version__
+from rlaif_cli.errors import UsageError
 from rlaif_cli.output import cannot_write
 from rlaif_cli.stages.pipeline import SUMMARY
 from rlaif_cli.stages.report.card import write_cards
@@ -35,11 +36,16 @@ def write_report(run_folder: Path, output: Path, beside: Sequence[Path] = ()) ->
         beside: the folders of other runs, whose verdicts and rates stand beside this one's.
 
     Raises:
+        UsageError: `output` ends in nothing that a report can be.
         InputError: a folder holds no run.
         RlaifError: `output` cannot be written.
     """
     run, others = read_run(run_folder), [read_run(folder) for folder in beside]
-    render = {".md": as_markdown, ".json": as_json}.get(output.suffix.lower(), _render)
+    render = {".md": as_markdown, ".json": as_json, ".html": _render, ".htm": _render}.get(output.suffix.lower())
+    if render is None:
+        raise UsageError(
+            f"a report is no '{output.suffix}' file", where=str(output), hint="name it .html, .md or .json"
+        )
     _write_whole(output, render(run, others).encode("utf-8", "replace"))
     return output
 
