@@ -271,7 +271,7 @@ def _told(faults: list[str], path: Path) -> None:
 def readers() -> dict[str, Callable[[Path, random.Random], None]]:
     """Each makes one broken input in a folder and reads it."""
     from rlaif_cli.commands.run import kinds
-    from rlaif_cli.stages import audit, data, mend, pipeline
+    from rlaif_cli.stages import again, audit, data, mend, pipeline
 
     def file(folder: Path, row: dict[str, Any], chance: random.Random) -> Path:
         path = folder / f"broken{chance.choice(['.jsonl', '.jsonl', '.jsonl.gz', '.jsonl.zst'])}"
@@ -354,7 +354,7 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
         stage = {"run": "generate", "settings": {"prompts": "p", "model": "fake", "output": str(folder / "c.jsonl")}}
         summary = break_value({"name": "x", "stages": {"c": stage}}, chance)
         (folder / "summary.json").write_bytes(as_line(summary, chance))
-        pipeline.again(str(folder), folder / "again", kinds(None))
+        again.again(str(folder), folder / "again", kinds(None))
 
     def checkpoints(folder: Path, chance: random.Random) -> None:
         from rlaif_cli.chat import ChatTokenizer

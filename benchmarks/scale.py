@@ -73,7 +73,7 @@ def commands(folder: Path) -> dict[str, Callable[[], tuple[float, float]]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--words", type=int, default=150, help="of a prompt; 150 make preferences of about 2 KB")
+    parser.add_argument("--words", type=int, default=150, help="of a prompt; 150 make preferences of about 1.2 KB")
     parser.add_argument("--limit", type=float, default=300)
     parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder, if not given")
     options = parser.parse_args()

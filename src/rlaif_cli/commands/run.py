@@ -98,21 +98,21 @@ def run_pipeline(
     *,
     overwrite: bool,
     dry_run: bool = False,
-    again: bool = False,
+    recorded: bool = False,
     changed: Mapping[str, str] = {},
     only: Sequence[str] = (),
     start: str | None = None,
 ) -> int:
-    """Run a pipeline file, or some of its stages; or (`again`) what made the output at `path`, into `folder`."""
+    """Run a pipeline file, or some of its stages; or (`recorded`) what made the output at `path`, into `folder`."""
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.stages import pipeline
+    from rlaif_cli.stages import again, pipeline
 
     console.guard_stdout()
     with EnginePool() as engines:
         available = kinds(engines)
         overrides = {"overwrite": True} if overwrite else {}
-        if again:
-            plan, steps = pipeline.again(path, folder, available, **overrides)
+        if recorded:
+            plan, steps = again.again(path, folder, available, **overrides)
         else:
             plan, steps = pipeline.load(path, folder, available, changed, **overrides)
         wanted = pipeline.select(steps, only, start)
@@ -123,7 +123,7 @@ def run_pipeline(
         def announce(index: int, step: Any) -> None:
             console.say(f"[{index + 1}/{len(steps)}] {step.name}: rlaif {step.kind}", style="bold")
 
-        if len(steps) == 1 and again:  # one output, and no run's folder around it
+        if len(steps) == 1 and recorded:  # one output, and no run's folder around it
             announce(0, steps[0])
             with _progress(steps[0].name) as progress:
                 available[steps[0].kind].run(steps[0].config, progress)
@@ -244,7 +244,7 @@ def register(app: typer.Typer) -> None:
             folder,
             overwrite=overwrite,
             dry_run=dry_run,
-            again=from_manifest is not None,
+            recorded=from_manifest is not None,
             changed=_changed(changes or []),
             only=only or (),
             start=start,

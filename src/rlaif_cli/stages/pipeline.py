@@ -31,13 +31,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rlaif_cli import strict_yaml
-from rlaif_cli.config import LineageConfig, StageConfig
+from rlaif_cli.config import StageConfig
 from rlaif_cli.console import ProgressCallback
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.jsonl import describe
 from rlaif_cli.output import read_json, write_json
 from rlaif_cli.resources import shipped_path
-from rlaif_cli.stages.lineage import lineage, manifest_of
 
 SUMMARY = "summary.json"
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -157,7 +156,7 @@ def load(
     try:
         values |= {name: _resolve(value, values) for name, value in pipeline.given(changed).items()}
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(str(error), where=path) from None
     steps: list[Step] = []
     for stage, settings in pipeline.stages.items():
         axes = _axes_of(settings, pipeline, steps)
@@ -258,102 +257,6 @@ def select(steps: list[Step], only: Sequence[str] = (), start: str | None = None
             raise UsageError(f"the pipeline has no stage '{name}'", hint=hint)
     first = next((place for place, step in enumerate(steps) if start in (step.stage, step.name)), 0)
     return [step for step in steps[first:] if not only or step.stage in only or step.name in only]
-
-
-def again(path: str, output: Path, kinds: Mapping[str, StageKind], **overrides: Any) -> tuple[PipelineFile, list[Step]]:
-    """What made an output, or a whole run's folder, as steps that make it again, elsewhere.
-
-    Args:
-        path: the output, its manifest, or the folder of a run.
-        output: where it goes now; a folder for a whole run.
-
-    Raises:
-        InputError: there is no record of what made it.
-    """
-    place = Path(path.removesuffix(".manifest.json"))
-    if (place / SUMMARY).is_file():
-        return _run_again(place, output, kinds, overrides)
-    manifest = manifest_of(place) if place.exists() else None
-    if manifest is None or manifest.get("stage") not in kinds:
-        raise InputError("no manifest says what made this", where=path, hint="an output of a stage, or a run's folder")
-    _refuse_changed([place], place)
-    kind, settings = manifest["stage"], manifest["settings"] | {"output": str(output)}
-    try:
-        return PipelineFile(name=output.name, stages={kind: {}}), [_recorded(kind, kind, settings, kinds, overrides)]
-    except ValueError as error:  # pydantic's are ValueErrors too
-        raise _not_recorded(path, error) from None
-
-
-def _run_again(
-    folder: Path, output: Path, kinds: Mapping[str, StageKind], overrides: Mapping[str, Any]
-) -> tuple[PipelineFile, list[Step]]:
-    summary = read_json(folder / SUMMARY, name=str, stages=dict)
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, list):
-            return [moved(item) for item in value]
-        inside = isinstance(value, str) and Path(value).is_relative_to(folder)
-        return str(output / Path(value).relative_to(folder)) if inside else value
-
-    _refuse_changed(
-        [
-            Path(str(stage["settings"].get("output")))
-            for stage in summary["stages"].values()
-            if isinstance(stage, dict) and isinstance(stage.get("settings"), dict)
-        ],
-        folder,
-    )
-    steps = []
-    try:
-        for name, stage in summary["stages"].items():
-            if not isinstance(stage, dict) or not isinstance(stage.get("settings"), dict):
-                raise ValueError(f"stage '{name}' has no settings")
-            settings = {key: moved(value) for key, value in stage["settings"].items()}
-            steps.append(_recorded(name, str(stage.get("run")), settings, kinds, overrides))
-        return PipelineFile(name=summary["name"], stages={step.stage: {} for step in steps}), steps
-    except ValueError as error:
-        raise _not_recorded(str(folder / SUMMARY), error) from None
-
-
-def _refuse_changed(outputs: Iterable[Path], inside: Path) -> None:
-    """What is made again from other inputs is another thing.
-
-    Args:
-        inside: what lies in this folder is made again itself.
-
-    Raises:
-        InputError: an input of one of the outputs is gone, or not what it was.
-    """
-    made = [lineage(LineageConfig(path=str(path))) for path in outputs if path.exists() and manifest_of(path)]
-    faults = [
-        f"{node.name} ({node.role} of {root.name}): {node.state}"
-        for root in made
-        for node in root.inputs
-        if node.state in ("changed", "missing") and not Path(node.name).is_relative_to(inside)
-    ]
-    if faults:
-        hint = "put back what it was made of, or run the stage with the inputs as they are now"
-        raise InputError("it would not be made of the same inputs", where=str(inside), faults=faults, hint=hint)
-
-
-def _not_recorded(where: str, error: ValueError) -> InputError:
-    reason = describe(error) if isinstance(error, ValidationError) else str(error)
-    return InputError(f"it does not say how this was made: {reason}", where=where)
-
-
-def _recorded(
-    name: str, kind: str, settings: Mapping[str, Any], kinds: Mapping[str, StageKind], overrides: Mapping[str, Any]
-) -> Step:
-    """A step from recorded settings, without the hashes that stand among them.
-
-    Raises:
-        ValueError: this version of rlaif knows no such stage, or not with such settings.
-    """
-    if kind not in kinds:
-        raise ValueError(f"{strict_yaml.shown(kind)} is no stage")
-    config = kinds[kind].config
-    known = {key: value for key, value in settings.items() if key in config.model_fields}
-    return Step(name, kind, config.model_validate({**known, **overrides}))
 
 
 def run(
