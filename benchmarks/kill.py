@@ -81,7 +81,8 @@ def stages(folder: Path, model: str, wanted: list[str]) -> list[Stage]:
     short = ["--max-tokens", "24"] if model != "fake" else []
     training = ["--model", "fake", "--save-every", "1"]
     rm = [str(folder / "preferences.jsonl"), *training, "--epochs", "4"]
-    ppo = [str(some), *training, "--reward-model", str(folder / "rm"), "--engine", "fake", "--steps", "8"]
+    small = ["--prompts-per-step", "8", "-n", "2", "--max-tokens", "16", "--steps", "12"]
+    ppo = [str(some), *training, "--reward-model", str(folder / "rm"), "--engine", "fake", *small]
     candidates = str(folder / "candidates.jsonl")
     every = [
         Stage("generate", lambda out: rlaif("generate", str(prompts), "--model", model, *short, *_to(out))),
@@ -108,7 +109,7 @@ def _pipeline(prompts: Path) -> dict[str, Any]:
             | {"constitution": "helpfulness"},
             "rm": {"run": "train-rm", "preferences": "${preferences}", **training},
             "policy": {"run": "ppo", "prompts": str(prompts), "reward_model": "${rm}", "engine": "fake", **training}
-            | {"steps": 4},
+            | {"steps": 6, "prompts_per_step": 8, "n": 2, "max_tokens": 16},
         },
     }
 
