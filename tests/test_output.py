@@ -18,6 +18,7 @@ import pytest
 import zstandard
 
 from conftest import rlaif, rows_of
+from rlaif_cli import compression
 from rlaif_cli.compression import CompressedFile, blocks
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.hashes import HashSet
@@ -212,3 +213,23 @@ def test_the_clock_may_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     output.finish({})
     output.close()
     assert json.loads(output.manifest_path.read_text())["seconds"] >= 0
+
+
+def test_a_file_that_grows_a_thousandfold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "_RATIO_FROM", 1 << 20)
+    bomb, dense = tmp_path / "bomb.jsonl.gz", tmp_path / "dense.jsonl.gz"
+    bomb.write_bytes(gzip.compress(b"\n" * (4 << 20)))
+    with pytest.raises(InputError, match="no data does"):
+        sum(1 for _ in compression.lines(bomb))
+    dense.write_bytes(gzip.compress(b'{"prompt": "the same"}\n' * 100_000))
+    assert sum(1 for _ in compression.lines(dense)) == 100_000
+
+
+def test_of_a_line_that_is_too_long_its_beginning_alone_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compression, "MAX_LINE", 2 << 20)
+    path = tmp_path / "long.jsonl"
+    path.write_bytes(b"x" * (9 << 20) + b"\n{}\n")
+    lengths = [len(line) for _, line in compression.lines(path)]
+    assert (2 << 20) < lengths[0] <= (4 << 20) and lengths[1:] == [3]

@@ -20,6 +20,7 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.errors import EngineError, ModelError, UsageError
 from rlaif_cli.records import Demonstration, Message, prompt_text
+from rlaif_cli.train.checkpoint import TrainState
 from rlaif_cli.train.folder import _claimed
 from rlaif_cli.train.loop import held_out
 from rlaif_cli.train.models import (
@@ -367,6 +368,17 @@ def test_an_interrupted_reward_model_run_goes_on_where_it_was(train_rm: Any) -> 
     train_rm("cut", epochs=2, save_every=2, stop=3)
     assert (whole.parent / "cut" / "state").is_dir()
     assert_same_run(whole, train_rm("cut", epochs=2, save_every=2))
+
+
+def test_a_state_brings_the_random_numbers_back(policy: Any, tmp_path: Path) -> None:
+    optimizer = torch.optim.AdamW(policy.parameters())
+    state = TrainState(tmp_path, {"seed": 1}, {"model": policy}, optimizer)
+    torch.manual_seed(5)
+    state.save({"step": 3})
+    expected = torch.rand(3)
+    torch.manual_seed(6)
+    assert state.load() == {"step": 3}
+    assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("renamed", [True, False])
