@@ -122,8 +122,8 @@ def context_length(path: str | Path) -> int:
 
 
 def vocabulary_size(path: str | Path) -> int | None:
-    """How many tokens the checkpoint in folder `path` has embeddings for, if its config says so."""
-    return _configured(Path(path), "vocab_size")
+    """How many tokens the checkpoint in folder `path` has embeddings for, if it has a config that says so."""
+    return _configured(Path(path), "vocab_size") if (Path(path) / "config.json").is_file() else None
 
 
 def _configured(folder: Path, *names: str) -> int | None:

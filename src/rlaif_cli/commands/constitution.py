@@ -12,7 +12,7 @@ import typer
 from rlaif_cli import console
 from rlaif_cli.commands.options import epilog
 
-if TYPE_CHECKING:  # at run time each command imports it, so that `rlaif --help` need not wait for pydantic
+if TYPE_CHECKING:  # at run time each command imports it
     from rlaif_cli.constitution import Constitution
 
 app = typer.Typer(
