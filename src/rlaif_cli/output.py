@@ -214,10 +214,9 @@ def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], where: Pa
         UsageError: with every setting that differs.
     """
     now = json.loads(json.dumps(now, default=str))
+    names = sorted(before.keys() | now.keys())
     differing = [
-        f"{name}: {before.get(name)!r} before, {now.get(name)!r} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        _difference(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)
     ]
     if differing:
         raise UsageError(
@@ -225,6 +224,13 @@ def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], where: Pa
             where=str(where),
             hint=f"use the same settings to go on, or {START_ANEW}",
         )
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    if name.endswith("_sha256"):
+        what = name.removesuffix("_sha256")
+        return f"the {what} has changed: its sha256 was {str(before)[:12]}…, and is {str(now)[:12]}…"
+    return f"{name}: {before!r} before, {now!r} now"
 
 
 class Output:

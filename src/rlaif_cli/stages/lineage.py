@@ -52,7 +52,8 @@ def lineage(config: LineageConfig) -> Node:
         raise InputError("there is no such file or folder", where=config.path)
     manifest = manifest_of(path)
     if manifest is None:
-        raise InputError("no manifest stands beside it: rlaif did not make it, or not to the end", where=config.path)
+        hint = "of a run's folder, name one of its outputs" if path.is_dir() else None
+        raise InputError("no manifest says what made it: not rlaif, or not to the end", where=config.path, hint=hint)
     return _made(path, "", manifest, manifest.get("sha256") or manifest.get("checkpoint_sha256"), config.verify, ())
 
 
