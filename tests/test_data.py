@@ -23,7 +23,12 @@ TALK = [
     {"role": "assistant", "content": "Hello."},
     {"role": "user", "content": "Why?\n\nTell me."},
 ]
-CANDIDATES = {"id": "c1", "prompt": "Why?", "responses": ["so", "no", "maybe"], "source": "s"}
+CANDIDATES = {
+    "id": "c1",
+    "prompt": "Why?",
+    "responses": [{"text": "so", "tokens": 3, "logprob": -2.5}, "no", "maybe"],
+    "source": "s",
+}
 DEMONSTRATION = {"id": "d1", "prompt": TALK, "response": "So."}
 
 # What a row of each format looks like in the wild, and what it must be to us.

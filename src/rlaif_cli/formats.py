@@ -139,6 +139,9 @@ def _transcript(turns: list[Message]) -> str:
 # --- UltraFeedback ------------------------------------------------------------------------------------------
 
 
+_TOLD = ("finish_reason", "tokens", "logprob")  # what we know of a response beside its text
+
+
 def _read_ultrafeedback(row: Row) -> Row:
     _need(row, "instruction", "completions")
     row = dict(row)
@@ -147,14 +150,20 @@ def _read_ultrafeedback(row: Row) -> Row:
         isinstance(each, dict) and "response" in each for each in completions
     ):
         raise ValueError("'completions' must be a list of objects with a 'response'")
-    rest = [{name: value for name, value in each.items() if name != "response"} for each in completions]
-    return row | {"responses": [each["response"] for each in completions], "completions": rest}
+    rest = [{name: value for name, value in each.items() if name not in ("response", *_TOLD)} for each in completions]
+    responses = [
+        {"text": each["response"], **{name: each[name] for name in _TOLD if name in each}} for each in completions
+    ]
+    return row | {"responses": responses, "completions": rest}
 
 
 def _write_ultrafeedback(record: Candidates) -> Row:
     meta = dict(record.meta)
     rest = meta.pop("completions", None) or [{"model": record.model} if record.model else {}] * len(record.responses)
-    completions = [{"response": response.text} | more for response, more in zip(record.responses, rest, strict=True)]
+    completions = [
+        {"response": response.text, **response.model_dump(include=set(_TOLD), exclude_none=True), **more}
+        for response, more in zip(record.responses, rest, strict=True)
+    ]
     more = {"meta": meta} if meta else {}
     return {"id": record.id, "instruction": prompt_text(record.prompt), "completions": completions} | more
 
