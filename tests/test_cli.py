@@ -853,6 +853,7 @@ def test_one_value_stands_for_a_list_in_a_file_of_defaults(questions: str, tmp_p
         ("[eval.alignment]\nb = 1", "[eval.alignment] has no option 'b'"),
         ('[label]\nbase_url = "http://x"', "'base_url' may only come from"),
         ('[generate]\nn = "many"', "'n' cannot be 'many'"),
+        ('[run]\noutput = "x"', "[run] takes no defaults"),
         ("overwrite = true", "'overwrite' may only come from"),
         ("a = = 1", "cannot be read"),
         ("[" * 9000, "cannot be read"),

@@ -30,6 +30,10 @@ MAX_BYTES = 1 << 20
 _NOT_HERE = {"base_url": "the environment or the command line", "overwrite": "the command line"}
 
 
+# What these run says everything itself.
+_ON_THEIR_OWN = ("run", "demo", "doctor", "constitution")
+
+
 def load(context: Any) -> dict[str, Any]:
     """The file's defaults by command, as click's `default_map`; {} if there is no file.
 
@@ -66,7 +70,9 @@ def _of_group(
     found = {}
     for name, command in group.commands.items():
         own = table.get(name, {})
-        if not isinstance(own, dict):
+        if name in _ON_THEIR_OWN or not isinstance(own, dict):
+            if own:
+                faults.append(f"[{place}{name}] takes no defaults")
             continue
         if hasattr(command, "commands"):
             found[name] = _of_group(context, command, own, shared, f"{place}{name}.", faults)
