@@ -77,16 +77,23 @@ def _of_group(
         if hasattr(command, "commands"):
             found[name] = _of_group(context, command, own, shared, f"{place}{name}.", faults)
             continue
-        options = _options(command)
-        known = {key: value for key, value in own.items() if key in options}
-        faults += [f"[{place}{name}] has no option '{key}'" for key in sorted(own.keys() - known.keys())]
-        found[name] = {
-            key: [value] if options[key].multiple and not isinstance(value, list) else value
-            for key, value in {**{key: value for key, value in shared.items() if key in options}, **known}.items()
-        }
-        for key in sorted(found[name].keys() & _NOT_HERE.keys()):
+        found[name] = _of_command(context, command, own, shared, f"{place}{name}", faults)
+    return found
+
+
+def _of_command(
+    context: Any, command: Any, own: dict[str, Any], shared: dict[str, Any], place: str, faults: list[str]
+) -> dict[str, Any]:
+    options = _options(command)
+    faults += [f"[{place}] has no option '{key}'" for key in sorted(own.keys() - options.keys())]
+    found = {key: value for key, value in {**shared, **own}.items() if key in options}
+    for key, value in found.items():
+        if options[key].multiple and not isinstance(value, list):
+            found[key] = value = [value]
+        if key in _NOT_HERE:
             faults.append(f"'{key}' may only come from {_NOT_HERE[key]}")
-        faults += [fault for key, value in found[name].items() if (fault := _fault(context, options[key], value))]
+        elif fault := _fault(context, options[key], value):
+            faults.append(fault)
     return found
 
 
