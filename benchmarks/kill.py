@@ -1,7 +1,7 @@
 """Nothing lost: stages are killed at random moments and started again, until they are through.
 
     python benchmarks/kill.py [--kills 200] [--stages generate revise label train-rm ppo run] [--seed 0]
-                              [--signals KILL TERM INT] [--model fake]
+                              [--signals KILL TERM INT] [--model fake] [--rows 6000]
 
 What stands at the end is held against an uninterrupted run: data files row by row (`--model fake`) or id by id (any
 other model: a batch of another size rounds otherwise), weights byte by byte, metrics and samples without their times.
@@ -60,9 +60,9 @@ def rlaif(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "rlaif_cli", *arguments]
 
 
-def stages(folder: Path, model: str, wanted: list[str]) -> list[Stage]:
+def stages(folder: Path, model: str, rows: int, wanted: list[str]) -> list[Stage]:
     """The wanted stages on inputs of their own, large enough that a kill can meet them at work."""
-    many, few = 6000 if model == "fake" else 64, 48
+    many, few = rows if model == "fake" else 64, 48
     prompts, some = folder / "prompts.jsonl", folder / "some.jsonl"
     for path, count in ((prompts, many), (some, few)):
         rows = ({"id": f"q{i}", "prompt": f"What should I know about subject {i}?"} for i in range(count))
@@ -232,12 +232,13 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", default=["generate", "revise", "label", "train-rm", "ppo", "run"])
     parser.add_argument("--signals", nargs="+", default=["KILL", "TERM", "INT"])
     parser.add_argument("--model", default="fake")
+    parser.add_argument("--rows", type=int, default=6000, help="prompts of the data stages; another model takes 64")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chance, whole, totals = random.Random(options.seed), options.model == "fake", Counter[str]()
     with tempfile.TemporaryDirectory(prefix="rlaif-kill-") as name:
         work = Path(name)
-        wanted = stages(work, options.model, options.stages)
+        wanted = stages(work, options.model, options.rows, options.stages)
         print("| stage | rows | seconds |", " | ".join((*COLUMNS, *FAULTS, "litter")), "|")
         print("|---" * (3 + len(COLUMNS) + len(FAULTS) + 1) + "|", flush=True)
         for place, stage in enumerate(wanted):

@@ -23,7 +23,7 @@ def benchmark(*arguments: str) -> str:
 
 
 def test_killed_stages_lose_nothing() -> None:
-    said = benchmark("benchmarks/kill.py", "--kills", "6", "--stages", "generate", "label")
+    said = benchmark("benchmarks/kill.py", "--kills", "6", "--stages", "generate", "label", "--rows", "1500")
     assert "6 kills: 0 lost, 0 doubled, 0 different, 0 tracebacks" in said
 
 
