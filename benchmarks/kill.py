@@ -65,8 +65,8 @@ def stages(folder: Path, model: str, rows: int, wanted: list[str]) -> list[Stage
     many, few = rows if model == "fake" else 64, 48
     prompts, some = folder / "prompts.jsonl", folder / "some.jsonl"
     for path, count in ((prompts, many), (some, few)):
-        rows = ({"id": f"q{i}", "prompt": f"What should I know about subject {i}?"} for i in range(count))
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        asked = ({"id": f"q{i}", "prompt": f"What should I know about subject {i}?"} for i in range(count))
+        path.write_text("".join(json.dumps(row) + "\n" for row in asked), "utf-8")
     prepare = [
         rlaif("generate", str(prompts), "--model", "fake", "-n", "3", "-o", str(folder / "candidates.jsonl")),
         rlaif("generate", str(some), "--model", "fake", "-n", "2", "-o", str(folder / "few.jsonl")),

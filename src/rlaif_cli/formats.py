@@ -63,6 +63,9 @@ def _as_turns(value: Any, role: str) -> Any:
     return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
+_LABEL = ("p_chosen", "judge", "meta")  # what every format of preferences carries along
+
+
 def _only(record: Record, *names: str) -> Row:
     """The fields that a foreign format carries along without knowing them."""
     return record.model_dump(mode="json", include=set(names), exclude_none=True, exclude_defaults=True)
@@ -93,7 +96,7 @@ def _common_turns(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
 
 def _write_trl_preference(record: Preference) -> Row:
     turns = {name: _messages(getattr(record, name)) for name in ("prompt", "chosen", "rejected")}
-    return turns | {"p_chosen": record.p_chosen} | _only(record, "id", "judge", "meta")
+    return turns | _only(record, "id", *_LABEL)
 
 
 def _read_completion(row: Row) -> Row:
@@ -124,7 +127,7 @@ def _read_hh(row: Row) -> Row:
 def _write_hh(record: Preference) -> Row:
     sides = {"chosen": record.chosen, "rejected": record.rejected}
     rows = {name: _transcript([*record.prompt, *turns]) for name, turns in sides.items()}
-    return rows | {"p_chosen": record.p_chosen} | _only(record, "id", "judge", "meta")
+    return rows | _only(record, "id", *_LABEL)
 
 
 def _transcript(turns: list[Message]) -> str:
@@ -177,7 +180,7 @@ def _read_binarized(row: Row) -> Row:
 
 def _write_binarized(record: Preference) -> Row:
     row = {"prompt": prompt_text(record.prompt), "prompt_id": record.id, **_conversations(record)}
-    return row | {"p_chosen": record.p_chosen} | _only(record, "judge", "meta")
+    return row | _only(record, *_LABEL)
 
 
 # --- OpenRLHF -----------------------------------------------------------------------------------------------
@@ -191,7 +194,7 @@ def _read_conversations(row: Row) -> Row:
 
 
 def _write_conversations(record: Preference) -> Row:
-    return _conversations(record) | {"p_chosen": record.p_chosen} | _only(record, "id", "judge", "meta")
+    return _conversations(record) | _only(record, "id", *_LABEL)
 
 
 def _conversations(record: Preference) -> Row:
@@ -214,7 +217,7 @@ def _write_argilla(record: Preference) -> Row:
         raise ValueError("the format holds one instruction and one response a side, no conversation")
     texts = {"instruction": record.prompt[0].content}
     texts |= {"chosen_response": record.chosen_text, "rejected_response": record.rejected_text}
-    return texts | {"p_chosen": record.p_chosen} | _only(record, "id", "judge", "meta")
+    return texts | _only(record, "id", *_LABEL)
 
 
 # --- OpenAI -------------------------------------------------------------------------------------------------

@@ -77,8 +77,10 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def describe(error: ValidationError) -> str:
-    """Pydantic's findings as one line in the words of a user."""
+def describe(error: Exception) -> str:
+    """Why a value was refused, in one line: pydantic's findings in the words of a user; of others what they say."""
+    if not isinstance(error, ValidationError):
+        return str(error)
     return "; ".join(_describe_one(found) for found in error.errors()[:3])
 
 
@@ -236,10 +238,8 @@ class Source(Generic[R]):
         except UnicodeDecodeError as error:
             utf16 = " (UTF-16?)" if error.start < 2 or b"\0" in line else ""
             return f"not UTF-8 at byte {error.start}{utf16}; `rlaif data validate --fix NEW` mends an encoding"
-        except ValidationError as error:
-            return describe(error)
         except ValueError as error:
-            return str(error)
+            return describe(error)
         except RecursionError:
             return TOO_DEEP
         if row.get("id") is None:

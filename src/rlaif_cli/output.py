@@ -84,13 +84,18 @@ def cannot_write(path: Path | str, error: OSError) -> RlaifError:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that it is either the old one or the new one, never half of it."""
+    # A file name may hold bytes that are no UTF-8; what Python makes of them JSON can write as `\\udcff`.
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Either the old file or the new one, never half of it; also after a loss of power."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A file name may hold bytes that are no UTF-8; what Python makes of them JSON can write as `\\udcff`.
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-            json.dump(value, file, ensure_ascii=False, indent=2)
-            file.write("\n")
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from rlaif_cli import strict_yaml
 from rlaif_cli.config import LineageConfig
 from rlaif_cli.errors import InputError
@@ -96,8 +94,7 @@ def _has_record(path: Path) -> bool:
 
 
 def _not_recorded(where: str, error: ValueError) -> InputError:
-    reason = describe(error) if isinstance(error, ValidationError) else str(error)
-    return InputError(f"it does not say how this was made: {reason}", where=where)
+    return InputError(f"it does not say how this was made: {describe(error)}", where=where)
 
 
 def _recorded(

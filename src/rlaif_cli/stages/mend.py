@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from rlaif_cli.config import ValidateConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.jsonl import describe, local_copy, parse_json, raw_lines
@@ -42,7 +40,7 @@ def mend(config: ValidateConfig, kind: type[Record], *, progress: ProgressCallba
                 row = mender.row(line)
                 kind.model_validate(row)
             except (ValueError, RecursionError) as error:
-                reason = describe(error) if isinstance(error, ValidationError) else str(error)
+                reason = describe(error)
                 text = line.decode("utf-8", "replace")
                 bad.write(json.dumps({"line": number, "reason": reason, "text": text}) + "\n")
                 rejected += 1

@@ -170,19 +170,11 @@ def load(
                     _step(stage, dict(settings), run_folder, kinds, values | chosen | outputs, chosen, overrides)
                 )
             except ValueError as error:  # pydantic's are ValueErrors too
-                text = describe(error) if isinstance(error, ValidationError) else str(error)
-                faults.append(f"{path} stage '{step_name(stage, chosen.items())}': {text}")
-                if stage not in outputs:  # later stages may name it all the same: one fault is enough
-                    steps.append(Step(stage, "", _Broken(output="-"), tuple(chosen.items())))
+                faults.append(f"{path} stage '{step_name(stage, chosen.items())}': {describe(error)}")
+                values[stage] = "-"  # later stages may name it all the same: one fault is enough
     if faults:
         raise InputError(f"{len(faults)} stages cannot be run as they are written", where=path, faults=faults)
     return pipeline, steps
-
-
-class _Broken(StageConfig):
-    """Stands for the settings of a stage that has a fault."""
-
-    output: str
 
 
 def _named_twice(pipeline: PipelineFile, values: Iterable[str]) -> list[str]:

@@ -11,13 +11,15 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from math import comb
 from pathlib import Path
 from typing import Any
 
 from rlaif_cli import constitution as constitutions
 from rlaif_cli.compression import lines
 from rlaif_cli.errors import RlaifError
+from rlaif_cli.judge import named_principles
+from rlaif_cli.records import Candidates, Response
+from rlaif_cli.stages.label import pair_chooser
 from rlaif_cli.stages.pipeline import Step
 
 _SAMPLED = 200  # rows of a file that are read for their lengths
@@ -140,13 +142,9 @@ def _revise(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
 
 def _label(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
     candidates = _file(config.candidates, files)
-    pairs = candidates.rows * _pairs(config.pairs, candidates.responses)
+    row = Candidates.model_construct(id="", responses=[Response(text="")] * candidates.responses)
+    pairs = candidates.rows * len(pair_chooser(config.pairs, config.seed)(row))
     return _judged(config, pairs, candidates), File(pairs, 2, candidates.prompt, candidates.response)
-
-
-def _pairs(rule: str, responses: int) -> int:
-    every = comb(responses, 2)
-    return {"all": every, "chain": max(0, responses - 1)}.get(rule) or min(every, int(rule.rpartition(":")[2]))
 
 
 def _judged(config: Any, pairs: int, texts: File) -> Plan:
@@ -168,10 +166,10 @@ def _judged(config: Any, pairs: int, texts: File) -> Plan:
 
 
 def _principles(config: Any) -> int:
+    """How many a comparison is judged by."""
     if tuple(config.principles) == ("sample",):
         return 1
-    every = len(constitutions.load(config.constitution).principles)
-    return every if tuple(config.principles) == ("all",) else len(config.principles)
+    return len(named_principles(constitutions.load(config.constitution), config.principles))
 
 
 def _alignment(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
@@ -186,16 +184,19 @@ def _win_rate(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
 
 def _reward_model(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     pairs = _file(config.preferences, files)
-    trained = round(pairs.rows * (1 - config.eval_fraction))
-    steps = config.epochs * -(-trained // config.batch_size)
-    return Plan(pairs.rows, steps, round(config.epochs * trained * (pairs.prompt + 2 * pairs.response)), 0), None
+    return _epochs(config, pairs.rows, pairs.prompt + 2 * pairs.response), None
 
 
 def _sft(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     rows = _file(config.records, files)
-    trained = round(rows.rows * (1 - config.eval_fraction))
+    return _epochs(config, rows.rows, rows.prompt + rows.response), None
+
+
+def _epochs(config: Any, rows: int, tokens: float) -> Plan:
+    """Passes over what is not held out; `tokens` of a row."""
+    trained = round(rows * (1 - config.eval_fraction))
     steps = config.epochs * -(-trained // config.batch_size)
-    return Plan(rows.rows, steps, round(config.epochs * trained * (rows.prompt + rows.response)), 0), None
+    return Plan(rows, steps, round(config.epochs * trained * tokens), 0)
 
 
 def _ppo(config: Any, files: dict[str, File]) -> tuple[Plan, None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch import nn
 
 from rlaif_cli import models
 from rlaif_cli.config import TrainConfig
-from rlaif_cli.errors import UsageError
+from rlaif_cli.errors import ModelError, UsageError
 from rlaif_cli.jsonl import Source
+from rlaif_cli.output import read_json
 from rlaif_cli.records import Record
 from rlaif_cli.train import adapters
 from rlaif_cli.train.checkpoint import saving
@@ -124,7 +124,7 @@ def save_checkpoint(model: Any, base: Path, folder: Path) -> None:
     """A standard checkpoint, in the dtype of the one it started from, with that one's tokenizer."""
     from transformers import AutoTokenizer
 
-    dtype = json.loads((base / "config.json").read_text("utf-8")).get("dtype") or "float32"
+    dtype = read_json(base / "config.json", error=ModelError).get("dtype") or "float32"
     model.to(getattr(torch, dtype))
     model.config.use_cache = True
     with saving(folder):

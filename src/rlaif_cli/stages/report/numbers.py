@@ -63,11 +63,8 @@ def as_markdown(run: Run, others: Sequence[Run] = ()) -> str:
     for stage in run.stages:
         numbers = list(flat(stage.results))
         lines += [f"## {as_text(stage.name)}", "", f"`rlaif {stage.kind}`, {stage.seconds / 60:.1f} minutes", ""]
-        lines += (
-            ["| number | value |", "|---|---|", *(f"| {as_text(n)} | {as_text(v)} |" for n, v in numbers), ""]
-            if numbers
-            else []
-        )
+        if numbers:
+            lines += ["| number | value |", "|---|---|", *(f"| {as_text(n)} | {as_text(v)} |" for n, v in numbers), ""]
     return "\n".join(lines)
 
 

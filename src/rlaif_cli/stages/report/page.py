@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from rlaif_cli import __version__
 from rlaif_cli.errors import UsageError
-from rlaif_cli.output import cannot_write
+from rlaif_cli.output import write_whole
 from rlaif_cli.stages.pipeline import SUMMARY
 from rlaif_cli.stages.report.card import write_cards
 from rlaif_cli.stages.report.curves import curves
@@ -46,7 +45,7 @@ def write_report(run_folder: Path, output: Path, beside: Sequence[Path] = ()) ->
         raise UsageError(
             f"a report is no '{output.suffix}' file", where=str(output), hint="name it .html, .md or .json"
         )
-    _write_whole(output, render(run, others).encode("utf-8", "replace"))
+    write_whole(output, render(run, others).encode("utf-8", "replace"))
     return output
 
 
@@ -76,7 +75,7 @@ def _render(run: Run, others: Sequence[Run]) -> str:
         findings=found_in(run),
         rates=rates(run),
         runs=[(each.name, headline(each)) for each in (run, *others)] if others else [],
-        side_by_side=side_by_side([run, *others]),
+        side_by_side=side_by_side([run, *others]) if others else [],
         minutes=sum(stage.seconds for stage in run.stages) / 60,
         written=datetime.fromtimestamp((run.folder / SUMMARY).stat().st_mtime, timezone.utc),
         numbers={stage.name: list(flat(stage.results)) for stage in run.stages},
@@ -101,15 +100,3 @@ def _plotly_js() -> str:
 
 def _csp_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Either the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
