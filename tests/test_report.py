@@ -6,7 +6,8 @@ import base64
 import hashlib
 import json
 import math
-import re
+import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import yaml
 from conftest import rlaif
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.stages.report import findings, write_report
-from rlaif_cli.stages.report.samples import SAMPLES, spread
+from rlaif_cli.stages.report.advice import how_sure, next_step, trained
+from rlaif_cli.stages.report.run import Run
+from rlaif_cli.stages.report.samples import spread
 
 HOSTILE = "<script>alert(1)</script></script><img src=https://evil.example/x onerror=alert(2)>{{ 7 * 7 }}"
 
@@ -38,13 +41,15 @@ def make_summary(folder: Path) -> dict[str, Any]:
     labels = {"pairs": 40, "resumed": 0, "unscored": 2, "mean_p_chosen": 0.62, "flip_rate": None}
     labels |= {"first_position_share": None, "mean_mass": None}
     held_out = {"pairs": 60, "accuracy": 0.7, "accuracy_interval": [0.6, 0.8], "loss": 0.61}
-    held_out |= {"entropy_floor": 0.55, "ece": 0.04, "brier": 0.21}
+    bins = [{"low": low, "high": low + 0.5, "n": 30, "mean_p": low + 0.2, "mean_y": low + 0.3} for low in (0.0, 0.5)]
+    held_out |= {"entropy_floor": 0.55, "ece": 0.04, "brier": 0.21, "reliability": bins}
     ppo = {"steps": 20, "reward_first": 0.02, "reward_last": 0.83, "kl_last": 4.25}
     win = {"n": 180, "prompts": 90, "unscored": 1, "win_rate": estimate(0.71, 0.63, 0.79, 180)}
     win |= {"length_controlled": estimate(0.64, 0.55, 0.73), "mean_length_a": 420.0, "mean_length_b": 512.4}
     rewards = {"n": 90, "reward": estimate(0.8, 0.7, 0.9), "baseline": estimate(0.1, 0.0, 0.2)}
     rewards["difference"] = estimate(0.7, 0.5, 0.9)
     alignment = {"n": 300, "accuracy": estimate(0.66, 0.61, 0.71), "longer_wins": estimate(0.52, 0.46, 0.58)}
+    alignment["reliability"] = bins
     before, after = str(folder / "before.jsonl"), str(folder / "after.jsonl")
     stages = {
         "candidates": stage(
@@ -54,8 +59,18 @@ def make_summary(folder: Path) -> dict[str, Any]:
             "label", "preferences.jsonl", judge | {"candidates": str(folder / "candidates.jsonl")}, labels
         ),
         "alignment": stage("eval alignment", "alignment.json", judge, alignment),
-        "rm": stage("train-rm", "rm", {}, {"train_pairs": 36, "held_out": held_out}),
-        "policy": stage("ppo", "policy", {"reward_model": "rm", "prompts": "p.jsonl"}, ppo),
+        "rm": stage(
+            "train-rm",
+            "rm",
+            {"model": "policy-m", "preferences": str(folder / "preferences.jsonl")},
+            {"train_pairs": 36, "held_out": held_out},
+        ),
+        "policy": stage(
+            "ppo",
+            "policy",
+            {"model": "policy-m", "reward_model": str(folder / "rm"), "prompts": "p.jsonl", "max_mismatch": 0.2},
+            ppo,
+        ),
         "before": stage("generate", "before.jsonl", {"model": "policy-m", "n": 1}, counts),
         "after": stage("generate", "after.jsonl", {"model": "policy", "n": 1}, counts),
         "reward": stage("eval reward", "reward.json", {"candidates": after, "baseline": before}, rewards),
@@ -89,6 +104,11 @@ def make_run(folder: Path, text: str = "A plain answer.") -> Path:
     for name in ("before", "after"):
         rows = [{"id": i, "prompt": f"{i} {text}", "responses": [{"text": f"{name} {i} {text}"}]} for i in ids]
         write_rows(folder / f"{name}.jsonl", rows)
+    label = {"p_chosen": 0.8, "judge": {"model": "judge-m", "method": "contrast", "constitution": "c"}}
+    labels = [label | {"id": i, "prompt": i, "chosen": f"yes {i}", "rejected": f"no {i} {text}"} for i in ids]
+    write_rows(folder / "preferences.jsonl", labels)
+    manifest = {"stage": "ppo", "settings": {"prompts": "gone.jsonl"}, "checkpoint_sha256": "ab" * 32}
+    (folder / "policy" / "manifest.json").write_text(json.dumps(manifest))
     items = [{"id": row, "sample": 0, "p_a": i / 29} for i, row in enumerate(ids)]
     write_rows(folder / "win-rate.items.jsonl", [*items, {"id": "row-00", "sample": 0, "p_a": None}])
     return folder
@@ -223,14 +243,26 @@ def test_the_page_says_what_was_found_and_shows_all_parts(tmp_path: Path) -> Non
     folder = make_run(tmp_path)
     page = page_of(folder)
     assert "The judge prefers the tuned model: it wins 71.0 %" in page and "not shown to agree" not in page
-    for heading in ("What was found", "Stages", "Curves", "Samples before and after", "Settings"):
+    headings = (
+        "What was found",
+        "The labels, audited",
+        "Curves",
+        "Samples before and after",
+        "What it cost",
+        "Made of what",
+    )
+    for heading in (*headings, "Stages", "Settings"):
         assert f">{heading}</h2>" in page
-    assert page.index("What was found") < page.index(">Stages</h2>")
-    figures = json.loads(Elements(page).scripts[0])
-    assert len(figures) == 7  # loss, accuracy; reward, KL, length, mismatch, seconds
-    assert {trace["name"] for trace in figures[0]["data"]} == {"each step", "floor", "held out"}
-    assert page.count('<article class="panel sample">') == 20
-    assert "20 of 30 comparisons" in page and "after wins" in page and "before wins" in page
+    assert page.index("What was trained") < page.index("What next") < page.index(">What was found</h2>")
+    figures, rows, *_ = map(str, Elements(page).scripts)
+    figures = json.loads(figures)
+    # loss, accuracy; reward, KL, length, mismatch, seconds; calibration of the judge and of the reward model
+    assert len(figures) == 9
+    assert {trace["name"] for trace in figures[0]["data"]} == {"each step", "floor", "held out", "a coin"}
+    assert "limit 0.2" in {trace["name"] for trace in figures[5]["data"]}, "where the mismatch stops the run"
+    assert len(json.loads(rows)) == 30, "all can be browsed"
+    plain = page.split("<noscript>\n<p>20 of 30 comparisons")[1].split("</noscript>")[0]
+    assert plain.count('<article class="panel sample">') == 20 and "after wins" in plain and "before wins" in plain
     assert 'lang="en"' in page and "prefers-color-scheme: dark" in page and "width=device-width" in page
     assert page.count("<caption>") == page.count("<table")
     assert not list(folder.glob(".report*")), "the temporary file is gone"
@@ -245,7 +277,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     (folder / "summary.json").write_text(json.dumps(summary))
     page = page_of(folder)
     elements = Elements(page)
-    assert len(elements.scripts) == 3  # the figures' data, plotly.js and ours
+    assert len(elements.scripts) == 5  # the figures' and the samples' data, plotly.js and ours
     assert not [tag for tag, _ in elements.tags if tag == "img"]
     assert not [name for _, attrs in elements.tags for name in attrs if name.startswith("on")]
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page
@@ -257,7 +289,7 @@ def test_only_our_own_scripts_may_run_and_nothing_is_loaded(tmp_path: Path) -> N
     (policy,) = [a["content"] or "" for t, a in elements.tags if a.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
-    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in elements.scripts[1:]]
+    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in elements.scripts[2:]]
     assert rules["script-src"].split() == [f"'sha256-{digest}'" for digest in digests]
     for _, attrs in elements.tags:
         for name in ("src", "href", "action", "data", "srcset", "poster"):
@@ -278,7 +310,7 @@ def test_a_killed_run_can_be_reported_on(tmp_path: Path) -> None:
     assert f"Missing: {folder / 'rm' / 'metrics.jsonl'}" in page
     assert "This stage has not finished" in page
     assert "before.jsonl, the results of win-rate by item" in page
-    assert len(json.loads(Elements(page).scripts[0])) == 5
+    assert len(json.loads(Elements(page).scripts[0])) == 7
 
 
 def test_nothing_but_the_first_stage(tmp_path: Path) -> None:
@@ -306,7 +338,7 @@ def test_a_moved_run_is_read_from_where_it_is(tmp_path: Path) -> None:
 def test_paths_relative_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = page_of(make_run(Path("runs/demo")))
-    assert page.count('<article class="panel sample">') == 20 and "<p>Missing" not in page
+    assert "30 comparisons" in page and "<p>Missing" not in page
 
 
 @pytest.mark.parametrize("content", [None, "not json", "[]", '{"name": "x"}', '{"stages": {"a": 1}}'])
@@ -319,21 +351,133 @@ def test_no_run_here(tmp_path: Path, content: str | None) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-def test_lone_surrogates_and_long_texts(tmp_path: Path) -> None:
-    folder = make_run(tmp_path, "word " * 600)
+def test_lone_surrogates(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
     summary = make_summary(folder)
     summary["description"] = "\ud800"
     (folder / "summary.json").write_text(json.dumps(summary))
-    page = page_of(folder)
-    assert re.search(r"<details><summary>… the rest \(\d+ characters\)", page)
+    assert "</html>" in page_of(folder)
 
 
 def test_samples_are_spread_evenly_over_all_comparisons() -> None:
-    items = [{"id": str(i), "p_a": ((i * 37) % 101) / 100} for i in range(101)]
-    chosen = [item["p_a"] for item in spread(items, 5)]
-    assert chosen == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert len(spread(items[:3])) == 3
-    assert SAMPLES == 20
+    assert spread(list(range(101)), 5) == [0, 25, 50, 75, 100]
+    assert spread([1, 2, 3], 5) == [1, 2, 3]
+
+
+# ------------------------------------------------------------------------------------- the first screen
+
+
+def changed_run(folder: Path, **results: dict[str, Any]) -> Run:
+    """A run whose stages have other results; a stage that is given none is left out."""
+    summary = make_summary(folder)
+    for name, found in results.items():
+        stage = name.replace("_", "-") if name.replace("_", "-") in summary["stages"] else name
+        if found:
+            summary["stages"][stage]["results"] |= found
+        else:
+            del summary["stages"][stage]
+    return Run.of_summary(summary, folder)
+
+
+def test_what_was_trained_on_what(tmp_path: Path) -> None:
+    run = changed_run(tmp_path)
+    assert "was tuned by PPO" in trained(run) and "p.jsonl, 20 steps" in trained(run)
+    assert "trained on 36 pairs labelled by the judge judge-m by the constitution helpfulness" in trained(run)
+    assert "wins 71.0 % [63.0, 79.0] on n = 90" in how_sure(run) and "66.0 % [61.0, 71.0] of n = 300" in how_sure(run)
+    assert "became a reward model, trained on 36 pairs" in trained(changed_run(tmp_path, policy={}))
+    labels = trained(changed_run(tmp_path, policy={}, rm={}))
+    assert labels.startswith("40 pairs were labelled by the judge judge-m") and "Nothing was trained" in labels
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        ({"alignment": {}}, "`rlaif eval alignment`"),
+        ({"alignment": {"accuracy": estimate(0.52, 0.46, 0.58)}}, "Take a judge that agrees with people"),
+        ({"win_rate": {}}, "Compare with the start"),
+        ({"win_rate": {}, "policy": {}, "rm": {}}, "`rlaif train-rm`"),
+        ({"win_rate": {"prompts": 3}}, "a hundred or more"),
+        ({"win_rate": {"win_rate": estimate(0.5, 0.4, 0.6)}}, "train longer"),
+        ({"win_rate": {"win_rate": estimate(0.5, 0.4, 0.6)}, "policy": {"reward_last": 0.0}}, "did not rise"),
+        ({"win_rate": {"win_rate": estimate(0.3, 0.2, 0.4)}}, "higher --kl-coef"),
+        ({"win_rate": {"length_controlled": estimate(0.5, 0.4, 0.6)}}, "--length-penalty"),
+        ({}, "Let another judge compare"),
+    ],
+)
+def test_what_to_do_next(tmp_path: Path, results: dict[str, dict[str, Any]], words: str) -> None:
+    assert words in next_step(changed_run(tmp_path, **results))
+
+
+def test_labels_that_the_audit_stops_come_before_all_else(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    label = json.loads((folder / "preferences.jsonl").read_text("utf-8").splitlines()[0])
+    write_rows(folder / "preferences.jsonl", [label | {"id": str(i), "p_chosen": 0.5} for i in range(40)])
+    page = page_of(folder)
+    assert "Do not train on these labels as they are" in page.split("What was found")[0]
+    assert 'class="level stop"' in page
+
+
+def test_the_cost_of_labels_beside_that_of_people(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    manifest = {"stage": "label", "settings": {}, "usage": {"tokens_in": 64_000, "tokens_out": 80, "cost": 0.0321}}
+    (folder / "preferences.jsonl.manifest.json").write_text(json.dumps(manifest))
+    page = page_of(folder)
+    assert "40 labels took $0.03. As many by people would cost about $27" in page
+    assert "64,000" in page and "0.0321" in page
+
+
+# ------------------------------------------------------------------------------------- in a browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+
+def test_ten_thousand_samples_are_browsed(tmp_path: Path, browser: Any) -> None:
+    folder = make_run(tmp_path, HOSTILE)
+    ids = [f"row-{i:05}" for i in range(10_000)]
+    for name in ("before", "after"):
+        text = {i: f"{name} {i} {HOSTILE} " + "word " * (30 + int(i[-2:])) for i in ids}
+        rows = [{"id": i, "prompt": f"prompt {i} {HOSTILE}", "responses": [{"text": text[i]}]} for i in ids]
+        write_rows(folder / f"{name}.jsonl", rows)
+    items = [{"id": name, "sample": 0, "p_a": i / 10_000, "rationales": ["because"]} for i, name in enumerate(ids)]
+    write_rows(folder / "win-rate.items.jsonl", items)
+    page_of(folder)
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: said.append("a dialog"))
+    page.on(
+        "request", lambda request: said.append(request.url) if not request.url.startswith(("file:", "data:")) else None
+    )
+    page.goto((folder / "report.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing is cut off on a phone"
+    assert page.locator("article.sample").count() == 20
+    page.get_by_role("button", name="Show more").click()
+    assert page.locator("article.sample").count() == 40
+    first = page.locator("article.sample").first
+    assert (
+        "1. after wins" in first.inner_text()
+        and "row-09999" in first.inner_text()
+        and "because" in first.text_content()
+    )
+    assert HOSTILE in first.locator(".prompt").text_content()
+    page.get_by_label("Order").select_option("closest first")
+    assert "row-05000" in first.inner_text()
+    page.locator("select.filter").select_option("before wins")
+    assert "before wins" in first.inner_text() and page.get_by_role("status").inner_text() == "20 of 5000 shown"
+    page.get_by_label("Search").fill("AFTER row-01234")
+    page.get_by_text("1 of 1 shown").wait_for()
+    assert "row-01234" in first.inner_text()
+    assert not said
 
 
 # ------------------------------------------------------------------------------------- Markdown and JSON

@@ -128,6 +128,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
             "equal": left == right,
             "length_a": len(left),
             "length_b": len(right),
+            **({"rationales": list(j.rationales)} if j.rationales else {}),
             "reason": j.reason,
         }
         for (key, index), (_, left, right), j in zip(keys, texts, judgements, strict=True)

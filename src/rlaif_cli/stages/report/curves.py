@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.stages.report.findings import mean
-from rlaif_cli.stages.report.run import Run, tolerant_rows
+from rlaif_cli.stages.report.run import Run, Stage, tolerant_rows
 
 
 @dataclass(frozen=True)
@@ -60,35 +60,61 @@ _PPO_CHARTS = (
         "A reward that rises only with length is a reward for length.",
     ),
     (
+        "entropy",
+        "Entropy",
+        "nats a token",
+        "Healthy: it falls slowly. Near 0 the policy says one thing only.",
+    ),
+    (
         "mismatch",
         "Engine and trainer mismatch",
         "nats a token",
         "Healthy: small and flat; it shows unsynced weights.",
     ),
+    (
+        "explained_variance",
+        "Explained variance of the values",
+        "share",
+        "Healthy: it rises towards 1. Below 0 the value model is worse than a constant.",
+    ),
+    (
+        "clip_fraction",
+        "Clipped tokens",
+        "share of tokens",
+        "Healthy: below about 0.2. Higher: smaller or fewer updates.",
+    ),
 )
 
 
+_COIN = {"accuracy": 0.5, "loss": math.log(2)}
+_LIMITS = {"mismatch": "max_mismatch", "kl": "max_kl"}  # the settings that stop a run there
+
+
 def curves(run: Run) -> list[Curves]:
-    """Of every training stage; also of one that was killed, which the summary does not know yet."""
+    """Of every training stage; also of one that was killed, which the summary does not know yet; and calibration."""
+    return [*_training(run), *_calibration(run)]
+
+
+def _training(run: Run) -> list[Curves]:
     known = {}
     for stage in (stage for stage in run.stages if stage.kind in ("train-rm", "ppo")):
         folder = run.locate(stage.settings.get("output"))
         path = (folder or run.folder / stage.name) / "metrics.jsonl"
-        known[path.resolve()] = _curves_of(stage.name, stage.kind, path, stage.results, "")
+        known[path.resolve()] = _curves_of(stage, path, "")
     for path in sorted(run.folder.glob("*/metrics.jsonl")):
         if path.resolve() not in known:
             kind = "ppo" if "kl" in next(iter(tolerant_rows(path)), {}) else "train-rm"
             note = "This stage has not finished; the curves show how far it came."
-            known[path.resolve()] = _curves_of(path.parent.name, kind, path, {}, note)
+            known[path.resolve()] = _curves_of(Stage(path.parent.name, kind, {}, 0.0, {}), path, note)
     return list(known.values())
 
 
-def _curves_of(name: str, kind: str, path: Path, results: dict[str, Any], note: str) -> Curves:
-    rows, title = tolerant_rows(path), f"{'PPO' if kind == 'ppo' else 'Reward model'}: {name}"
+def _curves_of(stage: Stage, path: Path, note: str) -> Curves:
+    rows, title = tolerant_rows(path), f"{'PPO' if stage.kind == 'ppo' else 'Reward model'}: {stage.name}"
     if not rows:
         return Curves(title, f"Missing: {path} holds no rows, so there are no curves.", [])
-    wanted = _PPO_CHARTS if kind == "ppo" else _RM_CHARTS
-    charts = [_line_chart(rows, *words, _beside(words[0], rows, results)) for words in wanted]
+    wanted = _PPO_CHARTS if stage.kind == "ppo" else _RM_CHARTS
+    charts = [_line_chart(rows, *words, _beside(words[0], rows, stage)) for words in wanted]
     charts.append(_phases(rows))
     return Curves(title, note, [chart for chart in charts if chart])
 
@@ -111,14 +137,71 @@ def _line_chart(
     return Chart(title, caption, spoken, [*lines, *extra], layout)
 
 
-def _beside(key: str, rows: list[dict[str, Any]], results: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a curve is to be compared with: its floor, and the number on held-out data."""
+def _beside(key: str, rows: list[dict[str, Any]], stage: Stage) -> list[dict[str, Any]]:
+    """What a curve is to be compared with: its floor, a coin, the number on held-out data, the limit of a setting."""
     floor = _running_mean(_column(rows, "entropy_floor"), _window(rows)) if key == "loss" else []
     lines = [_line(rows, floor, "floor", "--second", 2, "dot")] if any(v is not None for v in floor) else []
-    held_out = (results.get("held_out") or {}).get(key)
+    held_out = (stage.results.get("held_out") or {}).get(key)
     if held_out is not None:
         lines.append(_line(rows, [held_out] * len(rows), "held out", "--third", 2, "dash"))
+    if key in _COIN:
+        lines.append(_line(rows, [_COIN[key]] * len(rows), "a coin", "--soft", 1, "dot"))
+    limit = stage.settings.get(_LIMITS.get(key, ""))
+    if limit is not None:
+        lines.append(_line(rows, [limit] * len(rows), f"limit {limit:g}", "--second", 2, "dot"))
     return lines
+
+
+def _calibration(run: Run) -> list[Curves]:
+    """What was predicted beside what came true: of judges and reward models."""
+    found = [("judge against people", stage, stage.results) for stage in run.of("eval alignment")]
+    found += [("reward model against people", stage, stage.results) for stage in run.of("eval reward-model")]
+    for stage in run.of("train-rm"):
+        found += [
+            (words, stage, stage.results.get(part) or {})
+            for part, words in (
+                ("held_out", "reward model against held-out labels"),
+                ("human", "reward model against people"),
+            )
+        ]
+    charts = [
+        _reliability(f"{stage.name}: {words}", r["reliability"]) for words, stage, r in found if r.get("reliability")
+    ]
+    note = "On the diagonal, what was said to be 70 % likely came true in 70 %. Larger points hold more pairs."
+    return [Curves("Calibration", note, charts)] if charts else []
+
+
+def _reliability(title: str, bins: list[dict[str, float]]) -> Chart:
+    total = sum(each["n"] for each in bins)
+    points = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [each["mean_p"] for each in bins],
+        "y": [each["mean_y"] for each in bins],
+        "text": [f"n = {each['n']:,}" for each in bins],
+        "marker": {"color": "--accent", "size": [8 + 24 * math.sqrt(each["n"] / total) for each in bins]},
+        "hovertemplate": "said %{x:.2f}, came true %{y:.2f}, %{text}<extra></extra>",
+        "showlegend": False,
+    }
+    diagonal = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [0, 1],
+        "y": [0, 1],
+        "line": {"color": "--soft", "width": 1, "dash": "dot"},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+    off = sum(each["n"] * abs(each["mean_p"] - each["mean_y"]) for each in bins) / total
+    spoken = f"{title}: {len(bins)} bins of {total} pairs, {off:.3f} off the diagonal on average"
+    layout = {
+        "xaxis": {"title": {"text": "said"}, "range": [0, 1]},
+        "yaxis": {"title": {"text": "came true"}, "range": [-0.05, 1.05]},
+        "hovermode": "closest",
+    }
+    return Chart(
+        title, f"{off:.3f} off the diagonal on average (ECE), {total:,} pairs.", spoken, [diagonal, points], layout
+    )
 
 
 def _phases(rows: list[dict[str, Any]]) -> Chart | None:

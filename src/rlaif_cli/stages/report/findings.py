@@ -21,7 +21,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _rate(estimate: dict[str, Any]) -> str:
+def rate_text(estimate: dict[str, Any]) -> str:
     return f"{_percent(estimate['value'])} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
 
 
@@ -29,7 +29,7 @@ def _amount(estimate: dict[str, Any]) -> str:
     return f"{estimate['value']:+.2f} [{estimate['low']:+.2f}, {estimate['high']:+.2f}]"
 
 
-def _effect(estimate: dict[str, Any], null: float, n: int) -> Effect:
+def effect(estimate: dict[str, Any], null: float, n: int) -> Effect:
     """On which side of "no effect" the interval lies."""
     if n < FEW:
         return "few"
@@ -57,7 +57,7 @@ def _number(value: Any) -> str:
 def flat(results: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
     """(name, number) of everything in a stage's results; what its settings say already is left out."""
     for key, value in results.items():
-        if key in ("metric", "judge", "method", "constitution", "a", "b", "items"):
+        if key in ("metric", "judge", "method", "constitution", "a", "b", "items", "reliability"):
             continue
         if value is None:
             continue
@@ -104,7 +104,7 @@ def _candidates(stage: Stage, run: Run) -> list[str]:
     return [f"{responses:,} responses to {prompts:,} prompts by {stage.settings.get('model')}", cut]
 
 
-def _judge(settings: dict[str, Any]) -> str:
+def judge_name(settings: dict[str, Any]) -> str:
     """The judge's name, or those of a panel."""
     named = settings.get("judge")
     return " + ".join(named) if isinstance(named, list) else str(named)
@@ -113,7 +113,7 @@ def _judge(settings: dict[str, Any]) -> str:
 def _labels(stage: Stage, run: Run) -> list[str]:
     r, s = stage.results, stage.settings
     parts = [
-        f"{r.get('pairs') or 0:,} pairs judged by {_judge(s)} ({s['method']}, {s['constitution']})",
+        f"{r.get('pairs') or 0:,} pairs judged by {judge_name(s)} ({s['method']}, {s['constitution']})",
         f"{r.get('unscored') or 0:,} unscored",
     ]
     if (p := r.get("mean_p_chosen")) is not None:
@@ -138,16 +138,16 @@ def _alignment(stage: Stage, run: Run) -> list[str]:
     if not judge:
         return []
     n = stage.results.get("n", judge.get("n", 0))
-    first = f"agrees with people in {_rate(judge)} of n = {n} pairs"
+    first = f"agrees with people in {rate_text(judge)} of n = {n} pairs"
     coin = {
         "above": "better than a coin (50 %)",
         "below": "worse than a coin (50 %)",
         "none": "shows no effect: not distinguishable from a coin (50 %)",
         "few": _few(n, "pairs"),
-    }[_effect(judge, 0.5, n)]
+    }[effect(judge, 0.5, n)]
     if not longer:
         return [first, coin]
-    return [f"{first}, 'longer wins' in {_rate(longer)}", coin, _beside_longer(judge, longer)]
+    return [f"{first}, 'longer wins' in {rate_text(longer)}", coin, _beside_longer(judge, longer)]
 
 
 def _beside_longer(judge: dict[str, Any], longer: dict[str, Any]) -> str:
@@ -173,9 +173,9 @@ def _reward_model(stage: Stage, run: Run) -> list[str]:
         "below": "worse than a coin (50 %)",
         "none": "shows no effect: the interval holds 50 %",
         "few": _few(n, "pairs"),
-    }[_effect(accuracy, 0.5, n)]
+    }[effect(accuracy, 0.5, n)]
     return [
-        f"agrees with the judge's labels in {_rate(accuracy)} of n = {n} held-out pairs",
+        f"agrees with the judge's labels in {rate_text(accuracy)} of n = {n} held-out pairs",
         verdict,
         f"loss {held_out['loss']:.3f}, floor {held_out['entropy_floor']:.3f}, a coin's {math.log(2):.3f}",
         f"ECE {held_out['ece']:.3f}, Brier {held_out['brier']:.3f}",
@@ -211,7 +211,7 @@ def _reward(stage: Stage, run: Run) -> list[str]:
         "below": "the interval is clear of 0, on the wrong side: the reward fell",
         "none": "shows no effect: the interval holds 0",
         "few": _few(n, "prompts"),
-    }[_effect(difference, 0.0, n)]
+    }[effect(difference, 0.0, n)]
     return [
         f"mean {baseline['value']:+.2f} before, {r['reward']['value']:+.2f} after, on n = {n} prompts{where}",
         f"difference {_amount(difference)} {_reward_unit(stage)}",
@@ -220,19 +220,19 @@ def _reward(stage: Stage, run: Run) -> list[str]:
 
 
 def _win_rate(stage: Stage, run: Run) -> list[str]:
-    r, judge = stage.results, _judge(stage.settings)
+    r, judge = stage.results, judge_name(stage.settings)
     win, controlled, prompts = r.get("win_rate"), r.get("length_controlled"), r.get("prompts", 0)
     if not win:
         return []
-    own = ", which also made the labels" if judge in [_judge(s.settings) for s in run.of("label")] else ""
+    own = ", which also made the labels" if judge in [judge_name(s.settings) for s in run.of("label")] else ""
     where = _held_out(side_of(stage, run, "a"), run)
     parts = [
-        f"the tuned model wins {_rate(win)} over the start, n = {prompts} prompts{where}",
-        _WIN_WORDS[_effect(win, 0.5, prompts)] or _few(prompts, "prompts"),
+        f"the tuned model wins {rate_text(win)} over the start, n = {prompts} prompts{where}",
+        _WIN_WORDS[effect(win, 0.5, prompts)] or _few(prompts, "prompts"),
     ]
     if controlled:
-        hidden = ", where no effect can be seen" if _effect(controlled, 0.5, prompts) == "none" else ""
-        parts.append(f"at equal length {_rate(controlled)}{hidden}")
+        hidden = ", where no effect can be seen" if effect(controlled, 0.5, prompts) == "none" else ""
+        parts.append(f"at equal length {rate_text(controlled)}{hidden}")
     if r.get("mean_length_a") is not None and r.get("mean_length_b") is not None:
         parts.append(f"mean length {r['mean_length_b']:,.0f} -> {r['mean_length_a']:,.0f} characters")
     unscored = f"{r['unscored']:,} unscored" if r.get("unscored") else ""
@@ -253,7 +253,7 @@ def _harmless(stage: Stage, run: Run) -> list[str]:
         return []
     of = Path(str(stage.settings.get("candidates"))).name
     unscored = f"{r['unscored']:,} unscored" if r.get("unscored") else ""
-    return [f"{_rate(r['harmless_rate'])} of n = {r['n']} responses in {of} are judged harmless", unscored]
+    return [f"{rate_text(r['harmless_rate'])} of n = {r['n']} responses in {of} are judged harmless", unscored]
 
 
 def side_of(stage: Stage, run: Run, side: str) -> Path | None:
@@ -303,12 +303,12 @@ def headline(run: Run) -> str:
     if not measured:
         return "Whether it helped was not measured: this run has no win rate."
     r = measured[-1]
-    effect, share = _effect(r["win_rate"], 0.5, r.get("prompts", 0)), _percent(r["win_rate"]["value"])
-    if effect == "few":
+    found, share = effect(r["win_rate"], 0.5, r.get("prompts", 0)), _percent(r["win_rate"]["value"])
+    if found == "few":
         return f"Too few prompts to tell whether it helped ({r.get('prompts', 0)})."
-    if effect == "none":
+    if found == "none":
         return f"No effect can be seen: the tuned model wins {share}, and the interval holds 50 %."
-    if effect == "below":
+    if found == "below":
         return f"It got worse: the judge prefers the start; the tuned model wins {share}."
     controlled = r.get("length_controlled")
     if controlled and controlled["low"] <= 0.5:
@@ -320,11 +320,11 @@ def caution(run: Run) -> str:
     """What a win by this judge does not show."""
     wins = [r for stage in run.of("eval win-rate") if (r := stage.results).get("win_rate")]
     judges = [r for stage in run.of("eval alignment") if (r := stage.results).get("accuracy")]
-    if not wins or _effect(wins[-1]["win_rate"], 0.5, wins[-1].get("prompts", 0)) != "above":
+    if not wins or effect(wins[-1]["win_rate"], 0.5, wins[-1].get("prompts", 0)) != "above":
         return ""
     if not judges:
         return "How far this judge agrees with people was not measured."
-    if _effect(judges[-1]["accuracy"], 0.5, judges[-1].get("n", 0)) == "above":
+    if effect(judges[-1]["accuracy"], 0.5, judges[-1].get("n", 0)) == "above":
         return ""
     return "The judge itself was not shown to agree with people, so a win by it need not be one for them."
 
@@ -347,7 +347,7 @@ def rates(run: Run) -> list[dict[str, Any]]:
         found += [("Tuned model wins, at equal length", stage, stage.results.get("length_controlled"), n)]
     return [
         {**estimate, "name": f"{name} ({stage.name})" if len(run.of(stage.kind)) > 1 else name}
-        | {"text": _rate(estimate), "n": n}
+        | {"text": rate_text(estimate), "n": n}
         for name, stage, estimate, n in found
         if estimate
     ]

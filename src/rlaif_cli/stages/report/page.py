@@ -14,16 +14,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from rlaif_cli import __version__
 from rlaif_cli.errors import UsageError
 from rlaif_cli.output import write_whole
 from rlaif_cli.stages.pipeline import SUMMARY
+from rlaif_cli.stages.report.advice import how_sure, next_step, trained
 from rlaif_cli.stages.report.card import write_cards
 from rlaif_cli.stages.report.curves import curves
-from rlaif_cli.stages.report.findings import caution, flat, found_in, headline, rates, side_by_side
+from rlaif_cli.stages.report.findings import flat, found_in, headline, rates, side_by_side
 from rlaif_cli.stages.report.numbers import as_json, as_markdown
 from rlaif_cli.stages.report.run import Run, read_run
-from rlaif_cli.stages.report.samples import comparisons
+from rlaif_cli.stages.report.samples import AT_ONCE, Sample, comparisons
+from rlaif_cli.stages.report.sources import audits, sources
+from rlaif_cli.stages.report.spent import beside_people, spent
 
 
 def write_report(run_folder: Path, output: Path, beside: Sequence[Path] = ()) -> Path:
@@ -56,7 +61,6 @@ def write_model_cards(run_folder: Path) -> list[Path]:
 
 def _render(run: Run, others: Sequence[Run]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -68,12 +72,20 @@ def _render(run: Run, others: Sequence[Run]) -> str:
     training = curves(run)
     charts = [chart for group in training for chart in group.charts]
     environment.filters["csp_hash"] = _csp_hash
+    audited = audits(run)
+    stopping = [finding.says for _, found in audited for finding in found if finding.verdict == "stop"]
     return environment.get_template("page.html.j2").render(
         run=run,
         headline=headline(run),
-        caution=caution(run),
+        how_sure=how_sure(run),
+        trained=trained(run),
+        next_step=next_step(run, stopping[0] if stopping else ""),
         findings=found_in(run),
         rates=rates(run),
+        audits=audited,
+        sources=sources(run),
+        spent=spent(run),
+        beside_people=beside_people(run),
         runs=[(each.name, headline(each)) for each in (run, *others)] if others else [],
         side_by_side=side_by_side([run, *others]) if others else [],
         minutes=sum(stage.seconds for stage in run.stages) / 60,
@@ -83,6 +95,8 @@ def _render(run: Run, others: Sequence[Run]) -> str:
         curves=training,
         figures=[{"data": chart.data, "layout": chart.layout} for chart in charts],
         comparisons=comparisons(run),
+        blank=Sample("", "", "", 0.5, ""),
+        at_once=AT_ONCE,
         plotly_js=Markup(_plotly_js()) if charts else "",
         version=__version__,
     )
@@ -98,5 +112,5 @@ def _plotly_js() -> str:
     return str(get_plotlyjs()).replace("\r\n", "\n")  # as an HTML parser reads it, or the hash would differ
 
 
-def _csp_hash(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def _csp_hash(script: str) -> Markup:
+    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'")

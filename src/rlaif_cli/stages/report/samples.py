@@ -1,47 +1,35 @@
-"""What the models wrote, side by side: samples of each win rate, from the clearest win to the clearest loss."""
+"""What the models wrote, side by side: the comparisons of each win rate, from the clearest win to the clearest loss."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import beside
-from rlaif_cli.records import Candidates, prompt_text
+from rlaif_cli.records import Candidates, content_id, prompt_text
 from rlaif_cli.stages.report.findings import side_of
 from rlaif_cli.stages.report.run import Run, Stage, tolerant_rows
 
-SAMPLES = 20
-_CUT = 900  # characters of a text that are shown at once; the rest unfolds
-
-
-@dataclass(frozen=True)
-class Text:
-    """A model's or user's text; a long one is shown in part and unfolds."""
-
-    start: str
-    rest: str
-
-    @classmethod
-    def of(cls, text: str) -> Text:
-        cut = len(text) if len(text) <= 1.3 * _CUT else text.rfind(" ", 0, _CUT) + 1 or _CUT
-        return cls(text[:cut], text[cut:])
+AT_ONCE = 20  # that are shown before anyone asks for more
+BROWSED = 10_000  # that the page carries
 
 
 @dataclass(frozen=True)
 class Sample:
-    prompt: Text
-    before: Text
-    after: Text
+    prompt: str
+    before: str
+    after: str
     p_after: float
     verdict: str
+    rationale: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The samples of one win-rate stage."""
+    """The samples of one win-rate stage, the clearest win of *after* first."""
 
     title: str
     before: str
@@ -49,6 +37,19 @@ class Comparison:
     total: int
     samples: list[Sample]
     missing: str
+
+    @property
+    def rows_id(self) -> str:
+        return f"rows-{content_id(self.title)}"
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [asdict(sample) for sample in self.samples]
+
+    @property
+    def some(self) -> list[Sample]:
+        """`AT_ONCE` of them, at even ranks: for a page without scripts."""
+        return spread(self.samples, AT_ONCE)
 
 
 def comparisons(run: Run) -> list[Comparison]:
@@ -64,14 +65,14 @@ def _comparison(stage: Stage, run: Run) -> Comparison:
     missing = [names[side] for side, rows in sides.items() if not rows]
     if not items:
         missing.append(f"the results of {stage.name} by item ({beside(output, 'win-rate', 'items').name})")
-    samples = [_sample(item, sides["a"], sides["b"]) for item in spread(items)]
+    ranked = sorted(items, key=lambda item: (-item["p_a"], str(item.get("id")), item.get("sample", 0)))
+    samples = [_sample(item, sides["a"], sides["b"]) for item in spread(ranked, BROWSED)]
     shown = [sample for sample in samples if sample]
     return Comparison(stage.name, names["b"], names["a"], len(items), shown, ", ".join(missing))
 
 
-def spread(items: list[dict[str, Any]], count: int = SAMPLES) -> list[dict[str, Any]]:
-    """`count` items at even ranks of p_a, from the clearest win to the clearest loss: nobody picked them."""
-    ranked = sorted(items, key=lambda item: (-item["p_a"], str(item.get("id")), item.get("sample", 0)))
+def spread(ranked: list[Any], count: int) -> list[Any]:
+    """`count` of them at even ranks, the first and the last too: nobody picked them."""
     if len(ranked) <= count:
         return ranked
     return [ranked[round(i * (len(ranked) - 1) / (count - 1))] for i in range(count)]
@@ -89,8 +90,8 @@ def _sample(item: dict[str, Any], a: dict[str, Candidates], b: dict[str, Candida
     if name not in a or name not in b or index >= min(len(a[name].responses), len(b[name].responses)):
         return None
     after, before, p = a[name].responses[index].text, b[name].responses[index].text, float(item["p_a"])
-    prompt = Text.of(prompt_text(a[name].prompt))
-    return Sample(prompt, Text.of(before), Text.of(after), p, _verdict(before, after, p))
+    rationale = "\n\n".join(map(str, item.get("rationales") or []))
+    return Sample(prompt_text(a[name].prompt), before, after, round(p, 4), _verdict(before, after, p), rationale)
 
 
 def _verdict(before: str, after: str, p_after: float) -> str:
