@@ -1,4 +1,4 @@
-"""How long a report of many samples takes to write, to show, and to search, in Chromium; the limit is 2 s to first paint.
+"""How long a report of many samples takes to write, to show and to search in Chromium; the limit: 2 s to first paint.
 
     python benchmarks/report.py [--samples 10000] [--words 60]
 
@@ -60,7 +60,7 @@ def main() -> None:
         page.locator("article.sample", has_text="prompt 77").first.wait_for()
         searched = time.monotonic() - started
         print(f"{options.samples:,} samples, a page of {report.stat().st_size / 1e6:.1f} MB")
-        print(f"written in {written:.2f} s; first paint {paint:.2f} s (limit {LIMIT_SECONDS:g} s); all ready {ready:.2f} s")
+        print(f"written in {written:.2f} s; first paint {paint:.2f} s (limit {LIMIT_SECONDS:g} s), ready {ready:.2f} s")
         print(f"first search {searched:.2f} s")
 
 

@@ -27,12 +27,12 @@ _PLAIN_EVERY_SECONDS = 10.0
 
 
 class ProgressCallback(Protocol):
-    """What stages report through: how much is done, of how much, and a few numbers worth seeing."""
+    """What stages report through: how much is done, of how much, a few numbers worth seeing, and one worth a curve."""
 
-    def __call__(self, done: int, total: int | None = None, note: str = "") -> None: ...
+    def __call__(self, done: int, total: int | None = None, note: str = "", value: float | None = None) -> None: ...
 
 
-def no_progress(done: int, total: int | None = None, note: str = "") -> None:
+def no_progress(done: int, total: int | None = None, note: str = "", value: float | None = None) -> None:
     """For callers that do not want to see any."""
 
 
@@ -133,9 +133,9 @@ def _bar(title: str) -> Iterator[ProgressCallback]:
     columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}")
     with Progress(*columns, "eta", TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=stderr()) as bar:
         task = bar.add_task(escape(title), total=None, rate="", note="")
-        rate = _rate_meter()
+        rate = rate_meter()
 
-        def callback(done: int, total: int | None = None, note: str = "") -> None:
+        def callback(done: int, total: int | None = None, note: str = "", value: float | None = None) -> None:
             bar.update(task, completed=done, total=total, rate=rate(done), note=escape(note))
 
         yield callback
@@ -143,9 +143,9 @@ def _bar(title: str) -> Iterator[ProgressCallback]:
 
 @contextmanager
 def _lines(title: str) -> Iterator[ProgressCallback]:
-    rate, last_shown = _rate_meter(), time.monotonic()
+    rate, last_shown = rate_meter(), time.monotonic()
 
-    def callback(done: int, total: int | None = None, note: str = "") -> None:
+    def callback(done: int, total: int | None = None, note: str = "", value: float | None = None) -> None:
         nonlocal last_shown
         now = time.monotonic()
         if now - last_shown >= _PLAIN_EVERY_SECONDS:
@@ -156,7 +156,8 @@ def _lines(title: str) -> Iterator[ProgressCallback]:
     yield callback
 
 
-def _rate_meter() -> Callable[..., str]:
+def rate_meter() -> Callable[..., str]:
+    """`rate(done, total)`: how fast it goes since the first call, and how long yet, in words."""
     started, first = time.monotonic(), None
 
     def rate(done: int, total: int | None = None) -> str:

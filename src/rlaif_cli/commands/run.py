@@ -6,7 +6,7 @@ import contextlib
 import json
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,16 +120,16 @@ def run_pipeline(
             show_plan(steps, wanted)
             return 0
 
-        def announce(index: int, step: Any) -> None:
-            console.say(f"[{index + 1}/{len(steps)}] {step.name}: rlaif {step.kind}", style="bold")
-
-        if len(steps) == 1 and recorded:  # one output, and no run's folder around it
-            announce(0, steps[0])
-            with _progress(steps[0].name) as progress:
-                available[steps[0].kind].run(steps[0].config, progress)
-            console.say(f"made again: {folder}")
-            return 0
-        summary = pipeline.run(plan, steps, wanted, folder, available, _progress, announce, time.monotonic)
+        one_output = recorded and len(steps) == 1  # and no run's folder around it
+        with _watched(plan.name, steps, wanted) as stage:
+            if one_output:
+                with stage(0, steps[0]) as progress:
+                    available[steps[0].kind].run(steps[0].config, progress)
+            else:
+                summary = pipeline.run(plan, steps, wanted, folder, available, stage, time.monotonic)
+    if one_output:
+        console.say(f"made again: {folder}")
+        return 0
     show_summary(summary, folder)
     return 0
 
@@ -156,10 +156,26 @@ def show_plan(steps: list[Any], wanted: list[Any]) -> None:
                 console.say(f"     about {', '.join(told)}")
 
 
+Watched = Callable[[int, Any], contextlib.AbstractContextManager[ProgressCallback]]
+
+
 @contextlib.contextmanager
-def _progress(name: str) -> Iterator[ProgressCallback]:
-    with console.progress(name) as callback:
-        yield callback
+def _watched(title: str, steps: Sequence[Any], wanted: Sequence[Any]) -> Iterator[Watched]:
+    """`stage(index, step)` is open while a step runs: on one screen of the whole run; plain lines off a terminal."""
+
+    @contextlib.contextmanager
+    def announced(index: int, step: Any) -> Iterator[ProgressCallback]:
+        console.say(f"[{index + 1}/{len(steps)}] {step.name}: rlaif {step.kind}", style="bold")
+        with console.progress(step.name) as callback:
+            yield callback
+
+    if not console.stderr().is_terminal:
+        yield announced
+        return
+    from rlaif_cli.screen import Screen
+
+    with Screen(title, [(step.name, step.kind) for step in steps], [step.name for step in wanted]) as screen:
+        yield lambda index, step: screen.stage(step.name)
 
 
 def show_summary(summary: dict[str, Any], folder: Path) -> None:

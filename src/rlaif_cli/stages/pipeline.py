@@ -23,6 +23,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -257,11 +258,13 @@ def run(
     wanted: list[Step],
     run_folder: Path,
     kinds: Mapping[str, StageKind],
-    progress_for: Callable[[str], Any],
-    announce: Callable[[int, Step], None],
+    stage: Callable[[int, Step], AbstractContextManager[ProgressCallback]],
     seconds: Callable[[], float],
 ) -> dict[str, Any]:
     """Run the wanted ones of the steps in order. One that is complete already is not run again: each resumes by itself.
+
+    Args:
+        stage: `stage(index, step)` is open while the step runs, and what it gives is told how far it is.
 
     Returns:
         What is also written to `<run>/summary.json`: the settings and the numbers of every stage, of those that are
@@ -273,9 +276,8 @@ def run(
         if step not in wanted:
             summary["stages"] |= {step.name: before[step.name]} if step.name in before else {}
             continue
-        announce(index, step)
         started = seconds()
-        with progress_for(step.name) as progress:
+        with stage(index, step) as progress:
             numbers = kinds[step.kind].run(step.config, progress)
         summary["stages"][step.name] = {
             "run": step.kind,

@@ -127,7 +127,8 @@ def _run(
                 break
             if config.save_every and done % config.save_every == 0 and done < config.steps:
                 state.save({"step": done, "kl": trainer.kl.state_dict(), "best": best.found})
-            progress(done, config.steps, f"reward {numbers['reward']:.3f}, KL {numbers['kl']:.2f}")
+            note = f"reward {numbers['reward']:.3f}, KL {numbers['kl']:.2f}"
+            progress(done, config.steps, note, numbers["reward"])
     finally:
         engine.close()
         log.close()

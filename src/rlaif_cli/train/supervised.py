@@ -60,7 +60,7 @@ def run_epochs(
         if done % (config.save_every or an_epoch) == 0 and done < len(batches):
             state.save({"step": done, "best": best.found})
         floor = f" (floor {numbers['entropy_floor']:.4f})" if "entropy_floor" in numbers else ""
-        progress(done, len(batches), f"loss {numbers['loss']:.4f}{floor}")
+        progress(done, len(batches), f"loss {numbers['loss']:.4f}{floor}", numbers["loss"])
     log.close()
     if best.found:
         best.restore()

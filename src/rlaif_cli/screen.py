@@ -1,0 +1,129 @@
+"""A run on one live screen: its stages, how far each is, how fast, how long yet, and the curve of what it trains."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from rlaif_cli.console import ProgressCallback, rate_meter, stderr, visible
+
+_BARS = "▁▂▃▄▅▆▇█"
+_MARKS = {"waiting": ("·", "dim"), "done": ("✓", "green"), "failed": ("✗", "red"), "left out": ("–", "dim")}
+
+
+def sparkline(values: Sequence[float], width: int = 20) -> str:
+    """A curve in `width` characters at most: means of equal parts, the lowest ▁, the highest █."""
+    known = [value for value in values if math.isfinite(value)]
+    count = min(width, len(known))
+    edges = [round(i * len(known) / count) for i in range(count + 1)] if count else []
+    means = [sum(known[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    return "".join(_BARS[round((mean - low) / (high - low) * 7) if high > low else 0] for mean in means)
+
+
+@dataclass
+class _Line:
+    """A stage on the screen."""
+
+    name: str
+    command: str
+    state: Literal["waiting", "running", "done", "failed", "left out"] = "waiting"
+    started: float = 0.0
+    seconds: float = 0.0
+    done: int = 0
+    total: int | None = None
+    rate: str = ""
+    note: str = ""
+    values: list[float] = field(default_factory=list)
+
+    def took(self) -> float:
+        return time.monotonic() - self.started if self.state == "running" else self.seconds
+
+
+class Screen:
+    """A context: the screen stands while it is open, and what was last on it stays.
+
+    Args:
+        title: of the run.
+        stages: (name, command) of each, in order.
+        wanted: names of those that will run.
+    """
+
+    def __init__(self, title: str, stages: Sequence[tuple[str, str]], wanted: Sequence[str]) -> None:
+        self._title = title
+        self._lines = {
+            name: _Line(visible(name), command, "waiting" if name in wanted else "left out") for name, command in stages
+        }
+        self._spinner = Spinner("dots")
+        self._started = time.monotonic()
+        self._console = stderr()
+        self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
+
+    def __enter__(self) -> Screen:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.refresh()
+        self._live.stop()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[ProgressCallback]:
+        """The stage runs while this is open."""
+        line, rate = self._lines[name], rate_meter()
+        line.state, line.started = "running", time.monotonic()
+
+        def callback(done: int, total: int | None = None, note: str = "", value: float | None = None) -> None:
+            line.done, line.total, line.note = done, total, visible(note)
+            line.rate = rate(done, total)
+            line.values += [] if value is None else [value]
+
+        ended: Literal["done", "failed"] = "failed"
+        try:
+            yield callback
+            ended = "done"
+        finally:
+            line.seconds, line.state = line.took(), ended
+
+    def _render(self) -> Table:
+        """The stages; where there are more than fit, those around the one that runs."""
+        lines = list(self._lines.values())
+        room = max(3, self._console.height - 4)
+        now = next((place for place, line in enumerate(lines) if line.state in ("running", "failed")), 0)
+        first = max(0, min(now - room // 2, len(lines) - room))
+        table = Table.grid(padding=(0, 1))
+        for _ in range(3):
+            table.add_column(no_wrap=True)
+        table.add_column(width=12)
+        for overflow in ("fold", "ellipsis", "ellipsis"):
+            table.add_column(no_wrap=True, overflow=overflow)
+        minutes = (time.monotonic() - self._started) / 60
+        done = sum(line.state == "done" for line in lines)
+        head = Text(f"{visible(self._title)}: {done} of {len(lines)} stages, {minutes:.1f} minutes", style="bold")
+        for line in lines[first : first + room]:
+            table.add_row(*self._cells(line))
+        whole = Table.grid()
+        whole.add_row(head)
+        whole.add_row(table)
+        return whole
+
+    def _cells(self, line: _Line) -> list[Text | Spinner | ProgressBar]:
+        mark = self._spinner if line.state == "running" else Text(*_MARKS[line.state])
+        bold = "bold" if line.state == "running" else "dim" if line.state in ("waiting", "left out") else ""
+        bar = ProgressBar(line.total or 1, line.done, width=12) if line.state == "running" and line.total else Text("")
+        took = f"{line.took():.0f} s" if line.state in ("running", "done", "failed") else ""
+        counted = f"{line.done:,}/{line.total:,}" if line.state == "running" and line.total else took
+        curve = Text(sparkline(line.values), style="cyan")
+        told = Text("  ".join(part for part in (line.rate if line.state == "running" else "", line.note) if part))
+        return [mark, Text(line.name, style=bold), Text(line.command, style="dim"), bar, Text(counted), curve, told]
