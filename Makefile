@@ -34,11 +34,13 @@ format: setup ## mend style
 types: setup ## check types
 	@$(BIN)/mypy
 
-docs: setup ## docs/commands/, a page for every command, from the command line itself
+docs: setup ## docs/commands/ from the command line itself, and the site into site/
 	@$(BIN)/python scripts/command_pages.py
+	@$(BIN)/python -m pip install -q --disable-pip-version-check 'mkdocs-material>=9.6'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 audit: setup ## known vulnerabilities of what is installed, where the advisories can be reached
 	@$(PYTHON) scripts/audit.py
 
 clean: ## remove .venv and what tools have cached; keeps runs/ and converted models
-	rm -rf .venv .venv-audit build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-audit build dist site .pytest_cache .mypy_cache .ruff_cache
