@@ -13,15 +13,20 @@ from typing import Any
 TRL = "trl==1.16.0"
 
 
-def environment(*requirements: str) -> str:
-    """The Python of a virtual environment with these packages on top of what ours has (torch, transformers, …)."""
+def environment(*requirements: str, dependencies: bool = False) -> str:
+    """The Python of a virtual environment with these packages on top of what ours has (torch, transformers, …).
+
+    Args:
+        dependencies: theirs too, in that environment; else ours have to do.
+    """
     folder = Path(__file__).parents[1] / "runs" / "peers" / "-".join(r.replace("==", "-") for r in requirements)
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         site = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages/ours.pth"
         (folder / site).write_text(sysconfig.get_path("purelib") + "\n", "utf-8")
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", *requirements], check=True)
+        command = [str(python), "-m", "pip", "install", "-q", *([] if dependencies else ["--no-deps"]), *requirements]
+        subprocess.run(command, check=True)
     return str(python)
 
 

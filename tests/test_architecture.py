@@ -20,7 +20,7 @@ HEAVY = {"vllm", "ray", "openai", "torch", "transformers", "peft"}
 
 # From the bottom up: a module may import from its own layer and from those above it in this list.
 LAYERS = [
-    {"__init__", "errors", "resources", "console"},
+    {"__init__", "errors", "resources", "console", "screen"},
     {"records", "config", "hashes", "compression", "strict_yaml"},
     {"output", "jsonl", "constitution", "prompts", "metrics", "models", "chat", "tiny", "results", "formats", "doctor"},
     {"engines.base"},

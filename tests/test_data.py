@@ -89,6 +89,21 @@ WILD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"instruction": "Why?", "chosen_response": "a", "rejected_response": "b", "chosen_avg_rating": 4.5},
         {"chosen": [{"role": "assistant", "content": "a"}], "meta": {"chosen_avg_rating": 4.5}},
     ),
+    "argilla-records": (
+        {
+            "id": "r1",
+            "fields": {"prompt": [WHY], "response_a": "b", "response_b": "a"},
+            "metadata": {"p_a": 0.9},
+            "responses": {"preference": [{"value": value, "user_id": "u"} for value in ("b", "b", "tie", "a")]},
+            "status": "completed",
+        },
+        {
+            "prompt": [WHY],
+            "chosen": [{"role": "assistant", "content": "a"}],
+            "p_chosen": 0.625,
+            "meta": {"annotators": 4, "judge_p_a": 0.9},
+        },
+    ),
     "openai-chat": (
         {"messages": [*TALK, {"role": "assistant", "content": "So."}]},
         {"prompt": TALK, "response": "So."},

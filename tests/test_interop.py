@@ -64,6 +64,38 @@ def test_our_preferences_train_in_trl_unchanged(kind: str, run: Path, tiny: Path
     assert steps == "2" and math.isfinite(float(loss))
 
 
+ARGILLA = """
+import json, sys
+import argilla as rg
+rows = [json.loads(line) for line in open("review.jsonl")]
+for number, row in enumerate(rows):
+    record = rg.Record.from_dict(row)
+    better = "a" if record.fields["response_a"] > record.fields["response_b"] else "b"
+    record.responses.add(rg.Response("preference", better, user_id="00000000-0000-0000-0000-000000000001"))
+    rows[number] = record.to_dict()
+open("reviewed.jsonl", "w").writelines(json.dumps(row) + "\\n" for row in rows)
+"""
+
+
+def test_people_review_our_labels_in_argilla(run: Path, tmp_path: Path) -> None:
+    labels = run / "preferences.jsonl"
+    done = rlaif("data", "convert", str(labels), "--to", "argilla-records", "-o", "review.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown_first = [row["fields"]["response_a"] for row in rows_of(tmp_path / "review.jsonl")]
+    chosen = [row["chosen"][0]["content"] for row in rows_of(labels)]
+    assert 0 < sum(a == b for a, b in zip(shown_first, chosen, strict=True)) < len(chosen), "the order tells nothing"
+    python = environment("argilla==2.8.0", "requests", dependencies=True)
+    reviewed = subprocess.run([python, "-c", ARGILLA], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert reviewed.returncode == 0, reviewed.stderr[-3000:]
+    done = rlaif("data", "convert", "reviewed.jsonl", "--from", "argilla-records", "-o", "people.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    people = rows_of(tmp_path / "people.jsonl")
+    assert len(people) == len(chosen)
+    for row in people:
+        assert row["p_chosen"] == 1.0 and row["chosen"][0]["content"] > row["rejected"][0]["content"]
+        assert row["meta"]["annotators"] == 1 and "judge" not in row
+
+
 def test_datasets_loads_every_file(run: Path) -> None:
     from datasets import load_dataset
 

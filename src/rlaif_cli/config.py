@@ -345,6 +345,7 @@ FormatName = Literal[
     "ultrafeedback-binarized",
     "openrlhf",
     "argilla",
+    "argilla-records",
     "openai-chat",
 ]
 

@@ -2,12 +2,13 @@
 
 What a format cannot hold is refused with the reason, never dropped; what it holds beyond our fields goes to `meta`.
 Shapes: TRL's preference and prompt-completion formats (conversational), HH-RLHF's transcripts, UltraFeedback's
-completions with scores, its binarized form (H4), OpenRLHF's pairs of conversations, Argilla's cleaned form, and
-OpenAI's fine-tuning chats.
+completions with scores, its binarized form (H4), OpenRLHF's pairs of conversations, Argilla's cleaned form and the
+records of its client, and OpenAI's fine-tuning chats.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rlaif_cli.records import (
     Preference,
     Record,
     as_messages,
+    content_id,
     parse_transcript,
     prompt_text,
 )
@@ -220,6 +222,47 @@ def _write_argilla(record: Preference) -> Row:
     return texts | _only(record, "id", *_LABEL)
 
 
+# Records of Argilla 2, as its client's `Record.to_dict` writes them, for people to review: the prompt (a chat field),
+# two responses whose order says nothing, and one question, "preference", with the labels a, b and tie.
+_CHOICES = {"a": 1.0, "b": 0.0, "tie": 0.5}
+
+
+def _write_argilla_records(record: Preference) -> Row:
+    if len(record.chosen) > 1 or len(record.rejected) > 1:
+        raise ValueError("the format holds one response a side, no conversation after the prompt")
+    sides = (record.chosen_text, record.rejected_text, record.p_chosen)
+    if int(content_id(record.prompt, sorted(sides[:2])), 16) % 2:
+        sides = (sides[1], sides[0], 1 - record.p_chosen)
+    fields = {"prompt": _messages(record.prompt), "response_a": sides[0], "response_b": sides[1]}
+    kept = json.dumps(_only(record, "judge", "meta"), ensure_ascii=False)
+    metadata = {"p_a": sides[2], "rlaif": kept}
+    return {"id": record.id, "fields": fields, "metadata": metadata, "suggestions": {}, "responses": {}}
+
+
+def _read_argilla_records(row: Row) -> Row:
+    """With answers of people, the share of them is `p_chosen` and the judge is no longer whose label it is."""
+    fields, metadata = row.get("fields"), row.get("metadata") or {}
+    if not isinstance(fields, dict) or not isinstance(metadata, dict):
+        raise ValueError(
+            "'fields' must be an object: these are records of Argilla 2 with prompt, response_a, response_b"
+        )
+    _need(fields, "prompt", "response_a", "response_b")
+    answers = [answer.get("value") for answer in (row.get("responses") or {}).get("preference", [])]
+    if unknown := [value for value in answers if value not in _CHOICES]:
+        raise ValueError(f"'preference' is {unknown[0]!r}, none of a, b and tie")
+    if not answers and "p_a" not in metadata:
+        raise ValueError("nobody has answered 'preference' yet")
+    kept = json.loads(metadata.get("rlaif") or "{}")
+    p_a = sum(_CHOICES[value] for value in answers) / len(answers) if answers else metadata["p_a"]
+    if answers:
+        judged = {"judge_p_a": metadata["p_a"]} if "p_a" in metadata else {}
+        kept = {"meta": kept.get("meta", {}) | {"annotators": len(answers)} | judged}
+    a, b = fields["response_a"], fields["response_b"]
+    found = {"prompt": fields["prompt"]} | ({"id": row["id"]} if row.get("id") else {}) | kept
+    best, other, p = (a, b, p_a) if p_a >= 0.5 else (b, a, 1 - p_a)
+    return found | {"chosen": best, "rejected": other, "p_chosen": round(p, 9)}
+
+
 # --- OpenAI -------------------------------------------------------------------------------------------------
 
 
@@ -245,5 +288,6 @@ FORMATS = {
     "ultrafeedback-binarized": Format(Preference, _read_binarized, _write_binarized),
     "openrlhf": Format(Preference, _read_conversations, _write_conversations),
     "argilla": Format(Preference, _read_argilla, _write_argilla),
+    "argilla-records": Format(Preference, _read_argilla_records, _write_argilla_records),
     "openai-chat": Format(Demonstration, _read_chat, _write_chat),
 }
