@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A page for every command, from what the command line itself says: `docs/commands/*.md`.
+"""Pages for every command, from what the command line itself says: `docs/commands/*.md`, and `docs/rlaif.1` for man.
 
 `make docs` runs this; a test fails where the pages are not what it would write.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "commands"
+MAN = ROOT / "docs" / "rlaif.1"
 NOTE = "<!-- Made by scripts/command_pages.py from the command line itself: change the code, then `make docs`. -->"
 
 
@@ -77,6 +78,42 @@ def pages() -> dict[str, str]:
     return found
 
 
+def man_page() -> str:
+    """All commands as one page for `man rlaif`."""
+    import typer
+
+    from rlaif_cli.cli import app
+
+    group = typer.main.get_command(app)
+    lines = ['.\\" Made by scripts/command_pages.py: change the code, then `make docs`.', ".TH RLAIF 1", ".SH NAME"]
+    lines += [_roff(f"rlaif - {_cell(group.help)}"), ".SH SYNOPSIS", ".B rlaif", "COMMAND [ARGUMENTS] [OPTIONS]"]
+    lines += [".SH COMMANDS"]
+    for name, command in commands(group):
+        arguments = "".join(f" {p.name.upper()}" for p in command.params if p.param_type_name == "argument")
+        lines += [f".SS {_roff(f'rlaif {name}{arguments}')}", _roff(" ".join((command.help or "").split()))]
+        for parameter in (p for p in command.params if p.name != "help"):
+            names = ", ".join(sorted(parameter.opts, key=len)) if parameter.param_type_name == "option" else ""
+            default = _default(parameter).strip("`") if names else ""
+            told = " ".join((parameter.help or "").split()) + (f" [{default}]" if default else "")
+            lines += [".TP", f".B {_roff(names or parameter.name.upper())}", _roff(told)]
+    lines += [".SH EXIT STATUS"]
+    for code, meaning in (
+        ("0", "done"),
+        ("1", "failed"),
+        ("2", "wrong usage"),
+        ("3", "done, but some rows could not be used, or audit --strict found a reason to stop"),
+        ("130", "interrupted; the same command goes on"),
+    ):
+        lines += [".TP", f".B {code}", meaning]
+    return "\n".join(lines) + "\n"
+
+
+def _roff(text: str) -> str:
+    """Plain text for troff: no escape, request or hyphen of its own."""
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return "\\&" + text if text.startswith((".", "'")) else text
+
+
 def main() -> int:
     PAGES.mkdir(parents=True, exist_ok=True)
     wanted = pages()
@@ -85,7 +122,8 @@ def main() -> int:
             old.unlink()
     for name, text in wanted.items():
         (PAGES / name).write_text(text, encoding="utf-8")
-    print(f"docs: {len(wanted)} pages in {PAGES.relative_to(ROOT)}/")
+    MAN.write_text(man_page(), encoding="utf-8")
+    print(f"docs: {len(wanted)} pages in {PAGES.relative_to(ROOT)}/, and {MAN.relative_to(ROOT)}")
     return 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +32,19 @@ def command_pages() -> ModuleType:
 def test_the_pages_of_commands_are_up_to_date(command_pages: ModuleType) -> None:
     written = {path.name: path.read_text("utf-8") for path in PAGES.glob("*.md")}
     assert written == command_pages.pages(), "`make docs` writes them anew"
+
+
+def test_the_man_page_is_up_to_date_and_man_can_show_it(command_pages: ModuleType) -> None:
+    page = (ROOT / "docs" / "rlaif.1").read_text("utf-8")
+    assert page == command_pages.man_page(), "`make docs` writes it anew"
+    known = ('.\\"', ".TH", ".SH", ".SS", ".TP", ".B ")
+    assert all(line.startswith(known) for line in page.splitlines() if line.startswith((".", "'")))
+    assert "\\-\\-constitution" in page and ".SS rlaif eval win\\-rate A B" in page
+    if shutil.which("man"):
+        shown = subprocess.run(
+            ["man", "-l", "--warnings", str(ROOT / "docs" / "rlaif.1")], capture_output=True, text=True
+        )
+        assert shown.returncode == 0 and not shown.stderr, shown.stderr
 
 
 def test_every_command_has_an_example_that_could_be_run(command_pages: ModuleType) -> None:
