@@ -682,6 +682,15 @@ def test_a_large_kl_coefficient_keeps_the_policy_where_it_is(ppo: Any, kl_in: st
     assert abs(mean(held[-3:], "kl")) < 0.2 * mean(free[-3:], "kl")
 
 
+@pytest.mark.parametrize("lora", [0, 4])
+def test_ppo_is_the_same_with_gradient_checkpointing(ppo: Any, lora: int) -> None:
+    options = {"steps": 2, "prompts_per_step": 4, "n": 2, "lora_rank": lora}
+    plain, saving = (log_of(ppo(f"saving{s}", gradient_checkpointing=s, **options)) for s in (False, True))
+    for name in ("reward", "kl", "mismatch", "policy_loss", "grad_norm"):
+        assert [row[name] for row in saving] == pytest.approx([row[name] for row in plain], abs=1e-4), name
+    assert saving[1]["mismatch"] < 1e-3
+
+
 def test_too_large_a_kl_stops_before_the_update(ppo: Any) -> None:
     options = {"prompts_per_step": 8, "n": 4, "lr": 2e-3, "kl_coef": 0.0, "advantage": "rloo"}
     folder = ppo("stopped", steps=30, max_kl=0.5, **options)

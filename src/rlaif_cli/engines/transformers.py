@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -119,7 +120,7 @@ class TransformersEngine:
         ids, mask = self._left_padded([list(r.prompt) for r in batch])
         greedy = sampling.temperature == 0
         sampled = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        with torch.no_grad():
+        with torch.no_grad(), _evaluating(self._model):
             output = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -147,6 +148,17 @@ class TransformersEngine:
             if stop in text:
                 text, reason = text.partition(stop)[0], "stop"
         return Completion(text, ids, logprobs[:length], reason)
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """A trainer's model with gradient checkpointing would sample without its cache, from the last token alone."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def _explain(error: Exception) -> NoReturn:
