@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 from rlaif_cli.commands.run import kinds
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.fake import FakeEngine
+from rlaif_cli.rates import Rate
 from rlaif_cli.stages import pipeline
 from rlaif_cli.stages.plan import measure, plan
 
@@ -76,3 +80,66 @@ def test_lengths_and_money_come_from_the_files_that_are_there(write_jsonl: Any, 
     assert first.tokens_in == 20 * (100 + 120 + 30) and first.tokens_out == 20
     assert first.cost == pytest.approx((5000 * 1.0 + 20 * 2.0) / 1e6, abs=1e-4)
     assert second.rows is None and second.cost is None, "a file that is not there is no reason to stop"
+
+
+# --------------------------------------------------------------------------------------------- time and memory
+
+
+def steps_of(folder: Path, stages: dict[str, Any]) -> list[pipeline.Step]:
+    file = folder / "pipeline.yaml"
+    file.write_text(json.dumps({"name": "x", "stages": stages}))
+    return pipeline.load(str(file), folder / "run", kinds(None))[1]
+
+
+def test_time_is_tokens_by_what_was_measured(write_jsonl: Any, tmp_path: Path) -> None:
+    prompts = write_jsonl("prompts.jsonl", [{"prompt": "p" * 400} for _ in range(10)])
+    ppo = {"run": "ppo", "prompts": prompts, "model": "${sampled}", "reward_model": "org/rm", "steps": 2}
+    ppo |= {"prompts_per_step": 5, "n": 4, "max_tokens": 25, "advantage": "rloo"}
+    stages = {
+        "candidates": {"run": "generate", "prompts": prompts, "model": "org/m", "n": 2, "max_tokens": 50},
+        "sampled": {"run": "sft", "records": prompts, "model": "org/m"},
+        "policy": ppo,
+        "served": {**JUDGED, "run": "label", "candidates": "${candidates}", "engine": "openai", "judge": "j"}
+        | {"base_url": "http://127.0.0.1:1/v1"},
+    }
+    found = {step.name: each for step, each in plan(steps_of(tmp_path, stages))}
+    (generate,) = found["candidates"].work or ()
+    assert (generate.read, generate.sampled, generate.learned) == (1000, 1000, 0)
+    known = {generate.key: Rate(read=100, sampled=50, start=7, memory=3)}
+    assert found["candidates"].seconds(known) == 7 + 10 + 20 and found["candidates"].memory(known) == 3
+    assert found["candidates"].seconds(known, running={generate.key}) == 30, "an open engine needs no start"
+    assert found["candidates"].seconds({}) is None and found["served"].seconds(known) is None
+
+    rollouts, update, scoring = found["policy"].work or ()
+    assert {rollouts.model, update.model} == {"org/m"}, "as large as the model that it begins from"
+    assert (rollouts.read, rollouts.sampled) == (1000, 1000)
+    # 10 prompts of 100 tokens with 4 x 25 each: two forward passes, and forward and backward.
+    assert update.learned == pytest.approx(2000 * (2 / 3 + 1))
+    assert scoring.model == "org/rm" and scoring.learned == pytest.approx(40 * 125 / 3)
+    known |= {rollouts.key: Rate(read=100, sampled=50, memory=3), update.key: Rate(learned=100, memory=5)}
+    known |= {scoring.key: Rate(learned=100, memory=2)}
+    assert found["policy"].seconds(known) == pytest.approx(10 + 20 + 20 * 5 / 3 + 50 / 3)
+    assert found["policy"].memory(known) == 10, "all of them side by side"
+
+
+def test_this_machine_is_measured_once(tiny: Path, write_jsonl: Any, tmp_path: Path) -> None:
+    prompts = write_jsonl("prompts.jsonl", [{"prompt": f"Why {i}?"} for i in range(8)])
+    stages: dict[str, Any] = {
+        "candidates": {"run": "generate", "prompts": prompts, "model": str(tiny), "engine": "transformers", "n": 2},
+        "preferences": {"run": "label", "candidates": "${candidates}", **JUDGED},
+        "rm": {"run": "train-rm", "preferences": "${preferences}", "model": str(tiny)},
+    }
+    steps_of(tmp_path, stages)
+    environment = os.environ | {"RLAIF_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "rlaif_cli", "run", "pipeline.yaml", "--dry-run"]
+
+    def run(*options: str) -> str:
+        done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert "time: not known of all steps; --calibrate" in run()
+    first = run("--calibrate")
+    assert first.count("measuring ") == 2 and "time: about" in first and first.count(" GiB") == 2, first
+    assert "measuring" not in run("--calibrate") and "time: about" in run()
+    assert not (tmp_path / "run").exists()

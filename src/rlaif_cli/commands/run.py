@@ -98,6 +98,7 @@ def run_pipeline(
     *,
     overwrite: bool,
     dry_run: bool = False,
+    measure: bool = False,
     recorded: bool = False,
     changed: Mapping[str, str] = {},
     only: Sequence[str] = (),
@@ -117,7 +118,7 @@ def run_pipeline(
             plan, steps = pipeline.load(path, folder, available, changed, **overrides)
         wanted = pipeline.select(steps, only, start)
         if dry_run:
-            show_plan(steps, wanted)
+            show_plan(steps, wanted, measure)
             return 0
 
         one_output = recorded and len(steps) == 1  # and no run's folder around it
@@ -134,12 +135,22 @@ def run_pipeline(
     return 0
 
 
-def show_plan(steps: list[Any], wanted: list[Any]) -> None:
-    """A line a step: what it runs, where its output goes, and how much it will ask of models."""
+def show_plan(steps: list[Any], wanted: list[Any], measure: bool) -> None:
+    """A line a step: what it runs, where its output goes, and how much it will ask of models and of this machine."""
+    from rlaif_cli import rates
+    from rlaif_cli.commands.calibrate import calibrate
     from rlaif_cli.stages.plan import plan
 
-    for number, (step, found) in enumerate(plan(steps), start=1):
+    planned = plan(steps)
+    if measure:
+        calibrate(each for step, found in planned if step in wanted for each in found.work or ())
+    known, running, total, unknown = rates.known(), set[str](), 0.0, False
+    for number, (step, found) in enumerate(planned, start=1):
         if step in wanted:
+            seconds = found.seconds(known, running)
+            # The engines of the step before are open still, unless a trainer needed their memory.
+            running = set() if any(each.learns for each in found.work or ()) else {w.key for w in found.work or ()}
+            total, unknown = total + (seconds or 0.0), unknown or seconds is None
             told = [
                 f"{value:,} {words}" if isinstance(value, int) else f"{value:g} {words}"
                 for value, words in (
@@ -151,9 +162,16 @@ def show_plan(steps: list[Any], wanted: list[Any]) -> None:
                 )
                 if value is not None
             ]
+            if found.work and seconds is not None:
+                told.append(f"{seconds / 60:.1f} minutes, {found.memory(known):.1f} GiB")
             console.say(f"{number}. {step.name}: rlaif {step.kind} -> {step.output}")
             if told:
                 console.say(f"     about {', '.join(told)}")
+    if unknown:
+        hint = "a server's time is not known" if measure else "--calibrate measures this machine, a minute a model"
+        console.say(f"time: not known of all steps; {hint}")
+    else:
+        console.say(f"time: about {total / 60:.1f} minutes in all")
 
 
 Watched = Callable[[int, Any], contextlib.AbstractContextManager[ProgressCallback]]
@@ -238,6 +256,12 @@ def register(app: typer.Typer) -> None:
         ] = None,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Start every stage that is run anew.")] = False,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the whole file, show the plan.")] = False,
+        measure: Annotated[
+            bool,
+            typer.Option(
+                "--calibrate", help="With --dry-run: measure this machine's speed with the models, for time and memory."
+            ),
+        ] = False,
         schema: Annotated[
             bool, typer.Option("--schema", help="Print a JSON schema of pipeline files, for editors, and leave.")
         ] = False,
@@ -254,12 +278,15 @@ def register(app: typer.Typer) -> None:
             raise UsageError("a pipeline file, or --from-manifest, is needed")
         if from_manifest is not None and output is None:
             raise UsageError("--from-manifest needs -o: where it goes this time")
+        if measure and not dry_run:
+            raise UsageError("--calibrate belongs to --dry-run")
         folder = output or Path("runs") / read(str(pipeline)).name
         code = run_pipeline(
             str(from_manifest or pipeline),
             folder,
             overwrite=overwrite,
             dry_run=dry_run,
+            measure=measure,
             recorded=from_manifest is not None,
             changed=_changed(changes or []),
             only=only or (),

@@ -1,23 +1,27 @@
-"""What a pipeline will do, before it does it: rows, calls of a model, tokens and money of every step.
+"""What a pipeline will do, before it does it: rows, calls of a model, tokens, money, time and memory of every step.
 
 Counted from the files that are there and the settings, without starting an engine. Tokens of files are about a quarter
 of their characters, as English is; tokens that are to be sampled are counted as if every text ran to its limit. So
-`tokens_out` and `cost` are bounds from above, `tokens_in` is near.
+`tokens_out`, `cost` and the time to sample are bounds from above, `tokens_in` is near. Time and memory come from
+what this machine was measured to do with the same models (`rates`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rlaif_cli import constitution as constitutions
 from rlaif_cli.compression import lines
+from rlaif_cli.config import EngineConfig
+from rlaif_cli.engines import FAKE, SERVER, engine_name
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.judge import named_principles
+from rlaif_cli.rates import Rate
 from rlaif_cli.records import Candidates, Response
 from rlaif_cli.stages.label import pair_chooser
 from rlaif_cli.stages.pipeline import Step
@@ -38,12 +42,46 @@ class File:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Tokens that one model has to read, sample or learn from, in one way of running it.
+
+    Attributes:
+        engine: its name; "" for a trainer.
+        options: of the engine or the trainer, those that decide speed and memory.
+        read: tokens to prefill, those of a shared prefix once.
+        learned: tokens to train on; one that only goes forward counts a third.
+    """
+
+    model: str
+    engine: str
+    options: tuple[tuple[str, Any], ...]
+    read: float = 0.0
+    sampled: float = 0.0
+    learned: float = 0.0
+
+    @property
+    def learns(self) -> bool:
+        return not self.engine
+
+    @property
+    def key(self) -> str:
+        how = " ".join(f"{name}={value}" for name, value in self.options)
+        return f"{self.model}: {self.engine or 'training'} {how}".strip()
+
+    def seconds(self, rate: Rate) -> float:
+        """Without the start."""
+        parts = ((self.read, rate.read), (self.sampled, rate.sampled), (self.learned, rate.learned))
+        return sum(tokens / speed for tokens, speed in parts if tokens)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a step will do; None where it cannot be known yet.
 
     Attributes:
         rows: of its input (for `label` and the evaluations: comparisons).
         calls: requests to a model; of trainers, optimizer steps.
+        work: of each model, for time and memory; None where a server does it.
     """
 
     rows: int | None = None
@@ -51,23 +89,41 @@ class Plan:
     tokens_in: int | None = None
     tokens_out: int | None = None
     cost: float | None = None
+    work: tuple[Work, ...] | None = ()
+
+    def seconds(self, known: Mapping[str, Rate], running: Iterable[str] = ()) -> float | None:
+        """None where a rate is not known. Engines that are `running` need no start."""
+        if self.work is None or any(each.key not in known for each in self.work):
+            return None
+        started = sum(known[each.key].start for each in self.work if each.key not in running)
+        return started + sum(each.seconds(known[each.key]) for each in self.work)
+
+    def memory(self, known: Mapping[str, Rate]) -> float | None:
+        """GiB at most: of all its models side by side."""
+        if not self.work or any(each.key not in known for each in self.work):
+            return None
+        return sum(known[key].memory for key in {each.key for each in self.work})
 
 
 def plan(steps: Iterable[Step]) -> list[tuple[Step, Plan]]:
     """Of every step, in order; what one writes is what a later one reads."""
     files: dict[str, File] = {}
+    made_of: dict[str, str] = {}  # a checkpoint of this pipeline -> the model it begins from, which is as large
     found = []
     for step in steps:
         count = _COUNTERS.get(step.kind)
+        if hasattr(step.config, "model"):
+            made_of[step.output] = made_of.get(step.config.model, step.config.model)
         try:
-            each, output = count(step.config, files) if count else (Plan(), None)
+            each, output = count(step.config, files) if count else (Plan(work=None), None)
         except (
             RlaifError,
             OSError,
             ValueError,
         ):  # an input that is not there, or cannot be read: its own stage says so
-            each, output = Plan(), None
-        found.append((step, _priced(step.config, each)))
+            each, output = Plan(work=None), None
+        work = each.work and tuple(replace(one, model=made_of.get(one.model, one.model)) for one in each.work)
+        found.append((step, replace(_priced(step.config, each), work=work)))
         if output is not None:
             files[step.output] = output
     return found
@@ -78,7 +134,27 @@ def _priced(config: Any, found: Plan) -> Plan:
     if price_in is None or price_out is None or found.tokens_in is None or found.tokens_out is None:
         return found
     cost = (found.tokens_in * price_in + found.tokens_out * price_out) / 1e6
-    return Plan(found.rows, found.calls, found.tokens_in, found.tokens_out, round(cost, 4))
+    return replace(found, cost=round(cost, 4))
+
+
+def _engine_work(config: Any, model: str, read: float, sampled: float) -> tuple[Work, ...] | None:
+    """None: a server's; () : the fake engine's, which takes no time."""
+    engine = engine_name(config, model)
+    if engine in (SERVER, FAKE):
+        return None if engine == SERVER else ()
+    names = ("dtype", "max_length", "tensor_parallel") if engine == "vllm" else ("dtype", "max_length", "batch_size")
+    options = [(name, value) for name in names if (value := getattr(config, name, None)) is not None]
+    memory = getattr(config, "engine_memory", None)
+    options += [("memory", memory)] if memory is not None and engine == "vllm" else []
+    return (Work(model, engine, tuple(options), read=read, sampled=sampled),)
+
+
+def _trainer_work(config: Any, model: str, learned: float) -> tuple[Work, ...]:
+    if model == FAKE:
+        return ()
+    names = ("precision", "tokens_per_batch", "lora_rank", "gradient_checkpointing", "optimizer")
+    options = [(name, value) for name in names if (value := getattr(config, name, None)) not in (None, 0, False)]
+    return (Work(model, "", tuple(options), learned=learned),)
 
 
 # ---------------------------------------------------------------------------------------------------------- files
@@ -125,9 +201,9 @@ def _mean(values: Iterable[float]) -> float:
 
 def _generate(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
     prompts = _file(config.prompts, files)
-    plan = Plan(
-        prompts.rows, prompts.rows, round(prompts.rows * prompts.prompt), prompts.rows * config.n * config.max_tokens
-    )
+    read, sampled = round(prompts.rows * prompts.prompt), prompts.rows * config.n * config.max_tokens
+    work = _engine_work(config, config.model, read, sampled)
+    plan = Plan(prompts.rows, prompts.rows, read, sampled, work=work)
     return plan, File(prompts.rows, config.n, prompts.prompt, config.max_tokens)
 
 
@@ -136,7 +212,8 @@ def _revise(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
     calls = prompts.rows * asked
     # A critique reads the response, a revision both.
     each = prompts.prompt + 2 * config.rounds * (prompts.prompt + _FRAME + 1.5 * config.max_tokens)
-    plan = Plan(prompts.rows, calls, round(prompts.rows * each), calls * config.max_tokens)
+    read, sampled = round(prompts.rows * each), calls * config.max_tokens
+    plan = Plan(prompts.rows, calls, read, sampled, work=_engine_work(config, config.model, read, sampled))
     return plan, File(prompts.rows, 1, prompts.prompt, config.max_tokens)
 
 
@@ -151,18 +228,39 @@ def _judged(config: Any, pairs: int, texts: File) -> Plan:
     """Comparisons by a judge, or by each of a panel."""
     asked = _principles(config) * len(config.judge)
     whole = texts.prompt + _FRAME
-    # (prompts, calls, their length, tokens sampled); a score's "10" is two tokens nearly everywhere, and asked apart.
-    prompts, calls, length, sampled = {
-        "pairwise": (2, 2, whole + 2 * texts.response, 1),
-        "score": (2, 2 if config.engine == "openai" or config.samples else 4, whole + texts.response, 1),
-        "contrast": (4, 4, whole + texts.response, 0),
+    # (prompts, calls, their length, tokens sampled, what a prefix cache leaves to read of all prompts); a score's "10"
+    # is two tokens nearly everywhere, and asked apart.
+    prompts, calls, length, sampled, read_once = {
+        "pairwise": (2, 2, whole + 2 * texts.response, 1, whole + 4 * texts.response),
+        "score": (
+            2,
+            2 if config.engine == "openai" or config.samples else 4,
+            whole + texts.response,
+            1,
+            whole + 2 * texts.response,
+        ),
+        "contrast": (4, 4, whole + texts.response, 0, 2 * whole + 4 * texts.response),
     }[config.method]
     sampled *= config.samples or 1
     read, asked_in_all = pairs * asked * prompts, pairs * asked * calls
     if config.cot:  # the reasoning, and then the label after it
         tokens_in = round(read * (2 * length + config.rationale_tokens))
-        return Plan(pairs, 2 * asked_in_all, tokens_in, read * (config.rationale_tokens + sampled))
-    return Plan(pairs, asked_in_all, round(read * length), read * sampled)
+        reasons = read * config.rationale_tokens
+        work = _judges_work(config, pairs * asked * read_once + reasons, reasons)
+        return Plan(pairs, 2 * asked_in_all, tokens_in, read * (config.rationale_tokens + sampled), work=work)
+    work = _judges_work(config, pairs * asked * read_once, read * sampled if config.samples else 0)
+    return Plan(pairs, asked_in_all, round(read * length), read * sampled, work=work)
+
+
+def _judges_work(config: Any, read: float, sampled: float) -> tuple[Work, ...] | None:
+    """Shared evenly by the judges of a panel."""
+    found: list[Work] = []
+    for judge in config.judge:
+        part = _engine_work(config, judge, read / len(config.judge), sampled / len(config.judge))
+        if part is None:
+            return None
+        found += part
+    return tuple(found)
 
 
 def _principles(config: Any) -> int:
@@ -192,18 +290,75 @@ def _sft(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     return _epochs(config, rows.rows, rows.prompt + rows.response), None
 
 
+def _harmless_rate(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
+    found = _file(config.candidates, files)
+    singles = found.rows * found.responses
+    asked = singles * 2 * _principles(config)  # with the labels either way round
+    read = asked * (found.prompt + _FRAME + found.response)
+    return Plan(singles, asked, round(read), asked, work=_judges_work(config, read, 0)), None
+
+
+def _reward(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
+    sides = [_file(name, files) for name in (config.candidates, config.baseline) if name]
+    singles = sum(side.rows * side.responses for side in sides)
+    work: list[Work] = []
+    for side in sides:
+        count = side.rows * side.responses
+        if config.judge:
+            work += _direct_judge_work(config, side.prompt, side.response, count) or ()
+        for model in config.reward_model:
+            work += _trainer_work(config, model, count * (side.prompt + side.response) / 3)
+    return Plan(singles, work=None if config.judge_engine == SERVER else tuple(work)), None
+
+
+def _reward_model_eval(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
+    pairs = _file(config.pairs, files)
+    tokens = pairs.rows * (pairs.prompt + 2 * pairs.response)
+    work = [each for model in config.reward_model for each in _trainer_work(config, model, tokens / 3)]
+    return Plan(pairs.rows, work=tuple(work)), None
+
+
+def _report(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
+    return Plan(), None
+
+
 def _epochs(config: Any, rows: int, tokens: float) -> Plan:
     """Passes over what is not held out; `tokens` of a row."""
     trained = round(rows * (1 - config.eval_fraction))
     steps = config.epochs * -(-trained // config.batch_size)
-    return Plan(rows, steps, round(config.epochs * trained * tokens), 0)
+    learned = config.epochs * trained * tokens
+    # At the end what is held out and, of a reward model, what was trained on goes forward once more.
+    forward = (rows if hasattr(config, "preferences") else rows - trained) * tokens / 3
+    return Plan(rows, steps, round(learned), 0, work=_trainer_work(config, config.model, learned + forward))
 
 
 def _ppo(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     prompts = _file(config.prompts, files)
     asked = config.steps * config.prompts_per_step
     sampled = asked * config.n * config.max_tokens
-    return Plan(prompts.rows, config.steps, round(asked * prompts.prompt), sampled), None
+    rollouts = _engine_work(config, config.model, asked * prompts.prompt, sampled) or ()
+    tokens = asked * prompts.prompt + sampled
+    models = 2 if config.advantage == "gae" else 1
+    # Log-probs of policy and reference (and values) before the update; then the update.
+    learned = tokens * ((models + 1) / 3 + models * config.epochs)
+    work = [*rollouts, *_trainer_work(config, config.model, learned)]
+    alone = asked * config.n * (prompts.prompt + config.max_tokens)  # each response scored by itself
+    work += [each for model in config.reward_model for each in _trainer_work(config, model, alone / 3)]
+    if config.judge:
+        by = _direct_judge_work(config, prompts.prompt, config.max_tokens, asked * config.n)
+        if by is None:
+            return Plan(prompts.rows, config.steps, round(asked * prompts.prompt), sampled, work=None), None
+        work += by
+    return Plan(prompts.rows, config.steps, round(asked * prompts.prompt), sampled, work=tuple(work)), None
+
+
+def _direct_judge_work(config: Any, prompt: float, response: float, count: int) -> tuple[Work, ...] | None:
+    """A judge as the reward of `count` responses."""
+    engine = config.judge_engine or config.engine
+    each = (2 if config.method == "contrast" else 1) * (prompt + _FRAME + response)
+    read = count * each * _principles(config)
+    asked = EngineConfig.model_construct(engine=engine, dtype="auto", engine_memory=config.engine_memory)
+    return _engine_work(asked, config.judge, read, 0)
 
 
 _COUNTERS: dict[str, Callable[[Any, dict[str, File]], tuple[Plan, File | None]]] = {
@@ -215,4 +370,8 @@ _COUNTERS: dict[str, Callable[[Any, dict[str, File]], tuple[Plan, File | None]]]
     "ppo": _ppo,
     "eval alignment": _alignment,
     "eval win-rate": _win_rate,
+    "eval harmless-rate": _harmless_rate,
+    "eval reward": _reward,
+    "eval reward-model": _reward_model_eval,
+    "report": _report,
 }

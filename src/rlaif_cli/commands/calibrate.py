@@ -1,0 +1,73 @@
+"""Measure this machine for a plan: each model in each way that the plan runs it, in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from rlaif_cli import console, rates
+from rlaif_cli.errors import EngineError
+from rlaif_cli.rates import Rate
+
+
+def calibrate(work: Iterable[Any]) -> None:
+    """Measure what is not known yet of these (`plan.Work`), and remember it.
+
+    Raises:
+        EngineError: a measurement failed.
+    """
+    known = rates.known()
+    for each in {each.key: each for each in work if each.key not in known}.values():
+        console.say(f"measuring {each.key}")
+        rates.remember(each.key, _apart(each))
+
+
+def _apart(work: Any) -> Rate:
+    """In a process of its own: its peak of memory is its own, and nothing stays behind."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(work, theirs))
+    process.start()
+    theirs.close()
+    try:
+        found = ours.recv()
+    except EOFError:
+        found = "the process died"
+    process.join()
+    if isinstance(found, str):
+        raise EngineError(f"cannot be measured: {found}", where=work.key, hint="try the stage by itself first")
+    return found
+
+
+def _measure(work: Any, answer: Any) -> None:
+    try:
+        console.guard_stdout()
+        rate = _training(work) if work.learns else _engine(work)
+        answer.send(replace(rate, memory=round(_peak_gib(), 2)))
+    except Exception as error:
+        answer.send(f"{type(error).__name__}: {error}")
+
+
+def _engine(work: Any) -> Rate:
+    from rlaif_cli import models
+    from rlaif_cli.engines.calibrate import measure
+
+    return measure(work.engine, models.resolve(work.model), **dict(work.options))
+
+
+def _training(work: Any) -> Rate:
+    from rlaif_cli.train.calibrate import measure
+
+    return measure(work.model, **dict(work.options))
+
+
+def _peak_gib() -> float:
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / rates.GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,54 @@
+"""How fast an engine runs a model here: a short measurement for plans."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli.engines import open_engine
+from rlaif_cli.engines.base import Engine, Failed, Request, Sampling
+from rlaif_cli.rates import Rate
+
+_READ = (24, 192)  # prompts, and the tokens of each
+_SAMPLED = (48, 48)  # responses decoded together, and the tokens of each
+
+
+def measure(name: str, path: Path, **options: Any) -> Rate:
+    """Start the engine, prefill one batch and decode another; its memory is the caller's to see."""
+    started = time.monotonic()
+    engine = open_engine(name, path, **options)
+    start = time.monotonic() - started
+    try:
+        _seconds_to_read(engine, _prompts(engine, 4, 64, seed=0))  # warms up
+        count, length = _READ
+        read = count * length / _seconds_to_read(engine, _prompts(engine, count, length, seed=1))
+        return Rate(read=round(read, 1), sampled=round(_tokens_a_second(engine), 1), start=round(start, 1))
+    finally:
+        engine.close()
+
+
+def _prompts(engine: Engine, count: int, length: int, seed: int) -> list[list[int]]:
+    """Random tokens of a text's own: nothing that a prefix cache knows."""
+    draw = random.Random(seed)
+    alphabet: list[int] = list(engine.tokenizer.text("the quick brown fox jumps over a lazy dog: 0123456789 and so on"))  # type: ignore[arg-type]
+    return [draw.choices(alphabet, k=length) for _ in range(count)]
+
+
+def _seconds_to_read(engine: Engine, prompts: Sequence[Sequence[int]]) -> float:
+    started = time.monotonic()
+    for _ in engine.logprobs(Request(place, prompt, choices=prompt[:1]) for place, prompt in enumerate(prompts)):
+        pass
+    return time.monotonic() - started
+
+
+def _tokens_a_second(engine: Engine) -> float:
+    count, length = _SAMPLED
+    requests = [Request(place, prompt, seed=place) for place, prompt in enumerate(_prompts(engine, count, 16, seed=2))]
+    started = time.monotonic()
+    tokens = 0
+    for _, found in engine.generate(requests, Sampling(max_tokens=length)):
+        tokens += 0 if isinstance(found, Failed) else sum(len(completion.token_ids) for completion in found)
+    return tokens / (time.monotonic() - started)

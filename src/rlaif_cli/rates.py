@@ -1,0 +1,78 @@
+"""How fast, and how large in memory, models were measured to be on this machine: what a plan's minutes are made of.
+
+`<cache>/rates.json` holds them by machine (a cache may be shared), model and way of running.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli.models import cache_dir
+from rlaif_cli.output import read_json, write_json
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Of one model, run in one way.
+
+    Attributes:
+        read: tokens a second that a full batch prefills.
+        sampled: tokens a second that a full batch decodes.
+        learned: tokens a second that go forward, backward and into the optimizer.
+        start: seconds until it is ready.
+        memory: GiB of the process (of the GPU, where there is one) at most.
+    """
+
+    read: float = 0.0
+    sampled: float = 0.0
+    learned: float = 0.0
+    start: float = 0.0
+    memory: float = 0.0
+
+
+def machine() -> str:
+    """What a rate holds for: the GPU, or the processor and its cores."""
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            return f"{torch.cuda.get_device_name()} x{torch.cuda.device_count()}"
+    except Exception:  # a broken build raises whatever its libraries raise; the processor is still there
+        pass
+    return (
+        f"{_processor()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def known() -> dict[str, Rate]:
+    """By `Work.key`; empty where nothing was measured here."""
+    return {key: Rate(**found) for key, found in _all().get(machine(), {}).items()}
+
+
+def remember(key: str, rate: Rate) -> None:
+    every = _all()
+    every.setdefault(machine(), {})[key] = asdict(rate)
+    _file().parent.mkdir(parents=True, exist_ok=True)
+    write_json(_file(), every)
+
+
+def _file() -> Path:
+    return cache_dir() / "rates.json"
+
+
+def _all() -> dict[str, Any]:
+    return read_json(_file()) if _file().exists() else {}

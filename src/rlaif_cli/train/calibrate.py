@@ -1,0 +1,45 @@
+"""How fast a model trains here: two steps of a reward model on made-up pairs, for plans."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from rlaif_cli import models
+from rlaif_cli.config import RewardModelConfig
+from rlaif_cli.rates import Rate
+from rlaif_cli.train import loop
+from rlaif_cli.train.models import new_reward_model, trainable
+from rlaif_cli.train.packing import Group
+from rlaif_cli.train.reward_model import Pair, train_step
+
+_PAIRS, _PROMPT, _RESPONSE = 16, 96, 64
+
+
+def measure(model: str, **settings: Any) -> Rate:
+    """Train one step to warm up and one that counts; its memory is the caller's to see.
+
+    Args:
+        settings: of `TrainConfig`, those that decide speed and memory.
+    """
+    config = RewardModelConfig(preferences="-", model=model, output="-", **settings)
+    started = time.monotonic()
+    dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
+    trained = trainable(new_reward_model(models.resolve(model), 0, dtype), config)
+    optimizer = loop.make_optimizer([(trained, 1e-6)], config)
+    start = time.monotonic() - started
+    draw = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(0, min(1000, trained.config.vocab_size), (count,), generator=draw).tolist()
+
+    pairs = [Pair(Group(tokens(_PROMPT), (tokens(_RESPONSE), tokens(_RESPONSE))), 0.7, "") for _ in range(_PAIRS)]
+    for _ in range(2):
+        started = time.monotonic()
+        train_step(trained, optimizer, pairs, config)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    seconds = time.monotonic() - started
+    return Rate(learned=round(sum(pair.group.tokens for pair in pairs) / seconds, 1), start=round(start, 1))
