@@ -392,10 +392,10 @@ def test_what_was_trained_on_what(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("results", "words"),
     [
-        ({"alignment": {}}, "`rlaif eval alignment`"),
+        ({"alignment": {}}, "rlaif eval alignment"),
         ({"alignment": {"accuracy": estimate(0.52, 0.46, 0.58)}}, "Take a judge that agrees with people"),
         ({"win_rate": {}}, "Compare with the start"),
-        ({"win_rate": {}, "policy": {}, "rm": {}}, "`rlaif train-rm`"),
+        ({"win_rate": {}, "policy": {}, "rm": {}}, "rlaif train-rm"),
         ({"win_rate": {"prompts": 3}}, "a hundred or more"),
         ({"win_rate": {"win_rate": estimate(0.5, 0.4, 0.6)}}, "train longer"),
         ({"win_rate": {"win_rate": estimate(0.5, 0.4, 0.6)}, "policy": {"reward_last": 0.0}}, "did not rise"),

@@ -92,19 +92,17 @@ def next_step(run: Run, stopping: str = "") -> str:
     judged = [stage for kind in ("label", "ppo") for stage in run.of(kind) if stage.settings.get("judge")]
     alignments = [stage.results for stage in run.of("eval alignment") if stage.results.get("accuracy")]
     if judged and not alignments:
-        return "Measure how far the judge agrees with people, on pairs that people compared: `rlaif eval alignment`."
+        return "Measure how far the judge agrees with people, on pairs that people compared: rlaif eval alignment."
     if alignments and effect(alignments[-1]["accuracy"], 0.5, alignments[-1].get("n", 0)) != "above":
         return (
-            "Take a judge that agrees with people, or show that this one does on more pairs (`rlaif eval alignment`): "
+            "Take a judge that agrees with people, or show that this one does on more pairs (rlaif eval alignment): "
             "until then no reward here can be believed."
         )
     wins = [stage for stage in run.of("eval win-rate") if stage.results.get("win_rate")]
     if not wins:
         if run.of("ppo") or run.of("sft"):
-            return (
-                "Compare with the start on prompts that were not trained on: `rlaif generate`, `rlaif eval win-rate`."
-            )
-        return "Train on them: `rlaif train-rm`, then `rlaif ppo`." if run.of("label") else ""
+            return "Compare with the start on prompts that were not trained on: rlaif generate, rlaif eval win-rate."
+        return "Train on them: rlaif train-rm, then rlaif ppo." if run.of("label") else ""
     return _after_a_win_rate(wins[-1], run)
 
 
@@ -127,5 +125,5 @@ def _after_a_win_rate(stage: Stage, run: Run) -> str:
     if controlled and controlled["low"] <= 0.5:
         return "Train with --length-penalty, and compare at equal length again: so far the gain may be length alone."
     if judge_name(stage.settings) in [judge_name(s.settings) for kind in ("label", "ppo") for s in run.of(kind)]:
-        return "Let another judge compare, or people (`rlaif annotate`): this one is the one that was trained for."
-    return "Repeat it with other seeds (`matrix` in the pipeline file), and let people compare some (`rlaif annotate`)."
+        return "Let another judge compare, or people (rlaif annotate): this one is the one that was trained for."
+    return "Repeat it with other seeds (a matrix in the pipeline file), and let people compare some (rlaif annotate)."
