@@ -291,7 +291,7 @@ def test_what_a_server_cannot_do_is_said_before(serve: Any, label: Any, options:
 
 
 def engine(server: Server, **options: Any) -> OpenAIEngine:
-    return OpenAIEngine("judge", base_url=server.url, **({"concurrency": 4, "retries": 0, "timeout": 5.0} | options))
+    return OpenAIEngine("judge", base_url=[server.url], **({"concurrency": 4, "retries": 0, "timeout": 5.0} | options))
 
 
 def test_a_begun_reply_goes_to_those_who_can_go_on_with_it(serve: Any) -> None:
@@ -346,9 +346,46 @@ def test_a_label_that_may_hold_much_leaves_the_row_unscored(serve: Any, label: A
     assert "does not list could hold 0.2" in rows_of(output.parent / "prefs.unscored.jsonl")[0]["reason"]
 
 
+def keys(count: int) -> Iterator[Request]:
+    return (Request(i, (("user", str(i)),), choices=["1"]) for i in range(count))
+
+
+def test_a_fleet_shares_the_work(serve: Any) -> None:
+    servers = [serve(biased) for _ in range(3)]
+    judge = OpenAIEngine("judge", base_url=[s.url for s in servers], concurrency=2, retries=0, timeout=5.0)
+    assert len(dict(judge.logprobs(keys(60)))) == 60
+    assert all(10 <= len(server.requests) <= 30 for server in servers), [len(s.requests) for s in servers]
+
+
+def test_what_fails_at_one_server_goes_to_another(serve: Any, label: Any) -> None:
+    """One of two dies after ten requests: every row is labelled once, as by the other alone, and a warning names it."""
+    _, output = label(serve(oracle), count=90)
+    alone = rows_of(output)
+    for path in output.parent.glob("prefs*"):
+        path.unlink()
+    healthy, dying = serve(oracle), serve(oracle, lambda n: 200 if n < 10 else 0.01)
+    done, output = label(healthy, "--base-url", dying.url, "--concurrency", "2", "--retries", "0", count=90)
+    assert done.returncode == 0, done.stderr
+    assert len(healthy.requests) == 170 and len(dying.requests) >= 20
+    assert sorted((r["id"], r["p_chosen"]) for r in rows_of(output)) == sorted((r["id"], r["p_chosen"]) for r in alone)
+    assert f"{dying.url} does not do its work and is left out" in done.stderr
+
+
+def test_the_last_server_of_a_fleet_stops_the_run(serve: Any) -> None:
+    servers = [serve(biased, lambda n: 503) for _ in range(2)]
+    judge = OpenAIEngine("judge", base_url=[s.url for s in servers], concurrency=2, retries=0, timeout=5.0)
+    with pytest.raises(EngineError, match=r"does not do its work: .*503"):
+        list(judge.logprobs(keys(500)))
+    assert sum(len(server.requests) for server in servers) < 100
+    refusing = [serve(biased, lambda n: 401), serve(biased)]
+    judge = OpenAIEngine("judge", base_url=[s.url for s in refusing], concurrency=2, retries=0, timeout=5.0)
+    found = dict(judge.logprobs(keys(20)))
+    assert not any(isinstance(each, Failed) for each in found.values()) and len(refusing[0].requests) <= 4
+
+
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="does not do its work"):
-        OpenAIEngine("judge", base_url="http://127.0.0.1:9/v1", concurrency=1, retries=0, timeout=1.0)
+        OpenAIEngine("judge", base_url=["http://127.0.0.1:9/v1"], concurrency=1, retries=0, timeout=1.0)
 
 
 def test_a_judge_behind_a_server_is_a_reward(serve: Any, write_jsonl: Callable[..., str], tmp_path: Path) -> None:

@@ -110,10 +110,12 @@ class EngineConfig(InputConfig):
     engine: AnyEngineName | None = setting(
         None, "vllm, transformers, openai (a server) or fake. Default: vllm; fake where the model is 'fake'."
     )
-    base_url: str | None = setting(
-        None, "openai: the server, http://host:port/v1. The key is in OPENAI_API_KEY.", output=False
+    base_url: Names = setting(
+        (),
+        "openai: the server, http://host:port/v1; several times: a fleet of them. The key is in OPENAI_API_KEY.",
+        output=False,
     )
-    concurrency: int = setting(16, "openai: requests under way at the same time.", ge=1, output=False)
+    concurrency: int = setting(16, "openai: requests under way at the same time, of each server.", ge=1, output=False)
     retries: int = setting(
         5, "openai: how often a request is tried again, waiting longer each time.", ge=0, output=False
     )
@@ -134,7 +136,7 @@ class EngineConfig(InputConfig):
 
     @model_validator(mode="after")
     def _server_options(self) -> EngineConfig:
-        if self.base_url is not None and self.engine != "openai":
+        if self.base_url and self.engine != "openai":
             raise ValueError("--base-url needs --engine openai")
         if self.engine == "openai" and self.max_length is not None:
             raise ValueError("--max-length needs the model's tokenizer, which --engine openai does not have")
@@ -501,11 +503,13 @@ class RewardSourceConfig(InputConfig):
     judge_engine: AnyEngineName | None = setting(
         None, "For --judge: vllm, transformers, openai (a server) or fake. Default: --engine."
     )
-    base_url: str | None = setting(
-        None, "For --judge-engine openai: the server. The key is in OPENAI_API_KEY.", output=False
+    base_url: Names = setting(
+        (),
+        "For --judge-engine openai: the server; several times: a fleet of them. The key is in OPENAI_API_KEY.",
+        output=False,
     )
     concurrency: int = setting(
-        16, "For --judge-engine openai: requests under way at the same time.", ge=1, output=False
+        16, "For --judge-engine openai: requests under way at the same time, of each server.", ge=1, output=False
     )
     engine_memory: float | None = setting(
         None, "vLLM's KV cache: GiB on a CPU (2), share of the memory on a GPU (0.9).", gt=0, output=False
@@ -517,7 +521,7 @@ class RewardSourceConfig(InputConfig):
             raise ValueError("exactly one of --reward-model and --judge is needed")
         if self.judge is not None and self.constitution is None:
             raise ValueError("--judge needs --constitution")
-        if self.base_url is not None and self.judge_engine != "openai":
+        if self.base_url and self.judge_engine != "openai":
             raise ValueError("--base-url needs --judge-engine openai")
         if self.judge_engine == "openai" and self.method == "contrast":
             raise ValueError("--judge-engine openai needs --method score: a server tells no log-probs of texts")

@@ -3,6 +3,9 @@
 Requests go out side by side; the official client waits and tries again (back-off with jitter, `Retry-After`). What
 fails for good comes back as `Failed` and stops nobody else; a server that answers nothing at all stops the run.
 
+Of several servers each request goes to the one with the least under way, and one that fails there goes to the next. A
+server that answers nothing at all is left out from then on; the last one stops the run.
+
 What such a server cannot do, and what is done about it:
 
 - It lists the log-probs of its likeliest next tokens alone. A label that is not among them gets a bound, not a guess:
@@ -14,16 +17,19 @@ What such a server cannot do, and what is done about it:
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from rlaif_cli.chat import RemoteTokenizer
+from rlaif_cli.console import warn
 from rlaif_cli.engines.base import Bound, Completion, Failed, Request, Sampling, Usage
 from rlaif_cli.errors import EngineError, MissingDependency, UsageError
 
@@ -34,65 +40,95 @@ _SETTLED = {400, 413, 422}  # the server will say the same to the same request
 _REFUSED = {401, 403, 404}  # it will say the same to every request
 
 
+@dataclass
+class _Server:
+    """One server.
+
+    Attributes:
+        begins_replies: it goes on with a reply that was begun.
+        max_length: its context, tokens; 0: not told.
+        failures: in a row.
+        left_out: it does not do its work.
+    """
+
+    client: Any
+    where: str
+    begins_replies: bool = False
+    max_length: int = 0
+    under_way: int = 0
+    failures: int = 0
+    left_out: bool = False
+
+
+_Ask = Callable[[_Server, Request], Any]
+
+
 class OpenAIEngine:
     """See `Engine`. Prompts are those of `RemoteTokenizer`; so are "tokens": the texts themselves.
 
     Args:
-        model: the name under which the server knows it.
-        base_url: "http://host:port/v1"; None: the client's own default.
-        concurrency: requests under way at the same time.
+        model: the name under which the servers know it.
+        base_url: "http://host:port/v1" of each server; none: the client's own default.
+        concurrency: requests under way at the same time at each server.
         retries, timeout: of one request; seconds.
 
     Raises:
         MissingDependency: the package `openai` is not installed.
-        EngineError: the server does not answer, or does not know the model.
+        EngineError: a server does not answer, or does not know the model.
     """
 
     name = "openai"
 
-    def __init__(self, model: str, *, base_url: str | None, concurrency: int, retries: int, timeout: float) -> None:
+    def __init__(
+        self, model: str, *, base_url: Sequence[str] = (), concurrency: int, retries: int, timeout: float
+    ) -> None:
         self._openai = _import_openai()
         self.tokenizer = RemoteTokenizer()
         self.usage = Usage()
         self._model = model
-        self._concurrency = concurrency
-        self._where = shown_address(base_url) if base_url else "the default server"
         # A key is read from the environment alone; servers of one's own need none, and the client insists on some.
         key = os.environ.get(KEY) or ("none" if base_url else None)
         if key is None:
             raise EngineError(f"{KEY} is not set", hint="export it, or give --base-url for a server without keys")
-        self._client = self._openai.OpenAI(base_url=base_url, api_key=key, max_retries=retries, timeout=timeout)
         self._lock = threading.Lock()
-        self._failures_in_a_row = 0
         self._tells_logprobs = False  # then an answer without is that answer's fault, not the server's
-        self._begins_replies, self.max_length = self._look_at_the_model()
+        connect = functools.partial(self._openai.OpenAI, api_key=key, max_retries=retries, timeout=timeout)
+        self._servers = [
+            _Server(connect(base_url=address), shown_address(address) if address else "the default server")
+            for address in (*base_url,) or (None,)
+        ]
+        self._concurrency = concurrency * len(self._servers)
+        for server in self._servers:
+            self._look_at_the_model(server)
+        self.max_length = min((server.max_length for server in self._servers if server.max_length), default=0)
 
-    def _look_at_the_model(self) -> tuple[bool, int]:
-        """Whether the server goes on with a reply that was begun, and its context in tokens (0: not told)."""
+    def _look_at_the_model(self, server: _Server) -> None:
         try:
-            listed = {model.id: model for model in self._client.models.list()}
+            listed = {model.id: model for model in server.client.models.list()}
         except self._openai.NotFoundError:
-            return False, 0  # a server without a list of models
+            return  # a server without a list of models
         except self._openai.OpenAIError as error:
-            raise self._dead(error) from error
+            raise _dead(server, error) from error
         found = listed.get(self._model)
         if found is None:
             raise EngineError(
                 f"the server does not know the model '{self._model}'",
-                where=self._where,
+                where=server.where,
                 hint=f"it has: {', '.join(sorted(listed)[:10])}",
             )
-        return found.owned_by == "vllm", int(getattr(found, "max_model_len", 0) or 0)
+        server.begins_replies = found.owned_by == "vllm"
+        server.max_length = int(getattr(found, "max_model_len", 0) or 0)
 
     # ------------------------------------------------------------------------------------------ the two calls
 
     def generate(
         self, requests: Iterable[Request], sampling: Sampling
     ) -> Iterator[tuple[Any, list[Completion] | Failed]]:
-        def ask(request: Request) -> list[Completion]:
+        def ask(server: _Server, request: Request) -> list[Completion]:
             found: list[Completion] = []
             while (missing := sampling.n - len(found)) > 0:  # some servers take no `n` and give one answer a call
                 answer = self._create(
+                    server,
                     request,
                     n=missing,
                     temperature=sampling.temperature,
@@ -112,13 +148,13 @@ class OpenAIEngine:
     def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float] | Failed]]:
         """Bounds of labels that the server does not list are in `Bound`."""
 
-        def ask(request: Request) -> list[float]:
+        def ask(server: _Server, request: Request) -> list[float]:
             if request.continuation:
                 raise UsageError(
                     "a chat server does not tell the log-probs of a text that is given, which --method contrast needs",
                     hint="--method pairwise or score, or --engine vllm",
                 )
-            answer = self._create(request, max_tokens=1, temperature=1.0, logprobs=True, top_logprobs=_LISTED)
+            answer = self._create(server, request, max_tokens=1, temperature=1.0, logprobs=True, top_logprobs=_LISTED)
             content = answer.choices[0].logprobs and answer.choices[0].logprobs.content
             if not content or not content[0].top_logprobs:
                 if self._tells_logprobs or answer.choices[0].finish_reason == "content_filter":
@@ -126,7 +162,7 @@ class OpenAIEngine:
                     raise _Unusable(f"an answer without log-probs (finish reason: {reason})", again=False)
                 raise EngineError(
                     "the server tells no log-probs",
-                    where=self._where,
+                    where=server.where,
                     hint="--samples N counts sampled answers instead",
                 )
             self._tells_logprobs = True
@@ -135,17 +171,18 @@ class OpenAIEngine:
         return self._side_by_side(ask, requests)
 
     def close(self) -> None:
-        self._client.close()
+        for server in self._servers:
+            server.client.close()
 
     # ------------------------------------------------------------------------------------------ one request
 
-    def _create(self, request: Request, **options: Any) -> Any:
+    def _create(self, server: _Server, request: Request, **options: Any) -> Any:
         messages, begun = list(request.prompt), None
         if messages[-1][0] == "begun":
             begun = messages.pop()[1]
         turns = [{"role": role, "content": content} for role, content in messages]
         extra = {}
-        if begun and self._begins_replies:
+        if begun and server.begins_replies:
             turns.append({"role": "assistant", "content": begun})
             extra = {"continue_final_message": True, "add_generation_prompt": False}
         elif begun and (said := begun.rpartition("\n")[0]):  # what comes before the begun line was said by the judge
@@ -153,7 +190,7 @@ class OpenAIEngine:
                 {"role": "assistant", "content": said},
                 {"role": "user", "content": "Reply with the number alone."},
             ]
-        answer = self._client.chat.completions.create(
+        answer = server.client.chat.completions.create(
             model=self._model,
             messages=turns,
             extra_body=extra or None,
@@ -162,42 +199,68 @@ class OpenAIEngine:
         if not isinstance(answer, self._openai.types.chat.ChatCompletion) or not answer.choices:
             raise _Unusable("an answer without choices", again=True)
         with self._lock:
-            self._failures_in_a_row = 0
+            server.failures = 0
             if answer.usage is not None:
                 self.usage.add(answer.usage.prompt_tokens, answer.usage.completion_tokens)
         return answer
 
-    def _guarded(self, ask: Callable[[Request], Any], request: Request) -> Any:
+    def _guarded(self, ask: _Ask, request: Request) -> Any:
+        """What a server answers; where one fails that another might not, of the next."""
+        found: Any = Failed("no server is left", True)
+        tried: list[_Server] = []
+        while (server := self._least_busy(tried)) is not None:
+            try:
+                found = self._asked(ask, server, request)
+            finally:
+                with self._lock:
+                    server.under_way -= 1
+            if not (isinstance(found, Failed) and found.again):
+                break
+            tried.append(server)
+        return found
+
+    def _least_busy(self, tried: Sequence[_Server]) -> _Server | None:
+        with self._lock:
+            left = [server for server in self._servers if not server.left_out and server not in tried]
+            server = min(left, key=lambda each: each.under_way, default=None)
+            if server is not None:
+                server.under_way += 1
+            return server
+
+    def _asked(self, ask: _Ask, server: _Server, request: Request) -> Any:
         try:
-            return ask(request)
+            return ask(server, request)
         except self._openai.APIStatusError as error:
             if error.status_code in _REFUSED:
-                raise self._dead(error) from error
-            return self._failed(error, again=error.status_code not in _SETTLED)
+                with self._lock:
+                    return self._leave_out(server, error)
+            return self._failed(server, error, again=error.status_code not in _SETTLED)
         except self._openai.APIConnectionError as error:  # timeouts are among these
-            return self._failed(error, again=True)
+            return self._failed(server, error, again=True)
         except json.JSONDecodeError as error:
-            return self._failed(_Unusable(f"an answer that is no JSON ({error})", again=True), again=True)
+            return self._failed(server, _Unusable(f"an answer that is no JSON ({error})", again=True), again=True)
         except _Unusable as error:
-            return self._failed(error, again=error.again)
+            return self._failed(server, error, again=error.again)
 
-    def _failed(self, error: Exception, again: bool) -> Failed:
+    def _failed(self, server: _Server, error: Exception, again: bool) -> Failed:
         if again:
             with self._lock:
-                self._failures_in_a_row += 1
-                if self._failures_in_a_row >= _SILENCE:
-                    raise self._dead(error) from error
+                server.failures += 1
+                if server.failures >= _SILENCE:
+                    return self._leave_out(server, error)
         return Failed(f"the server: {_told(error)}", again)
 
-    def _dead(self, error: Exception) -> EngineError:
-        return EngineError(
-            f"the server does not do its work: {_told(error)}",
-            where=self._where,
-            hint="what was done is kept; mend the server and run the same command again to go on",
-        )
+    def _leave_out(self, server: _Server, error: Exception) -> Failed:
+        """Raises: EngineError: it was the last one."""
+        known, server.left_out = server.left_out, True
+        if all(each.left_out for each in self._servers):
+            raise _dead(server, error) from error
+        if not known:
+            warn(f"{server.where} does not do its work and is left out: {_told(error)}")
+        return Failed(f"the server: {_told(error)}", True)
 
-    def _side_by_side(self, ask: Callable[[Request], Any], requests: Iterable[Request]) -> Iterator[tuple[Any, Any]]:
-        """Keep `concurrency` requests under way; yield what is done, as it is done."""
+    def _side_by_side(self, ask: _Ask, requests: Iterable[Request]) -> Iterator[tuple[Any, Any]]:
+        """Keep `concurrency` requests under way at each server; yield what is done, as it is done."""
         waiting, running = iter(requests), dict[Future[Any], Request]()
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="rlaif-openai")
         try:
@@ -225,6 +288,14 @@ def listed_logprobs(listed: list[tuple[str, float]], choices: Iterable[Any]) -> 
     share = min(math.exp(min(found.values())), left / max(1, missing))
     bound = Bound(math.log(share) if share > 0 else -math.inf)
     return [found.get(choice, bound) for choice in wanted]
+
+
+def _dead(server: _Server, error: Exception) -> EngineError:
+    return EngineError(
+        f"the server does not do its work: {_told(error)}",
+        where=server.where,
+        hint="what was done is kept; mend the server and run the same command again to go on",
+    )
 
 
 def _reason(finish_reason: str | None) -> str:
