@@ -170,7 +170,7 @@ def show_plan(steps: list[Any], wanted: list[Any], measure: bool) -> None:
     if unknown:
         hint = "a server's time is not known" if measure else "--calibrate measures this machine, a minute a model"
         console.say(f"time: not known of all steps; {hint}")
-    else:
+    elif total:
         console.say(f"time: about {total / 60:.1f} minutes in all")
 
 
