@@ -62,6 +62,16 @@ def test_from_a_result_back_to_the_prompts(chain: Path) -> None:
     assert "fake  not checked" in shown.stdout, "without --verify checkpoints are not read"
 
 
+def test_a_policy_names_the_judge_that_rewarded_it(chain: Path) -> None:
+    rewarded = ("--judge", "fake", "--constitution", "helpfulness", "--advantage", "rloo", "--engine", "transformers")
+    small = ("--steps", "1", "--prompts-per-step", "2", "-n", "2", "--max-tokens", "4")
+    done = rlaif("ppo", "prompts.jsonl", "--model", "fake", *rewarded, *small, "-o", "policy", cwd=chain)
+    assert done.returncode == 0, done.stderr
+    found, code = tree(chain, "policy", "--verify")
+    assert code == 0 and set(states(found).values()) == {"as recorded"}
+    assert [part["role"] for part in found["inputs"]] == ["prompts", "model", "judge", "constitution"]
+
+
 @pytest.mark.parametrize("change", ["changed prompts", "changed labels", "changed weights", "missing prompts"])
 def test_what_changed_is_shown(chain: Path, change: str) -> None:
     name = {"prompts": "prompts.jsonl", "labels": "prefs.jsonl", "weights": "rm"}[change.split()[1]]

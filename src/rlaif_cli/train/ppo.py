@@ -30,7 +30,7 @@ from rlaif_cli.train import loop, ops, selection
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState, keep_through
 from rlaif_cli.train.folder import run_in_folder
-from rlaif_cli.train.rewards import RewardSource, check_reward_source
+from rlaif_cli.train.rewards import RewardSource, check_reward_source, reward_hashes
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
 from rlaif_cli.train.selection import Compare, Selection
 from rlaif_cli.train.trainer import Experience, Trainer
@@ -71,8 +71,7 @@ def train_ppo(
         loop.save_trained_model(config, trainer.policy, base)
         return _results(config) | ({"weights": weights} if weights else {})
 
-    rewards = {name: models.checkpoint_hash(models.resolve(name)) for name in config.reward_model}
-    return run_in_folder(config, "ppo", train, input_sha256=source.sha256, reward_model_sha256=rewards)
+    return run_in_folder(config, "ppo", train, input_sha256=source.sha256, **reward_hashes(config))
 
 
 def _source(config: PPOConfig, base: Path) -> Source[PromptRecord]:
