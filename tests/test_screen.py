@@ -63,6 +63,14 @@ def test_of_many_stages_those_around_the_one_that_runs() -> None:
         assert "rm.seed=20" in text and "rm.seed=0 " not in text and len(text.splitlines()) <= 12
 
 
+def test_a_long_name_hides_nothing_else() -> None:
+    name = "a stage whose name goes on and on " * 4
+    with Screen("long", [(name, "train-rm")], [name]) as run, run.stage(name) as progress:
+        progress(1, 4, "loss 0.5", 0.5)
+        text = text_of(run)
+        assert "train-rm" in text and "1/4" in text and "loss 0.5" in text and "…" in text
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_a_run_on_a_terminal_is_one_screen(tmp_path: Path) -> None:
     import pty

@@ -103,8 +103,9 @@ class Screen:
         now = next((place for place, line in enumerate(lines) if line.state in ("running", "failed")), 0)
         first = max(0, min(now - room // 2, len(lines) - room))
         table = Table.grid(padding=(0, 1))
-        for _ in range(3):
-            table.add_column(no_wrap=True)
+        table.add_column(width=1)
+        table.add_column(no_wrap=True, overflow="ellipsis", max_width=32)
+        table.add_column(no_wrap=True)
         table.add_column(width=12)
         for overflow in ("fold", "ellipsis", "ellipsis"):
             table.add_column(no_wrap=True, overflow=overflow)
