@@ -162,6 +162,26 @@ def test_what_a_format_cannot_hold_is_refused(
     assert said in rows_of(tmp_path / "out.rejected.jsonl")[0]["reason"]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fields": 1}, "fields"),
+        ({"fields": {"prompt": "q", "response_a": 1, "response_b": "y"}}, "response_a"),
+        ({"metadata": {"p_a": "x"}}, "p_a"),
+        ({"metadata": {"p_a": 0.4, "rlaif": "{"}}, "rlaif"),
+        ({"metadata": {"p_a": 0.4, "rlaif": "[1]"}}, "rlaif"),
+        ({"metadata": {}}, "nobody has answered"),
+        ({"responses": {"preference": [{"value": "zzz"}]}}, "'a', 'b' or 'tie'"),
+        ({"responses": {"preference": [3]}}, "preference"),
+        ({"responses": "no"}, "responses"),
+    ],
+)
+def test_what_is_no_record_of_argilla(change: dict[str, Any], said: str, write_jsonl: Write) -> None:
+    record = {"fields": {"prompt": "q", "response_a": "x", "response_b": "y"}, "metadata": {"p_a": 0.3}}
+    done = rlaif("data", "convert", write_jsonl("in.jsonl", [record | change]), "--from", "argilla-records")
+    assert done.returncode == 1 and said in done.stderr and "a bug" not in done.stderr, done.stderr
+
+
 def test_formats_of_other_records_do_not_meet(write_jsonl: Write) -> None:
     done = rlaif("data", "convert", write_jsonl("x.jsonl", [{}]), "--from", "openai-chat", "--to", "hh-rlhf")
     assert done.returncode == 2 and "openai-chat has Demonstration rows" in done.stderr

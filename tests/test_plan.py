@@ -143,3 +143,7 @@ def test_this_machine_is_measured_once(tiny: Path, write_jsonl: Any, tmp_path: P
     assert first.count("measuring ") == 2 and "time: about" in first and first.count(" GiB") == 2, first
     assert "measuring" not in run("--calibrate") and "time: about" in run()
     assert not (tmp_path / "run").exists()
+    rates = tmp_path / "cache" / "rates.json"
+    rates.write_text(json.dumps({machine: {"key": {"fast": 1}} for machine in json.loads(rates.read_text())}))
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "no file of rates" in done.stderr and "delete it" in done.stderr, done.stderr

@@ -12,8 +12,11 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, Field, Json, ValidationError
+
+from rlaif_cli.jsonl import describe
 from rlaif_cli.records import (
     Candidates,
     Demonstration,
@@ -239,28 +242,51 @@ def _write_argilla_records(record: Preference) -> Row:
     return {"id": record.id, "fields": fields, "metadata": metadata, "suggestions": {}, "responses": {}}
 
 
+class _Fields(BaseModel):
+    prompt: str | list[Message]
+    response_a: str
+    response_b: str
+
+
+class _Metadata(BaseModel):
+    p_a: Annotated[float, Field(ge=0, le=1)] | None = None
+    rlaif: Json[dict[str, Any]] = {}
+
+
+class _Answer(BaseModel):
+    value: Literal["a", "b", "tie"]
+
+
+class _Responses(BaseModel):
+    preference: list[_Answer] = []
+
+
+class _ArgillaRecord(BaseModel):
+    """What is read of a record; its status, suggestions and vectors are left alone."""
+
+    id: str | None = None
+    fields: _Fields
+    metadata: _Metadata = _Metadata()
+    responses: _Responses = _Responses()
+
+
 def _read_argilla_records(row: Row) -> Row:
     """With answers of people, the share of them is `p_chosen` and the judge is no longer whose label it is."""
-    fields, metadata = row.get("fields"), row.get("metadata") or {}
-    if not isinstance(fields, dict) or not isinstance(metadata, dict):
-        raise ValueError(
-            "'fields' must be an object: these are records of Argilla 2 with prompt, response_a, response_b"
-        )
-    _need(fields, "prompt", "response_a", "response_b")
-    answers = [answer.get("value") for answer in (row.get("responses") or {}).get("preference", [])]
-    if unknown := [value for value in answers if value not in _CHOICES]:
-        raise ValueError(f"'preference' is {unknown[0]!r}, none of a, b and tie")
-    if not answers and "p_a" not in metadata:
-        raise ValueError("nobody has answered 'preference' yet")
-    kept = json.loads(metadata.get("rlaif") or "{}")
-    p_a = sum(_CHOICES[value] for value in answers) / len(answers) if answers else metadata["p_a"]
-    if answers:
-        judged = {"judge_p_a": metadata["p_a"]} if "p_a" in metadata else {}
+    try:
+        record = _ArgillaRecord.model_validate(row)
+    except ValidationError as error:
+        raise ValueError(describe(error)) from None
+    p_a, kept = record.metadata.p_a, record.metadata.rlaif
+    if answers := [_CHOICES[answer.value] for answer in record.responses.preference]:
+        judged = {} if p_a is None else {"judge_p_a": p_a}
         kept = {"meta": kept.get("meta", {}) | {"annotators": len(answers)} | judged}
-    a, b = fields["response_a"], fields["response_b"]
-    found = {"prompt": fields["prompt"]} | ({"id": row["id"]} if row.get("id") else {}) | kept
+        p_a = sum(answers) / len(answers)
+    if p_a is None:
+        raise ValueError("nobody has answered 'preference' yet")
+    a, b = record.fields.response_a, record.fields.response_b
     best, other, p = (a, b, p_a) if p_a >= 0.5 else (b, a, 1 - p_a)
-    return found | {"chosen": best, "rejected": other, "p_chosen": round(p, 9)}
+    found = kept | {"prompt": row["fields"]["prompt"], "chosen": best, "rejected": other, "p_chosen": round(p, 9)}
+    return found | ({"id": record.id} if record.id else {})
 
 
 # --- OpenAI -------------------------------------------------------------------------------------------------

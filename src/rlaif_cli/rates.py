@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.errors import InputError
 from rlaif_cli.models import cache_dir
 from rlaif_cli.output import read_json, write_json
 
@@ -59,8 +60,16 @@ def _processor() -> str:
 
 
 def known() -> dict[str, Rate]:
-    """By `Work.key`; empty where nothing was measured here."""
-    return {key: Rate(**found) for key, found in _all().get(machine(), {}).items()}
+    """By `Work.key`; empty where nothing was measured here.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return {key: Rate(**found) for key, found in _all().get(machine(), {}).items()}
+    except (TypeError, AttributeError) as error:
+        hint = "delete it; --calibrate measures again"
+        raise InputError("this is no file of rates", where=str(_file()), hint=hint) from error
 
 
 def remember(key: str, rate: Rate) -> None:

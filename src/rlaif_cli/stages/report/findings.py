@@ -113,7 +113,7 @@ def judge_name(settings: dict[str, Any]) -> str:
 def _labels(stage: Stage, run: Run) -> list[str]:
     r, s = stage.results, stage.settings
     parts = [
-        f"{r.get('pairs') or 0:,} pairs judged by {judge_name(s)} ({s['method']}, {s['constitution']})",
+        f"{r.get('pairs') or 0:,} pairs judged by {judge_name(s)} ({s.get('method')}, {s.get('constitution')})",
         f"{r.get('unscored') or 0:,} unscored",
     ]
     if (p := r.get("mean_p_chosen")) is not None:
