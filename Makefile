@@ -37,7 +37,7 @@ types: setup ## check types
 docs: setup ## docs/commands/ from the command line itself, and the site into site/
 	@$(BIN)/python scripts/command_pages.py
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'mkdocs-material>=9.6'
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 audit: setup ## known vulnerabilities of what is installed, where the advisories can be reached
 	@$(PYTHON) scripts/audit.py
