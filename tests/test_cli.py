@@ -737,6 +737,25 @@ def test_a_matrix_that_cannot_be(change: dict[str, Any], said: str, questions: s
     assert done.returncode == 1 and said in done.stderr and "a bug" not in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": ".."}, "name"),
+        ({"stages": {"a/../../b": {"run": "report", "run_folder": "x"}}}, "stages"),
+        ({"stages": {"..": {"run": "report", "run_folder": "x"}}}, "stages"),
+        ({"stages": {"a\nb": {"run": "report", "run_folder": "x"}}}, "stages"),
+        ({"stages": {"a" * 300: {"run": "report", "run_folder": "x"}}}, "stages"),
+        ({"matrix": {"seed": [0, 0]}}, "names a value twice"),
+    ],
+)
+def test_names_that_would_leave_the_folder_or_meet(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    document = {"name": "x", "stages": {"a": {"run": "report", "run_folder": "x"}}} | change
+    file.write_text(yaml.safe_dump(document))
+    done = rlaif("run", str(file), "--dry-run", cwd=tmp_path)
+    assert done.returncode == 1 and said in done.stderr and "a bug" not in done.stderr, done.stderr
+
+
 def test_values_are_changed_on_the_command_line(questions: str, tmp_path: Path) -> None:
     changed = [f"prompts={questions}", "model=fake", "judge=fake", "n=2", "method=score"]
     options = [part for change in changed for part in ("--set", change)]

@@ -283,6 +283,8 @@ def test_a_key_is_refused_at_once_and_never_shown(serve: Any, label: Any, monkey
         (("--judge", "stranger"), "does not know the model 'stranger'"),
         (("--method", "contrast"), "--method contrast needs the log-probs of given texts"),
         (("--engine", "fake"), "--base-url needs --engine openai"),
+        (("--base-url", ""), "is no address of a server"),
+        (("--base-url", "nonsense"), "is no address of a server"),
     ],
 )
 def test_what_a_server_cannot_do_is_said_before(serve: Any, label: Any, options: Any, said: str) -> None:

@@ -6,11 +6,13 @@ may be resumed with another value of it.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -34,6 +36,16 @@ Names = Annotated[
     PlainSerializer(lambda names: names[0] if len(names) == 1 else list(names)),
 ]
 Judges = Annotated[Names, MinLen(1)]
+
+
+def _addresses(given: tuple[str, ...]) -> tuple[str, ...]:
+    """An empty one (an unset variable of a shell) must not become the client's own default, somebody else's server."""
+    if wrong := [text for text in given if not re.match(r"https?://[^/]", text)]:
+        raise ValueError(f"'{wrong[0]}' is no address of a server: http://host:port/v1")
+    return given
+
+
+Addresses = Annotated[Names, AfterValidator(_addresses)]
 
 
 # The fields that name files of records.
@@ -110,7 +122,7 @@ class EngineConfig(InputConfig):
     engine: AnyEngineName | None = setting(
         None, "vllm, transformers, openai (a server) or fake. Default: vllm; fake where the model is 'fake'."
     )
-    base_url: Names = setting(
+    base_url: Addresses = setting(
         (),
         "openai: the server, http://host:port/v1; several times: a fleet of them. The key is in OPENAI_API_KEY.",
         output=False,
@@ -503,7 +515,7 @@ class RewardSourceConfig(InputConfig):
     judge_engine: AnyEngineName | None = setting(
         None, "For --judge: vllm, transformers, openai (a server) or fake. Default: --engine."
     )
-    base_url: Names = setting(
+    base_url: Addresses = setting(
         (),
         "For --judge-engine openai: the server; several times: a fleet of them. The key is in OPENAI_API_KEY.",
         output=False,

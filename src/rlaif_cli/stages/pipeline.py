@@ -29,7 +29,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from rlaif_cli import strict_yaml
 from rlaif_cli.config import StageConfig
@@ -54,14 +54,26 @@ class StageKind:
     ending: str
 
 
+# A name of a file of its own, below the run's folder, with room for the axes of a matrix.
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]*$")]
+
+
 class PipelineFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1, pattern=r"^[^/\\]+$")  # also the run's folder, under runs/
+    name: Name  # also the run's folder, under runs/
     description: str = ""
     values: dict[str, Scalar] = {}
     matrix: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = {}
-    stages: dict[str, dict[str, Any]] = Field(min_length=1)
+    stages: dict[Name, dict[str, Any]] = Field(min_length=1)
+
+    @field_validator("matrix")
+    @classmethod
+    def _each_once(cls, matrix: dict[str, list[Scalar]]) -> dict[str, list[Scalar]]:
+        for axis, values in matrix.items():
+            if len({_shown(value) for value in values}) < len(values):
+                raise ValueError(f"'{axis}' names a value twice: {', '.join(map(_shown, values))}")
+        return matrix
 
     def given(self, changed: Mapping[str, str]) -> dict[str, Scalar]:
         """The values, some of them changed; a text becomes what the file's own value is: a number, true or false.
