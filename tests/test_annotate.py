@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import urllib.error
 import urllib.request
@@ -19,7 +18,6 @@ from rlaif_cli.errors import UsageError
 from rlaif_cli.stages.annotate import Session
 from rlaif_cli.stages.annotate_server import make_server
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
 
@@ -166,38 +164,33 @@ def test_only_this_machines_own_page_is_answered(page: str) -> None:
         assert refused.value.code == status
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_the_page_in_chromium(page: str, tmp_path: Path) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        view = browser.new_page()
-        faults: list[str] = []
-        view.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-        view.on("pageerror", lambda error: faults.append(str(error)))
-        view.goto(page)
+def test_the_page_in_chromium(page: str, tmp_path: Path, browser: Any) -> None:
+    expect = pytest.importorskip("playwright.sync_api").expect
+    view = browser.new_page()
+    faults: list[str] = []
+    view.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    view.on("pageerror", lambda error: faults.append(str(error)))
+    view.goto(page)
 
-        def answered(count: int) -> None:
-            sync_api.expect(view.locator("#progress")).to_contain_text(f"{count} of 8 answered by ann")
+    def answered(count: int) -> None:
+        expect(view.locator("#progress")).to_contain_text(f"{count} of 8 answered by ann")
 
-        answered(0)
-        for count, key in enumerate(["1", "2", "t"], start=1):
-            view.keyboard.press(key)
-            answered(count)
-        view.keyboard.press("s")
-        sync_api.expect(view.locator("#progress")).to_contain_text("1 skipped")
-        view.keyboard.press("u")
-        view.keyboard.press("u")
-        answered(2)
-        assert view.title() == "rlaif annotate", "hostile text stays text"
-        assert HOSTILE in view.locator("#pair").inner_text()
-        while view.locator("#question").is_visible():
-            before = view.locator("#progress").inner_text()
-            view.get_by_role("button", name="1 is better").click()
-            sync_api.expect(view.locator("#progress")).not_to_have_text(before)
-        sync_api.expect(view.locator("#end")).to_contain_text("All pairs are done")
-        view.screenshot(path=str(tmp_path / "end.png"))
-        browser.close()
+    answered(0)
+    for count, key in enumerate(["1", "2", "t"], start=1):
+        view.keyboard.press(key)
+        answered(count)
+    view.keyboard.press("s")
+    expect(view.locator("#progress")).to_contain_text("1 skipped")
+    view.keyboard.press("u")
+    view.keyboard.press("u")
+    answered(2)
+    assert view.title() == "rlaif annotate", "hostile text stays text"
+    assert HOSTILE in view.locator("#pair").inner_text()
+    while view.locator("#question").is_visible():
+        before = view.locator("#progress").inner_text()
+        view.get_by_role("button", name="1 is better").click()
+        expect(view.locator("#progress")).not_to_have_text(before)
+    expect(view.locator("#end")).to_contain_text("All pairs are done")
+    view.screenshot(path=str(tmp_path / "end.png"))
     assert faults == []
     assert len(rows_of(tmp_path / "human.jsonl")) == 8

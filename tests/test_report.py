@@ -6,8 +6,6 @@ import base64
 import hashlib
 import json
 import math
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -260,7 +258,8 @@ def test_the_page_says_what_was_found_and_shows_all_parts(tmp_path: Path) -> Non
     assert len(figures) == 9
     assert {trace["name"] for trace in figures[0]["data"]} == {"each step", "floor", "held out", "a coin"}
     assert "limit 0.2" in {trace["name"] for trace in figures[5]["data"]}, "where the mismatch stops the run"
-    assert len(json.loads(rows)) == 30, "all can be browsed"
+    shares = [row["p_after"] for row in json.loads(rows)]
+    assert len(shares) == 30 and shares == sorted(shares, reverse=True), "all can be browsed, the clearest win first"
     plain = page.split("<noscript>\n<p>20 of 30 comparisons")[1].split("</noscript>")[0]
     assert plain.count('<article class="panel sample">') == 20 and "after wins" in plain and "before wins" in plain
     assert 'lang="en"' in page and "prefers-color-scheme: dark" in page and "width=device-width" in page
@@ -427,17 +426,6 @@ def test_the_cost_of_labels_beside_that_of_people(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------- in a browser
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium")
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
 
 def test_ten_thousand_samples_are_browsed(tmp_path: Path, browser: Any) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlaif_cli import models
+from rlaif_cli import models, rates
 from rlaif_cli.errors import RlaifError
 
 Level = Literal["ok", "note", "missing"]
@@ -102,12 +102,12 @@ def _vllm() -> Finding:
 
 
 def _processor() -> Finding:
-    cores, flags = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, ""
+    flags = ""
     if (info := Path("/proc/cpuinfo")).exists():
         flags = next((line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
     fast = [flag for flag in _BF16 if re.search(rf"\b{flag}\b", flags)]
     width = f"bfloat16 by {fast[0]}" if fast else "no bfloat16: training in fp32, at a third to half of the speed"
-    return Finding("processor", "ok" if fast else "note", f"{cores} cores, {width}")
+    return Finding("processor", "ok" if fast else "note", f"{rates.cores()} cores, {width}")
 
 
 def memory_limit() -> float:

@@ -46,9 +46,12 @@ def machine() -> str:
             return f"{torch.cuda.get_device_name()} x{torch.cuda.device_count()}"
     except Exception:  # a broken build raises whatever its libraries raise; the processor is still there
         pass
-    return (
-        f"{_processor()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
-    )
+    return f"{_processor()}, {cores()} cores"
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:
@@ -65,8 +68,10 @@ def known() -> dict[str, Rate]:
     Raises:
         InputError: the file is damaged.
     """
+    if not (every := _all()):
+        return {}  # without asking torch what machine this is
     try:
-        return {key: Rate(**found) for key, found in _all().get(machine(), {}).items()}
+        return {key: Rate(**found) for key, found in every.get(machine(), {}).items()}
     except (TypeError, AttributeError) as error:
         hint = "delete it; --calibrate measures again"
         raise InputError("this is no file of rates", where=str(_file()), hint=hint) from error

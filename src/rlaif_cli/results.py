@@ -121,14 +121,19 @@ def _settings(config: StageConfig) -> dict[str, Any]:
     settings = config.deciding()
     names = [name for name in DATA_FIELDS if isinstance(settings.get(name), str) and Path(settings[name]).is_file()]
     settings |= {f"{name}_sha256": content_sha256(Path(settings[name])) for name in names}
+    return settings | judging_hashes(config)
+
+
+def judging_hashes(config: StageConfig) -> dict[str, Any]:
+    """Of the judges, reward models and constitution that a config names; a judge behind a server has none."""
+    settings, found = config.deciding(), dict[str, Any]()
     for role in ("judge", "reward_model"):
         if settings.get(role) and not _behind_a_server(config, role):
             named = [settings[role]] if isinstance(settings[role], str) else settings[role]
-            hashes = {name: models.checkpoint_hash(models.resolve(name)) for name in named}
-            settings[f"{role}_sha256"] = hashes
+            found[f"{role}_sha256"] = {name: models.checkpoint_hash(models.resolve(name)) for name in named}
     if settings.get("constitution"):
-        settings["constitution_sha256"] = constitution.load(settings["constitution"]).sha256
-    return settings
+        found["constitution_sha256"] = constitution.load(settings["constitution"]).sha256
+    return found
 
 
 def _behind_a_server(config: Any, role: str) -> bool:

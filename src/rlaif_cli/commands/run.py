@@ -139,35 +139,32 @@ def show_plan(steps: list[Any], wanted: list[Any], measure: bool) -> None:
     """A line a step: what it runs, where its output goes, and how much it will ask of models and of this machine."""
     from rlaif_cli import rates
     from rlaif_cli.commands.calibrate import calibrate
-    from rlaif_cli.stages.plan import plan
+    from rlaif_cli.stages.plan import plan, timed
 
-    planned = plan(steps)
+    planned = [(number, step, found) for number, (step, found) in enumerate(plan(steps), start=1) if step in wanted]
     if measure:
-        calibrate(each for step, found in planned if step in wanted for each in found.work or ())
-    known, running, total, unknown = rates.known(), set[str](), 0.0, False
-    for number, (step, found) in enumerate(planned, start=1):
-        if step in wanted:
-            seconds = found.seconds(known, running)
-            # The engines of the step before are open still, unless a trainer needed their memory.
-            running = set() if any(each.learns for each in found.work or ()) else {w.key for w in found.work or ()}
-            total, unknown = total + (seconds or 0.0), unknown or seconds is None
-            told = [
-                f"{value:,} {words}" if isinstance(value, int) else f"{value:g} {words}"
-                for value, words in (
-                    (found.rows, "rows"),
-                    (found.calls, "optimizer steps" if step.kind in ("sft", "train-rm", "ppo") else "calls"),
-                    (found.tokens_in, "tokens in"),
-                    (found.tokens_out, "tokens out at most"),
-                    (found.cost, "of money at most"),
-                )
-                if value is not None
-            ]
-            if found.work and seconds is not None:
-                told.append(f"{seconds / 60:.1f} minutes, {found.memory(known):.1f} GiB")
-            console.say(f"{number}. {step.name}: rlaif {step.kind} -> {step.output}")
-            if told:
-                console.say(f"     about {', '.join(told)}")
-    if unknown:
+        calibrate(each for _, _, found in planned for each in found.work or ())
+    known = rates.known()
+    every = timed([found for _, _, found in planned], known)
+    for (number, step, found), seconds in zip(planned, every, strict=True):
+        told = [
+            f"{value:,} {words}" if isinstance(value, int) else f"{value:g} {words}"
+            for value, words in (
+                (found.rows, "rows"),
+                (found.calls, "optimizer steps" if step.kind in ("sft", "train-rm", "ppo") else "calls"),
+                (found.tokens_in, "tokens in"),
+                (found.tokens_out, "tokens out at most"),
+                (found.cost, "of money at most"),
+            )
+            if value is not None
+        ]
+        if found.work and seconds is not None:
+            told.append(f"{seconds / 60:.1f} minutes, {found.memory(known):.1f} GiB")
+        console.say(f"{number}. {step.name}: rlaif {step.kind} -> {step.output}")
+        if told:
+            console.say(f"     about {', '.join(told)}")
+    total = sum(seconds or 0.0 for seconds in every)
+    if None in every:
         hint = "a server's time is not known" if measure else "--calibrate measures this machine, a minute a model"
         console.say(f"time: not known of all steps; {hint}")
     elif total:

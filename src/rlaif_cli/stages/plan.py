@@ -129,6 +129,16 @@ def plan(steps: Iterable[Step]) -> list[tuple[Step, Plan]]:
     return found
 
 
+def timed(plans: Iterable[Plan], known: Mapping[str, Rate]) -> list[float | None]:
+    """Seconds of each, one after another: an engine that the one before had open is open still, unless it trained."""
+    found, running = [], set[str]()
+    for each in plans:
+        found.append(each.seconds(known, running))
+        work = each.work or ()
+        running = set() if any(part.learns for part in work) else {part.key for part in work}
+    return found
+
+
 def _priced(config: Any, found: Plan) -> Plan:
     price_in, price_out = getattr(config, "price_in", None), getattr(config, "price_out", None)
     if price_in is None or price_out is None or found.tokens_in is None or found.tokens_out is None:
@@ -254,13 +264,8 @@ def _judged(config: Any, pairs: int, texts: File) -> Plan:
 
 def _judges_work(config: Any, read: float, sampled: float) -> tuple[Work, ...] | None:
     """Shared evenly by the judges of a panel."""
-    found: list[Work] = []
-    for judge in config.judge:
-        part = _engine_work(config, judge, read / len(config.judge), sampled / len(config.judge))
-        if part is None:
-            return None
-        found += part
-    return tuple(found)
+    count = len(config.judge)
+    return _together(*(_engine_work(config, judge, read / count, sampled / count) for judge in config.judge))
 
 
 def _principles(config: Any) -> int:
@@ -301,21 +306,15 @@ def _harmless_rate(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
 def _reward(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     sides = [_file(name, files) for name in (config.candidates, config.baseline) if name]
     singles = sum(side.rows * side.responses for side in sides)
-    work: list[Work] = []
-    for side in sides:
-        count = side.rows * side.responses
-        if config.judge:
-            work += _direct_judge_work(config, side.prompt, side.response, count) or ()
-        for model in config.reward_model:
-            work += _trainer_work(config, model, count * (side.prompt + side.response) / 3)
-    return Plan(singles, work=None if config.judge_engine == SERVER else tuple(work)), None
+    parts = [_scoring(config, side.prompt, side.response, side.rows * side.responses) for side in sides]
+    return Plan(singles, work=_together(*parts)), None
 
 
 def _reward_model_eval(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     pairs = _file(config.pairs, files)
     tokens = pairs.rows * (pairs.prompt + 2 * pairs.response)
-    work = [each for model in config.reward_model for each in _trainer_work(config, model, tokens / 3)]
-    return Plan(pairs.rows, work=tuple(work)), None
+    work = _together(*(_trainer_work(config, model, tokens / 3) for model in config.reward_model))
+    return Plan(pairs.rows, work=work), None
 
 
 def _report(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
@@ -336,29 +335,34 @@ def _ppo(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     prompts = _file(config.prompts, files)
     asked = config.steps * config.prompts_per_step
     sampled = asked * config.n * config.max_tokens
-    rollouts = _engine_work(config, config.model, asked * prompts.prompt, sampled) or ()
+    rollouts = _engine_work(config, config.model, asked * prompts.prompt, sampled)
     tokens = asked * prompts.prompt + sampled
     models = 2 if config.advantage == "gae" else 1
     # Log-probs of policy and reference (and values) before the update; then the update.
     learned = tokens * ((models + 1) / 3 + models * config.epochs)
-    work = [*rollouts, *_trainer_work(config, config.model, learned)]
-    alone = asked * config.n * (prompts.prompt + config.max_tokens)  # each response scored by itself
-    work += [each for model in config.reward_model for each in _trainer_work(config, model, alone / 3)]
-    if config.judge:
-        by = _direct_judge_work(config, prompts.prompt, config.max_tokens, asked * config.n)
-        if by is None:
-            return Plan(prompts.rows, config.steps, round(asked * prompts.prompt), sampled, work=None), None
-        work += by
-    return Plan(prompts.rows, config.steps, round(asked * prompts.prompt), sampled, work=tuple(work)), None
+    work = _together(
+        rollouts,
+        _trainer_work(config, config.model, learned),
+        _scoring(config, prompts.prompt, config.max_tokens, asked * config.n),
+    )
+    return Plan(prompts.rows, config.steps, round(asked * prompts.prompt), sampled, work=work), None
 
 
-def _direct_judge_work(config: Any, prompt: float, response: float, count: int) -> tuple[Work, ...] | None:
-    """A judge as the reward of `count` responses."""
-    engine = config.judge_engine or config.engine
+def _scoring(config: Any, prompt: float, response: float, count: int) -> tuple[Work, ...] | None:
+    """`count` responses, each by itself, by the reward models or the judge that a config names."""
+    if not config.judge:
+        tokens = count * (prompt + response)
+        return tuple(each for model in config.reward_model for each in _trainer_work(config, model, tokens / 3))
     each = (2 if config.method == "contrast" else 1) * (prompt + _FRAME + response)
-    read = count * each * _principles(config)
+    engine = config.judge_engine or config.engine
     asked = EngineConfig.model_construct(engine=engine, dtype="auto", engine_memory=config.engine_memory)
-    return _engine_work(asked, config.judge, read, 0)
+    return _engine_work(asked, config.judge, count * each * _principles(config), 0)
+
+
+def _together(*parts: tuple[Work, ...] | None) -> tuple[Work, ...] | None:
+    """None where a server does one of them."""
+    known = [part for part in parts if part is not None]
+    return tuple(each for part in known for each in part) if len(known) == len(parts) else None
 
 
 _COUNTERS: dict[str, Callable[[Any, dict[str, File]], tuple[Plan, File | None]]] = {

@@ -11,9 +11,8 @@ from rlaif_cli import models
 from rlaif_cli.config import RewardModelConfig
 from rlaif_cli.rates import Rate
 from rlaif_cli.train import loop
-from rlaif_cli.train.models import new_reward_model, trainable
 from rlaif_cli.train.packing import Group
-from rlaif_cli.train.reward_model import Pair, train_step
+from rlaif_cli.train.reward_model import Pair, train_step, untrained
 
 _PAIRS, _PROMPT, _RESPONSE = 16, 96, 64
 
@@ -26,8 +25,7 @@ def measure(model: str, **settings: Any) -> Rate:
     """
     config = RewardModelConfig(preferences="-", model=model, output="-", **settings)
     started = time.monotonic()
-    dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
-    trained = trainable(new_reward_model(models.resolve(model), 0, dtype), config)
+    trained = untrained(models.resolve(model), config)
     optimizer = loop.make_optimizer([(trained, 1e-6)], config)
     start = time.monotonic() - started
     draw = torch.Generator().manual_seed(0)

@@ -26,11 +26,12 @@ from rlaif_cli.errors import EngineError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import read_rows
 from rlaif_cli.records import PromptRecord, as_messages
+from rlaif_cli.results import judging_hashes
 from rlaif_cli.train import loop, ops, selection
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState, keep_through
 from rlaif_cli.train.folder import run_in_folder
-from rlaif_cli.train.rewards import RewardSource, check_reward_source, reward_hashes
+from rlaif_cli.train.rewards import RewardSource, check_reward_source
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
 from rlaif_cli.train.selection import Compare, Selection
 from rlaif_cli.train.trainer import Experience, Trainer
@@ -71,7 +72,7 @@ def train_ppo(
         loop.save_trained_model(config, trainer.policy, base)
         return _results(config) | ({"weights": weights} if weights else {})
 
-    return run_in_folder(config, "ppo", train, input_sha256=source.sha256, **reward_hashes(config))
+    return run_in_folder(config, "ppo", train, input_sha256=source.sha256, **judging_hashes(config))
 
 
 def _source(config: PPOConfig, base: Path) -> Source[PromptRecord]:

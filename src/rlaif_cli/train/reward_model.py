@@ -69,8 +69,7 @@ def _train(
     progress: ProgressCallback,
 ) -> dict[str, Any]:
     train, test = split(pairs, config)
-    dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
-    model = trainable(new_reward_model(base, config.seed, dtype), config)
+    model = untrained(base, config)
 
     def step(optimizer: torch.optim.Optimizer, batch: list[int]) -> dict[str, float]:
         return train_step(model, optimizer, [train[i] for i in batch], config)
@@ -81,6 +80,12 @@ def _train(
     measured = held_out_loss if test else None
     weights = run_epochs(config, settings, model, len(train), step, measured, progress)
     return {"weights": weights} | _finish(config, model, base, train, test, people)
+
+
+def untrained(base: Path, config: RewardModelConfig) -> Any:
+    """What training begins with: all weights in fp32, or adapters on a frozen body."""
+    dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
+    return trainable(new_reward_model(base, config.seed, dtype), config)
 
 
 def _source(config: RewardModelConfig, tokenizer: ChatTokenizer, path: str, rejected: str) -> Source[Preference]:

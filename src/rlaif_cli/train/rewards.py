@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 
@@ -48,18 +48,6 @@ def check_reward_source(config: RewardSourceConfig) -> None:
         _principles(constitutions.load(config.constitution), config.principles)
         if config.judge != models.FAKE and config.judge_engine in (None, *LOCAL):
             models.resolve(config.judge)
-
-
-def reward_hashes(config: RewardSourceConfig) -> dict[str, Any]:
-    """What the reward is made of: the hashes of its reward models, or of its judge and constitution."""
-    found: dict[str, Any] = {
-        "reward_model_sha256": {name: models.checkpoint_hash(models.resolve(name)) for name in config.reward_model}
-    }
-    if config.judge is not None and config.constitution is not None:
-        found["constitution_sha256"] = constitutions.load(config.constitution).sha256
-        if config.judge_engine in (None, FAKE, *LOCAL):  # else it is behind a server
-            found["judge_sha256"] = {config.judge: models.checkpoint_hash(models.resolve(config.judge))}
-    return found
 
 
 def reward_source(

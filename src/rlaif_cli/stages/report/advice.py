@@ -27,7 +27,7 @@ def _policy(stage: Stage, run: Run) -> str:
 
 def _reward(settings: dict[str, Any], run: Run) -> str:
     if settings.get("judge"):
-        return f"the judge {judge_name(settings)} by the constitution {settings.get('constitution')}"
+        return _by(settings)
     named = settings.get("reward_model") or []
     models = [named] if isinstance(named, str) else list(named)
     made = [stage for stage in run.of("train-rm") if stage.settings.get("output") in models]
@@ -43,12 +43,12 @@ def _reward_model(stage: Stage, run: Run) -> str:
 def _learned(stage: Stage, run: Run) -> str:
     pairs, source = stage.results.get("train_pairs", 0), stage.settings.get("preferences")
     label = next((each for each in run.of("label") if each.settings.get("output") == source), None)
-    by = f"labelled by {_by(label)}" if label else f"of {Path(str(source)).name}"
+    by = f"labelled by {_by(label.settings)}" if label else f"of {Path(str(source)).name}"
     return f"trained on {pairs:,} pairs {by}"
 
 
-def _by(label: Stage) -> str:
-    return f"the judge {judge_name(label.settings)} by the constitution {label.settings.get('constitution')}"
+def _by(settings: dict[str, Any]) -> str:
+    return f"the judge {judge_name(settings)} by the constitution {settings.get('constitution')}"
 
 
 def _fine_tuned(stage: Stage, run: Run) -> str:
@@ -58,7 +58,7 @@ def _fine_tuned(stage: Stage, run: Run) -> str:
 
 
 def _labelled(stage: Stage, run: Run) -> str:
-    return f"{stage.results.get('pairs') or 0:,} pairs were labelled by {_by(stage)}. Nothing was trained."
+    return f"{stage.results.get('pairs') or 0:,} pairs were labelled by {_by(stage.settings)}. Nothing was trained."
 
 
 def _from(settings: dict[str, Any], run: Run) -> str:
@@ -70,8 +70,7 @@ def _from(settings: dict[str, Any], run: Run) -> str:
 
 def how_sure(run: Run) -> str:
     """The last win rate with its interval, and how far its judge is shown to agree with people; "" without either."""
-    wins = [stage.results for stage in run.of("eval win-rate") if stage.results.get("win_rate")]
-    judges = [stage.results for stage in run.of("eval alignment") if stage.results.get("accuracy")]
+    wins, judges = run.measured("eval win-rate", "win_rate"), run.measured("eval alignment", "accuracy")
     said = []
     if wins:
         said.append(f"It wins {rate_text(wins[-1]['win_rate'])} on n = {wins[-1].get('prompts', 0)} prompts.")
@@ -90,7 +89,7 @@ def next_step(run: Run, stopping: str = "") -> str:
     if stopping:
         return f"Do not train on these labels as they are: {stopping}."
     judged = [stage for kind in ("label", "ppo") for stage in run.of(kind) if stage.settings.get("judge")]
-    alignments = [stage.results for stage in run.of("eval alignment") if stage.results.get("accuracy")]
+    alignments = run.measured("eval alignment", "accuracy")
     if judged and not alignments:
         return "Measure how far the judge agrees with people, on pairs that people compared: rlaif eval alignment."
     if alignments and effect(alignments[-1]["accuracy"], 0.5, alignments[-1].get("n", 0)) != "above":

@@ -299,7 +299,7 @@ _DESCRIBERS: tuple[tuple[str, str, Callable[[Stage, Run], list[str]]], ...] = (
 
 def headline(run: Run) -> str:
     """Did it help? One sentence, never more than the interval allows."""
-    measured = [stage.results for stage in run.of("eval win-rate") if stage.results.get("win_rate")]
+    measured = run.measured("eval win-rate", "win_rate")
     if not measured:
         return "Whether it helped was not measured: this run has no win rate."
     r = measured[-1]
@@ -318,8 +318,7 @@ def headline(run: Run) -> str:
 
 def caution(run: Run) -> str:
     """What a win by this judge does not show."""
-    wins = [r for stage in run.of("eval win-rate") if (r := stage.results).get("win_rate")]
-    judges = [r for stage in run.of("eval alignment") if (r := stage.results).get("accuracy")]
+    wins, judges = run.measured("eval win-rate", "win_rate"), run.measured("eval alignment", "accuracy")
     if not wins or effect(wins[-1]["win_rate"], 0.5, wins[-1].get("prompts", 0)) != "above":
         return ""
     if not judges:
