@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 EngineName = Literal["vllm", "transformers", "fake"]  # what can run a policy
-AnyEngineName = Literal["vllm", "transformers", "openai", "fake"]
+AnyEngineName = Literal["vllm", "transformers", "openai", "ray", "fake"]  # what can run a data stage
 Kind = Literal["prompts", "candidates", "preferences", "pairs", "demonstrations", "revisions"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -120,7 +120,9 @@ class EngineConfig(InputConfig):
     """How a model is run."""
 
     engine: AnyEngineName | None = setting(
-        None, "vllm, transformers, openai (a server) or fake. Default: vllm; fake where the model is 'fake'."
+        None,
+        "vllm, transformers, openai (a server), ray (vLLM on a cluster) or fake. Default: vllm; fake for the model "
+        "'fake'.",
     )
     base_url: Addresses = setting(
         (),
@@ -143,8 +145,30 @@ class EngineConfig(InputConfig):
     engine_memory: float | None = setting(
         None, "vLLM's KV cache: GiB on a CPU (2), share of the memory on a GPU (0.9).", gt=0, output=False
     )
-    tensor_parallel: int = setting(1, "GPUs that share one copy of the model.", ge=1, output=False)
+    tensor_parallel_size: int = setting(1, "GPUs that share one copy of the model.", ge=1, output=False)
     batch_size: int = setting(32, "Sequences in one batch of the transformers engine.", ge=1, output=False)
+    ray_address: str | None = setting(
+        None, "ray: the cluster, HOST:6379. Default: RAY_ADDRESS, else one of this machine alone.", output=False
+    )
+    replicas: int | None = setting(
+        None,
+        "ray: copies of the model, each in its own process. Default: what there is room for.",
+        ge=1,
+        output=False,
+    )
+    gpus_per_replica: float | None = setting(
+        None, "ray: GPUs of each copy. Default: --tensor-parallel-size where there are GPUs.", ge=0, output=False
+    )
+    replica_batch: int = setting(
+        256, "ray: requests that a copy gets at once; one that is lost costs two such batches.", ge=1, output=False
+    )
+
+    @model_validator(mode="after")
+    def _cluster_options(self) -> EngineConfig:
+        for name in ("ray_address", "replicas", "gpus_per_replica", "replica_batch"):
+            if self.engine != "ray" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"--{name.replace('_', '-')} needs --engine ray")
+        return self
 
     @model_validator(mode="after")
     def _server_options(self) -> EngineConfig:

@@ -12,9 +12,11 @@ from rlaif_cli.engines.base import Completion, Engine, Failed, Request, Sampling
 
 FAKE = "fake"
 SERVER = "openai"
+CLUSTER = "ray"
 LOCAL = ("vllm", "transformers")  # engines that load a checkpoint themselves
 
 __all__ = [
+    "CLUSTER",
     "FAKE",
     "LOCAL",
     "SERVER",
@@ -25,6 +27,7 @@ __all__ = [
     "Request",
     "Sampling",
     "Usage",
+    "computing_engine",
     "engine_name",
     "gather",
     "open_engine",
@@ -36,12 +39,18 @@ def engine_name(config: EngineConfig, model: str) -> str:
     return config.engine or (FAKE if model == FAKE else "vllm")
 
 
+def computing_engine(config: EngineConfig, model: str) -> str:
+    """What computes: on a cluster, the engine that its replicas hold."""
+    name = engine_name(config, model)
+    return name if name != CLUSTER else FAKE if model == FAKE else "vllm"
+
+
 def open_engine(name: str, path: Path | str | None, **options: Any) -> Engine:
     """Start an engine.
 
     Args:
-        name: "vllm", "transformers", "openai" or "fake".
-        path: the checkpoint's folder; for "openai" the model's name there; none for "fake".
+        name: "vllm", "transformers", "openai", "ray" or "fake".
+        path: the checkpoint's folder; for "openai" the model's name there; none for the fake model.
         options: see the engine's class.
 
     Raises:
@@ -55,6 +64,10 @@ def open_engine(name: str, path: Path | str | None, **options: Any) -> Engine:
         from rlaif_cli.engines.openai import OpenAIEngine
 
         return OpenAIEngine(str(path), **options)
+    if name == CLUSTER:
+        from rlaif_cli.engines.ray import RayEngine
+
+        return RayEngine(Path(path) if path else None, **options)
     assert isinstance(path, Path)
     if name == "transformers":
         from rlaif_cli.engines.transformers import TransformersEngine
@@ -83,21 +96,31 @@ class EnginePool:
             self._open.pop(key).close()
         for key, (name, path, options) in zip(keys, settings, strict=True):
             if key not in self._open:
-                self._open[key] = open_engine(name, path, **options)
+                # A cluster's room is dealt out beforehand: the first model would take all of it.
+                among = {"sharing": len(keys)} if name == CLUSTER else {}
+                self._open[key] = open_engine(name, path, **options, **among)
         return [self._open[key] for key in keys]
 
-    def _settings(self, config: EngineConfig, model: str) -> tuple[str, Path | str, dict[str, Any]]:
-        name = engine_name(config, model)
+    def _settings(self, config: EngineConfig, model: str) -> tuple[str, Path | str | None, dict[str, Any]]:
+        name, computing = engine_name(config, model), computing_engine(config, model)
         options: dict[str, Any] = {}
-        if name == SERVER:
+        if computing == SERVER:
             options = {key: getattr(config, key) for key in ("base_url", "concurrency", "retries", "timeout")}
-        elif name != FAKE:
+        if computing in LOCAL:
             options = {"dtype": config.dtype, "max_length": config.max_length, "seed": config.seed}
-        if name == "vllm":
-            options |= {"memory": config.engine_memory, "tensor_parallel": config.tensor_parallel}
-        if name == "transformers":
+        if computing == "vllm":
+            options |= {"memory": config.engine_memory, "tensor_parallel_size": config.tensor_parallel_size}
+        if computing == "transformers":
             options["batch_size"] = config.batch_size
-        return name, models.resolve(model) if name in LOCAL else model, options
+        if name == CLUSTER:
+            options |= {
+                "address": config.ray_address,
+                "replicas": config.replicas,
+                "gpus_per_replica": config.gpus_per_replica,
+                "batch": config.replica_batch,
+            }
+        path = models.resolve(model) if computing in LOCAL else None if computing == FAKE else model
+        return name, path, options
 
     def close(self) -> None:
         while self._open:

@@ -43,7 +43,7 @@ class VllmEngine:
         memory: GiB for the KV cache on a CPU; share of the GPU's memory on a GPU. None: 2 GiB, or 0.9.
         logprobs: "raw" (of the model) or "processed" (after the temperature), for sampled tokens.
         syncable: weights will be replaced by `load_weights`; unties the output layer, see there.
-        tensor_parallel: GPUs that share the model.
+        tensor_parallel_size: GPUs that share the model.
 
     Raises:
         MissingDependency: vLLM is not installed.
@@ -62,7 +62,7 @@ class VllmEngine:
         memory: float | None = None,
         logprobs: str = "raw",
         syncable: bool = False,
-        tensor_parallel: int = 1,
+        tensor_parallel_size: int = 1,
     ) -> None:
         self.tokenizer = ChatTokenizer(path)
         on_cpu = _prepare_environment(memory)
@@ -96,7 +96,7 @@ class VllmEngine:
                 max_num_seqs=_MAX_RUNNING,
                 enable_prefix_caching=True,
                 logprobs_mode=f"{logprobs}_logprobs",
-                tensor_parallel_size=tensor_parallel,
+                tensor_parallel_size=tensor_parallel_size,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 **options,

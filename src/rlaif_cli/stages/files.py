@@ -10,7 +10,7 @@ from typing import Any
 from rlaif_cli import models
 from rlaif_cli.chat import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTokenizer
 from rlaif_cli.config import EngineConfig
-from rlaif_cli.engines import FAKE, LOCAL, SERVER, Engine, engine_name
+from rlaif_cli.engines import FAKE, LOCAL, SERVER, Engine, computing_engine, engine_name
 from rlaif_cli.errors import EngineError
 from rlaif_cli.output import Output
 
@@ -21,9 +21,10 @@ def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int 
     Raises:
         ModelError: the model cannot be found or has no tokenizer.
     """
-    if engine_name(config, model) == FAKE:
+    engine = computing_engine(config, model)
+    if engine == FAKE:
         return FakeTokenizer(), config.max_length or 1 << 20
-    if engine_name(config, model) == SERVER:
+    if engine == SERVER:
         return RemoteTokenizer(), None
     path = models.resolve(model)
     limit = models.context_length(path)
@@ -31,7 +32,7 @@ def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int 
 
 
 def model_hash(config: EngineConfig, model: str) -> str | None:
-    return models.checkpoint_hash(models.resolve(model)) if engine_name(config, model) in LOCAL else None
+    return models.checkpoint_hash(models.resolve(model)) if computing_engine(config, model) in LOCAL else None
 
 
 class Unanswered:

@@ -18,7 +18,7 @@ from typing import Any
 from rlaif_cli import constitution as constitutions
 from rlaif_cli.compression import lines
 from rlaif_cli.config import EngineConfig
-from rlaif_cli.engines import FAKE, SERVER, engine_name
+from rlaif_cli.engines import CLUSTER, FAKE, SERVER, computing_engine, engine_name
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.judge import named_principles
 from rlaif_cli.rates import Rate
@@ -148,11 +148,15 @@ def _priced(config: Any, found: Plan) -> Plan:
 
 
 def _engine_work(config: Any, model: str, read: float, sampled: float) -> tuple[Work, ...] | None:
-    """None: a server's; () : the fake engine's, which takes no time."""
-    engine = engine_name(config, model)
-    if engine in (SERVER, FAKE):
-        return None if engine == SERVER else ()
-    names = ("dtype", "max_length", "tensor_parallel") if engine == "vllm" else ("dtype", "max_length", "batch_size")
+    """None: other machines'; () : the fake engine's, which takes no time."""
+    engine = computing_engine(config, model)
+    if engine == FAKE:
+        return ()
+    if engine_name(config, model) in (SERVER, CLUSTER):
+        return None
+    names = (
+        ("dtype", "max_length", "tensor_parallel_size") if engine == "vllm" else ("dtype", "max_length", "batch_size")
+    )
     options = [(name, value) for name in names if (value := getattr(config, name, None)) is not None]
     memory = getattr(config, "engine_memory", None)
     options += [("memory", memory)] if memory is not None and engine == "vllm" else []
