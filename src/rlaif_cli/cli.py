@@ -20,6 +20,7 @@ from rlaif_cli.commands import (
     generate,
     label,
     lineage,
+    plan,
     ppo,
     report,
     revise,
@@ -31,7 +32,7 @@ from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, InputErro
 
 MAX_FAULTS_SHOWN = 20
 _STAGES = ("generate", "revise", "label", "audit", "annotate", "sft", "train-rm", "ppo", "eval", "report")
-ORDER = ("demo", "run", *_STAGES, "lineage", "data", "constitution", "doctor")
+ORDER = ("demo", "run", "plan", *_STAGES, "lineage", "data", "constitution", "doctor")
 
 
 class ErrorMappingGroup(TyperGroup):
@@ -110,6 +111,7 @@ ppo.register(app)
 app.add_typer(evaluate.app, name="eval")
 report.register(app)
 run.register(app)
+plan.register(app)
 lineage.register(app)
 app.add_typer(data.app, name="data")
 doctor.register(app)

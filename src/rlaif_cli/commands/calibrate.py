@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlaif_cli import console, rates
+from rlaif_cli.engines import CLUSTER
 from rlaif_cli.errors import EngineError
 from rlaif_cli.rates import Rate
 
@@ -20,7 +21,8 @@ def calibrate(work: Iterable[Any]) -> None:
         EngineError: a measurement failed.
     """
     known = rates.known()
-    for each in {each.key: each for each in work if each.key not in known}.values():
+    here = [each for each in work if each.engine != CLUSTER]
+    for each in {each.key: each for each in here if each.key not in known}.values():
         console.say(f"measuring {each.key}")
         rates.remember(each.key, _apart(each))
 

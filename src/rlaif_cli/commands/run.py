@@ -165,7 +165,11 @@ def show_plan(steps: list[Any], wanted: list[Any], measure: bool) -> None:
             console.say(f"     about {', '.join(told)}")
     total = sum(seconds or 0.0 for seconds in every)
     if None in every:
-        hint = "a server's time is not known" if measure else "--calibrate measures this machine, a minute a model"
+        hint = (
+            "a server's or a cluster's time is not known"
+            if measure
+            else "--calibrate measures this machine, a minute a model"
+        )
         console.say(f"time: not known of all steps; {hint}")
     elif total:
         console.say(f"time: about {total / 60:.1f} minutes in all")
@@ -212,7 +216,7 @@ def show_schema() -> None:
     console.data_stream().write(json.dumps(schema(kinds(None)), indent=2) + "\n")
 
 
-def _changed(given: Sequence[str]) -> dict[str, str]:
+def changed_values(given: Sequence[str]) -> dict[str, str]:
     """["model=x"] -> {"model": "x"}"""
     for text in given:
         if "=" not in text:
@@ -285,7 +289,7 @@ def register(app: typer.Typer) -> None:
             dry_run=dry_run,
             measure=measure,
             recorded=from_manifest is not None,
-            changed=_changed(changes or []),
+            changed=changed_values(changes or []),
             only=only or (),
             start=start,
         )

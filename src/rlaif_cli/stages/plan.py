@@ -18,7 +18,7 @@ from typing import Any
 from rlaif_cli import constitution as constitutions
 from rlaif_cli.compression import lines
 from rlaif_cli.config import EngineConfig
-from rlaif_cli.engines import CLUSTER, FAKE, SERVER, computing_engine, engine_name
+from rlaif_cli.engines import FAKE, SERVER, computing_engine, engine_name
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.judge import named_principles
 from rlaif_cli.rates import Rate
@@ -105,9 +105,13 @@ class Plan:
         return sum(known[key].memory for key in {each.key for each in self.work})
 
 
-def plan(steps: Iterable[Step]) -> list[tuple[Step, Plan]]:
-    """Of every step, in order; what one writes is what a later one reads."""
-    files: dict[str, File] = {}
+def plan(steps: Iterable[Step], files: Mapping[str, File] = {}) -> list[tuple[Step, Plan]]:
+    """Of every step, in order; what one writes is what a later one reads.
+
+    Args:
+        files: what inputs are taken to hold, instead of what is there.
+    """
+    files = dict(files)
     made_of: dict[str, str] = {}  # a checkpoint of this pipeline -> the model it begins from, which is as large
     found = []
     for step in steps:
@@ -152,15 +156,16 @@ def _engine_work(config: Any, model: str, read: float, sampled: float) -> tuple[
     engine = computing_engine(config, model)
     if engine == FAKE:
         return ()
-    if engine_name(config, model) in (SERVER, CLUSTER):
+    if engine == SERVER:
         return None
+    name = engine_name(config, model)
     names = (
         ("dtype", "max_length", "tensor_parallel_size") if engine == "vllm" else ("dtype", "max_length", "batch_size")
     )
     options = [(name, value) for name in names if (value := getattr(config, name, None)) is not None]
     memory = getattr(config, "engine_memory", None)
     options += [("memory", memory)] if memory is not None and engine == "vllm" else []
-    return (Work(model, engine, tuple(options), read=read, sampled=sampled),)
+    return (Work(model, name, tuple(options), read=read, sampled=sampled),)
 
 
 def _trainer_work(config: Any, model: str, learned: float) -> tuple[Work, ...]:

@@ -1,0 +1,134 @@
+"""rlaif plan"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rlaif_cli import console
+from rlaif_cli.commands.options import Debug, epilog
+
+# What a phase of `cluster.Forecast` means, and what there is against it.
+LIMITS = {
+    "start": "starting engines",
+    "reading": "reading prompts: shorter ones, a smaller judge, more GPUs",
+    "sampling": "sampling: shorter responses, fewer of them, more GPUs",
+    "tokens": "tokens that follow one another: more --prompts-per-step and fewer --steps; more GPUs do not help",
+    "learning": "training: more GPUs, and steps that are large enough for them",
+    "feeding": "the command that feeds them: `data shard`, and a command for each shard (`drivers`)",
+}
+
+
+def run(
+    pipeline: str, cluster_file: Path, prompts: int | None, changed: list[str], measure: bool, as_json: bool
+) -> None:
+    from rlaif_cli import rates
+    from rlaif_cli.commands.calibrate import calibrate
+    from rlaif_cli.commands.run import changed_values, kinds
+    from rlaif_cli.stages import cluster as clusters
+    from rlaif_cli.stages.pipeline import load, read
+
+    console.guard_stdout()
+    folder = Path("runs") / read(pipeline).name
+    _, steps = load(pipeline, folder, kinds(None), changed_values(changed))
+    cluster = clusters.read(cluster_file)
+    found = clusters.planned(steps, prompts)
+    if measure and cluster.machines is not None:
+        calibrate(work for _, each in found for work in each.work or ())
+    stages = clusters.forecast(found, cluster, rates.known())
+    if as_json:
+        answer = {"cluster": cluster.name, "stages": [asdict(each) | {"limit": each.limit} for each in stages]}
+        console.data_stream().write(json.dumps(answer | _totals(stages, cluster)) + "\n")
+    else:
+        show(stages, cluster)
+
+
+def _totals(stages: list[Any], cluster: Any) -> dict[str, Any]:
+    seconds = sum(each.seconds or 0.0 for each in stages)
+    slowest = max(stages, key=lambda each: each.seconds or 0.0)
+    hours = seconds / 3600 * cluster.units
+    return {
+        "seconds": seconds,
+        "hours_of_units": hours,
+        "cost": hours * cluster.price,
+        "bottleneck": slowest.name if slowest.seconds else None,
+        "unknown": [each.name for each in stages if each.seconds is None],
+    }
+
+
+def show(stages: list[Any], cluster: Any) -> None:
+    from rich.table import Table
+
+    unit = "GPU" if cluster.gpus else "machine"
+    table = Table("stage", "rows", "time", f"{unit}-hours", "money", "most of it", box=None, pad_edge=False)
+    for each in stages:
+        hours = (each.seconds or 0.0) / 3600 * cluster.units
+        table.add_row(
+            each.name,
+            f"{each.rows:,}" if each.rows is not None else "",
+            _span(each.seconds) if each.seconds is not None else "not known",
+            f"{hours:,.1f}" if hours else "",
+            f"{hours * cluster.price:,.2f}" if hours and cluster.price else "",
+            each.limit or "",
+        )
+    console.show(table)
+    totals = _totals(stages, cluster)
+    cost = f", {totals['cost']:,.2f} of money" if cluster.price else ""
+    console.say(f"{cluster.name}: {_span(totals['seconds'])}, {totals['hours_of_units']:,.1f} {unit}-hours{cost}")
+    for each in stages:
+        _advise(each, each.name == totals["bottleneck"])
+    if totals["unknown"]:
+        console.say(f"not counted (a server's, or an input that is not there): {', '.join(totals['unknown'])}")
+
+
+def _advise(each: Any, slowest: bool) -> None:
+    if slowest and each.limit:
+        console.say(f"{each.name} is the bottleneck; most of it is {LIMITS[each.limit]}")
+    if each.idle:
+        console.say(f"{each.name}: {each.idle}: a larger --batch-size, or more --prompts-per-step")
+    if each.split:
+        console.say(
+            f"{each.name}, rollouts and training side by side, one step apart: best with {each.split.rollout} for "
+            f"rollouts and {each.split.training} for training, {_span(each.split.seconds)}; in turn on all of them "
+            f"(what `ppo` does): {_span(each.seconds)}"
+        )
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def register(app: typer.Typer) -> None:
+    @app.command(
+        "plan",
+        epilog=epilog(
+            "rlaif plan helpful --cluster cluster.yaml --prompts 1000000 --set model=org/policy --set judge=org/judge",
+            "rlaif plan demo --cluster examples/clusters/this-machine.yaml --calibrate",
+        ),
+    )
+    def _plan(
+        pipeline: Annotated[str, typer.Argument(help="A pipeline file (YAML), or the name of a shipped one.")],
+        cluster: Annotated[Path, typer.Option("--cluster", help="A YAML file: GPUs, their price, models' sizes.")],
+        prompts: Annotated[
+            int | None, typer.Option("--prompts", min=1, help="As if the first stage's input had so many rows.")
+        ] = None,
+        changes: Annotated[
+            list[str] | None,
+            typer.Option("--set", help="NAME=VALUE: another of the file's `values`; may be given several times."),
+        ] = None,
+        measure: Annotated[
+            bool, typer.Option("--calibrate", help="A cluster of `machines`: measure this one with the models first.")
+        ] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="The forecast as one JSON object.")] = False,
+        debug: Debug = False,
+    ) -> None:
+        """Time, money and bottleneck of a pipeline on other machines. Nothing is started."""
+        console.debug = debug
+        run(pipeline, cluster, prompts, changes or [], measure, as_json)
