@@ -834,6 +834,34 @@ def test_a_pipeline_is_checked_before_it_starts(tmp_path: Path, change: dict[str
     assert os.listdir(tmp_path) == ["bad.yaml"]
 
 
+BROKEN = {
+    "candidates": {"run": "generate", "prompts": "PROMPTS", "model": "fake", "n": 2},
+    "preferences": {"run": "label", "candidates": "${candidates}", "judge": "fake", "constitution": "helpfulnes"},
+    "rm": {"run": "train-rm", "preferences": "${preferences}", "model": "nosuch"},
+    "quality": {"run": "eval reward-model", "pairs": "${preferences}", "reward_model": "nosuch"},
+    "before": {"run": "generate", "prompts": "gone.jsonl", "model": "fake"},
+    "asked": {"run": "generate", "prompts": "PROMPTS", "model": "gpt", "engine": "openai"},  # only a server knows it
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ((), 2, ["4 of 6", "preferences: unknown constitution 'helpfulnes'", "rm, quality: nosuch:", "before: gone."]),
+        (("--only", "before"), 1, ["before: gone.jsonl: there is no such file"]),
+        (("--only", "rm"), 1, ["the stage 'preferences' makes it, and is not run now", "rm: nosuch: no such model"]),
+    ],
+)
+def test_what_a_pipeline_lacks_is_told_before_it_starts(
+    options: tuple[str, ...], code: int, said: list[str], questions: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(yaml.safe_dump({"name": "b", "stages": BROKEN}, sort_keys=False).replace("PROMPTS", questions))
+    for dry_run in ((), ("--dry-run",)):
+        fails(rlaif("run", str(file), "-o", str(tmp_path / "run"), *options, *dry_run), code, *said)
+        assert not (tmp_path / "run").exists()
+
+
 # --- defaults of one's own ----------------------------------------------------------------------------------
 
 

@@ -106,7 +106,7 @@ def run_pipeline(
 ) -> int:
     """Run a pipeline file, or some of its stages; or (`recorded`) what made the output at `path`, into `folder`."""
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.stages import again, pipeline
+    from rlaif_cli.stages import again, pipeline, preflight
 
     console.guard_stdout()
     with EnginePool() as engines:
@@ -117,6 +117,7 @@ def run_pipeline(
         else:
             plan, steps = pipeline.load(path, folder, available, changed, **overrides)
         wanted = pipeline.select(steps, only, start)
+        preflight.check(path, steps, wanted)
         if dry_run:
             show_plan(steps, wanted, measure)
             return 0
