@@ -764,8 +764,38 @@ def test_values_are_changed_on_the_command_line(questions: str, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "run" / "preferences.jsonl")
     assert len(rows) == 8 and {row["judge"]["method"] for row in rows} == {"score"}
-    for change, said in (("m=x", "no value 'm'"), ("n=two", "is no int"), ("n", "is no NAME=VALUE")):
+    for change, said in (
+        ("m=x", "no value 'm'"),
+        ("n=two", "is no int"),
+        ("n", "is no NAME=VALUE"),
+        ("model=", "'model' is empty; in the file it is smollm2-135m"),
+        ("preferences.judge= ", "'preferences.judge' is empty"),
+        ("preferences.jugde=x", "stage 'preferences' has no setting 'jugde'"),
+    ):
         fails(rlaif("run", "labels", "-o", str(tmp_path / "no"), "--set", change), 2, said)
+
+
+def test_a_stage_that_fails_is_named_and_goes_on_with_the_settings_that_the_error_names(
+    questions: str, tmp_path: Path
+) -> None:
+    stages = {name: PIPELINE["stages"][name] for name in ("candidates", "preferences", "rm")}  # type: ignore[index]
+    file, folder = tmp_path / "small.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump({"name": "s", "stages": stages}, sort_keys=False).replace("PROMPTS", questions))
+    command = ("run", str(file), "-o", str(folder))
+    labelled = rlaif(
+        *command, "--only", "candidates", "--only", "preferences", "--set", "preferences.principles=[clarity]"
+    )
+    assert labelled.returncode == 0, labelled.stderr
+    with open(folder / "preferences.jsonl", "a") as labels:
+        labels.write("no json\n")
+    said = ("error: stage 'rm': ", "--set rm.skip_invalid=true", "`skip_invalid: true`", "the same command again")
+    fails(rlaif(*command, "--from", "rm"), 1, *said)
+    fails(
+        rlaif(*command, "--from", "rm", "--set", "rm.max_length=seven"), 1, "stage 'rm': 'max_length'", "--set: rm.max_"
+    )
+    done = rlaif(*command, "--from", "rm", "--set", "rm.skip_invalid=true")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "summary.json").read_text())["stages"]["rm"]["settings"]["skip_invalid"] is True
 
 
 def test_editors_get_a_schema_that_knows_every_setting() -> None:

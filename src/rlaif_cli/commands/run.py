@@ -243,7 +243,10 @@ def register(app: typer.Typer) -> None:
         ] = None,
         changes: Annotated[
             list[str] | None,
-            typer.Option("--set", help="NAME=VALUE: another of the file's `values`; may be given several times."),
+            typer.Option(
+                "--set",
+                help="NAME=VALUE: another of the file's `values`, or STAGE.SETTING=VALUE; several times.",
+            ),
         ] = None,
         only: Annotated[
             list[str] | None, typer.Option("--only", help="Run this stage alone; may be given several times.")
