@@ -813,6 +813,22 @@ def test_editors_get_a_schema_that_knows_every_setting() -> None:
         assert not check.is_valid({"name": "x", "stages": {"a": stage | wrong}}), wrong
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--schema", "demo"), "--schema stands alone"),
+        (("--schema", "--dry-run"), "--schema stands alone"),
+        (("demo", "--from-manifest", "x.jsonl", "-o", "y"), "only one can be run"),
+        (("--from-manifest", "x.jsonl", "-o", "y", "--set", "model=z"), "--set changes a pipeline file"),
+        ((), "a pipeline file, or --from-manifest, is needed"),
+    ],
+)
+def test_what_a_run_cannot_be_told_together(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    done = rlaif("run", *options, cwd=tmp_path)
+    fails(done, 2, said)
+    assert done.stdout == ""
+
+
 @pytest.mark.parametrize("option", ["--only", "--from"])
 def test_an_unknown_stage_is_named(option: str, questions: str, tmp_path: Path) -> None:
     done = rlaif("run", "demo", "-o", str(tmp_path / "run"), option, "canidates")

@@ -273,10 +273,16 @@ def register(app: typer.Typer) -> None:
         from rlaif_cli.stages.pipeline import read
 
         if schema:
+            if any((pipeline, output, from_manifest, changes, only, start, overwrite, dry_run, measure)):
+                raise UsageError("--schema stands alone: it is of all pipeline files, and nothing is run")
             show_schema()
             return
-        if (pipeline is None) == (from_manifest is None):
+        if pipeline is None and from_manifest is None:
             raise UsageError("a pipeline file, or --from-manifest, is needed")
+        if pipeline is not None and from_manifest is not None:
+            raise UsageError(f"either a pipeline file ('{pipeline}') or --from-manifest: only one can be run")
+        if from_manifest is not None and changes:
+            raise UsageError("--set changes a pipeline file, and --from-manifest repeats what was recorded")
         if from_manifest is not None and output is None:
             raise UsageError("--from-manifest needs -o: where it goes this time")
         if measure and not dry_run:
