@@ -27,7 +27,7 @@ from rlaif_cli.stages.report.findings import flat, found_in, headline, rates, si
 from rlaif_cli.stages.report.numbers import as_json, as_markdown
 from rlaif_cli.stages.report.run import Run, read_run
 from rlaif_cli.stages.report.samples import AT_ONCE, Sample, comparisons
-from rlaif_cli.stages.report.sources import audits, sources
+from rlaif_cli.stages.report.sources import audits, damaged, sources
 from rlaif_cli.stages.report.spent import beside_people, spent
 
 
@@ -80,6 +80,7 @@ def _render(run: Run, others: Sequence[Run]) -> str:
         how_sure=how_sure(run),
         trained=trained(run),
         next_step=next_step(run, stopping[0] if stopping else ""),
+        damaged=damaged(run),
         findings=found_in(run),
         rates=rates(run),
         audits=audited,
