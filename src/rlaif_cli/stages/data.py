@@ -12,7 +12,7 @@ import numpy as np
 from rlaif_cli.config import ConvertConfig, DataConfig, DedupeConfig, SplitConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.formats import FORMATS
+from rlaif_cli.formats import FORMATS, NO_STATUS, NOT_SUBMITTED
 from rlaif_cli.hashes import HashSet, hash64
 from rlaif_cli.jsonl import Source, raw_lines
 from rlaif_cli.output import new_file, rejected_path
@@ -191,13 +191,16 @@ def convert(config: ConvertConfig, *, progress: ProgressCallback = no_progress) 
             return f"{config.to_format} cannot hold it: {error}"
         return None
 
+    told = (NOT_SUBMITTED, NO_STATUS) if config.from_format == "argilla-records" else ()
+    answers = Counter[str]()
     aside = rejected_path(config.output, "convert")
     source = Source(config.records, reader, skip_invalid=config.skip_invalid, rejected_path=aside, check=cannot_hold)
     with _rewritten(config, source) as put:
         for count, row in enumerate(source, start=1):
             put(json.dumps(write(row), ensure_ascii=False) if write else row.model_dump_json(exclude_none=True))
+            answers.update({name: row.meta.get(name, 0) for name in told})
             progress(count, len(source))
-    return {"rows": len(source), "rejected": source.rejected}
+    return {"rows": len(source), "rejected": source.rejected} | answers
 
 
 def split(config: SplitConfig, kind: str, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
