@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -664,6 +665,26 @@ def test_a_pipeline_that_was_killed_goes_on(questions: str, tmp_path: Path) -> N
     assert list(summary["stages"]) == list(PIPELINE["stages"])  # type: ignore[call-overload]
     assert "<html" in (folder / "report.html").read_text("utf-8")
     assert "win rate" in done.stderr.lower()
+
+
+def test_a_run_that_was_moved_goes_on(questions: str, tmp_path: Path) -> None:
+    file, folder, moved = tmp_path / "small.yaml", tmp_path / "runs" / "small", tmp_path / "moved"
+    names = ("candidates", "preferences", "rm", "policy", "after")
+    stages = {name: PIPELINE["stages"][name] for name in names}  # type: ignore[index]
+    stages["policy"] = stages["policy"] | {"steps": 1}
+    file.write_text(yaml.safe_dump({"name": "s", "stages": stages}, sort_keys=False).replace("PROMPTS", questions))
+    done = rlaif("run", str(file), "-o", str(folder))
+    assert done.returncode == 0, done.stderr
+    folder.rename(moved)
+    written = ("preferences.jsonl", "after.jsonl", "rm/model.safetensors", "policy/metrics.jsonl")
+    files = [moved / name for name in written]
+    times = [path.stat().st_mtime_ns for path in files]
+    done = rlaif("run", str(file), "-o", str(moved))
+    assert done.returncode == 0, done.stderr
+    assert [path.stat().st_mtime_ns for path in files] == times, "what was done is not done again"
+    shutil.copy(questions, tmp_path / "other.jsonl")
+    file.write_text(file.read_text().replace(questions, str(tmp_path / "other.jsonl")))
+    fails(rlaif("run", str(file), "-o", str(moved)), 2, "other settings", "other.jsonl")
 
 
 MATRIX = {
