@@ -295,6 +295,19 @@ def test_split_by_prompt(write_jsonl: Write, tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "a.jsonl.manifest.json").read_text())
     assert manifest["settings"]["fraction"] == 0.25 and manifest["settings"]["input_sha256"]
 
+    for left in ("a.jsonl", "a.held.jsonl.gz"):  # an interrupted run wrote one of the two
+        for name in {"a.jsonl", "a.held.jsonl.gz"} - {left}:
+            (tmp_path / name).unlink()
+        assert split("a") == (train, test)
+    (tmp_path / "a.jsonl").unlink()
+    held = ("--held-out", "a.held.jsonl.gz", "--fraction")
+    for command in (
+        ("-o", "a.jsonl", *held, "0.5"),
+        ("-o", "a.held.jsonl.gz", "--held-out", "x.jsonl", *held[2:], "0.25"),
+    ):
+        done = rlaif("data", "split", path, *command, cwd=tmp_path)
+        assert done.returncode == 2 and "the file exists" in done.stderr, "another split's file is not replaced"
+
 
 def test_dedupe(write_jsonl: Write, tmp_path: Path) -> None:
     rows = [CANDIDATES | {"id": str(i), "responses": ["a", "b" * (i % 5 + 1)]} for i in range(20)]
