@@ -331,6 +331,15 @@ def test_files_that_are_no_longer_what_a_stage_wrote_are_named_once(tmp_path: Pa
         assert "this is not JSON" in write_report(folder, folder / name).read_text("utf-8")
 
 
+@pytest.mark.parametrize("name", ["summary.json", "win-rate.json"])
+def test_a_report_replaces_no_file_of_its_run(name: str, tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    before = (folder / name).read_bytes() if (folder / name).exists() else None
+    with pytest.raises(UsageError, match="would replace a file of the run"):
+        write_report(folder, folder / name)
+    assert before == ((folder / name).read_bytes() if (folder / name).exists() else None)
+
+
 def test_nothing_but_the_first_stage(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"name": "x", "stages": {}}))
     page = page_of(tmp_path)
