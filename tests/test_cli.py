@@ -792,6 +792,7 @@ def test_values_are_changed_on_the_command_line(questions: str, tmp_path: Path) 
         ("model=", "'model' is empty; in the file it is smollm2-135m"),
         ("preferences.judge= ", "'preferences.judge' is empty"),
         ("preferences.jugde=x", "stage 'preferences' has no setting 'jugde'"),
+        ("candidates.dry_run=true", "stage 'candidates' has no setting 'dry_run'"),
     ):
         fails(rlaif("run", "labels", "-o", str(tmp_path / "no"), "--set", change), 2, said)
 
@@ -854,6 +855,11 @@ def test_what_a_run_cannot_be_told_together(options: tuple[str, ...], said: str,
 def test_an_unknown_stage_is_named(option: str, questions: str, tmp_path: Path) -> None:
     done = rlaif("run", "demo", "-o", str(tmp_path / "run"), option, "canidates")
     assert done.returncode == 2 and "did you mean 'candidates'" in done.stderr
+
+
+def test_only_and_from_that_leave_no_stage_are_refused(tmp_path: Path) -> None:
+    done = rlaif("run", "demo", "-o", str(tmp_path / "run"), "--only", "candidates", "--from", "report")
+    fails(done, 2, "no stage that --only names stands at or after 'report'")
 
 
 def on_a_tiny_model(path: Path, questions: str) -> str:

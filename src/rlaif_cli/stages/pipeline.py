@@ -41,6 +41,7 @@ from rlaif_cli.resources import shipped_path
 
 SUMMARY = "summary.json"
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
+_OF_THE_RUN = ("overwrite", "dry_run")  # what --set cannot tell one stage
 _OPTION = re.compile(r"--([a-z][a-z-]*)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")  # in a file's name
 Scalar = str | int | float | bool
@@ -108,8 +109,9 @@ class PipelineFile(BaseModel):
         for name, text in changed.items():
             stage, _, key = name.rpartition(".")
             kind = kinds.get(str(stages[stage].get("run")))
-            if kind is not None and key not in kind.config.model_fields:
-                there = ", ".join(kind.config.model_fields)
+            known = [field for field in kind.config.model_fields if field not in _OF_THE_RUN] if kind else [key]
+            if key not in known:
+                there = ", ".join(known)
                 raise ValueError(f"stage '{stage}' has no setting '{key}'; there are {there}")
             if not text.strip():
                 raise ValueError(f"'{name}' is empty")
@@ -213,7 +215,7 @@ def load(
                 values[stage] = "-"  # later stages may name it all the same: one fault is enough
     if faults:
         what = f"{len(faults)} stages cannot be run as they are written"
-        hint = f"changed by --set: {', '.join(own)}" if own else None
+        hint = f"changed by --set: {', '.join(own)}; a list stands in brackets: [a, b]" if own else None
         raise InputError(what, where=path, faults=faults, hint=hint)
     return pipeline, steps
 
@@ -280,7 +282,7 @@ def select(steps: list[Step], only: Sequence[str] = (), start: str | None = None
         only: stages, or single steps of a matrix (`rm.seed=1`).
 
     Raises:
-        UsageError: there is no such stage or step.
+        UsageError: there is no such stage or step, or none is both.
     """
     known = list(dict.fromkeys(name for step in steps for name in (step.stage, step.name)))
     for name in [*only, *([start] if start else [])]:
@@ -289,7 +291,10 @@ def select(steps: list[Step], only: Sequence[str] = (), start: str | None = None
             hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
             raise UsageError(f"the pipeline has no stage '{name}'", hint=hint)
     first = next((place for place, step in enumerate(steps) if start in (step.stage, step.name)), 0)
-    return [step for step in steps[first:] if not only or step.stage in only or step.name in only]
+    found = [step for step in steps[first:] if not only or step.stage in only or step.name in only]
+    if not found:
+        raise UsageError(f"no stage that --only names stands at or after '{start}'", hint="give --only or --from alone")
+    return found
 
 
 def _name_stage(error: RlaifError, step: Step) -> None:
@@ -328,7 +333,10 @@ def run(
         not wanted now from before.
     """
     summary: dict[str, Any] = {"name": pipeline.name, "description": pipeline.description, "stages": {}}
-    before = read_json(run_folder / SUMMARY, stages=dict)["stages"] if (run_folder / SUMMARY).exists() else {}
+    hint = "remove it: every stage that is run writes it anew"
+    before = (
+        read_json(run_folder / SUMMARY, hint=hint, stages=dict)["stages"] if (run_folder / SUMMARY).exists() else {}
+    )
     for index, step in enumerate(steps):
         if step not in wanted:
             summary["stages"] |= {step.name: before[step.name]} if step.name in before else {}
