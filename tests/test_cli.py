@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -666,6 +667,26 @@ def test_a_pipeline_that_was_killed_goes_on(questions: str, tmp_path: Path) -> N
     assert "win rate" in done.stderr.lower()
 
 
+def test_a_run_that_was_moved_goes_on(questions: str, tmp_path: Path) -> None:
+    file, folder, moved = tmp_path / "small.yaml", tmp_path / "runs" / "small", tmp_path / "moved"
+    names = ("candidates", "preferences", "rm", "policy", "after")
+    stages = {name: PIPELINE["stages"][name] for name in names}  # type: ignore[index]
+    stages["policy"] = stages["policy"] | {"steps": 1}
+    file.write_text(yaml.safe_dump({"name": "s", "stages": stages}, sort_keys=False).replace("PROMPTS", questions))
+    done = rlaif("run", str(file), "-o", str(folder))
+    assert done.returncode == 0, done.stderr
+    folder.rename(moved)
+    written = ("preferences.jsonl", "after.jsonl", "rm/model.safetensors", "policy/metrics.jsonl")
+    files = [moved / name for name in written]
+    times = [path.stat().st_mtime_ns for path in files]
+    done = rlaif("run", str(file), "-o", str(moved))
+    assert done.returncode == 0, done.stderr
+    assert [path.stat().st_mtime_ns for path in files] == times, "what was done is not done again"
+    shutil.copy(questions, tmp_path / "other.jsonl")
+    file.write_text(file.read_text().replace(questions, str(tmp_path / "other.jsonl")))
+    fails(rlaif("run", str(file), "-o", str(moved)), 2, "other settings", "other.jsonl")
+
+
 MATRIX = {
     "name": "matrix",
     "values": {"judge": "fake", "rate": 0.001},
@@ -764,8 +785,39 @@ def test_values_are_changed_on_the_command_line(questions: str, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "run" / "preferences.jsonl")
     assert len(rows) == 8 and {row["judge"]["method"] for row in rows} == {"score"}
-    for change, said in (("m=x", "no value 'm'"), ("n=two", "is no int"), ("n", "is no NAME=VALUE")):
+    for change, said in (
+        ("m=x", "no value 'm'"),
+        ("n=two", "is no int"),
+        ("n", "is no NAME=VALUE"),
+        ("model=", "'model' is empty; in the file it is smollm2-135m"),
+        ("preferences.judge= ", "'preferences.judge' is empty"),
+        ("preferences.jugde=x", "stage 'preferences' has no setting 'jugde'"),
+        ("candidates.dry_run=true", "stage 'candidates' has no setting 'dry_run'"),
+    ):
         fails(rlaif("run", "labels", "-o", str(tmp_path / "no"), "--set", change), 2, said)
+
+
+def test_a_stage_that_fails_is_named_and_goes_on_with_the_settings_that_the_error_names(
+    questions: str, tmp_path: Path
+) -> None:
+    stages = {name: PIPELINE["stages"][name] for name in ("candidates", "preferences", "rm")}  # type: ignore[index]
+    file, folder = tmp_path / "small.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump({"name": "s", "stages": stages}, sort_keys=False).replace("PROMPTS", questions))
+    command = ("run", str(file), "-o", str(folder))
+    labelled = rlaif(
+        *command, "--only", "candidates", "--only", "preferences", "--set", "preferences.principles=[clarity]"
+    )
+    assert labelled.returncode == 0, labelled.stderr
+    with open(folder / "preferences.jsonl", "a") as labels:
+        labels.write("no json\n")
+    said = ("error: stage 'rm': ", "--set rm.skip_invalid=true", "`skip_invalid: true`", "the same command again")
+    fails(rlaif(*command, "--from", "rm"), 1, *said)
+    fails(
+        rlaif(*command, "--from", "rm", "--set", "rm.max_length=seven"), 1, "stage 'rm': 'max_length'", "--set: rm.max_"
+    )
+    done = rlaif(*command, "--from", "rm", "--set", "rm.skip_invalid=true")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "summary.json").read_text())["stages"]["rm"]["settings"]["skip_invalid"] is True
 
 
 def test_editors_get_a_schema_that_knows_every_setting() -> None:
@@ -783,10 +835,31 @@ def test_editors_get_a_schema_that_knows_every_setting() -> None:
         assert not check.is_valid({"name": "x", "stages": {"a": stage | wrong}}), wrong
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--schema", "demo"), "--schema stands alone"),
+        (("--schema", "--dry-run"), "--schema stands alone"),
+        (("demo", "--from-manifest", "x.jsonl", "-o", "y"), "only one can be run"),
+        (("--from-manifest", "x.jsonl", "-o", "y", "--set", "model=z"), "--set changes a pipeline file"),
+        ((), "a pipeline file, or --from-manifest, is needed"),
+    ],
+)
+def test_what_a_run_cannot_be_told_together(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    done = rlaif("run", *options, cwd=tmp_path)
+    fails(done, 2, said)
+    assert done.stdout == ""
+
+
 @pytest.mark.parametrize("option", ["--only", "--from"])
 def test_an_unknown_stage_is_named(option: str, questions: str, tmp_path: Path) -> None:
     done = rlaif("run", "demo", "-o", str(tmp_path / "run"), option, "canidates")
     assert done.returncode == 2 and "did you mean 'candidates'" in done.stderr
+
+
+def test_only_and_from_that_leave_no_stage_are_refused(tmp_path: Path) -> None:
+    done = rlaif("run", "demo", "-o", str(tmp_path / "run"), "--only", "candidates", "--from", "report")
+    fails(done, 2, "no stage that --only names stands at or after 'report'")
 
 
 def on_a_tiny_model(path: Path, questions: str) -> str:
@@ -832,6 +905,34 @@ def test_a_pipeline_is_checked_before_it_starts(tmp_path: Path, change: dict[str
     )
     fails(rlaif("run", "bad.yaml", "-o", "run", cwd=tmp_path), 1, "stage 'before'", said)
     assert os.listdir(tmp_path) == ["bad.yaml"]
+
+
+BROKEN = {
+    "candidates": {"run": "generate", "prompts": "PROMPTS", "model": "fake", "n": 2},
+    "preferences": {"run": "label", "candidates": "${candidates}", "judge": "fake", "constitution": "helpfulnes"},
+    "rm": {"run": "train-rm", "preferences": "${preferences}", "model": "nosuch"},
+    "quality": {"run": "eval reward-model", "pairs": "${preferences}", "reward_model": "nosuch"},
+    "before": {"run": "generate", "prompts": "gone.jsonl", "model": "fake"},
+    "asked": {"run": "generate", "prompts": "PROMPTS", "model": "gpt", "engine": "openai"},  # only a server knows it
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ((), 2, ["4 of 6", "preferences: unknown constitution 'helpfulnes'", "rm, quality: nosuch:", "before: gone."]),
+        (("--only", "before"), 1, ["before: gone.jsonl: there is no such file"]),
+        (("--only", "rm"), 1, ["the stage 'preferences' makes it, and is not run now", "rm: nosuch: no such model"]),
+    ],
+)
+def test_what_a_pipeline_lacks_is_told_before_it_starts(
+    options: tuple[str, ...], code: int, said: list[str], questions: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(yaml.safe_dump({"name": "b", "stages": BROKEN}, sort_keys=False).replace("PROMPTS", questions))
+    for dry_run in ((), ("--dry-run",)):
+        fails(rlaif("run", str(file), "-o", str(tmp_path / "run"), *options, *dry_run), code, *said)
+        assert not (tmp_path / "run").exists()
 
 
 # --- defaults of one's own ----------------------------------------------------------------------------------

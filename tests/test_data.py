@@ -94,7 +94,7 @@ WILD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "id": "r1",
             "fields": {"prompt": [WHY], "response_a": "b", "response_b": "a"},
             "metadata": {"p_a": 0.9},
-            "responses": {"preference": [{"value": value, "user_id": "u"} for value in ("b", "b", "tie", "a")]},
+            "responses": {"preference": [{"value": value, "status": "submitted"} for value in ("b", "b", "tie", "a")]},
             "status": "completed",
         },
         {
@@ -180,6 +180,23 @@ def test_what_is_no_record_of_argilla(change: dict[str, Any], said: str, write_j
     record = {"fields": {"prompt": "q", "response_a": "x", "response_b": "y"}, "metadata": {"p_a": 0.3}}
     done = rlaif("data", "convert", write_jsonl("in.jsonl", [record | change]), "--from", "argilla-records")
     assert done.returncode == 1 and said in done.stderr and "a bug" not in done.stderr, done.stderr
+
+
+def test_only_answers_that_were_submitted_count(write_jsonl: Write) -> None:
+    def record(*answers: dict[str, str]) -> dict[str, Any]:
+        fields = {"prompt": "q", "response_a": "x", "response_b": "y"}
+        return {"fields": fields, "metadata": {"p_a": 0.3}, "responses": {"preference": list(answers)}}
+
+    a, b = {"value": "a", "status": "submitted"}, {"value": "b", "status": "discarded"}
+    rows = [record(a, b, b | {"status": "draft"}), record(b), record({"value": "a"})]
+    done = rlaif("data", "convert", write_jsonl("in.jsonl", rows), "--from", "argilla-records")
+    assert done.returncode == 0, done.stderr
+    first, second, third = map(json.loads, done.stdout.splitlines())
+    assert first["p_chosen"] == 1.0 and first["chosen"][0]["content"] == "x"
+    assert first["meta"] == {"answers_not_submitted": 2, "annotators": 1, "judge_p_a": 0.3}
+    assert second["p_chosen"] == 0.7 and second["meta"] == {"answers_not_submitted": 1}, "the judge's label stays"
+    assert third["meta"]["annotators"] == 1
+    assert "3 answers were drafts or discarded" in done.stderr and "1 answers tell no status" in done.stderr
 
 
 def test_formats_of_other_records_do_not_meet(write_jsonl: Write) -> None:
@@ -277,6 +294,19 @@ def test_split_by_prompt(write_jsonl: Write, tmp_path: Path) -> None:
     assert split("b") == (train, test) and split("c", "--seed", "1")[1] != test
     manifest = json.loads((tmp_path / "a.jsonl.manifest.json").read_text())
     assert manifest["settings"]["fraction"] == 0.25 and manifest["settings"]["input_sha256"]
+
+    for left in ("a.jsonl", "a.held.jsonl.gz"):  # an interrupted run wrote one of the two
+        for name in {"a.jsonl", "a.held.jsonl.gz"} - {left}:
+            (tmp_path / name).unlink()
+        assert split("a") == (train, test)
+    (tmp_path / "a.jsonl").unlink()
+    held = ("--held-out", "a.held.jsonl.gz", "--fraction")
+    for command in (
+        ("-o", "a.jsonl", *held, "0.5"),
+        ("-o", "a.held.jsonl.gz", "--held-out", "x.jsonl", *held[2:], "0.25"),
+    ):
+        done = rlaif("data", "split", path, *command, cwd=tmp_path)
+        assert done.returncode == 2 and "the file exists" in done.stderr, "another split's file is not replaced"
 
 
 def test_dedupe(write_jsonl: Write, tmp_path: Path) -> None:

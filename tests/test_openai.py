@@ -376,8 +376,10 @@ def test_what_fails_at_one_server_goes_to_another(serve: Any, label: Any) -> Non
 def test_the_last_server_of_a_fleet_stops_the_run(serve: Any) -> None:
     servers = [serve(biased, lambda n: 503) for _ in range(2)]
     judge = OpenAIEngine("judge", base_url=[s.url for s in servers], concurrency=2, retries=0, timeout=5.0)
-    with pytest.raises(EngineError, match=r"does not do its work: .*503"):
+    with pytest.raises(EngineError, match="2 of 2 servers do not do their work") as stopped:
         list(judge.logprobs(keys(500)))
+    for server, fault in zip(servers, stopped.value.faults, strict=True):
+        assert fault.startswith(f"{server.url}: ") and "503" in fault
     assert sum(len(server.requests) for server in servers) < 100
     refusing = [serve(biased, lambda n: 401), serve(biased)]
     judge = OpenAIEngine("judge", base_url=[s.url for s in refusing], concurrency=2, retries=0, timeout=5.0)
@@ -388,6 +390,10 @@ def test_the_last_server_of_a_fleet_stops_the_run(serve: Any) -> None:
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="does not do its work"):
         OpenAIEngine("judge", base_url=["http://127.0.0.1:9/v1"], concurrency=1, retries=0, timeout=1.0)
+    gone = ["http://127.0.0.1:9/v1", "http://127.0.0.1:11/v1"]
+    with pytest.raises(EngineError, match="2 of 2") as stopped:
+        OpenAIEngine("judge", base_url=gone, concurrency=1, retries=0, timeout=1.0)
+    assert [fault.partition(": ")[0] for fault in stopped.value.faults] == gone
 
 
 def test_a_judge_behind_a_server_is_a_reward(serve: Any, write_jsonl: Callable[..., str], tmp_path: Path) -> None:

@@ -312,6 +312,34 @@ def test_a_killed_run_can_be_reported_on(tmp_path: Path) -> None:
     assert len(json.loads(Elements(page).scripts[0])) == 7
 
 
+def test_files_that_are_no_longer_what_a_stage_wrote_are_named_once(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    (folder / "win-rate.json").write_text('{"metric": "win-ra')
+    (folder / "after.jsonl.manifest.json").write_text(json.dumps({"sha256": "ab" * 32}))
+    (folder / "before.jsonl.manifest.json").write_text(
+        json.dumps({"sha256": hashlib.sha256((folder / "before.jsonl").read_bytes()).hexdigest()})
+    )
+    done = rlaif("report", str(folder), "-o", str(folder / "report.html"))
+    assert done.returncode == 0, done.stderr
+    page, told = (folder / "report.html").read_text("utf-8"), done.stderr
+    for name, said in (("win-rate.json", "this is not JSON"), ("after.jsonl", "changed after it was made")):
+        lines = [line for line in told.splitlines() if name in line]
+        assert len(lines) == 1 and lines[0].startswith("warning: ") and said in lines[0], told
+        assert said in page
+    assert "before.jsonl" not in told
+    for name in ("report.md", "report.json"):
+        assert "this is not JSON" in write_report(folder, folder / name).read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["summary.json", "win-rate.json"])
+def test_a_report_replaces_no_file_of_its_run(name: str, tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    before = (folder / name).read_bytes() if (folder / name).exists() else None
+    with pytest.raises(UsageError, match="would replace a file of the run"):
+        write_report(folder, folder / name)
+    assert before == ((folder / name).read_bytes() if (folder / name).exists() else None)
+
+
 def test_nothing_but_the_first_stage(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"name": "x", "stages": {}}))
     page = page_of(tmp_path)
@@ -466,6 +494,23 @@ def test_ten_thousand_samples_are_browsed(tmp_path: Path, browser: Any) -> None:
     page.get_by_text("1 of 1 shown").wait_for()
     assert "row-01234" in first.inner_text()
     assert not said
+
+
+def test_nothing_is_cut_off_on_a_small_phone_however_long_a_name_or_a_text(tmp_path: Path, browser: Any) -> None:
+    folder, long = make_run(tmp_path, "x" * 200_000), "n" * 115
+    summary = make_summary(folder)
+    summary["name"] = summary["description"] = long
+    summary["stages"] = {f"{name}-{long}"[:115]: stage for name, stage in summary["stages"].items()}
+    for stage in summary["stages"].values():
+        stage["settings"]["model"] = stage["settings"]["judge"] = long
+    (folder / "summary.json").write_text(json.dumps(summary))
+    page_of(folder)
+    page = browser.new_page(viewport={"width": 360, "height": 800})
+    page.goto((folder / "report.html").as_uri())
+    page.locator("details").evaluate_all("all => all.forEach(each => { each.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    cut = "all => all.filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.innerText.slice(0, 80))"
+    assert page.locator(".panel:not(.wide), .first, p, h1, h3, summary").evaluate_all(cut) == []
 
 
 # ------------------------------------------------------------------------------------- Markdown and JSON

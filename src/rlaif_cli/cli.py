@@ -28,7 +28,7 @@ from rlaif_cli.commands import (
     sft,
     train_rm,
 )
-from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, InputError, RlaifError
+from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, RlaifError
 
 MAX_FAULTS_SHOWN = 20
 _STAGES = ("generate", "revise", "label", "audit", "annotate", "sft", "train-rm", "ppo", "eval", "report")
@@ -64,11 +64,10 @@ def say_interrupted() -> None:
 def show_error(error: RlaifError) -> None:
     """`error: place: what`, every fault, and `hint: how to mend it`."""
     console.say(f"error: {error}", style="bold red")
-    if isinstance(error, InputError):
-        for fault in error.faults[:MAX_FAULTS_SHOWN]:
-            console.say(f"  {fault}")
-        if len(error.faults) > MAX_FAULTS_SHOWN:
-            console.say(f"  … and {len(error.faults) - MAX_FAULTS_SHOWN} more")
+    for fault in error.faults[:MAX_FAULTS_SHOWN]:
+        console.say(f"  {fault}")
+    if len(error.faults) > MAX_FAULTS_SHOWN:
+        console.say(f"  … and {len(error.faults) - MAX_FAULTS_SHOWN} more")
     if error.hint:
         console.say(f"hint: {error.hint}")
 

@@ -567,6 +567,23 @@ class RewardSourceConfig(InputConfig):
                     raise ValueError(f"--{name.replace('_', '-')} belongs to --judge, and there is a --reward-model")
         return self
 
+    @property
+    def reward_judge(self) -> JudgeConfig:
+        """How `judge` is asked; by the stage's own `engine` where it has none of its own."""
+        own: AnyEngineName | None = getattr(self, "engine", None)
+        return JudgeConfig(
+            judge=(self.judge or "",),
+            constitution=self.constitution or "",
+            method=self.method,
+            principles=self.principles,
+            contrast_scale=self.contrast_scale,
+            engine=self.judge_engine or (None if "fake" in (self.judge, own) else own),
+            base_url=self.base_url,
+            concurrency=self.concurrency,
+            engine_memory=self.engine_memory,
+            seed=self.seed,
+        )
+
 
 class PPOConfig(TrainConfig, RewardSourceConfig):
     """Tune a policy by PPO against a reward model or a judge."""

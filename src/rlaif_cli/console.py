@@ -119,6 +119,16 @@ def warn(message: str) -> None:
     say(f"warning: {message}", style="yellow")
 
 
+_WARNED: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """A file may be read several times by one command."""
+    if message not in _WARNED:
+        _WARNED.add(message)
+        warn(message)
+
+
 @contextmanager
 def progress(title: str) -> Iterator[ProgressCallback]:
     """A bar with rate and ETA on a terminal; a plain line every ten seconds elsewhere."""

@@ -20,15 +20,19 @@ class RlaifError(Exception):
         what: one line, e.g. "'responses' needs at least 2 items, found 1".
         where: the place, e.g. "candidates.jsonl line 7"; printed before `what`.
         hint: how to mend it; printed on a line of its own.
+        faults: every fault found, where there are several (the first 20 are printed), each naming its place.
     """
 
     exit_code = EXIT_FAILED
 
-    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, what: str, *, where: str | None = None, hint: str | None = None, faults: list[str] | None = None
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.where = where
         self.hint = hint
+        self.faults = faults or []
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" if self.where else self.what
@@ -41,21 +45,7 @@ class UsageError(RlaifError):
 
 
 class InputError(RlaifError):
-    """A file that the user gave cannot be used as it is.
-
-    `faults` holds every fault found (the first 20 are printed), each already naming its place.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        *,
-        where: str | None = None,
-        hint: str | None = None,
-        faults: list[str] | None = None,
-    ) -> None:
-        super().__init__(what, where=where, hint=hint)
-        self.faults = faults or []
+    """A file that the user gave cannot be used as it is."""
 
 
 class MissingDependency(RlaifError):

@@ -228,6 +228,7 @@ def _write_argilla(record: Preference) -> Row:
 # Records of Argilla 2, as its client's `Record.to_dict` writes them, for people to review: the prompt (a chat field),
 # two responses whose order says nothing, and one question, "preference", with the labels a, b and tie.
 _CHOICES = {"a": 1.0, "b": 0.0, "tie": 0.5}
+NOT_SUBMITTED, NO_STATUS = "answers_not_submitted", "answers_without_status"  # in `meta`
 
 
 def _write_argilla_records(record: Preference) -> Row:
@@ -255,6 +256,7 @@ class _Metadata(BaseModel):
 
 class _Answer(BaseModel):
     value: Literal["a", "b", "tie"]
+    status: Literal["draft", "submitted", "discarded"] | None = None  # the client's `to_dict` leaves it out
 
 
 class _Responses(BaseModel):
@@ -271,16 +273,23 @@ class _ArgillaRecord(BaseModel):
 
 
 def _read_argilla_records(row: Row) -> Row:
-    """With answers of people, the share of them is `p_chosen` and the judge is no longer whose label it is."""
+    """With answers of people, the share of them is `p_chosen` and the judge is no longer whose label it is.
+
+    Drafts and discarded answers do not count; one that tells no status does, and `meta` says how many of each.
+    """
     try:
         record = _ArgillaRecord.model_validate(row)
     except ValidationError as error:
         raise ValueError(describe(error)) from None
     p_a, kept = record.metadata.p_a, record.metadata.rlaif
-    if answers := [_CHOICES[answer.value] for answer in record.responses.preference]:
+    statuses = [answer.status for answer in record.responses.preference]
+    counted = [answer for answer in record.responses.preference if answer.status in (None, "submitted")]
+    told = {NOT_SUBMITTED: len(statuses) - len(counted), NO_STATUS: statuses.count(None)}
+    kept = kept | {"meta": kept.get("meta", {}) | {name: count for name, count in told.items() if count}}
+    if counted:
         judged = {} if p_a is None else {"judge_p_a": p_a}
-        kept = {"meta": kept.get("meta", {}) | {"annotators": len(answers)} | judged}
-        p_a = sum(answers) / len(answers)
+        kept = {"meta": kept["meta"] | {"annotators": len(counted)} | judged}
+        p_a = sum(_CHOICES[answer.value] for answer in counted) / len(counted)
     if p_a is None:
         raise ValueError("nobody has answered 'preference' yet")
     a, b = record.fields.response_a, record.fields.response_b

@@ -24,6 +24,7 @@ from rlaif_cli.output import open_for_writing, read_json, sidecar
 from rlaif_cli.records import Record
 
 R = TypeVar("R", bound=Record)
+CHANGED = "this is not what its manifest says; it was changed after it was made"
 _ENOUGH_FAULTS = 1000  # after so many the rest of a file is not looked at, unless they are to be skipped
 
 
@@ -209,13 +210,9 @@ class Source(Generic[R]):
     def _warn_of_its_run(self) -> None:
         """An input that a run of ours has not finished, or that was changed since, is used, but never in silence."""
         if sidecar(self._path, "run.json").exists():
-            console.warn(f"{self.name}: the run that makes this file is not finished; there may be rows to come")
-        elif (manifest := sidecar(self._path, "manifest.json")).exists():
-            recorded = None
-            with contextlib.suppress(InputError):  # a file of that name which is none of ours
-                recorded = read_json(manifest).get("sha256")
-            if isinstance(recorded, str) and recorded != self.sha256:
-                console.warn(f"{self.name}: this is not what its manifest says; it was changed after it was made")
+            console.warn_once(f"{self.name}: the run that makes this file is not finished; there may be rows to come")
+        elif is_changed(self._path, self.sha256):
+            console.warn_once(f"{self.name}: {CHANGED}")
 
     @property
     def faults(self) -> list[str]:
@@ -249,6 +246,15 @@ class Source(Generic[R]):
             if first != number:
                 return f"the id '{record.id}' was used before, in line {first}"
         return check(record) if check else None
+
+
+def is_changed(path: Path, sha256: str) -> bool:
+    """Whether a file of that content is another than its manifest says."""
+    manifest, recorded = sidecar(path, "manifest.json"), None
+    if manifest.exists():
+        with contextlib.suppress(InputError):  # a file of that name which is none of ours
+            recorded = read_json(manifest).get("sha256")
+    return isinstance(recorded, str) and recorded != sha256
 
 
 def raw_lines(path: str) -> Iterator[tuple[int, bytes]]:

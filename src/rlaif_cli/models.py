@@ -24,7 +24,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,22 +86,55 @@ def resolve(name: str, *, revision: str | None = None) -> Path:
         UsageError: a revision was given for a model that has none.
         ModelError: there is no such model, it is incomplete, or it cannot be converted.
     """
-    path = Path(name).expanduser()
-    is_local = name in BUILTIN or name == FAKE or path.exists()
+    is_local = name in BUILTIN or name == FAKE or Path(name).expanduser().exists()
     if is_local and revision is not None:
         raise UsageError(f"'{name}' is not on the hub, so it has no revision '{revision}'")
-
     if name == FAKE:
         return _tiny()
+    if gguf := _gguf_of(name):
+        return _converted(gguf)
+    if is_local:
+        return _checked(Path(name).expanduser())
+    return _checked(_from_hub(_hub_name(name), MODEL_FILES, revision))
+
+
+def look_up(name: str) -> Path | None:
+    """The folder that holds the config of the model of this name: nothing is converted, no weights are downloaded.
+
+    Returns:
+        None: it is yet to be made, as `resolve` does, of a file that is there.
+
+    Raises:
+        ModelError: there is no such model, or it is incomplete.
+    """
+    if name == FAKE:
+        return None
+    if gguf := _gguf_of(name):
+        _check_gguf(gguf)
+        return None
+    folder = Path(name).expanduser()
+    return _checked(folder) if folder.exists() else _from_hub(_hub_name(name), ("config.json",))
+
+
+def _gguf_of(name: str) -> Path | None:
+    """The file that a built-in model, or a file's name, stands for."""
     if name in BUILTIN:  # before paths: a folder of that name is meant by ./smollm2-135m
-        return _converted(builtin_file(name))
-    if path.is_dir():
-        return _checked(path)
-    if path.exists():
-        return _converted(path)
-    if HUB_NAME.fullmatch(name) and path.suffix.lower() != ".gguf":
-        return _from_hub(name, revision)
-    raise ModelError("no such model: not a built-in name, a file or a folder", where=name, hint=_known_hint(name))
+        return builtin_file(name)
+    path = Path(name).expanduser()
+    return path if path.exists() and not path.is_dir() else None
+
+
+def check_reward_model(folder: Path) -> None:
+    """Raises: ModelError: by its config this is no sequence-classification checkpoint."""
+    if not (folder / "config.json").is_file():
+        raise ModelError("there is no reward model in this folder", where=str(folder))
+    config = read_json(folder / "config.json", error=ModelError)
+    if not any("SequenceClassification" in name for name in config.get("architectures") or []):
+        raise ModelError(
+            "this is not a reward model: its head would be newly initialised, and every reward would be noise",
+            where=str(folder),
+            hint="give a folder that `rlaif train-rm` made",
+        )
 
 
 def checkpoint_hash(path: str | Path) -> str:
@@ -240,12 +273,18 @@ def _check_whole(weights: Path) -> None:
         raise ModelError(f"this is no whole safetensors file: {error}", where=str(weights), hint=hint) from error
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
-    """Download `name`, or take it from the hub's own cache; HF_HUB_OFFLINE and HF_HOME are respected."""
+def _hub_name(name: str) -> str:
+    if not HUB_NAME.fullmatch(name) or name.lower().endswith(".gguf"):
+        raise ModelError("no such model: not a built-in name, a file or a folder", where=name, hint=_known_hint(name))
+    return name
+
+
+def _from_hub(name: str, files: Sequence[str], revision: str | None = None) -> Path:
+    """Download `files` of `name`, or take them from the hub's own cache; HF_HUB_OFFLINE and HF_HOME are respected."""
     from huggingface_hub import errors, snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except errors.GatedRepoError as error:
         raise ModelError(
             "is gated on the hub", where=name, hint="accept its terms on its page there, then `hf auth login`"
@@ -266,7 +305,6 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except Exception as error:  # a proxy, a certificate, a full disk: the hub's client has no common base for these
         what = f"cannot be downloaded: {type(error).__name__}: {error}"
         raise ModelError(what, where=name, hint=_known_hint()) from error
-    return _checked(folder)
 
 
 # --- GGUF files ---------------------------------------------------------------------------------------------
@@ -290,15 +328,22 @@ def builtin_file(name: str) -> Path:
 def _converted(gguf: Path) -> Path:
     """The checkpoint made from the file `gguf`: from the cache if it is whole there, else converted now."""
     where = str(gguf)
+    _check_gguf(gguf)
     try:
-        with open(gguf, "rb") as file:
-            if file.read(4) != b"GGUF":
-                raise ModelError("is not a GGUF file", where=where, hint=_known_hint())
         source: dict[str, Any] = {"file": gguf.name, "size": gguf.stat().st_size, "sha256": _file_sha256(gguf)}
     except OSError as error:
         raise ModelError(f"cannot be read: {error}", where=where) from error
     name = f"{gguf.stem}-{source['sha256'][:16]}"
     return _cached(name, where, source, lambda folder: _write_checkpoint(gguf, folder))
+
+
+def _check_gguf(file: Path) -> None:
+    try:
+        with open(file, "rb") as opened:
+            if opened.read(4) != b"GGUF":
+                raise ModelError("is not a GGUF file", where=str(file), hint=_known_hint())
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error}", where=str(file)) from error
 
 
 def _tiny() -> Path:

@@ -212,16 +212,27 @@ def _write_line(file: Any, line: str, where: str) -> None:
         raise cannot_write(where, error) from error
 
 
-def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+def refuse_other_settings(record: dict[str, Any], now: dict[str, Any], where: Path) -> None:
     """Going on with other settings would mix two runs in one file.
+
+    Args:
+        record: what was written of the run that began it: its `settings`, and its `output` then.
+        now: the settings.
+        where: its output now. What lay in the same folder then and lies there now is the same, moved.
 
     Raises:
         UsageError: with every setting that differs.
     """
-    now = json.loads(json.dumps(now, default=str))
+    before, now = record["settings"], json.loads(json.dumps(now, default=str))
+    if isinstance(record.get("output"), str):
+        before, told = (_seen_from(folder, each) for folder, each in ((record["output"], before), (where, now)))
+    else:
+        told = now
     names = sorted(before.keys() | now.keys())
     differing = [
-        _difference(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)
+        _difference(name, record["settings"].get(name), now.get(name))
+        for name in names
+        if before.get(name) != told.get(name)
     ]
     if differing:
         raise UsageError(
@@ -229,6 +240,18 @@ def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], where: Pa
             where=str(where),
             hint=f"use the same settings to go on, or {START_ANEW}",
         )
+
+
+def _seen_from(output: str | Path, value: Any) -> Any:
+    """Settings in which the files beside an output are named from its folder."""
+    if isinstance(value, dict):
+        return {_seen_from(output, name): _seen_from(output, inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_seen_from(output, inner) for inner in value]
+    folder = Path(output).parent
+    if isinstance(value, str) and folder.parts and Path(value).is_relative_to(folder):
+        return f"{{folder}}/{Path(value).relative_to(folder)}"
+    return value
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
@@ -330,7 +353,8 @@ class Output:
             self._write_run()
 
     def _write_run(self) -> None:
-        write_json(self._run_path, {"rlaif": __version__, "settings": self.settings, "usage": self.usage})
+        record = {"rlaif": __version__, "output": str(self.path), "settings": self.settings, "usage": self.usage}
+        write_json(self._run_path, record)
 
     def finish(self, manifest: dict[str, Any]) -> None:
         """Make the rows durable, then say that they are complete: the manifest is written last."""
@@ -342,6 +366,7 @@ class Output:
             self.manifest_path,
             {
                 "rlaif": __version__,
+                "output": str(self.path),
                 "settings": self.settings,
                 "bytes": os.fstat(self._file.fileno()).st_size,
                 "sha256": content_sha256(self.path),
@@ -370,7 +395,7 @@ class Output:
                 hint="choose another -o, or --overwrite to replace it",
             )
         manifest = read_json(state, settings=dict, hint=START_ANEW)
-        refuse_other_settings(manifest["settings"], self.settings, path)
+        refuse_other_settings(manifest, self.settings, path)
         self.usage.update(_numbers(manifest.get("usage", {}), state))
         # A finished file that is no longer as long as it was has lost rows: they are made again.
         self.complete = state == self.manifest_path and manifest.get("bytes") == path.stat().st_size

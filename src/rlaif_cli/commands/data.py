@@ -77,6 +77,10 @@ def _convert(config: ConvertConfig) -> int:
     with console.progress("convert") as progress:
         found = convert(config, progress=progress)
     console.say(f"convert: {found['rows']} rows")
+    if left_out := found.get("answers_not_submitted"):
+        console.warn(f"{left_out} answers were drafts or discarded, and do not count")
+    if unknown := found.get("answers_without_status"):
+        console.warn(f"{unknown} answers tell no status: if drafts or discarded ones are among them, they were counted")
     return partial(found["rejected"], str(rejected_path(config.output, "convert")))
 
 

@@ -13,9 +13,11 @@ from rlaif_cli.config import ReportConfig
 
 def write(config: ReportConfig) -> list[Path]:
     """The report, and with `--card` the model cards; what was written, the report first."""
-    from rlaif_cli.stages.report import write_model_cards, write_report
+    from rlaif_cli.stages.report import damaged, read_run, write_model_cards, write_report
 
     folder = Path(config.run_folder)
+    for warning in damaged(read_run(folder)):
+        console.warn_once(warning)
     report = write_report(folder, Path(config.output), [Path(other) for other in config.beside])
     return [report, *(write_model_cards(folder) if config.card else [])]
 

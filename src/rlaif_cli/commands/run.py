@@ -106,7 +106,7 @@ def run_pipeline(
 ) -> int:
     """Run a pipeline file, or some of its stages; or (`recorded`) what made the output at `path`, into `folder`."""
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.stages import again, pipeline
+    from rlaif_cli.stages import again, pipeline, preflight
 
     console.guard_stdout()
     with EnginePool() as engines:
@@ -117,6 +117,7 @@ def run_pipeline(
         else:
             plan, steps = pipeline.load(path, folder, available, changed, **overrides)
         wanted = pipeline.select(steps, only, start)
+        preflight.check(path, steps, wanted)
         if dry_run:
             show_plan(steps, wanted, measure)
             return 0
@@ -246,7 +247,10 @@ def register(app: typer.Typer) -> None:
         ] = None,
         changes: Annotated[
             list[str] | None,
-            typer.Option("--set", help="NAME=VALUE: another of the file's `values`; may be given several times."),
+            typer.Option(
+                "--set",
+                help="NAME=VALUE: another of the file's `values`, or STAGE.SETTING=VALUE; several times.",
+            ),
         ] = None,
         only: Annotated[
             list[str] | None, typer.Option("--only", help="Run this stage alone; may be given several times.")
@@ -273,10 +277,16 @@ def register(app: typer.Typer) -> None:
         from rlaif_cli.stages.pipeline import read
 
         if schema:
+            if any((pipeline, output, from_manifest, changes, only, start, overwrite, dry_run, measure)):
+                raise UsageError("--schema stands alone: it is of all pipeline files, and nothing is run")
             show_schema()
             return
-        if (pipeline is None) == (from_manifest is None):
+        if pipeline is None and from_manifest is None:
             raise UsageError("a pipeline file, or --from-manifest, is needed")
+        if pipeline is not None and from_manifest is not None:
+            raise UsageError(f"either a pipeline file ('{pipeline}') or --from-manifest: only one can be run")
+        if from_manifest is not None and changes:
+            raise UsageError("--set changes a pipeline file, and --from-manifest repeats what was recorded")
         if from_manifest is not None and output is None:
             raise UsageError("--from-manifest needs -o: where it goes this time")
         if measure and not dry_run:

@@ -48,7 +48,7 @@ class _Server:
         begins_replies: it goes on with a reply that was begun.
         max_length: its context, tokens; 0: not told.
         failures: in a row.
-        left_out: it does not do its work.
+        fault: why it is left out.
     """
 
     client: Any
@@ -57,7 +57,7 @@ class _Server:
     max_length: int = 0
     under_way: int = 0
     failures: int = 0
-    left_out: bool = False
+    fault: EngineError | None = None
 
 
 _Ask = Callable[[_Server, Request], Any]
@@ -99,25 +99,36 @@ class OpenAIEngine:
         ]
         self._concurrency = concurrency * len(self._servers)
         for server in self._servers:
-            self._look_at_the_model(server)
+            server.fault = self._look_at_the_model(server)
+        if any(server.fault for server in self._servers):
+            raise self._faults()
         self.max_length = min((server.max_length for server in self._servers if server.max_length), default=0)
 
-    def _look_at_the_model(self, server: _Server) -> None:
+    def _faults(self) -> EngineError:
+        """What is wrong with all the servers that do not do their work."""
+        faults = [server.fault for server in self._servers if server.fault is not None]
+        if len(faults) == 1:
+            return faults[0]
+        what = f"{len(faults)} of {len(self._servers)} servers do not do their work"
+        return EngineError(what, hint=faults[-1].hint, faults=[str(fault) for fault in faults])
+
+    def _look_at_the_model(self, server: _Server) -> EngineError | None:
         try:
             listed = {model.id: model for model in server.client.models.list()}
         except self._openai.NotFoundError:
-            return  # a server without a list of models
+            return None  # a server without a list of models
         except self._openai.OpenAIError as error:
-            raise _dead(server, error) from error
+            return _dead(server, error)
         found = listed.get(self._model)
         if found is None:
-            raise EngineError(
+            return EngineError(
                 f"the server does not know the model '{self._model}'",
                 where=server.where,
                 hint=f"it has: {', '.join(sorted(listed)[:10])}",
             )
         server.begins_replies = found.owned_by == "vllm"
         server.max_length = int(getattr(found, "max_model_len", 0) or 0)
+        return None
 
     # ------------------------------------------------------------------------------------------ the two calls
 
@@ -221,7 +232,7 @@ class OpenAIEngine:
 
     def _least_busy(self, tried: Sequence[_Server]) -> _Server | None:
         with self._lock:
-            left = [server for server in self._servers if not server.left_out and server not in tried]
+            left = [server for server in self._servers if server.fault is None and server not in tried]
             server = min(left, key=lambda each: each.under_way, default=None)
             if server is not None:
                 server.under_way += 1
@@ -252,9 +263,10 @@ class OpenAIEngine:
 
     def _leave_out(self, server: _Server, error: Exception) -> Failed:
         """Raises: EngineError: it was the last one."""
-        known, server.left_out = server.left_out, True
-        if all(each.left_out for each in self._servers):
-            raise _dead(server, error) from error
+        known = server.fault is not None
+        server.fault = server.fault or _dead(server, error)
+        if all(each.fault for each in self._servers):
+            raise self._faults() from error
         if not known:
             warn(f"{server.where} does not do its work and is left out: {_told(error)}")
         return Failed(f"the server: {_told(error)}", True)

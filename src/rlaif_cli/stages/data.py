@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rlaif_cli.compression import content_sha256
 from rlaif_cli.config import ConvertConfig, DataConfig, DedupeConfig, SplitConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.formats import FORMATS
+from rlaif_cli.formats import FORMATS, NO_STATUS, NOT_SUBMITTED
 from rlaif_cli.hashes import HashSet, hash64
-from rlaif_cli.jsonl import Source, raw_lines
-from rlaif_cli.output import new_file, rejected_path
+from rlaif_cli.jsonl import Source, is_changed, raw_lines
+from rlaif_cli.output import new_file, read_json, rejected_path, sidecar
 from rlaif_cli.records import (
     Candidates,
     Demonstration,
@@ -28,6 +30,7 @@ from rlaif_cli.records import (
     prompt_text,
 )
 
+KEPT, HELD_OUT = "kept", "held out"  # the parts of a split, in their manifests
 KINDS: dict[str, type[Record]] = {
     "prompts": PromptRecord,
     "candidates": Candidates,
@@ -191,27 +194,48 @@ def convert(config: ConvertConfig, *, progress: ProgressCallback = no_progress) 
             return f"{config.to_format} cannot hold it: {error}"
         return None
 
+    told = (NOT_SUBMITTED, NO_STATUS) if config.from_format == "argilla-records" else ()
+    answers = Counter[str]()
     aside = rejected_path(config.output, "convert")
     source = Source(config.records, reader, skip_invalid=config.skip_invalid, rejected_path=aside, check=cannot_hold)
     with _rewritten(config, source) as put:
         for count, row in enumerate(source, start=1):
             put(json.dumps(write(row), ensure_ascii=False) if write else row.model_dump_json(exclude_none=True))
+            answers.update({name: row.meta.get(name, 0) for name in told})
             progress(count, len(source))
-    return {"rows": len(source), "rejected": source.rejected}
+    return {"rows": len(source), "rejected": source.rejected} | answers
 
 
 def split(config: SplitConfig, kind: str, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
-    """Two files with no prompt in common. Where a prompt goes depends on the seed and the prompt alone."""
+    """Two files with no prompt in common. Where a prompt goes depends on the seed and the prompt alone.
+
+    Where an interrupted run with the same settings left one of the two, both are made.
+    """
     source = _source(config, KINDS[kind], config.output, "split")
+    if _half_done(config, source):
+        config = config.model_copy(update={"overwrite": True})
     counts: Counter[bool] = Counter()
     held_out = config.model_copy(update={"output": config.held_out})
-    with _rewritten(config, source) as keep, _rewritten(held_out, source) as hold:
+    with _rewritten(config, source, part=KEPT) as keep, _rewritten(held_out, source, part=HELD_OUT) as hold:
         for count, row in enumerate(source, start=1):
             away = hash64(str(config.seed), prompt_text(row.prompt)) < config.fraction * 2**64
             (hold if away else keep)(row.model_dump_json(exclude_none=True))
             counts[away] += 1
             progress(count, len(source))
     return {"rows": counts[False], "held_out": counts[True], "rejected": source.rejected}
+
+
+def _half_done(config: SplitConfig, source: Source[Any]) -> bool:
+    sides = ((Path(config.output), KEPT), (Path(config.held_out), HELD_OUT))
+    there = [(path, part) for path, part in sides if path.exists()]
+    if len(there) != 1 or config.output == "-":
+        return False
+    path, part = there[0]
+    manifest = sidecar(path, "manifest.json")
+    found = read_json(manifest) if manifest.exists() else {}
+    return (found.get("part"), found.get("settings")) == (part, _settings(config, source)) and not is_changed(
+        path, content_sha256(path)
+    )
 
 
 def dedupe(config: DedupeConfig, kind: str, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
@@ -240,7 +264,11 @@ def _content(row: Any) -> str:
     return content_id(prompt_text(row.prompt), response_texts(row))
 
 
-def _rewritten(config: Any, source: Source[Any]) -> Any:
+def _rewritten(config: Any, source: Source[Any], **facts: str) -> Any:
     """A new file of lines, there whole or not at all, with a manifest that leads back to what it was made of."""
-    settings = config.deciding() | {"input_sha256": source.sha256}
-    return new_file(config.output, {"stage": "data", "settings": settings}, overwrite=config.overwrite)
+    manifest = {"stage": "data", "settings": _settings(config, source), **facts}
+    return new_file(config.output, manifest, overwrite=config.overwrite)
+
+
+def _settings(config: DataConfig, source: Source[Any]) -> dict[str, Any]:
+    return config.deciding() | {"input_sha256": source.sha256}

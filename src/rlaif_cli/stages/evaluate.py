@@ -296,10 +296,15 @@ def comparer(
     return lambda texts: [j.p_a for j in _judge(config, constitution, room, engines, texts, no_progress)]
 
 
+def names_candidates(name: str) -> bool:
+    """Whether a side of a win rate is a file of candidates; else it is a model to sample from."""
+    return name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")) or Path(name).is_file()
+
+
 def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool) -> dict[str, Candidates]:
     """A side's responses by prompt id: from its file, or sampled now where it names a model."""
     path = name
-    if not name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")) and not Path(name).is_file():
+    if not names_candidates(name):
         if config.prompts is None:
             raise UsageError(
                 f"'{name}' is not a candidates file; to sample from a model, --prompts is needed",

@@ -34,13 +34,15 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from rlaif_cli import strict_yaml
 from rlaif_cli.config import StageConfig
 from rlaif_cli.console import ProgressCallback
-from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.errors import InputError, RlaifError, UsageError
 from rlaif_cli.jsonl import describe
 from rlaif_cli.output import read_json, write_json
 from rlaif_cli.resources import shipped_path
 
 SUMMARY = "summary.json"
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
+_OF_THE_RUN = ("overwrite", "dry_run")  # what --set cannot tell one stage
+_OPTION = re.compile(r"--([a-z][a-z-]*)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")  # in a file's name
 Scalar = str | int | float | bool
 
@@ -84,8 +86,11 @@ class PipelineFile(BaseModel):
         found = dict(self.values)
         for name, text in changed.items():
             if name not in found:
-                raise ValueError(f"the pipeline has no value '{name}'; there are {', '.join(found) or 'none'}")
+                there = f"there are {', '.join(found) or 'none'}; a stage's own setting is STAGE.SETTING=VALUE"
+                raise ValueError(f"the pipeline has no value '{name}'; {there}")
             kind = type(found[name])
+            if found[name] != "" and not text.strip():  # an unset variable of a shell
+                raise ValueError(f"'{name}' is empty; in the file it is {_shown(found[name])}")
             try:
                 found[name] = TypeAdapter(kind).validate_python(text)
             except ValidationError:
@@ -93,6 +98,25 @@ class PipelineFile(BaseModel):
                     f"'{name}' is {_shown(found[name])} in the file; '{text}' is no {kind.__name__}"
                 ) from None
         return found
+
+    def with_settings(self, changed: Mapping[str, str], kinds: Mapping[str, StageKind]) -> PipelineFile:
+        """Other settings of stages, by STAGE.SETTING; a text in brackets is a list.
+
+        Raises:
+            ValueError: the stage has no such setting, or the text is empty or no list.
+        """
+        stages = {name: dict(settings) for name, settings in self.stages.items()}
+        for name, text in changed.items():
+            stage, _, key = name.rpartition(".")
+            kind = kinds.get(str(stages[stage].get("run")))
+            known = [field for field in kind.config.model_fields if field not in _OF_THE_RUN] if kind else [key]
+            if key not in known:
+                there = ", ".join(known)
+                raise ValueError(f"stage '{stage}' has no setting '{key}'; there are {there}")
+            if not text.strip():
+                raise ValueError(f"'{name}' is empty")
+            stages[stage][key] = strict_yaml.parse(text.encode(), Path(name)).value if text.startswith("[") else text
+        return self.model_copy(update={"stages": stages})
 
 
 @dataclass(frozen=True)
@@ -156,18 +180,22 @@ def load(
         path: a YAML file, or the name of a shipped pipeline (`demo`).
         run_folder: where outputs go.
         kinds: what `run:` may name.
-        changed: other `values` than the file has.
+        changed: other `values` than the file has, and by STAGE.SETTING other settings of its stages.
         overrides: settings for every stage (`overwrite`, `dry_run`).
 
     Raises:
-        UsageError: `changed` names a value that the file has not, or is of another kind.
+        UsageError: `changed` names what the file has not, or is of another kind.
         InputError: with every fault, each naming its stage and setting.
     """
     pipeline = read(path)
+    own = {name: text for name, text in changed.items() if name.rpartition(".")[0] in pipeline.stages}
+    own = {name: text for name, text in own.items() if name not in pipeline.values}
     values: dict[str, Scalar] = {"run": str(run_folder), "examples": str(shipped_path("examples"))}
     faults = [f"{path}: '{name}' is named twice" for name in _named_twice(pipeline, values)]
     try:
-        values |= {name: _resolve(value, values) for name, value in pipeline.given(changed).items()}
+        pipeline = pipeline.with_settings(own, kinds)
+        given = pipeline.given({name: text for name, text in changed.items() if name not in own})
+        values |= {name: _resolve(value, values) for name, value in given.items()}
     except ValueError as error:
         raise UsageError(str(error), where=path) from None
     steps: list[Step] = []
@@ -186,7 +214,9 @@ def load(
                 faults.append(f"{path} stage '{step_name(stage, chosen.items())}': {describe(error)}")
                 values[stage] = "-"  # later stages may name it all the same: one fault is enough
     if faults:
-        raise InputError(f"{len(faults)} stages cannot be run as they are written", where=path, faults=faults)
+        what = f"{len(faults)} stages cannot be run as they are written"
+        hint = f"changed by --set: {', '.join(own)}; a list stands in brackets: [a, b]" if own else None
+        raise InputError(what, where=path, faults=faults, hint=hint)
     return pipeline, steps
 
 
@@ -252,7 +282,7 @@ def select(steps: list[Step], only: Sequence[str] = (), start: str | None = None
         only: stages, or single steps of a matrix (`rm.seed=1`).
 
     Raises:
-        UsageError: there is no such stage or step.
+        UsageError: there is no such stage or step, or none is both.
     """
     known = list(dict.fromkeys(name for step in steps for name in (step.stage, step.name)))
     for name in [*only, *([start] if start else [])]:
@@ -261,7 +291,27 @@ def select(steps: list[Step], only: Sequence[str] = (), start: str | None = None
             hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
             raise UsageError(f"the pipeline has no stage '{name}'", hint=hint)
     first = next((place for place, step in enumerate(steps) if start in (step.stage, step.name)), 0)
-    return [step for step in steps[first:] if not only or step.stage in only or step.name in only]
+    found = [step for step in steps[first:] if not only or step.stage in only or step.name in only]
+    if not found:
+        raise UsageError(f"no stage that --only names stands at or after '{start}'", hint="give --only or --from alone")
+    return found
+
+
+def _name_stage(error: RlaifError, step: Step) -> None:
+    """Say which stage failed, what the options that the error speaks of are in a pipeline, and how to go on."""
+    error.where = f"stage '{step.name}'" + (f": {error.where}" if error.where else "")
+    named = _OPTION.findall(" ".join([error.what, error.hint or "", *error.faults]))
+    options = [name for name in dict.fromkeys(named) if name.replace("-", "_") in type(step.config).model_fields]
+    hints = [error.hint] if error.hint else []
+    for option in options:
+        name = option.replace("-", "_")
+        if option == "overwrite":
+            hints.append(f"--from {step.name} --overwrite starts this stage and those after it anew")
+        else:
+            value = "true" if isinstance(getattr(step.config, name), bool) else "VALUE"
+            hints.append(f"here --{option} is `--set {step.stage}.{name}={value}`, or in the file `{name}: {value}`")
+    hints.append("what was done is kept; the same command again goes on from here")
+    error.hint = "\n      ".join(hints)
 
 
 def run(
@@ -283,14 +333,21 @@ def run(
         not wanted now from before.
     """
     summary: dict[str, Any] = {"name": pipeline.name, "description": pipeline.description, "stages": {}}
-    before = read_json(run_folder / SUMMARY, stages=dict)["stages"] if (run_folder / SUMMARY).exists() else {}
+    hint = "remove it: every stage that is run writes it anew"
+    before = (
+        read_json(run_folder / SUMMARY, hint=hint, stages=dict)["stages"] if (run_folder / SUMMARY).exists() else {}
+    )
     for index, step in enumerate(steps):
         if step not in wanted:
             summary["stages"] |= {step.name: before[step.name]} if step.name in before else {}
             continue
         started = seconds()
         with stage(index, step) as progress:
-            numbers = kinds[step.kind].run(step.config, progress)
+            try:
+                numbers = kinds[step.kind].run(step.config, progress)
+            except RlaifError as error:
+                _name_stage(error, step)
+                raise
         summary["stages"][step.name] = {
             "run": step.kind,
             "settings": step.config.model_dump(mode="json"),

@@ -73,7 +73,12 @@ class TrainState:
             save_file({"cpu": torch.get_rng_state(), **_cuda_rng()}, new / "rng.safetensors")
             write_json(
                 new / "position.json",
-                {"settings": self._settings, "optimizer": numbers, "position": position},
+                {
+                    "output": str(self._path.parent),
+                    "settings": self._settings,
+                    "optimizer": numbers,
+                    "position": position,
+                },
             )
             fsync_tree(new)
             if self._path.exists():  # else a kill came between the two renames, and `old` is all there is until then
@@ -89,7 +94,7 @@ class TrainState:
         if not (path / "position.json").exists():
             return None
         saved = read_json(path / "position.json", settings=dict, optimizer=dict, position=dict, hint=START_ANEW)
-        refuse_other_settings(saved["settings"], self._settings, path.parent)
+        refuse_other_settings(saved, self._settings, path.parent)
         try:
             self._put_back(path, saved["optimizer"])
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:

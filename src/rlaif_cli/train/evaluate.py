@@ -17,7 +17,7 @@ from rlaif_cli.jsonl import Source
 from rlaif_cli.output import rejected_path
 from rlaif_cli.records import Candidates, HumanPair, PairsOnly, as_messages, content_id
 from rlaif_cli.results import agreement, estimate, nothing_scored, planned, rate, save, share
-from rlaif_cli.train.models import check_reward_model, load_reward_model
+from rlaif_cli.train.models import load_reward_model
 from rlaif_cli.train.packing import Group
 from rlaif_cli.train.reward_model import log_loss, probability, score_groups, too_long
 from rlaif_cli.train.rewards import RewardSource, check_reward_source, reward_models, reward_source
@@ -33,7 +33,7 @@ def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
     """
     paths = [models.resolve(name) for name in config.reward_model]
     for path in paths:
-        check_reward_model(path)
+        models.check_reward_model(path)
     tokenizers = {path: ChatTokenizer(path) for path in paths}
 
     def fits(pair: HumanPair) -> str | None:
@@ -97,7 +97,7 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
         ModelError: a folder holds no reward model.
     """
     for name in config.reward_model:
-        check_reward_model(models.resolve(name))
+        models.check_reward_model(models.resolve(name))
     rejected = rejected_path(config.output, "best-of-n")
     rows = list(Source(config.candidates, PairsOnly, skip_invalid=config.skip_invalid, rejected_path=rejected))
     if config.dry_run:

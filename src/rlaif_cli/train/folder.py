@@ -44,13 +44,19 @@ def run_in_folder(
         _refuse_foreign(folder)
         if (folder / MANIFEST).exists():
             done = read_json(folder / MANIFEST, settings=dict, results=dict, hint=START_ANEW)
-            refuse_other_settings(done["settings"], settings, folder)
+            refuse_other_settings(done, settings, folder)
             return dict(done["results"])
         set_seed(config.seed)
         results = _within_memory(train, settings)
         hashed = models.checkpoint_hash(folder)
         fsync_tree(folder)
-        manifest = {"stage": stage, "rlaif": __version__, "settings": settings, "results": results}
+        manifest = {
+            "stage": stage,
+            "rlaif": __version__,
+            "output": str(folder),
+            "settings": settings,
+            "results": results,
+        }
         write_json(folder / MANIFEST, manifest | {"checkpoint_sha256": hashed})
         remove_state(folder)
         return results

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from rlaif_cli import models as checkpoints
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import ModelError
-from rlaif_cli.output import read_json
 from rlaif_cli.train import adapters, attention
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.ops import gather_logprobs
@@ -43,19 +42,6 @@ def new_reward_model(path: Path, seed: int, dtype: torch.dtype = torch.float32) 
     return model
 
 
-def check_reward_model(path: Path) -> None:
-    """Raises: ModelError: by its config this is no sequence-classification checkpoint."""
-    if not (path / "config.json").is_file():
-        raise ModelError("there is no reward model in this folder", where=str(path))
-    config = read_json(path / "config.json", error=ModelError)
-    if not any("SequenceClassification" in name for name in config.get("architectures") or []):
-        raise ModelError(
-            "this is not a reward model: its head would be newly initialised, and every reward would be noise",
-            where=str(path),
-            hint="give a folder that `rlaif train-rm` made",
-        )
-
-
 def load_reward_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A trained reward model.
 
@@ -65,7 +51,7 @@ def load_reward_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     """
     from transformers import AutoModelForSequenceClassification
 
-    check_reward_model(path)
+    checkpoints.check_reward_model(path)
     model = _load(AutoModelForSequenceClassification, path, dtype=dtype)
     if model.config.num_labels != 1:
         raise ModelError(f"a reward model has one label, this has {model.config.num_labels}", where=str(path))

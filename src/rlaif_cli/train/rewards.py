@@ -18,14 +18,14 @@ from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import JudgeConfig, PPOConfig, RewardConfig, RewardSourceConfig
 from rlaif_cli.constitution import Constitution, Principle
-from rlaif_cli.engines import FAKE, LOCAL, Engine, EnginePool
+from rlaif_cli.engines import LOCAL, Engine, EnginePool
 from rlaif_cli.errors import EngineError, ModelError, UsageError
 from rlaif_cli.judge import RewardingJudge, make_judge, named_principles
 from rlaif_cli.output import read_json
 from rlaif_cli.records import Message, content_id
 from rlaif_cli.train import loop
 from rlaif_cli.train.adapters import Adapted
-from rlaif_cli.train.models import check_reward_model, load_reward_model
+from rlaif_cli.train.models import load_reward_model
 from rlaif_cli.train.packing import Group
 from rlaif_cli.train.reward_model import score_groups
 
@@ -43,7 +43,7 @@ def check_reward_source(config: RewardSourceConfig) -> None:
         InputError, ModelError: no such constitution, principle or model, or the model is no reward model.
     """
     for name in config.reward_model:
-        check_reward_model(models.resolve(name))
+        models.check_reward_model(models.resolve(name))
     if config.judge is not None and config.constitution is not None:
         _principles(constitutions.load(config.constitution), config.principles)
         if config.judge != models.FAKE and config.judge_engine in (None, *LOCAL):
@@ -60,19 +60,8 @@ def reward_source(
     """
     if config.reward_model:
         return reward_models(config.reward_model, config.precision, config.tokens_per_batch, on_body)
-    wanted = JudgeConfig(
-        judge=(config.judge or "",),
-        constitution=config.constitution or "",
-        method=config.method,
-        principles=config.principles,
-        contrast_scale=config.contrast_scale,
-        engine=config.judge_engine or (None if FAKE in (config.judge, config.engine) else config.engine),
-        base_url=config.base_url,
-        concurrency=config.concurrency,
-        engine_memory=config.engine_memory,
-        seed=config.seed,
-    )
-    return JudgeScorer(wanted, engines.get(wanted, config.judge or ""))
+    wanted = config.reward_judge
+    return JudgeScorer(wanted, engines.get(wanted, wanted.judge[0]))
 
 
 def reward_models(

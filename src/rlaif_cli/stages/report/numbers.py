@@ -10,6 +10,7 @@ from rlaif_cli import __version__
 from rlaif_cli.console import visible
 from rlaif_cli.stages.report.findings import caution, flat, found_in, headline, rates, side_by_side
 from rlaif_cli.stages.report.run import Run
+from rlaif_cli.stages.report.sources import damaged
 
 
 def as_json(run: Run, others: Sequence[Run] = ()) -> str:
@@ -21,6 +22,7 @@ def as_json(run: Run, others: Sequence[Run] = ()) -> str:
             "description": run.description,
             "headline": headline(run),
             "caution": caution(run),
+            "damaged": damaged(run),
             "findings": found_in(run),
             "rates": _numbers(run),
             "beside": [{"name": o.name, "headline": headline(o), "rates": _numbers(o)} for o in others],
@@ -51,6 +53,7 @@ def as_markdown(run: Run, others: Sequence[Run] = ()) -> str:
         "",
         f"**{as_text(headline(run))}** {as_text(caution(run))}",
     ]
+    lines += [f"\n**{as_text(warning)}**" for warning in damaged(run)]
     lines += ["", *(f"- {as_text(finding)}" for finding in found_in(run)), ""]
     if found := rates(run):
         lines += ["| rate | value | n |", "|---|---|---|"]

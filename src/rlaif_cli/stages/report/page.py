@@ -27,7 +27,7 @@ from rlaif_cli.stages.report.findings import flat, found_in, headline, rates, si
 from rlaif_cli.stages.report.numbers import as_json, as_markdown
 from rlaif_cli.stages.report.run import Run, read_run
 from rlaif_cli.stages.report.samples import AT_ONCE, Sample, comparisons
-from rlaif_cli.stages.report.sources import audits, sources
+from rlaif_cli.stages.report.sources import audits, damaged, sources
 from rlaif_cli.stages.report.spent import beside_people, spent
 
 
@@ -40,7 +40,7 @@ def write_report(run_folder: Path, output: Path, beside: Sequence[Path] = ()) ->
         beside: the folders of other runs, whose verdicts and rates stand beside this one's.
 
     Raises:
-        UsageError: `output` ends in nothing that a report can be.
+        UsageError: `output` ends in nothing that a report can be, or is a file of the run.
         InputError: a folder holds no run.
         RlaifError: `output` cannot be written.
     """
@@ -50,6 +50,9 @@ def write_report(run_folder: Path, output: Path, beside: Sequence[Path] = ()) ->
         raise UsageError(
             f"a report is no '{output.suffix}' file", where=str(output), hint="name it .html, .md or .json"
         )
+    read = [Path(str(stage.settings.get("output"))) for stage in run.stages if stage.kind != "report"]
+    if output.resolve() in {path.resolve() for path in (run_folder / SUMMARY, *read)}:
+        raise UsageError("the report would replace a file of the run", where=str(output), hint="give it another name")
     write_whole(output, render(run, others).encode("utf-8", "replace"))
     return output
 
@@ -80,6 +83,7 @@ def _render(run: Run, others: Sequence[Run]) -> str:
         how_sure=how_sure(run),
         trained=trained(run),
         next_step=next_step(run, stopping[0] if stopping else ""),
+        damaged=damaged(run),
         findings=found_in(run),
         rates=rates(run),
         audits=audited,

@@ -1,4 +1,4 @@
-"""What a run rests on: its labels, audited, and the tree of files that each checkpoint was made of."""
+"""What a run rests on: files that are still whole, its labels, audited, and what each checkpoint was made of."""
 
 from __future__ import annotations
 
@@ -6,13 +6,33 @@ import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
+from rlaif_cli.compression import content_sha256
 from rlaif_cli.config import AuditConfig, LineageConfig
 from rlaif_cli.errors import RlaifError
+from rlaif_cli.jsonl import CHANGED, is_changed
+from rlaif_cli.output import read_json
 from rlaif_cli.stages.audit import Finding, audit
 from rlaif_cli.stages.lineage import Node, lineage
 from rlaif_cli.stages.report.run import Run
 
 Seen = TypeVar("Seen")
+
+
+def damaged(run: Run) -> list[str]:
+    """Of every stage's file that is no longer what the stage wrote: which, and what is wrong with it."""
+    found = []
+    for stage in run.stages:
+        path = run.locate(stage.settings.get("output"))
+        if path is None or not path.is_file():
+            continue
+        try:
+            if path.suffix == ".json":
+                read_json(path)
+            if is_changed(path, content_sha256(path)):
+                found.append(f"{path}: {CHANGED}")
+        except RlaifError as error:
+            found.append(f"{error}; the numbers here are those of the run's summary")
+    return found
 
 
 def audits(run: Run) -> list[tuple[str, list[Finding]]]:

@@ -1,0 +1,134 @@
+"""What a run would stop at, all of it, before its first stage spends compute.
+
+Looked at are the files, constitutions and models that every stage names and no earlier one makes. Nothing is started,
+converted or downloaded, but for the config of a model on the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli import constitution as constitutions
+from rlaif_cli import models
+from rlaif_cli.config import (
+    DATA_FIELDS,
+    GenerateConfig,
+    JudgeConfig,
+    LabelConfig,
+    PPOConfig,
+    ReviseConfig,
+    RewardSourceConfig,
+    StageConfig,
+    TrainConfig,
+    WinRateConfig,
+)
+from rlaif_cli.engines import LOCAL, engine_name
+from rlaif_cli.errors import InputError, RlaifError
+from rlaif_cli.jsonl import local_copy
+from rlaif_cli.judge import named_principles
+from rlaif_cli.stages.evaluate import names_candidates
+from rlaif_cli.stages.judging import check_principles
+from rlaif_cli.stages.pipeline import Step
+
+Need = tuple[str, Callable[[str], object]]  # a name, and what raises an RlaifError where it cannot be had
+
+
+def check(path: str, steps: Collection[Step], wanted: Collection[Step]) -> None:
+    """Look at all that the wanted ones of a pipeline's steps need.
+
+    Raises:
+        RlaifError: with every fault once, and the stages that it stops; of the kind of the first.
+    """
+    stopped: dict[str, list[str]] = {}  # fault -> steps
+    kinds = list[type[RlaifError]]()
+    for step in wanted:
+        for error in _errors(step, steps, wanted):
+            told = f"{error} ({error.hint})" if error.hint else str(error)
+            names = stopped.setdefault(told, [])
+            names += [] if step.name in names else [step.name]
+            kinds.append(type(error))
+    if kinds:
+        count = len({name for names in stopped.values() for name in names})
+        what = f"{count} of {len(wanted)} stages cannot be run, and nothing was started"
+        faults = [f"{', '.join(names)}: {told}" for told, names in stopped.items()]
+        raise kinds[0](what, where=path, faults=faults)
+
+
+def _errors(step: Step, steps: Collection[Step], wanted: Collection[Step]) -> Iterator[RlaifError]:
+    for name, look in _needs(step.config):
+        if any(_made_by(other, name) for other in wanted):
+            continue
+        maker = next((other.name for other in steps if other.output == name), None)
+        if maker and not Path(name).exists():
+            what = f"the stage '{maker}' makes it, and is not run now"
+            yield InputError(what, where=name, hint="run that stage, too")
+            continue
+        try:
+            look(name)
+        except RlaifError as error:
+            yield error
+
+
+def _made_by(step: Step, name: str) -> bool:
+    """An output, what is in its folder, or beside it by its name (`preferences.unscored.jsonl`)."""
+    output, path = Path(step.output), Path(name)
+    beside = path.parent == output.parent and path.name.startswith(f"{output.stem}.")
+    return path.is_relative_to(output) or beside
+
+
+def _needs(config: Any) -> Iterator[Need]:
+    for field in DATA_FIELDS:
+        name = getattr(config, field, None)
+        if name is None or (isinstance(config, LabelConfig) and field == "pairs"):
+            continue
+        if field not in ("a", "b") or names_candidates(name):
+            yield name, _file
+    for name in getattr(config, "reward_model", ()):
+        yield name, _reward_model
+    for part in _parts(config):
+        yield from _constitution(part)
+        yield from ((name, models.look_up) for name in _local_models(part))
+
+
+def _file(name: str) -> None:
+    if name != "-" and not name.startswith("hf:"):  # those can be read once, or cost a download
+        local_copy(name)
+
+
+def _reward_model(name: str) -> None:
+    folder = models.look_up(name)
+    if folder is not None:
+        models.check_reward_model(folder)
+
+
+def _parts(config: StageConfig) -> Iterator[StageConfig]:
+    """The settings themselves, and those of the judges that a trainer asks."""
+    yield config
+    if isinstance(config, RewardSourceConfig) and config.judge is not None:
+        yield config.reward_judge
+    if isinstance(config, PPOConfig) and config.eval_judge is not None:
+        yield config.eval_comparison
+
+
+def _constitution(config: StageConfig) -> Iterator[Need]:
+    if isinstance(config, JudgeConfig):
+        yield config.constitution, lambda name: check_principles(config, constitutions.load(name))
+    if isinstance(config, ReviseConfig):
+        drawn = config.principles == ("sample",)
+        ids = ("all",) if drawn else config.principles
+        yield config.constitution, lambda name: named_principles(constitutions.load(name), ids)
+
+
+def _local_models(config: Any) -> Iterator[str]:
+    """The names of the models that are loaded here, not asked at a server or made up."""
+    asked: list[str] = []
+    if isinstance(config, TrainConfig):
+        yield config.model
+    elif isinstance(config, GenerateConfig | ReviseConfig):
+        asked = [config.model]
+    elif isinstance(config, JudgeConfig):
+        sides = (config.a, config.b) if isinstance(config, WinRateConfig) else ()
+        asked = [*config.judge, *(side for side in sides if not names_candidates(side))]
+    yield from (name for name in asked if engine_name(config, name) in LOCAL)
