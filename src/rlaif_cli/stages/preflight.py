@@ -24,7 +24,7 @@ from rlaif_cli.config import (
     TrainConfig,
     WinRateConfig,
 )
-from rlaif_cli.engines import LOCAL, engine_name
+from rlaif_cli.engines import LOCAL, computing_engine
 from rlaif_cli.errors import InputError, RlaifError
 from rlaif_cli.jsonl import local_copy
 from rlaif_cli.judge import named_principles
@@ -131,4 +131,4 @@ def _local_models(config: Any) -> Iterator[str]:
     elif isinstance(config, JudgeConfig):
         sides = (config.a, config.b) if isinstance(config, WinRateConfig) else ()
         asked = [*config.judge, *(side for side in sides if not names_candidates(side))]
-    yield from (name for name in asked if engine_name(config, name) in LOCAL)
+    yield from (name for name in asked if computing_engine(config, name) in LOCAL)
