@@ -90,6 +90,13 @@ def test_the_best_split_is_no_slower_than_any_other(forecast: Any) -> None:
     assert split["seconds"] == pytest.approx(min(map(seconds, range(1, 8))))
 
 
+def test_a_model_that_does_not_fit_is_named(forecast: Any) -> None:
+    eighty = {"gpu": H100["gpu"] | {"gigabytes": 80}} | models() | {"gpus": 1}
+    # 8B: 16 bytes a parameter are 128 GB, of 64 that there are
+    assert forecast(eighty)["rm"]["too_large"] == ["org/policy needs 128 GB to be trained, and 64 GB are there"]
+    assert forecast(eighty)["candidates"]["too_large"] == [] and forecast(eighty | {"gpus": 2})["rm"]["too_large"] == []
+
+
 def test_money_is_of_all_gpus_for_the_whole_time(forecast: Any) -> None:
     found = forecast(H100 | models() | {"gpus": 4, "price": 3.0})
     assert found["cost"] == pytest.approx(found["seconds"] / 3600 * 4 * 3)

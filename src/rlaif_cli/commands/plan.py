@@ -88,6 +88,8 @@ def show(stages: list[Any], cluster: Any) -> None:
 def _advise(each: Any, slowest: bool) -> None:
     if slowest and each.limit:
         console.say(f"{each.name} is the bottleneck; most of it is {LIMITS[each.limit]}")
+    for fault in each.too_large:
+        console.warn(f"{each.name}: {fault}: more GPUs (of a copy: `gpus` of the model), or --lora-rank")
     if each.idle:
         console.say(f"{each.name}: {each.idle}: a larger --batch-size, or more --prompts-per-step")
     if each.split:

@@ -6,7 +6,7 @@ size and the GPU, by the shares below. `docs/scale.md` holds them against what w
 
     name: 8 H100
     gpus: 8
-    gpu: {teraflops: 989, terabytes_per_second: 3.35}      # dense bf16, and memory
+    gpu: {teraflops: 989, terabytes_per_second: 3.35, gigabytes: 80}   # dense bf16; the memory's speed and size
     price: 2.5                                             # of one GPU and hour
     models:
       org/policy: {billions: 8}
@@ -38,6 +38,8 @@ _LEARNED = 0.33  # the same, training by FSDP: 8B on 8 H100, torchtitan docs/per
 # Decoding follows the bandwidth of the memory. 8B on one H100 (3.35 TB/s): 3,400 tokens/s, LambdaLabsML/vllm-benchmark.
 _SAMPLED = 3400 * 8 / 3.35  # tokens a second, for each billion of parameters below and TB/s above
 _LATENCY = 0.7  # of the bandwidth, when one token waits for the one before: an assumption
+_TRAINED_BYTES, _READ_BYTES = 16, 2  # of a parameter: fp32 weight, gradient and two moments; bf16 weight
+_FILLED = 0.8  # of the memory, the rest is for activations and caches: an assumption
 _START = 120.0  # seconds until an engine of many GPUs is ready: an assumption
 
 
@@ -48,6 +50,7 @@ class _Strict(BaseModel):
 class Gpu(_Strict):
     teraflops: float = Field(gt=0)
     terabytes_per_second: float = Field(gt=0)
+    gigabytes: float | None = Field(default=None, gt=0)
 
 
 class Size(_Strict):
@@ -117,6 +120,7 @@ class Forecast:
     Attributes:
         phases: seconds by what is waited for: start, reading, sampling, tokens (one after another), learning, feeding.
         idle: why GPUs have nothing to do, if they have not.
+        too_large: models that do not fit, and what they need.
     """
 
     name: str
@@ -126,6 +130,7 @@ class Forecast:
     seconds: float | None = None
     split: Split | None = None
     idle: str | None = None
+    too_large: list[str] = field(default_factory=list)
 
     @property
     def limit(self) -> str | None:
@@ -198,7 +203,20 @@ def _stage(step: Step, each: Plan, cluster: Cluster, known: Mapping[str, Rate]) 
         told.split = _best_split(step, parts, cluster, learners, phases)
     if phases["learning"] and learners < cluster.units:
         told.idle = f"a step has work for {learners} of {cluster.units} in training"
+    told.too_large = [fault for work in each.work if (fault := _too_large(work, step.config, cluster))]
     return told
+
+
+def _too_large(work: Work, config: Any, cluster: Cluster) -> str | None:
+    """Weights, and where they are trained whole their gradients and Adam's two moments, against the GPUs' memory."""
+    size = cluster.models.get(work.model)
+    if cluster.gpu is None or cluster.gpu.gigabytes is None or size is None or size.billions is None:
+        return None
+    whole = work.learns and not getattr(config, "lora_rank", 0)
+    needed = size.billions * (_TRAINED_BYTES if whole else _READ_BYTES)
+    there = _FILLED * cluster.gpu.gigabytes * (cluster.units if work.learns else size.gpus)
+    how = "to be trained" if whole else "to be run"
+    return f"{work.model} needs {needed:.0f} GB {how}, and {there:.0f} GB are there" if needed > there else None
 
 
 def _working(phases: Mapping[str, float]) -> float:
