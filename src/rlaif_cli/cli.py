@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rlaif_cli import __version__, console
+from rlaif_cli import __version__, console, inputs
 from rlaif_cli.commands import (
     annotate,
     audit,
@@ -139,6 +139,5 @@ def _leave(code: Any) -> None:
         if not code:  # else an error was shown, and most likely this one
             console.say(f"error: stdout: cannot be written: {error.strerror}", style="bold red")
             code = EXIT_FAILED
-    if (jsonl := sys.modules.get("rlaif_cli.jsonl")) is not None:  # else no file was opened
-        jsonl.remove_temporary_files()
+    inputs.remove_temporary_files()
     sys.exit(code)
