@@ -76,7 +76,8 @@ def is_elsewhere(address: str) -> bool:
 def names_records(name: str) -> bool:
     """Whether a name that could also be a model's is one of records."""
     if os.path.isdir(name):
-        return not glob.glob(f"{glob.escape(name)}/*config.json") and any(map(_is_data, os.listdir(name)))
+        inside = _in_folder(name)
+        return any(map(_is_data, inside)) and not {"config.json", "adapter_config.json"} & set(inside)
     return name.endswith(ENDINGS) or "://" in name or _is_pattern(name) or os.path.isfile(name)
 
 
@@ -109,7 +110,8 @@ def _is_sidecar(name: str, pattern: str = "") -> bool:
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)], name
+    parts = re.split(r"([0-9]+)", name)  # every second one is a number
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def _chosen(names: Iterable[str], address: str, pattern: str | None) -> list[str]:
@@ -130,8 +132,9 @@ def _chosen(names: Iterable[str], address: str, pattern: str | None) -> list[str
     if not found:
         raise InputError("no file matches", where=address, hint="quote a pattern, so that the shell leaves it as it is")
     if missing := _missing(found, os.path.basename(pattern) if pattern else "*"):
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise InputError(
-            f"{len(missing)} shards are missing, the first: {missing[0]}",
+            f"a shard is missing: {missing[0]}{more}",
             where=address,
             hint="put them there; to use a part of the shards on purpose, say so by a pattern that leaves out the rest",
         )
@@ -159,7 +162,8 @@ def _missing(names: list[str], pattern: str) -> list[str]:
 
 def _here(address: str) -> list[InputFile]:
     if os.path.isdir(address):
-        names = _chosen((os.path.join(address, name) for name in os.listdir(address)), address, None)
+        inside = (os.path.join(address, name) for name in _in_folder(address))
+        names = _chosen(filter(os.path.isfile, inside), address, None)
     elif _is_pattern(address) and not os.path.exists(address):
         names = _chosen(filter(os.path.isfile, glob.glob(address)), address, address)
     elif not os.path.exists(address):
@@ -171,6 +175,13 @@ def _here(address: str) -> list[InputFile]:
         if not os.access(name, os.R_OK):
             raise InputError("the file cannot be read", where=name, hint="check its permissions")
     return [InputFile(name, Path(name)) for name in names]
+
+
+def _in_folder(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise InputError(f"the folder cannot be read: {error.strerror}", where=folder) from error
 
 
 # ------------------------------------------------------------------------------------------------ elsewhere
@@ -233,7 +244,8 @@ def _remote(address: str) -> Iterator[InputFile]:
     folder = _new_folder()
     console.say(f"{address}: copying {len(names)} files to {folder}" if len(names) > 1 else f"{address}: copying")
     for index, name in enumerate(names):
-        shown, copy = system.unstrip_protocol(name), folder / f"{index:05d}.jsonl"
+        shown = address if name == path else system.unstrip_protocol(name)
+        copy = folder / f"{index:05d}.jsonl"
         _asked(shown, lambda name=name, copy=copy: system.get_file(name, str(copy)))  # type: ignore[misc]
         yield InputFile(shown, copy)
 
@@ -254,10 +266,14 @@ def _remote_names(system: Any, path: str, address: str) -> list[str]:
     """One file, those that a pattern matches, or those of a folder. On the web a folder's address ends in a slash."""
     web = address.startswith(_WEB)
     if "*" in path or (_is_pattern(path) and not web):  # a ? there begins a query
-        return _chosen(system.glob(path), address, path)
+        return _chosen(_of_files(system.glob(path, detail=True).values()), address, path)
     if address.endswith("/") or not (web or path.endswith(ENDINGS) or not system.isdir(path)):
-        return _chosen((name for name in system.ls(path, detail=False)), address, None)
+        return _chosen(_of_files(system.ls(path, detail=True)), address, None)
     return [path]
+
+
+def _of_files(found: Iterable[dict[str, Any]]) -> Iterator[str]:
+    return (each["name"] for each in found if each["type"] != "directory")
 
 
 def _asked(where: str, question: Callable[[], Any]) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
 import numpy as np
@@ -119,8 +119,10 @@ def _each_file(config: ParallelConfig) -> Iterator[Each]:
         except BrokenProcessPool as error:
             hint = "it may have run out of memory; --num-workers takes fewer"
             raise RlaifError("a worker process was ended from outside", where=config.records, hint=hint) from error
-        except BaseException:
+        except BaseException:  # nobody waits for what the others still do
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.terminate()
             raise
 
 
