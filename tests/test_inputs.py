@@ -28,6 +28,7 @@ from rlaif_cli.errors import InputError, MissingDependency, UsageError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import PromptRecord
 from rlaif_cli.stages import data
+from rlaif_cli.stages.plan import measure
 from rlaif_cli.stages.shard import shard
 
 JUDGE = ("--judge", "fake", "--constitution", "helpfulness")
@@ -93,6 +94,21 @@ def test_the_files_of_an_input_in_natural_order(shards: Path, address: str, monk
 def test_a_sidecar_is_read_where_it_is_asked_for(shards: Path) -> None:
     (found,) = inputs.files(str(shards / "*.unscored.jsonl"))
     assert found.path.name == "p-1.unscored.jsonl"
+
+
+def test_a_series_needs_numbers_of_five_digits(tmp_path: Path) -> None:
+    (tmp_path / "best-3-of-5.jsonl").write_bytes(text(row(1)))
+    assert ids(str(tmp_path)) == ["r1"]
+
+
+def test_folders_of_records_and_of_models(shards: Path, tiny: Path, tmp_path: Path) -> None:
+    assert inputs.names_records(str(shards)) and not inputs.names_records(str(tiny))
+    (shards / "config.json").touch()  # a trained model, with its metrics.jsonl
+    assert not inputs.names_records(str(shards)) and not inputs.names_records("org/model")
+
+
+def test_a_plan_counts_the_rows_of_all_files(shards: Path) -> None:
+    assert measure(f"{shards}/p-*").rows == 22
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
@@ -362,6 +378,7 @@ def test_a_folder_of_shards_is_replaced_only_by_another(shards: Path) -> None:
     shard(config)
     with pytest.raises(UsageError, match="exists"):
         shard(config)
+    (out.parent / ".99999999.out").mkdir()  # of one that was killed
     shard(config.model_copy(update={"rows": 22, "overwrite": True}))
     assert len(list(out.glob("*.zst"))) == 1
     with pytest.raises(UsageError):

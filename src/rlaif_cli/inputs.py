@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rlaif_cli.errors import InputError, MissingDependency
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 # What `output` puts beside a file of records.
 _SIDECARS = (".manifest.json", ".run.json", ".lock", ".rejected.jsonl", ".unscored.jsonl", ".items.jsonl")
-_NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>[0-9]+)-of-(?P<count>[0-9]+)(?P<ending>[^/]*)$")
+_NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>[0-9]{5,})-of-(?P<count>[0-9]{5,})(?P<ending>[^/]*)")
 _WEB = ("http://", "https://")
 
 
@@ -236,17 +237,17 @@ def _hub_rows(address: str) -> Iterator[bytes]:
 def _remote(address: str) -> Iterator[InputFile]:
     from fsspec.implementations.local import LocalFileSystem
 
-    system, path = _asked(address, lambda: _file_system(address))
+    system, path = _asked(address, partial(_file_system, address))
     if isinstance(system, LocalFileSystem):  # file://
         yield from _here(path)
         return
-    names = _asked(address, lambda: _remote_names(system, path, address))
+    names = _asked(address, partial(_remote_names, system, path, address))
     folder = _new_folder()
     console.say(f"{address}: copying {len(names)} files to {folder}" if len(names) > 1 else f"{address}: copying")
     for index, name in enumerate(names):
         shown = address if name == path else system.unstrip_protocol(name)
         copy = folder / f"{index:05d}.jsonl"
-        _asked(shown, lambda name=name, copy=copy: system.get_file(name, str(copy)))  # type: ignore[misc]
+        _asked(shown, partial(system.get_file, name, str(copy)))
         yield InputFile(shown, copy)
 
 
