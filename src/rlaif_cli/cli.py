@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rlaif_cli import __version__, console, inputs
+from rlaif_cli import __version__, console
 from rlaif_cli.commands import (
     annotate,
     audit,
@@ -139,5 +139,6 @@ def _leave(code: Any) -> None:
         if not code:  # else an error was shown, and most likely this one
             console.say(f"error: stdout: cannot be written: {error.strerror}", style="bold red")
             code = EXIT_FAILED
-    inputs.remove_temporary_files()
+    if (inputs := sys.modules.get("rlaif_cli.inputs")) is not None:  # else no file was opened
+        inputs.remove_temporary_files()
     sys.exit(code)

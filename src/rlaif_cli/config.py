@@ -22,8 +22,6 @@ from pydantic import (
     model_validator,
 )
 
-from rlaif_cli import inputs
-
 EngineName = Literal["vllm", "transformers", "fake"]  # what can run a policy
 AnyEngineName = Literal["vllm", "transformers", "openai", "fake"]
 Kind = Literal["prompts", "candidates", "preferences", "pairs", "demonstrations", "revisions"]
@@ -91,6 +89,8 @@ class StageConfig(BaseModel):
     @model_validator(mode="after")
     def _keep_the_input(self) -> StageConfig:
         """No output may be one of the inputs: it would be emptied before it is read."""
+        from rlaif_cli import inputs  # `rlaif --help` needs the fields alone, and soon
+
         outputs = {name: getattr(self, name, None) for name in ("output", "fix", "held_out")}
         for where, output in outputs.items():
             if output in (None, "-"):
