@@ -70,7 +70,7 @@ def test_calls_are_counted_as_they_are_made(
 def test_lengths_and_money_come_from_the_files_that_are_there(write_jsonl: Any, tmp_path: Path) -> None:
     rows = [{"prompt": "p" * 400, "responses": ["r" * 80, "r" * 40]} for _ in range(10)]
     candidates = write_jsonl("candidates.jsonl", rows)
-    found = measure(Path(candidates))
+    found = measure(candidates)
     assert (found.rows, found.responses, found.prompt, found.response) == (10, 2, 100.0, 15.0)
     server = {"judge": "m", "engine": "openai", "base_url": "http://127.0.0.1:1/v1", "constitution": "helpfulness"}
     stage = {"run": "label", "candidates": candidates, **server, "price_in": 1.0, "price_out": 2.0}

@@ -37,8 +37,11 @@ def is_compressed_name(path: Path) -> bool:
     return path.suffix in _MAGIC.values()
 
 
-def blocks(path: Path) -> Iterator[bytes]:
+def blocks(path: Path, name: str | None = None) -> Iterator[bytes]:
     """A file's bytes, decompressed where it is compressed, in pieces.
+
+    Args:
+        name: what errors call the file, if not by its path.
 
     Raises:
         InputError: it is broken, cut off, or a decompression bomb.
@@ -53,17 +56,17 @@ def blocks(path: Path) -> Iterator[bytes]:
         for text, _ in _decompressed(path, kind):
             total += len(text)
             if total > max(_RATIO_FROM, _LARGEST_RATIO * size):
-                raise InputError(f"{size} bytes grow to more than {total}: no data does", where=str(path))
+                raise InputError(f"{size} bytes grow to more than {total}: no data does", where=name or str(path))
             yield text
     except _errors() as error:
         raise InputError(
-            f"cannot be decompressed: {error}", where=str(path), hint="was it copied or downloaded whole?"
+            f"cannot be decompressed: {error}", where=name or str(path), hint="was it copied or downloaded whole?"
         ) from error
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def lines(path: Path, name: str | None = None) -> Iterator[tuple[int, bytes]]:
     """The lines of a file that are not blank, each with its end, by their number; without a byte order mark."""
-    for number, line in enumerate(_split(blocks(path)), start=1):
+    for number, line in enumerate(_split(blocks(path, name)), start=1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if line.strip():
             yield number, line
@@ -83,11 +86,13 @@ def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def content_sha256(path: Path) -> str:
-    """Of the lines that a file holds, compressed or not; the same as a `Source.sha256` of it."""
-    digest = hashlib.sha256()
-    for _, line in lines(path):
-        digest.update(line)
+def content_sha256(*paths: Path) -> str:
+    """Of the lines that files hold, compressed or not: the same, however they are spread over files."""
+    digest, ended = hashlib.sha256(), True
+    for path in paths:
+        for _, line in lines(path):
+            digest.update(line if ended else b"\n" + line)  # the last line of a file may lack its end
+            ended = line.endswith(b"\n")
     return digest.hexdigest()
 
 

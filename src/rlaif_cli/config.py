@@ -72,6 +72,8 @@ def setting(
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
+# What may stand where an input is asked for; see `inputs`.
+FROM = "a file, a 'pattern-*', a folder, - (stdin), hf:org/name:split, or an address (s3://…)"
 ORDERED = "Rows in the order of the input; one that is ready waits for those before it."
 
 
@@ -87,16 +89,25 @@ class StageConfig(BaseModel):
     @model_validator(mode="after")
     def _keep_the_input(self) -> StageConfig:
         """No output may be one of the inputs: it would be emptied before it is read."""
+        from rlaif_cli import inputs  # `rlaif --help` needs the fields alone, and soon
+
         outputs = {name: getattr(self, name, None) for name in ("output", "fix", "held_out")}
         for where, output in outputs.items():
             if output in (None, "-"):
                 continue
+            if "://" in output:
+                hint = "write here, then `rlaif data shard`, and upload the shards"
+                raise ValueError(f"--{where.replace('_', '-')} '{output}': outputs are files of this machine; {hint}")
             if not Path(output).name:
                 raise ValueError(f"--{where.replace('_', '-')} '{output}' names no file")
             written = {Path(output).resolve(), Path(output).with_suffix(".items.jsonl").resolve()}
             for name in type(self).model_fields:
                 value = getattr(self, name)
-                if name != where and isinstance(value, str) and value and Path(value).resolve() in written:
+                if name == where or not isinstance(value, str) or not value:
+                    continue
+                if Path(value).resolve() in written or (
+                    name in DATA_FIELDS and any(inputs.reads(value, path) for path in written)
+                ):
                     raise ValueError(f"the output would replace an input: {value}")
         return self
 
@@ -188,7 +199,7 @@ class GenerateConfig(EngineConfig):
         "rlaif generate prompts.jsonl --model smollm2-135m -n 4 -o candidates.jsonl",
         "rlaif generate hf:org/prompts:train --model org/model --max-tokens 512 | gzip > candidates.jsonl.gz",
     )
-    prompts: str = setting(help="JSONL of prompts, - for stdin, or hf:org/name:split.", argument=True)
+    prompts: str = setting(help=f"JSONL of prompts: {FROM}.", argument=True)
     output: str = setting("-", "Where the candidates go; - is stdout.", short="-o", output=False)
     model: str = setting(help="A built-in model, a folder, a .gguf file or a hub name.")
     n: int = setting(4, "Responses a prompt.", short="-n", ge=1)
@@ -212,7 +223,7 @@ class ReviseConfig(EngineConfig):
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif revise prompts.jsonl --model org/model --constitution harmlessness --rounds 2 -o revisions.jsonl",
     )
-    prompts: str = setting(help="JSONL of prompts, - for stdin, or hf:org/name:split.", argument=True)
+    prompts: str = setting(help=f"JSONL of prompts: {FROM}.", argument=True)
     output: str = setting("-", "Where the revisions go; - is stdout.", short="-o", output=False)
     model: str = setting(help="A built-in model, a folder, a .gguf file or a hub name.")
     constitution: str = setting(help="A shipped constitution's name, or a YAML file.")
@@ -305,7 +316,7 @@ class LabelConfig(CompareConfig):
         "rlaif label candidates.jsonl --judge org/judge --constitution helpfulness -o preferences.jsonl",
         "rlaif label - --judge gpt --engine openai --base-url http://127.0.0.1:8000/v1 --constitution my.yaml < c",
     )
-    candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
+    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
     output: str = setting("-", "Where the preferences go; - is stdout.", short="-o", output=False)
     pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
     ordered: bool = setting(False, ORDERED)
@@ -317,7 +328,7 @@ class AnnotateConfig(InputConfig):
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif annotate candidates.jsonl -o human.jsonl --annotator ann --labels preferences.jsonl",
     )
-    candidates: str = setting(help="JSONL of candidates.", argument=True)
+    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
     output: str = setting(help="Where the answers go: human pairs, as `rlaif eval alignment` reads them.", short="-o")
     annotator: str = setting(help="Who answers; several people may share one file.", min_length=1)
     pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
@@ -333,7 +344,7 @@ class AuditConfig(InputConfig):
         "rlaif audit preferences.jsonl",
         "rlaif audit preferences.jsonl --strict --json > audit.json",
     )
-    preferences: str = setting(help="JSONL of preferences, or - for stdin.", argument=True)
+    preferences: str = setting(help=f"JSONL of preferences: {FROM}.", argument=True)
     skip_invalid: bool = setting(False, "Go on without lines that cannot be used; they are counted.")
     as_json: bool = setting(False, "The findings as one JSON object.", flag="--json", output=False)
     strict: bool = setting(False, "Exit code 3 when a check says stop.", output=False)
@@ -342,14 +353,22 @@ class AuditConfig(InputConfig):
 class DataConfig(InputConfig):
     """A file of records."""
 
-    records: str = setting(help="JSONL of records, - for stdin, or hf:org/name:split.", argument=True)
+    records: str = setting(help=f"JSONL of records: {FROM}.", argument=True)
     kind: Kind | None = setting(
         None,
         "prompts, candidates, preferences, pairs, demonstrations or revisions. Default: what the first row looks like.",
     )
 
 
-class ValidateConfig(DataConfig):
+class ParallelConfig(DataConfig):
+    """Records whose files are read side by side."""
+
+    num_workers: int | None = setting(
+        None, "Processes that read the files of an input side by side. Default: one a core.", ge=1, output=False
+    )
+
+
+class ValidateConfig(ParallelConfig):
     """Every fault of a file, by line and field."""
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -362,7 +381,7 @@ class ValidateConfig(DataConfig):
     )
 
 
-class StatsConfig(DataConfig):
+class StatsConfig(ParallelConfig):
     """What is in a file: rows, prompts, repeats, lengths, labels, sources."""
 
     examples: ClassVar[tuple[str, ...]] = ("rlaif data stats preferences.jsonl",)
@@ -417,13 +436,35 @@ class SplitConfig(RewriteConfig):
     fraction: float = setting(0.1, "The share of the prompts held out.", gt=0, lt=1)
 
 
-class DedupeConfig(RewriteConfig):
+class DedupeConfig(RewriteConfig, ParallelConfig):
     """Without rows that say again what an earlier one says."""
 
     examples: ClassVar[tuple[str, ...]] = ("rlaif data dedupe prompts.jsonl --by prompt -o distinct.jsonl",)
     by: Literal["content", "prompt"] = setting(
         "content", "content: prompt and responses are equal; prompt: one row a prompt."
     )
+
+
+class ShardConfig(StageConfig):
+    """An input as many files, in a new folder. Lines are copied as they are, without a look at what they say."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "rlaif data shard preferences.jsonl --rows 100000 -o shards",
+        "rlaif data shard 's3://bucket/part-*.jsonl' --megabytes 256 -o shards",
+    )
+    records: str = setting(help=f"JSONL of records: {FROM}.", argument=True)
+    output: str = setting(
+        help="The folder of the shards, NAME-00000-of-00012.jsonl.zst and so on.", short="-o", output=False
+    )
+    rows: int | None = setting(None, "Rows of a shard.", ge=1)
+    megabytes: int | None = setting(None, "MB of text, before compression, from which on a shard is full.", ge=1)
+    compress: Literal["zst", "gz", "none"] = setting("zst", "zst, gz or none.")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> ShardConfig:
+        if (self.rows is None) == (self.megabytes is None):
+            raise ValueError("a shard needs a size: either --rows or --megabytes")
+        return self
 
 
 class TrainConfig(InputConfig):
@@ -502,7 +543,7 @@ class SftConfig(EpochsConfig):
         "rlaif sft chats.jsonl --model org/model --lora-rank 16 -o sft",
     )
     records: str = setting(
-        help="JSONL of prompts with a response, completion, chosen or messages; or -.", argument=True
+        help=f"JSONL of prompts with a response, completion, chosen or messages: {FROM}.", argument=True
     )
     max_length: int = setting(2048, "Prompt and response together, tokens; longer records are refused.", ge=8)
     all_rounds: bool = setting(False, "Of `rlaif revise`: learn the revisions of every round, not the last alone.")
@@ -515,7 +556,7 @@ class RewardModelConfig(EpochsConfig):
         "rlaif train-rm preferences.jsonl --model org/model -o rm",
         "rlaif train-rm preferences.jsonl --model org/model --human people.jsonl --patience 3 --eval-every 20 -o rm",
     )
-    preferences: str = setting(help="JSONL of preferences, or - for stdin.", argument=True)
+    preferences: str = setting(help=f"JSONL of preferences: {FROM}.", argument=True)
     max_length: int = setting(1024, "Prompt and response together, tokens; longer pairs are refused.", ge=8)
     margin: float = setting(0.0, "Asked of r_chosen - r_rejected beyond what the label asks.", ge=0)
     centering: float = setting(0.0, "eta in eta (r_chosen + r_rejected)^2.", ge=0)
@@ -592,7 +633,7 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
         "rlaif ppo prompts.jsonl --model org/model --reward-model rm --steps 200 -o policy",
         "rlaif ppo prompts.jsonl --model org/model --judge org/judge --constitution helpfulness -o policy",
     )
-    prompts: str = setting(help="JSONL of prompts, or - for stdin.", argument=True)
+    prompts: str = setting(help=f"JSONL of prompts: {FROM}.", argument=True)
     engine: EngineName = setting("vllm", "What samples the rollouts, and runs a judge: vllm, transformers or fake.")
     system: str | None = setting(None, "A system prompt for every prompt.")
     steps: int = setting(100, "Rollout and update rounds.", ge=1)
@@ -691,7 +732,7 @@ class AlignmentConfig(CompareConfig):
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif eval alignment human.jsonl --judge org/judge --constitution helpfulness -o alignment.json",
     )
-    pairs: str = setting(help="JSONL of response pairs with human preferences, or - for stdin.", argument=True)
+    pairs: str = setting(help=f"JSONL of response pairs with human preferences: {FROM}.", argument=True)
     output: str = result_output()
 
 
@@ -716,7 +757,7 @@ class HarmlessRateConfig(JudgeConfig):
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif eval harmless-rate after.jsonl --judge org/judge --constitution harmlessness -o harmless.json",
     )
-    candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
+    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
     constitution: str = setting("harmlessness", "A shipped constitution's name, or a YAML file.")
     principles: tuple[str, ...] = setting(("all",), "'all', or the ids of those to ask.")
     output: str = result_output()
@@ -735,7 +776,7 @@ class RewardConfig(RewardSourceConfig):
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif eval reward after.jsonl --baseline before.jsonl --reward-model rm -o reward.json",
     )
-    candidates: str = setting(help="JSONL of candidates.", argument=True)
+    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
     baseline: str | None = setting(None, "Other candidates for the same prompts, to compare with.")
     output: str = result_output()
     engine: EngineName | None = setting(None, "What runs a judge. Default: vllm; fake where the judge is 'fake'.")
@@ -749,7 +790,7 @@ class BestOfNConfig(CompareConfig):
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif eval best-of-n candidates.jsonl --reward-model rm --judge J --constitution helpfulness -o best.json",
     )
-    candidates: str = setting(help="JSONL of candidates, or - for stdin.", argument=True)
+    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
     reward_model: Judges = setting(help="A reward model's folder. Several times: the mean of their normalised rewards.")
     output: str = result_output()
     precision: Precision = setting("auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.")
@@ -760,7 +801,9 @@ class RewardModelEvalConfig(InputConfig):
     """How often a reward model agrees with people or with labels, beside the rule that the longer response wins."""
 
     examples: ClassVar[tuple[str, ...]] = ("rlaif eval reward-model human.jsonl --reward-model rm -o quality.json",)
-    pairs: str = setting(help="JSONL of response pairs with human preferences, or of preferences; or -.", argument=True)
+    pairs: str = setting(
+        help=f"JSONL of response pairs with human preferences, or of preferences: {FROM}.", argument=True
+    )
     reward_model: Judges = setting(help="A reward model's folder. Several times: their probabilities are averaged.")
     output: str = result_output()
     max_length: int = setting(1024, "Prompt and response together, tokens; longer pairs are refused.", ge=8)

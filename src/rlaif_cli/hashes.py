@@ -35,6 +35,10 @@ class HashSet:
         self._added.append(hash64(*texts))
         self._sorted = None
 
+    def update(self, other: HashSet) -> None:
+        self._added.extend(other._added)
+        self._sorted = None
+
     def __contains__(self, text: str) -> bool:
         """Sorts what came since the last question: made for adding all first, then asking."""
         if self._sorted is None:

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
-import os
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from rlaif_cli import console
-from rlaif_cli.compression import MAX_LINE, lines
+from rlaif_cli.compression import MAX_LINE, content_sha256
 from rlaif_cli.errors import InputError
 from rlaif_cli.hashes import HashSet, hash64
+from rlaif_cli.inputs import InputFile, files
 from rlaif_cli.output import open_for_writing, read_json, sidecar
 from rlaif_cli.records import Record
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 CHANGED = "this is not what its manifest says; it was changed after it was made"
-_ENOUGH_FAULTS = 1000  # after so many the rest of a file is not looked at, unless they are to be skipped
-
+_ENOUGH_FAULTS = 1000  # after so many the rest of an input is not looked at, unless they are to be skipped
+Each = Callable[..., Iterator[Any]]  # called as the built-in `map` is
 
 MAX_DEPTH = 100  # pydantic writes no row that is nested 255 deep
 TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
@@ -113,87 +114,87 @@ def parse_record(kind: type[R], line: str) -> R:
 
 
 class Source(Generic[R]):
-    """A checked file of records that can be streamed more than once.
+    """Checked records of one or several files (see `inputs`) that can be streamed more than once.
 
-    `-` (stdin) and `hf:org/name[:split]` are copied to a temporary file first, so that every input is checked whole
-    before an engine starts.
+    Every input is checked whole before an engine starts.
+
+    Args:
+        check: what else may be wrong with a record; None: nothing.
+        each: applies a function to every file, in order: `map`, or that of a pool of processes (without `check`).
 
     Attributes:
         count: how many good records there are.
-        sha256: of the file's bytes.
         rejected: how many lines were put aside (with `skip_invalid`).
 
     Raises:
-        InputError: the file is missing, empty, or has faults (all of the first 20 are reported).
+        InputError: a file is missing, there are no records, or faults (all of the first 20 are reported).
     """
 
     def __init__(
         self,
-        path: str,
+        address: str,
         kind: type[R],
         *,
         skip_invalid: bool = False,
         rejected_path: Path | None = None,
         check: Callable[[R], str | None] | None = None,
+        each: Each = map,
     ) -> None:
-        self.name = "stdin" if path == "-" else path
+        self.name = "stdin" if address == "-" else address
         self.kind = kind
-        self._path = local_copy(path)
-        self._bad_lines: dict[int, str] = {}  # line -> reason
-        self._repeated = self._repeated_ids()
-        self._first_lines: dict[str, int] = {}  # of repeated ids
+        self.files = files(address)
+        self._each = each
+        self._bad_lines: list[dict[int, str]] = []  # of every file: line -> reason
         self._check_whole(skip_invalid, rejected_path, check)
 
     def __iter__(self) -> Iterator[R]:
         made: Counter[str] = Counter()
-        for number, line in self._lines():
-            if number in self._bad_lines:
-                continue
-            row = parse_json(line.decode("utf-8"))
-            record = self.kind.model_validate(row)
-            if row.get("id") is None and hash64(record.id) in self._made_again:
-                made[record.id] += 1  # made from the content: equal rows are told apart by a count
-                if made[record.id] > 1:
-                    record = record.model_copy(update={"id": f"{record.id}-{made[record.id]}"})
-            yield record
+        for file, bad in zip(self.files, self._bad_lines, strict=True):
+            for record, has_id in _good_records(file, bad, self.kind):
+                if not has_id and hash64(record.id) in self._made_again:
+                    made[record.id] += 1  # made from the content: equal rows are told apart by a count
+                    if made[record.id] > 1:
+                        record = record.model_copy(update={"id": f"{record.id}-{made[record.id]}"})
+                yield record
 
     def __len__(self) -> int:
         return self.count
 
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        return lines(self._path)
+    def by_file(self, function: Callable[[Iterable[R]], T]) -> Iterator[T]:
+        """What a function makes of the records of each file, in order; ids that were made may stand there twice."""
+        return self._each(partial(_of_records, kind=self.kind, function=function), self.files, self._bad_lines)
 
-    def _repeated_ids(self) -> frozenset[int]:
-        """The hashes of given ids that stand in the file more than once."""
-        ids = HashSet()
-        for _, line in self._lines():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(row, dict) and isinstance(row.get("id"), str | int):
-                ids.add(str(row["id"]))
-        return ids.repeated()
+    @cached_property
+    def sha256(self) -> str:
+        """Of all lines; however they are spread over files."""
+        return content_sha256(*(file.path for file in self.files))
 
     def _check_whole(
         self, skip_invalid: bool, rejected_path: Path | None, check: Callable[[R], str | None] | None
     ) -> None:
-        digest, made, total = hashlib.sha256(), HashSet(), 0
-        for number, line in self._lines():
-            total += 1
-            digest.update(line)
-            reason = self._fault(number, line, made, check)
-            if reason:
-                self._bad_lines[number] = sys.intern(reason)
-            if len(self._bad_lines) >= _ENOUGH_FAULTS and not skip_invalid:
+        given, made, total = HashSet(), HashSet(), 0
+        for ids in self._each(_given_ids, self.files):
+            given.update(ids)
+        look = _Look(self.kind, check, given.repeated(), math.inf if skip_invalid else _ENOUGH_FAULTS)
+        first: dict[str, tuple[InputFile, int]] = {}  # where a repeated id stands first
+        for file, found in zip(self.files, self._each(look, self.files), strict=True):
+            for number, name in found.repeated:
+                before, line = first.setdefault(name, (file, number))
+                if (before, line) != (file, number):
+                    place = f"line {line}" if before == file else f"{before.name} line {line}"
+                    found.faults[number] = sys.intern(f"the id '{name}' was used before, in {place}")
+            self._bad_lines.append(dict(sorted(found.faults.items())))
+            made.update(found.made)
+            total += found.lines
+            if sum(map(len, self._bad_lines)) >= look.enough:
                 break
-        self.sha256 = digest.hexdigest()
-        self.rejected = len(self._bad_lines)
+        self.rejected = sum(map(len, self._bad_lines))
         self.count = total - self.rejected
         self._made_again = made.repeated()
         self._warn_of_its_run()
         if total == 0:
-            raise InputError("the file holds no records", where=self.name, hint="one JSON object a line")
+            what = "the file holds" if len(self.files) == 1 else "the files hold"
+            raise InputError(f"{what} no records", where=self.name, hint="one JSON object a line")
         faults = self.faults
         if faults and not skip_invalid:
             raise InputError(
@@ -204,29 +205,110 @@ class Source(Generic[R]):
             )
         if self.count == 0:
             raise InputError("no line can be used", where=self.name, faults=faults)
-        if self._bad_lines and rejected_path:
+        if faults and rejected_path:
             self._write_rejected(rejected_path)
 
     def _warn_of_its_run(self) -> None:
         """An input that a run of ours has not finished, or that was changed since, is used, but never in silence."""
-        if sidecar(self._path, "run.json").exists():
-            console.warn_once(f"{self.name}: the run that makes this file is not finished; there may be rows to come")
-        elif is_changed(self._path, self.sha256):
-            console.warn_once(f"{self.name}: {CHANGED}")
+        for file in self.files:
+            if sidecar(file.path, "run.json").exists():
+                console.warn_once(
+                    f"{file.name}: the run that makes this file is not finished; there may be rows to come"
+                )
+            else:
+                self._warn_if_changed(file.name, sidecar(file.path, "manifest.json"), [file])
+        self._warn_if_changed(self.name, Path(self.name) / "manifest.json", self.files)  # a folder of shards
+
+    def _warn_if_changed(self, name: str, manifest: Path, files: list[InputFile]) -> None:
+        if not manifest.exists():
+            return
+        now = self.sha256 if files == self.files else content_sha256(*(file.path for file in files))
+        if is_changed(manifest, now):
+            console.warn_once(f"{name}: {CHANGED}")
 
     @property
     def faults(self) -> list[str]:
         """Every line that cannot be used, and why."""
-        return [f"{self.name} line {number}: {reason}" for number, reason in self._bad_lines.items()]
+        return [
+            f"{file.name} line {number}: {reason}"
+            for file, bad in zip(self.files, self._bad_lines, strict=False)
+            for number, reason in bad.items()
+        ]
 
     def _write_rejected(self, path: Path) -> None:
-        with open_for_writing(path, "w") as file:
-            for number, line in self._lines():
-                if reason := self._bad_lines.get(number):
-                    row = {"line": number, "reason": reason, "text": line.decode("utf-8", "replace")}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        with open_for_writing(path, "w") as out:
+            for file, bad in zip(self.files, self._bad_lines, strict=True):
+                for number, line in file.lines() if bad else ():
+                    if reason := bad.get(number):
+                        out.write(rejected_row(file, number, reason, line))
 
-    def _fault(self, number: int, line: bytes, made: HashSet, check: Callable[[R], str | None] | None) -> str | None:
+
+def rejected_row(file: InputFile, number: int, reason: str, line: bytes) -> str:
+    """A row of a file of rejected lines."""
+    row = {"file": file.name, "line": number, "reason": reason, "text": line.decode("utf-8", "replace")}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+# What is done with a file: functions of modules, for they may run in other processes.
+
+
+@dataclass
+class _Found:
+    """What a look at a file's lines brought.
+
+    Attributes:
+        lines: how many there are.
+        faults: line -> reason.
+        repeated: (line, id) of good records whose id, not a made one, stands in the input more than once.
+        made: the ids that were made from the content.
+    """
+
+    lines: int = 0
+    faults: dict[int, str] = field(default_factory=dict)
+    repeated: list[tuple[int, str]] = field(default_factory=list)
+    made: HashSet = field(default_factory=HashSet)
+
+
+def _given_ids(file: InputFile) -> HashSet:
+    ids = HashSet()
+    for _, line in file.lines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("id"), str | int):
+            ids.add(str(row["id"]))
+    return ids
+
+
+@dataclass(frozen=True)
+class _Look(Generic[R]):
+    """Looks at every line of a file.
+
+    Attributes:
+        check: not asked of a record whose id was seen before, which is fault enough.
+        repeated: the hashes of given ids that stand in the input more than once.
+        enough: faults after which the rest of the file is not looked at.
+        seen: repeated ids that were met; where it all happens in one process, in earlier files too.
+    """
+
+    kind: type[R]
+    check: Callable[[R], str | None] | None
+    repeated: frozenset[int]
+    enough: float
+    seen: set[str] = field(default_factory=set)
+
+    def __call__(self, file: InputFile) -> _Found:
+        found = _Found()
+        for number, line in file.lines():
+            found.lines += 1
+            if reason := self._fault(number, line, found):
+                found.faults[number] = sys.intern(reason)
+            if len(found.faults) >= self.enough:
+                break
+        return found
+
+    def _fault(self, number: int, line: bytes, found: _Found) -> str | None:
         if len(line) > MAX_LINE:
             return f"longer than {MAX_LINE >> 20} MiB"
         try:
@@ -240,69 +322,31 @@ class Source(Generic[R]):
         except RecursionError:
             return TOO_DEEP
         if row.get("id") is None:
-            made.add(record.id)
-        elif hash64(record.id) in self._repeated:
-            first = self._first_lines.setdefault(record.id, number)
-            if first != number:
-                return f"the id '{record.id}' was used before, in line {first}"
-        return check(record) if check else None
+            found.made.add(record.id)
+        elif hash64(record.id) in self.repeated:
+            found.repeated.append((number, record.id))
+            if record.id in self.seen:
+                return None  # told when all files were looked at: only then is it known where it stands first
+            self.seen.add(record.id)
+        return self.check(record) if self.check else None
 
 
-def is_changed(path: Path, sha256: str) -> bool:
-    """Whether a file of that content is another than its manifest says."""
-    manifest, recorded = sidecar(path, "manifest.json"), None
+def is_changed(manifest: Path, sha256: str) -> bool:
+    """Whether what has this content now is another than its manifest says."""
+    recorded = None
     if manifest.exists():
         with contextlib.suppress(InputError):  # a file of that name which is none of ours
             recorded = read_json(manifest).get("sha256")
     return isinstance(recorded, str) and recorded != sha256
 
 
-def raw_lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not blank, by their number, whatever stands in them."""
-    return lines(local_copy(path))
+def _good_records(file: InputFile, bad_lines: Container[int], kind: type[R]) -> Iterator[tuple[R, bool]]:
+    """Each with whether its id stands in the file, and was not made."""
+    for number, line in file.lines():
+        if number not in bad_lines:
+            row = parse_json(line.decode("utf-8"))
+            yield kind.model_validate(row), row.get("id") is not None
 
 
-def local_copy(path: str) -> Path:
-    """A file that can be read more than once: of stdin and of hub datasets a temporary copy, made once."""
-    if path == "-" or path.startswith("hf:"):
-        if path not in _TEMPORARY:
-            _TEMPORARY[path] = _spool(sys.stdin.buffer if path == "-" else _hub_rows(path))
-        return _TEMPORARY[path]
-    if os.path.isdir(path):
-        raise InputError("this is a folder, not a file", where=path)
-    if not os.path.exists(path):
-        raise InputError("there is no such file", where=path, hint="give a path to a JSONL file, or - for stdin")
-    if not os.access(path, os.R_OK):
-        raise InputError("the file cannot be read", where=path, hint="check its permissions")
-    return Path(path)
-
-
-def _spool(stream: IO[bytes] | Iterable[bytes]) -> Path:
-    with tempfile.NamedTemporaryFile(prefix="rlaif-", suffix=".jsonl", delete=False) as copy:
-        for block in stream:
-            copy.write(block)
-    return Path(copy.name)
-
-
-_TEMPORARY: dict[str, Path] = {}
-
-
-def remove_temporary_files() -> None:
-    """Called once, when the program ends."""
-    while _TEMPORARY:
-        _TEMPORARY.popitem()[1].unlink(missing_ok=True)
-
-
-def _hub_rows(address: str) -> Iterator[bytes]:
-    name, _, split = address.removeprefix("hf:").partition(":")
-    try:
-        from datasets import load_dataset
-
-        rows = load_dataset(name, split=split or "train")
-    except Exception as error:  # datasets raises a dozen kinds, most of them about the network
-        raise InputError(
-            f"the dataset cannot be loaded: {type(error).__name__}: {error}",
-            where=address,
-            hint="hf:org/name:split; is the hub within reach, and the name right?",
-        ) from error
-    return (json.dumps(row, default=str).encode() + b"\n" for row in rows)
+def _of_records(file: InputFile, bad_lines: Container[int], kind: type[R], function: Callable[[Iterable[R]], T]) -> T:
+    return function(record for record, _ in _good_records(file, bad_lines, kind))

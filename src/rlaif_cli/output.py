@@ -12,6 +12,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from pydantic import BaseModel
 
 from rlaif_cli import __version__
 from rlaif_cli.compression import content_sha256, is_compressed_name, members, open_to_append
+from rlaif_cli.config import DATA_FIELDS
 from rlaif_cli.errors import InputError, RlaifError, UsageError
 from rlaif_cli.hashes import HashSet
 
@@ -195,12 +197,42 @@ def new_file(output: str, manifest: dict[str, Any], *, overwrite: bool = False) 
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def new_folder(output: str, manifest: dict[str, Any], *, overwrite: bool = False) -> Iterator[Path]:
+    """Where to put the files of a folder that is there whole or not at all; `manifest` is written when they are there.
+
+    Raises:
+        UsageError: it is there already, and is not to be overwritten or is none that was made so.
+    """
+    path = Path(output)
+    stage = manifest["stage"]
+    if path.exists() and not overwrite:
+        raise UsageError("this exists", where=output, hint="choose another -o, or --overwrite to replace it")
+    if path.exists() and read_json(path / "manifest.json", error=UsageError).get("stage") != stage:
+        raise UsageError("only what the same command made is replaced", where=output, hint="choose another -o")
+    _remove_left_over(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        write_json(temporary / "manifest.json", {"rlaif": __version__, **manifest})
+        fsync_tree(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(output, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _remove_left_over(path: Path) -> None:
-    """What `new_file` began for this path in processes that were killed."""
+    """What `new_file` and `new_folder` began for this path in processes that were killed."""
     for old in path.parent.glob(f".*.{escape(path.name)}"):
         owner = old.name.split(".")[1]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc/self").exists():
-            old.unlink(missing_ok=True)
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
 
 
 def _write_line(file: Any, line: str, where: str) -> None:
@@ -215,6 +247,8 @@ def _write_line(file: Any, line: str, where: str) -> None:
 def refuse_other_settings(record: dict[str, Any], now: dict[str, Any], where: Path) -> None:
     """Going on with other settings would mix two runs in one file.
 
+    An input is what stands in it: its name, or over how many files it is spread, is no setting of the output.
+
     Args:
         record: what was written of the run that began it: its `settings`, and its `output` then.
         now: the settings.
@@ -228,7 +262,8 @@ def refuse_other_settings(record: dict[str, Any], now: dict[str, Any], where: Pa
         before, told = (_seen_from(folder, each) for folder, each in ((record["output"], before), (where, now)))
     else:
         told = now
-    names = sorted(before.keys() | now.keys())
+    hashed = [name for name, sha256 in input_hashes(now).items() if sha256 is not None]
+    names = sorted((before.keys() | now.keys()) - set(hashed))
     differing = [
         _difference(name, record["settings"].get(name), now.get(name))
         for name in names
@@ -252,6 +287,15 @@ def _seen_from(output: str | Path, value: Any) -> Any:
     if isinstance(value, str) and folder.parts and Path(value).is_relative_to(folder):
         return f"{{folder}}/{Path(value).relative_to(folder)}"
     return value
+
+
+def input_hashes(settings: dict[str, Any]) -> dict[str, str | None]:
+    """The sha256 of every file of records that recorded settings name; None where none was recorded."""
+    named = [name for name in DATA_FIELDS if isinstance(settings.get(name), str)]
+    found = {name: settings.get(f"{name}_sha256") for name in named}
+    if named:
+        found[named[0]] = found[named[0]] or settings.get("input_sha256")
+    return found
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from rlaif_cli import __version__, constitution, metrics, models
 from rlaif_cli.compression import content_sha256
 from rlaif_cli.config import DATA_FIELDS, StageConfig
 from rlaif_cli.errors import InputError
+from rlaif_cli.inputs import files, names_records
 from rlaif_cli.output import beside, file_of, open_for_writing, sidecar, write_json
 
 
@@ -119,8 +119,8 @@ def save(config: StageConfig, result: dict[str, Any], items: Iterable[dict[str, 
 def _settings(config: StageConfig) -> dict[str, Any]:
     """The settings, with the hashes of the files that they name."""
     settings = config.deciding()
-    names = [name for name in DATA_FIELDS if isinstance(settings.get(name), str) and Path(settings[name]).is_file()]
-    settings |= {f"{name}_sha256": content_sha256(Path(settings[name])) for name in names}
+    names = [name for name in DATA_FIELDS if isinstance(settings.get(name), str) and names_records(settings[name])]
+    settings |= {f"{name}_sha256": content_sha256(*(file.path for file in files(settings[name]))) for name in names}
     return settings | judging_hashes(config)
 
 

@@ -1,4 +1,4 @@
-"""rlaif data validate | stats | convert | split | dedupe"""
+"""rlaif data validate | stats | convert | split | dedupe | shard"""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ import typer
 
 from rlaif_cli import console
 from rlaif_cli.commands.options import command, partial
-from rlaif_cli.config import ConvertConfig, DataConfig, DedupeConfig, SplitConfig, StatsConfig, ValidateConfig
+from rlaif_cli.config import (
+    ConvertConfig,
+    DataConfig,
+    DedupeConfig,
+    ShardConfig,
+    SplitConfig,
+    StatsConfig,
+    ValidateConfig,
+)
 from rlaif_cli.errors import EXIT_FAILED
 
-app = typer.Typer(help="Check, mend, count, convert, split or dedupe records.", no_args_is_help=True)
+app = typer.Typer(help="Check, mend, count, convert, split, dedupe or shard records.", no_args_is_help=True)
 
 
 def _kind(config: DataConfig) -> str:
@@ -112,8 +120,20 @@ def _dedupe(config: DedupeConfig) -> int:
     return partial(found["rejected"], str(rejected_path(config.output, "dedupe")))
 
 
+def _shard(config: ShardConfig) -> int:
+    from rlaif_cli.stages.shard import shard
+
+    if config.dry_run:
+        return 0
+    with console.progress("shard") as progress:
+        found = shard(config, progress=progress)
+    console.say(f"shard: {found['rows']} rows in {found['shards']} files in {config.output}")
+    return 0
+
+
 command(app, "validate", ValidateConfig, _validate)
 command(app, "stats", StatsConfig, _stats)
 command(app, "convert", ConvertConfig, _convert)
 command(app, "split", SplitConfig, _split)
 command(app, "dedupe", DedupeConfig, _dedupe)
+command(app, "shard", ShardConfig, _shard)

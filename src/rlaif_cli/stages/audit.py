@@ -11,14 +11,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from rlaif_cli import metrics
+from rlaif_cli.compression import lines
 from rlaif_cli.config import AuditConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.errors import InputError
 from rlaif_cli.hashes import HashSet
+from rlaif_cli.inputs import InputFile, files
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import beside
 from rlaif_cli.records import Preference
@@ -58,8 +59,9 @@ def audit(config: AuditConfig, *, progress: ProgressCallback = no_progress) -> l
     Raises:
         InputError: the file cannot be read as preferences.
     """
-    reasons = _unscored_reasons(config.preferences)
-    if reasons and Path(config.preferences).stat().st_size == 0:
+    given = files(config.preferences)
+    reasons = _unscored_reasons(given)
+    if reasons and all(file.path.stat().st_size == 0 for file in given):
         return [Scored(reasons).finding()]  # the judge labelled none
     source = Source(config.preferences, Preference, skip_invalid=config.skip_invalid)
     if config.dry_run:
@@ -92,14 +94,11 @@ def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
     return {"verdict": worst(findings), "checks": [asdict(finding) for finding in findings]}
 
 
-def _unscored_reasons(preferences: str) -> Counter[str]:
-    """How often which reason stands in the file of unscored rows that `label` left beside its output."""
+def _unscored_reasons(preferences: Iterable[InputFile]) -> Counter[str]:
+    """How often which reason stands in the files of unscored rows that `label` left beside its outputs."""
     reasons: Counter[str] = Counter()
-    path = beside(preferences, "label", "unscored")
-    if preferences == "-" or not Path(preferences).exists() or not path.exists():
-        return reasons
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
+    for path in (beside(str(file.path), "label", "unscored") for file in preferences):
+        for number, line in lines(path) if path.exists() else ():
             try:
                 reason = str(json.loads(line)["reason"])
             except (ValueError, KeyError, TypeError) as error:

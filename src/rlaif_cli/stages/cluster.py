@@ -158,7 +158,7 @@ def planned(steps: Sequence[Step], prompts: int | None) -> list[tuple[Step, Plan
         source = next((str(getattr(first, name)) for name in DATA_FIELDS if getattr(first, name, None)), None)
         if source is None:
             raise InputError("the first stage reads no file of records", where=steps[0].name)
-        there = measure(Path(source))
+        there = measure(source)
         files[source] = File(prompts, there.responses, there.prompt, there.response)
     # What a replica of `--engine ray` holds is vLLM.
     return [(step, replace(each, work=each.work and tuple(map(_vllm, each.work)))) for step, each in plan(steps, files)]

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import threading
 from array import array
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlaif_cli.compression import content_sha256
-from rlaif_cli.config import ConvertConfig, DataConfig, DedupeConfig, SplitConfig
+from rlaif_cli.config import ConvertConfig, DataConfig, DedupeConfig, ParallelConfig, SplitConfig, StatsConfig
 from rlaif_cli.console import ProgressCallback, no_progress
-from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.errors import InputError, RlaifError, UsageError
 from rlaif_cli.formats import FORMATS, NO_STATUS, NOT_SUBMITTED
 from rlaif_cli.hashes import HashSet, hash64
-from rlaif_cli.jsonl import Source, is_changed, raw_lines
+from rlaif_cli.inputs import files, raw_lines
+from rlaif_cli.jsonl import Each, Source, is_changed
 from rlaif_cli.output import new_file, read_json, rejected_path, sidecar
+from rlaif_cli.rates import cores
 from rlaif_cli.records import (
     Candidates,
     Demonstration,
@@ -49,7 +60,7 @@ def kind_of(config: DataConfig) -> str:
     """
     if config.kind is not None:
         return config.kind
-    for _, line in raw_lines(config.records):
+    for _, _, line in raw_lines(config.records):
         try:
             row = json.loads(line.strip().rstrip(b","))  # also of a file that is yet to be mended
         except (ValueError, RecursionError):
@@ -76,14 +87,15 @@ def _looks_like(row: dict[str, Any]) -> str:
     return "prompts"
 
 
-def faults(config: DataConfig, kind: str) -> tuple[int, list[str]]:
+def faults(config: ParallelConfig, kind: str) -> tuple[int, list[str]]:
     """(good records, every fault by line and field).
 
     Raises:
         InputError: the file cannot be read at all.
     """
     try:
-        source = Source(config.records, KINDS[kind], skip_invalid=True)
+        with _each_file(config) as each:
+            source = Source(config.records, KINDS[kind], skip_invalid=True, each=each)
     except InputError as error:
         if not error.faults:
             raise
@@ -91,9 +103,43 @@ def faults(config: DataConfig, kind: str) -> tuple[int, list[str]]:
     return len(source), source.faults
 
 
-def _source(config: DataConfig, kind: type[Record], output: str, stage: str) -> Source[Any]:
+def _source(config: DataConfig, kind: str, output: str, stage: str, each: Each = map) -> Source[Any]:
     aside = rejected_path(output, stage)
-    return Source(config.records, kind, skip_invalid=config.skip_invalid, rejected_path=aside)
+    return Source(config.records, KINDS[kind], skip_invalid=config.skip_invalid, rejected_path=aside, each=each)
+
+
+@contextlib.contextmanager
+def _each_file(config: ParallelConfig) -> Iterator[Each]:
+    """A `map` over the files of an input: by several processes, where there are several files."""
+    many = min(len(files(config.records)), config.num_workers or cores())
+    if many == 1:
+        yield map
+        return
+    # Not by fork: a bar's thread may hold a lock at that moment.
+    with ProcessPoolExecutor(many, get_context("spawn"), initializer=_begin_worker) as pool:
+        try:
+            yield pool.map
+        except BrokenProcessPool as error:
+            hint = "it may have run out of memory; --num-workers takes fewer"
+            raise RlaifError("a worker process was ended from outside", where=config.records, hint=hint) from error
+        except BaseException:  # nobody waits for what the others still do
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.terminate()
+            raise
+
+
+def _begin_worker() -> None:
+    """Ctrl-C ends a worker without a word, and it outlives nobody: not even a parent that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 # ------------------------------------------------------------------------------------------------ stats
@@ -108,6 +154,9 @@ class Lengths:
     def add(self, text: str) -> None:
         self._found.append(len(text))
 
+    def update(self, other: Lengths) -> None:
+        self._found.extend(other._found)
+
     def as_numbers(self) -> dict[str, Any] | None:
         if not self._found:
             return None
@@ -117,39 +166,78 @@ class Lengths:
         return {name: round(float(value), 1) for name, value in numbers.items()} | {"n": len(found)}
 
 
-def stats(config: DataConfig, kind: str, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
-    """What is in a file: rows, prompts, repeats, lengths in characters, labels, sources."""
-    source = _source(config, KINDS[kind], "-", "stats")
-    prompts, rows, responses = HashSet(), HashSet(), Counter[int]()
-    prompt_lengths, response_lengths, empty = Lengths(), Lengths(), 0
-    labels, names = array("d"), Counter[str]()
-    for count, row in enumerate(source, start=1):
+class Counts:
+    """What `stats` counts, of one file or several."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.prompts, self.contents = HashSet(), HashSet()
+        self.responses, self.sources = Counter[int](), Counter[str]()
+        self.prompt_lengths, self.response_lengths = Lengths(), Lengths()
+        self.empty = 0
+        self.labels = array("d")
+
+    @classmethod
+    def of(cls, rows: Iterable[Any], tell: Callable[[int], None] | None = None) -> Counts:
+        counts = cls()
+        for row in rows:
+            counts.add(row)
+            if tell is not None and counts.rows % 256 == 0:
+                tell(counts.rows)
+        return counts
+
+    def add(self, row: Any) -> None:
         prompt, texts = prompt_text(row.prompt), response_texts(row)
-        prompts.add(prompt)
-        rows.add(prompt, *texts)
-        responses[len(texts)] += 1
-        prompt_lengths.add(prompt)
+        self.rows += 1
+        self.prompts.add(prompt)
+        self.contents.add(prompt, *texts)
+        self.responses[len(texts)] += 1
+        self.prompt_lengths.add(prompt)
         for text in texts:
-            response_lengths.add(text)
-            empty += not text.strip()
+            self.response_lengths.add(text)
+            self.empty += not text.strip()
         label = getattr(row, "p_chosen", getattr(row, "human_fraction_a", None))
         if label is not None:
-            labels.append(label)
-        names[str(getattr(row, "source", None) or getattr(row, "model", None) or row.meta.get("source") or "")] += 1
-        if count % 256 == 0:
-            progress(count, len(source))
+            self.labels.append(label)
+        name = getattr(row, "source", None) or getattr(row, "model", None) or row.meta.get("source")
+        self.sources[str(name or "")] += 1
+
+    def update(self, other: Counts) -> None:
+        self.rows += other.rows
+        self.prompts.update(other.prompts)
+        self.contents.update(other.contents)
+        self.responses.update(other.responses)
+        self.sources.update(other.sources)
+        self.prompt_lengths.update(other.prompt_lengths)
+        self.response_lengths.update(other.response_lengths)
+        self.empty += other.empty
+        self.labels.extend(other.labels)
+
+
+def stats(config: StatsConfig, kind: str, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
+    """What is in a file: rows, prompts, repeats, lengths in characters, labels, sources."""
+    counts = Counts()
+    with _each_file(config) as each:
+        source = _source(config, kind, "-", "stats", each)
+
+        def tell(done: int) -> None:
+            progress(counts.rows + done, len(source))
+
+        for found in source.by_file(partial(Counts.of, tell=tell) if each is map else Counts.of):
+            counts.update(found)
+            tell(0)
     return {
         "kind": kind,
-        "rows": len(source),
+        "rows": counts.rows,
         "rejected": source.rejected,
-        "prompts": len(prompts),
-        "repeated_rows": len(source) - len(rows),
-        "responses_a_row": dict(sorted(responses.items())),
-        "empty_responses": empty,
-        "prompt_characters": prompt_lengths.as_numbers(),
-        "response_characters": response_lengths.as_numbers(),
-        "labels": _label_numbers(labels),
-        "sources": dict(names.most_common(20)) if set(names) != {""} else None,
+        "prompts": len(counts.prompts),
+        "repeated_rows": counts.rows - len(counts.contents),
+        "responses_a_row": dict(sorted(counts.responses.items())),
+        "empty_responses": counts.empty,
+        "prompt_characters": counts.prompt_lengths.as_numbers(),
+        "response_characters": counts.response_lengths.as_numbers(),
+        "labels": _label_numbers(counts.labels),
+        "sources": dict(counts.sources.most_common(20)) if set(counts.sources) != {""} else None,
     }
 
 
@@ -211,7 +299,7 @@ def split(config: SplitConfig, kind: str, *, progress: ProgressCallback = no_pro
 
     Where an interrupted run with the same settings left one of the two, both are made.
     """
-    source = _source(config, KINDS[kind], config.output, "split")
+    source = _source(config, kind, config.output, "split")
     if _half_done(config, source):
         config = config.model_copy(update={"overwrite": True})
     counts: Counter[bool] = Counter()
@@ -233,31 +321,36 @@ def _half_done(config: SplitConfig, source: Source[Any]) -> bool:
     path, part = there[0]
     manifest = sidecar(path, "manifest.json")
     found = read_json(manifest) if manifest.exists() else {}
-    return (found.get("part"), found.get("settings")) == (part, _settings(config, source)) and not is_changed(
-        path, content_sha256(path)
-    )
+    same = (found.get("part"), found.get("settings")) == (part, _settings(config, source))
+    return same and not is_changed(manifest, content_sha256(path))
 
 
 def dedupe(config: DedupeConfig, kind: str, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
     """The first of every set of rows with one content (or one prompt)."""
-    source = _source(config, KINDS[kind], config.output, "dedupe")
-
-    def key(row: Any) -> str:
-        return prompt_text(row.prompt) if config.by == "prompt" else _content(row)
-
-    repeated = HashSet(key(row) for row in source).repeated()
-    seen: set[int] = set()  # of those that are repeated alone
-    kept = 0
+    keys = array("Q")
+    with _each_file(config) as each:
+        source = _source(config, kind, config.output, "dedupe", each)
+        for found in source.by_file(partial(_keys, by=config.by)):
+            keys.extend(found)
+    is_first = np.zeros(len(keys), dtype=bool)
+    is_first[np.unique(np.frombuffer(keys, dtype=np.uint64), return_index=True)[1]] = True
     with _rewritten(config, source) as put:
-        for count, row in enumerate(source, start=1):
-            number = hash64(key(row))
-            if number not in seen:
+        for count, (row, keep) in enumerate(zip(source, is_first, strict=True), start=1):
+            if keep:
                 put(row.model_dump_json(exclude_none=True))
-                kept += 1
-            if number in repeated:
-                seen.add(number)
             progress(count, len(source))
+    kept = int(is_first.sum())
     return {"rows": kept, "repeats": len(source) - kept, "rejected": source.rejected}
+
+
+def _keys(rows: Iterable[Any], by: str) -> array[int]:
+    """Equal for rows of which one is left."""
+    key = _prompt if by == "prompt" else _content
+    return array("Q", (hash64(key(row)) for row in rows))
+
+
+def _prompt(row: Any) -> str:
+    return prompt_text(row.prompt)
 
 
 def _content(row: Any) -> str:

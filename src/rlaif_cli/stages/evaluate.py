@@ -6,7 +6,6 @@ Every number carries its n, the unscored count and an interval; per-item results
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.inputs import names_records
 from rlaif_cli.jsonl import Source
 from rlaif_cli.judge import Approval, Comparison, Judgement, Single, choose_principles, named_principles
 from rlaif_cli.output import beside, rejected_path
@@ -296,15 +296,10 @@ def comparer(
     return lambda texts: [j.p_a for j in _judge(config, constitution, room, engines, texts, no_progress)]
 
 
-def names_candidates(name: str) -> bool:
-    """Whether a side of a win rate is a file of candidates; else it is a model to sample from."""
-    return name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")) or Path(name).is_file()
-
-
 def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool) -> dict[str, Candidates]:
     """A side's responses by prompt id: from its file, or sampled now where it names a model."""
     path = name
-    if not names_candidates(name):
+    if not names_records(name):
         if config.prompts is None:
             raise UsageError(
                 f"'{name}' is not a candidates file; to sample from a model, --prompts is needed",

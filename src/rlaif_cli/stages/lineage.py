@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from rlaif_cli import constitution, models
 from rlaif_cli.compression import content_sha256
-from rlaif_cli.config import DATA_FIELDS, LineageConfig
+from rlaif_cli.config import LineageConfig
 from rlaif_cli.errors import InputError, RlaifError
-from rlaif_cli.output import read_json, sidecar
+from rlaif_cli.inputs import files, is_elsewhere
+from rlaif_cli.output import input_hashes, read_json, sidecar
 
 State = Literal["as recorded", "changed", "missing", "not checked", "no record"]
 
@@ -73,25 +74,22 @@ def _made(
 
 
 def _state(path: Path, manifest: dict[str, Any] | None, recorded: str | None, verify: bool) -> State:
-    """Data files are always hashed; checkpoints only to verify, else their manifest is asked."""
+    """Records are always hashed; checkpoints only to verify, else their manifest is asked."""
     if recorded is None:
         return "no record"
-    if path.is_dir():
-        said = models.checkpoint_hash(path) if verify or manifest is None else manifest.get("checkpoint_sha256")
+    if manifest is not None and "checkpoint_sha256" in manifest:
+        said = models.checkpoint_hash(path) if verify else manifest["checkpoint_sha256"]
     else:
-        said = content_sha256(path)
+        said = content_sha256(*(file.path for file in files(str(path))))
     return "as recorded" if said == recorded else "changed"
 
 
 def _inputs(output: Path, manifest: dict[str, Any], verify: bool, above: tuple[Path, ...]) -> Iterator[Node]:
     settings = manifest["settings"]
-    main = next((name for name in DATA_FIELDS if settings.get(name) is not None), None)
-    for role in DATA_FIELDS:
+    for role, recorded in input_hashes(settings).items():
         if role == "pairs" and manifest.get("stage") == "label":
             continue  # there it is the rule by which pairs are formed
-        if isinstance(name := settings.get(role), str):
-            recorded = settings.get(f"{role}_sha256") or (settings.get("input_sha256") if role == main else None)
-            yield _data(name, role, recorded, verify, above)
+        yield _data(settings[role], role, recorded, verify, above)
     for role in MODELS:
         names = settings.get(role) or ()
         for name in [names] if isinstance(names, str) else names:
@@ -103,14 +101,19 @@ def _inputs(output: Path, manifest: dict[str, Any], verify: bool, above: tuple[P
 
 
 def _data(name: str, role: str, recorded: str | None, verify: bool, above: tuple[Path, ...]) -> Node:
-    path = Path(name)
-    if name == "-" or name.startswith("hf:"):
+    if is_elsewhere(name):
         return Node("stdin" if name == "-" else name, role, None, "not checked", recorded)
-    if not path.exists():
+    try:
+        shards = [file.path for file in files(name)]
+    except InputError:
         return Node(name, role, None, "missing", recorded)
-    if (manifest := manifest_of(path)) is not None:
-        return _made(path, role, manifest, recorded, verify, above)
-    return Node(name, role, None, _state(path, None, recorded, verify), recorded)
+    if (manifest := manifest_of(Path(name))) is not None:
+        return _made(Path(name), role, manifest, recorded, verify, above)
+    node = Node(name, role, None, _state(Path(name), None, recorded, verify), recorded)
+    for path in shards:  # of a pattern or folder, those that were made one by one
+        if (manifest := manifest_of(path)) is not None:
+            node.inputs.append(_made(path, "shard", manifest, manifest.get("sha256"), verify, above))
+    return node
 
 
 def _model(name: str, role: str, recorded: str | None, verify: bool, above: tuple[Path, ...]) -> Node:

@@ -12,7 +12,8 @@ from typing import Any
 
 from rlaif_cli.config import ValidateConfig
 from rlaif_cli.console import ProgressCallback, no_progress
-from rlaif_cli.jsonl import describe, local_copy, parse_json, raw_lines
+from rlaif_cli.inputs import InputFile, files
+from rlaif_cli.jsonl import describe, parse_json, rejected_row
 from rlaif_cli.output import new_file, open_for_writing, rejected_path
 from rlaif_cli.records import Record
 
@@ -35,14 +36,12 @@ def mend(config: ValidateConfig, kind: type[Record], *, progress: ProgressCallba
     manifest = {"stage": "data", "settings": config.deciding()}
     aside = rejected_path(config.fix, "validate")
     with new_file(config.fix, manifest, overwrite=config.overwrite) as put, open_for_writing(aside, "w") as bad:
-        for number, line in mender.lines(config.records):
+        for file, number, line in mender.lines(config.records):
             try:
                 row = mender.row(line)
                 kind.model_validate(row)
             except (ValueError, RecursionError) as error:
-                reason = describe(error)
-                text = line.decode("utf-8", "replace")
-                bad.write(json.dumps({"line": number, "reason": reason, "text": text}) + "\n")
+                bad.write(rejected_row(file, number, describe(error), line))
                 rejected += 1
             else:
                 put(json.dumps(row, ensure_ascii=False))
@@ -64,17 +63,17 @@ class Mender:
         self.mended: Counter[str] = Counter()
         self._ids: Counter[str] = Counter()
 
-    def lines(self, path: str) -> Iterator[tuple[int, bytes]]:
-        """The lines of a file as UTF-8, without what a JSON array has around them."""
-        copy = local_copy(path)
-        for number, line in _decoded(copy) if self._is_utf16(copy) else raw_lines(str(copy)):
-            if line.strip() in (b"[", b"]"):
-                self.mended["a JSON array's brackets"] += 1
-                continue
-            if line.rstrip().endswith(b"},"):
-                self.mended["a comma after a row"] += 1
-                line = line.rstrip()[:-1] + b"\n"
-            yield number, line
+    def lines(self, address: str) -> Iterator[tuple[InputFile, int, bytes]]:
+        """The lines of an input as UTF-8, without what a JSON array has around them."""
+        for file in files(address):
+            for number, line in _decoded(file.path) if self._is_utf16(file.path) else file.lines():
+                if line.strip() in (b"[", b"]"):
+                    self.mended["a JSON array's brackets"] += 1
+                    continue
+                if line.rstrip().endswith(b"},"):
+                    self.mended["a comma after a row"] += 1
+                    line = line.rstrip()[:-1] + b"\n"
+                yield file, number, line
 
     def row(self, line: bytes) -> dict[str, Any]:
         """A line as an object.

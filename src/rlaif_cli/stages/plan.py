@@ -12,14 +12,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from rlaif_cli import constitution as constitutions
-from rlaif_cli.compression import lines
 from rlaif_cli.config import EngineConfig
 from rlaif_cli.engines import FAKE, SERVER, computing_engine, engine_name
 from rlaif_cli.errors import RlaifError
+from rlaif_cli.inputs import raw_lines
 from rlaif_cli.judge import named_principles
 from rlaif_cli.rates import Rate
 from rlaif_cli.records import Candidates, Response
@@ -180,13 +179,13 @@ def _trainer_work(config: Any, model: str, learned: float) -> tuple[Work, ...]:
 
 
 def _file(name: str, files: dict[str, File]) -> File:
-    """Raises: FileNotFoundError: it is neither there nor an earlier step's output."""
-    return files[name] if name in files else measure(Path(name))
+    """Raises: InputError: it is neither there nor an earlier step's output."""
+    return files[name] if name in files else measure(name)
 
 
-def measure(path: Path) -> File:
+def measure(address: str) -> File:
     """Rows, and lengths by the first `_SAMPLED` of them."""
-    sampled = [json.loads(line) for _, line in islice(lines(path), _SAMPLED)]
+    sampled = [json.loads(line) for _, _, line in islice(raw_lines(address), _SAMPLED)]
     sampled = [row for row in sampled if isinstance(row, dict)]
     texts = [
         [each for key in ("responses", "response", "response_a", "chosen") for each in _list(row.get(key))]
@@ -195,7 +194,7 @@ def measure(path: Path) -> File:
     prompts = [row.get("prompt") or row.get("messages") or row.get("instruction") or "" for row in sampled]
     every = [text for row in texts for text in row]
     return File(
-        rows=sum(1 for _ in lines(path)),
+        rows=sum(1 for _ in raw_lines(address)),
         responses=max(map(len, texts), default=0),
         prompt=_mean(_tokens(prompt) for prompt in prompts),
         response=_mean(_tokens(text) for text in every),

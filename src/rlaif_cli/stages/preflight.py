@@ -26,9 +26,8 @@ from rlaif_cli.config import (
 )
 from rlaif_cli.engines import LOCAL, computing_engine
 from rlaif_cli.errors import InputError, RlaifError
-from rlaif_cli.jsonl import local_copy
+from rlaif_cli.inputs import files, is_elsewhere, names_records
 from rlaif_cli.judge import named_principles
-from rlaif_cli.stages.evaluate import names_candidates
 from rlaif_cli.stages.judging import check_principles
 from rlaif_cli.stages.pipeline import Step
 
@@ -83,7 +82,7 @@ def _needs(config: Any) -> Iterator[Need]:
         name = getattr(config, field, None)
         if name is None or (isinstance(config, LabelConfig) and field == "pairs"):
             continue
-        if field not in ("a", "b") or names_candidates(name):
+        if field not in ("a", "b") or names_records(name):
             yield name, _file
     for name in getattr(config, "reward_model", ()):
         yield name, _reward_model
@@ -93,8 +92,8 @@ def _needs(config: Any) -> Iterator[Need]:
 
 
 def _file(name: str) -> None:
-    if name != "-" and not name.startswith("hf:"):  # those can be read once, or cost a download
-        local_copy(name)
+    if not is_elsewhere(name):  # that can be read once, or costs a download
+        files(name)
 
 
 def _reward_model(name: str) -> None:
@@ -130,5 +129,5 @@ def _local_models(config: Any) -> Iterator[str]:
         asked = [config.model]
     elif isinstance(config, JudgeConfig):
         sides = (config.a, config.b) if isinstance(config, WinRateConfig) else ()
-        asked = [*config.judge, *(side for side in sides if not names_candidates(side))]
+        asked = [*config.judge, *(side for side in sides if not names_records(side))]
     yield from (name for name in asked if computing_engine(config, name) in LOCAL)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlaif_cli.errors import InputError
+from rlaif_cli.inputs import names_records
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import beside
 from rlaif_cli.records import PromptRecord, as_messages, prompt_text
@@ -278,7 +279,7 @@ def _held_out(candidates: Path | None, run: Run) -> str:
 def _prompt_texts(path: Path | None) -> set[str]:
     """The prompts of a file of prompts or candidates, without system prompts."""
     try:
-        source = Source(str(path), PromptRecord, skip_invalid=True) if path and path.is_file() else ()
+        source = Source(str(path), PromptRecord, skip_invalid=True) if path and names_records(str(path)) else ()
     except InputError:
         return set()
     messages = ([m for m in as_messages(row.prompt) if m.role != "system"] for row in source)

@@ -10,7 +10,7 @@ from rlaif_cli.compression import content_sha256
 from rlaif_cli.config import AuditConfig, LineageConfig
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.jsonl import CHANGED, is_changed
-from rlaif_cli.output import read_json
+from rlaif_cli.output import read_json, sidecar
 from rlaif_cli.stages.audit import Finding, audit
 from rlaif_cli.stages.lineage import Node, lineage
 from rlaif_cli.stages.report.run import Run
@@ -28,7 +28,7 @@ def damaged(run: Run) -> list[str]:
         try:
             if path.suffix == ".json":
                 read_json(path)
-            if is_changed(path, content_sha256(path)):
+            if is_changed(sidecar(path, "manifest.json"), content_sha256(path)):
                 found.append(f"{path}: {CHANGED}")
         except RlaifError as error:
             found.append(f"{error}; the numbers here are those of the run's summary")

@@ -1,0 +1,85 @@
+"""One input as many files of about equal size, or many as others; what stands in them is not looked at."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli.compression import MAX_LINE, content_sha256, open_to_append
+from rlaif_cli.config import ShardConfig
+from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.errors import InputError
+from rlaif_cli.inputs import files, raw_lines
+from rlaif_cli.output import new_folder
+
+
+def shard(config: ShardConfig, *, progress: ProgressCallback = no_progress) -> dict[str, int]:
+    """Write the shards; the folder has the sha256 of its input, for its lines are the same.
+
+    Returns:
+        rows and shards.
+
+    Raises:
+        InputError: a line is no text, or longer than can be read again.
+        UsageError: the folder exists already.
+    """
+    digest = content_sha256(*(file.path for file in files(config.records)))
+    manifest: dict[str, Any] = {"stage": "data", "settings": config.deciding() | {"input_sha256": digest}}
+    with new_folder(config.output, manifest, overwrite=config.overwrite) as folder:
+        parts, rows = _write(config, folder, progress)
+        if not rows:
+            raise InputError("there are no rows", where=config.records)
+        ending = ".jsonl" if config.compress == "none" else f".jsonl.{config.compress}"
+        name = Path(config.output).name
+        named = [folder / f"{name}-{n:05d}-of-{len(parts):05d}{ending}" for n in range(len(parts))]
+        for part, path in zip(parts, named, strict=True):
+            part.rename(path)
+        manifest |= {"sha256": content_sha256(*named), "counts": {"rows": rows, "shards": len(parts)}}
+    return {"rows": rows, "shards": len(parts)}
+
+
+def _write(config: ShardConfig, folder: Path, progress: ProgressCallback) -> tuple[list[Path], int]:
+    """(the files, in order; rows): how many there will be, and so their names, is known at the end alone."""
+    parts: list[Path] = []
+    rows = 0
+    for number, texts in groupby(_numbered(config), key=itemgetter(0)):
+        parts.append(folder / (f"{number}" if config.compress == "none" else f"{number}.{config.compress}"))
+        with contextlib.closing(open_to_append(parts[-1])) as out:
+            for _, text in texts:
+                out.write(text)
+                rows += 1
+                progress(rows)
+    return parts, rows
+
+
+def _numbered(config: ShardConfig) -> Iterator[tuple[int, str]]:
+    """Every line with the number of its shard."""
+    number, rows, size = 0, 0, 0
+    most = (config.megabytes or 0) * 1_000_000
+    for text, length in _texts(config.records):
+        if rows == config.rows or 0 < most <= size:
+            number, rows, size = number + 1, 0, 0
+        rows, size = rows + 1, size + length
+        yield number, text
+
+
+def _texts(address: str) -> Iterator[tuple[str, int]]:
+    """Lines, each with its bytes. All but the last one have an end, also those with which a file ended without it."""
+    before = None
+    for file, number, line in raw_lines(address):
+        if before is not None:
+            yield before if before[0].endswith("\n") else (before[0] + "\n", before[1] + 1)
+        try:
+            before = line.decode("utf-8"), len(line)
+        except UnicodeDecodeError as error:
+            what = f"line {number} is not UTF-8 at byte {error.start}"
+            hint = "`rlaif data validate --fix NEW` mends an encoding"
+            raise InputError(what, where=file.name, hint=hint) from error
+        if len(line) > MAX_LINE:
+            raise InputError(f"line {number} is longer than {MAX_LINE >> 20} MiB", where=file.name)
+    if before is not None:
+        yield before
