@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from rlaif_cli import console, rates
-from rlaif_cli.engines import CLUSTER
 from rlaif_cli.errors import EngineError
 from rlaif_cli.rates import Rate
 
@@ -20,6 +19,8 @@ def calibrate(work: Iterable[Any]) -> None:
     Raises:
         EngineError: a measurement failed.
     """
+    from rlaif_cli.engines import CLUSTER
+
     known = rates.known()
     here = [each for each in work if each.engine != CLUSTER]
     for each in {each.key: each for each in here if each.key not in known}.values():
