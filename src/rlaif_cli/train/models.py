@@ -12,7 +12,7 @@ from rlaif_cli import models as checkpoints
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import ModelError
 from rlaif_cli.output import read_json
-from rlaif_cli.train import adapters, attention
+from rlaif_cli.train import adapters, attention, distributed
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.ops import gather_logprobs
 from rlaif_cli.train.packing import Packed
@@ -128,6 +128,7 @@ def hidden_states(model: Any, batch: Packed) -> Tensor:
     return states
 
 
+@distributed.computing
 def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
     """log p of every response token, [B, n, R], nats; 0 at padding. Logits are made at real response tokens only."""
     mask = batch.response_mask
@@ -136,12 +137,14 @@ def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
     return found.new_zeros(mask.shape).masked_scatter(mask, found)
 
 
+@distributed.computing
 def rewards(model: Any, batch: Packed) -> Tensor:
     """The reward of every branch, [B, n]: the head at its last token, found from its place, not from a pad id."""
     reward: Tensor = model.score(hidden_states(model, batch)[batch.last])[..., 0].float()
     return reward
 
 
+@distributed.computing
 def values(model: Any, batch: Packed) -> Tensor:
     """The value before each response token, [B, n, R]."""
     value: Tensor = model.score(hidden_states(model, batch)[batch.predictor])[..., 0].float()
