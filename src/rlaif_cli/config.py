@@ -433,8 +433,10 @@ class TrainConfig(InputConfig):
         output=False,
     )
     num_processes: int = setting(
-        1, "Processes on this machine that share the work and the weights, a GPU each where there are GPUs.",
-        ge=1, output=False,
+        1,
+        "Processes on this machine that share the work and the weights, a GPU each where there are GPUs.",
+        ge=1,
+        output=False,
     )
     save_every: int = setting(0, "Steps between checkpoints to resume from; 0: at the end of every epoch.", ge=0)
 

@@ -23,7 +23,6 @@ from rich.tree import Tree
 
 debug = False
 quiet = False  # another process of the same run talks
-shows_progress = True
 _data: IO[str] | None = None
 _PLAIN_EVERY_SECONDS = 10.0
 
@@ -129,7 +128,7 @@ def warn(message: str) -> None:
 @contextmanager
 def progress(title: str) -> Iterator[ProgressCallback]:
     """A bar with rate and ETA on a terminal; a plain line every ten seconds elsewhere."""
-    if quiet or not shows_progress:
+    if quiet:
         yield no_progress
         return
     with _bar(title) if stderr().is_terminal else _lines(title) as callback:

@@ -1,4 +1,4 @@
-"""One of the processes that `commands/launch.py` starts: `python -m rlaif_cli.worker STAGE SETTINGS PROGRESS DEBUG`."""
+"""One of the processes that `commands/launch.py` starts: `python -m rlaif_cli.worker STAGE SETTINGS QUIET DEBUG`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 import typer
 
-from rlaif_cli import __main__  # noqa: F401 - what it sets in the environment comes before other imports
-from rlaif_cli import cli, console
+from rlaif_cli import (
+    __main__,  # noqa: F401 - what it sets in the environment comes before other imports
+    cli,
+    console,
+)
 from rlaif_cli.commands import launch, ppo, sft, train_rm
 from rlaif_cli.config import PPOConfig, RewardModelConfig, SftConfig, TrainConfig
 
@@ -29,10 +32,10 @@ def _root() -> None:
 
 
 @app.command()
-def work(stage: str, settings: str, progress: int, debug: int) -> None:
+def work(stage: str, settings: str, quiet: int, debug: int) -> None:
     _end_with_parent()
     launch.be_quiet()
-    console.debug, console.shows_progress = bool(debug), bool(progress)
+    console.debug, console.quiet = bool(debug), console.quiet or bool(quiet)
     console.guard_stdout()
     config, run = _STAGES[stage]
     launch.as_one_of_several(config.model_validate_json(settings), run, watched=True)

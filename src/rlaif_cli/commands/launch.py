@@ -1,7 +1,7 @@
 """Training in several processes: started here for `--num-processes`, or by torchrun or `accelerate launch`.
 
-The processes are one run: one tells what there is to tell, and where one fails, all end. They are started and watched by
-torch's own launcher.
+The processes are one run: one tells what there is to tell, and where one fails, all end. They are started and watched
+by torch's own launcher.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def run(stage: str, config: TrainConfig, work: Callable[[Any], int]) -> int:
 
 def _check(config: TrainConfig, there: int) -> None:
     if there > 1 and config.num_processes not in (1, there):
-        raise UsageError(f"--num-processes is {config.num_processes}, and there are {there} already", hint="leave it out")
+        what = f"--num-processes is {config.num_processes}, and {there} processes are there already"
+        raise UsageError(what, hint="leave it out")
     for name in DATA_FIELDS:
         if getattr(config, name, None) == "-":
             raise UsageError("several processes cannot read one stdin", hint="give a file")
@@ -102,8 +103,11 @@ def as_one_of_several(config: TrainConfig, work: Callable[[Any], int], *, watche
 # ------------------------------------------------------------------------------------------------ from outside
 
 
-def start(stage: str, config: TrainConfig, *, progress: bool = True) -> dict[str, Any]:
+def start(stage: str, config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
     """Run a stage in `config.num_processes` processes on this machine; returns the summary's numbers.
+
+    Args:
+        quiet: nothing is told of it but an error.
 
     Raises:
         Told: one failed, and said so.
@@ -117,7 +121,7 @@ def start(stage: str, config: TrainConfig, *, progress: bool = True) -> dict[str
     from rlaif_cli.train.folder import MANIFEST
 
     _check(config, 1)
-    worker = ["-m", "rlaif_cli.worker", stage, config.model_dump_json(), str(int(progress)), str(int(console.debug))]
+    worker = ["-m", "rlaif_cli.worker", stage, config.model_dump_json(), str(int(quiet)), str(int(console.debug))]
     with tempfile.TemporaryDirectory(prefix="rlaif-") as logs, _launching(config.num_processes):
         launcher = LaunchConfig(
             min_nodes=1,
@@ -155,7 +159,8 @@ def _failure(codes: Iterator[int]) -> RlaifError:
 @contextmanager
 def _launching(count: int) -> Iterator[None]:
     """What torch's launcher leaves otherwise is put back: signal handlers, its log, threads a process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = threads or str(max(1, (os.cpu_count() or 1) // count))
     logging.disable(logging.CRITICAL)

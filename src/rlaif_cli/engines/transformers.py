@@ -162,7 +162,7 @@ class _Draw:
         self._n, self._keep = sampling.n, keep
         self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self._greedy = sampling.temperature == 0
-        self._warpers = [] if self._greedy else [TemperatureLogitsWarper(float(sampling.temperature))]
+        self._warpers: list[Any] = [] if self._greedy else [TemperatureLogitsWarper(float(sampling.temperature))]
         if not self._greedy and sampling.top_p < 1:
             self._warpers.append(TopPLogitsWarper(sampling.top_p))
         self.scores: list[Any] = []

@@ -173,8 +173,9 @@ class VllmEngine:
     def close(self) -> None:
         if getattr(self, "_llm", None) is None:
             return
-        with contextlib.suppress(Exception):
-            self._engine.engine_core.shutdown()
+        if not _trains_with_others():
+            with contextlib.suppress(Exception):
+                self._engine.engine_core.shutdown()
         del self._llm, self._engine
         gc.collect()
         if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
@@ -237,6 +238,13 @@ def _prepare_environment(memory: float | None) -> bool:
         # Left alone, the CPU build keeps one core for itself: two times slower on two cores.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
     return on_cpu
+
+
+def _trains_with_others() -> bool:
+    """Whether this process is one of several that train: vLLM's own end would cut the tie between them."""
+    import torch.distributed as dist
+
+    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _has_gpu() -> bool:

@@ -243,7 +243,7 @@ def keep_through(path: Path, step: int) -> None:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: a row a step, by the main process. A resumed run drops the rows after the step it goes on from."""
+    """`metrics.jsonl`, a row a step, by the main process. A resumed run drops rows after the step it goes on from."""
 
     def __init__(self, config: TrainConfig, folder: Path, *, keep_through_step: int = 0) -> None:
         self.path = folder / "metrics.jsonl"

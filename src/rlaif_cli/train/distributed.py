@@ -1,8 +1,9 @@
 """Several processes that train one model: each works on its share of a batch and holds its share of the weights.
 
-Weights, gradients and optimizer state are split by FSDP2 (`fully_shard`, after ZeRO-3, arXiv 1910.02054); with LoRA each
-process holds the frozen model, and the adapters' gradients are summed. Losses are weighted by their share of the whole
-batch, so gradients are summed over the processes and never averaged. Alone, nothing here starts torch.distributed.
+Weights, gradients and optimizer state are split by FSDP2 (`fully_shard`, after ZeRO-3, arXiv 1910.02054); with LoRA
+each process holds the frozen model, and the adapters' gradients are summed. Losses are weighted by their share of the
+whole batch, so gradients are summed over the processes and never averaged. Alone, nothing here starts
+torch.distributed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlaif_cli.errors import UsageError
@@ -44,7 +46,7 @@ def join() -> Callable[[], bool]:
         if local >= torch.cuda.device_count():
             raise UsageError(f"a process needs a GPU of its own, and there are {torch.cuda.device_count()}")
         torch.cuda.set_device(local)
-    store, rank, world = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     return lambda: bool(store.add("rlaif: failed", 1) == 1)
 
@@ -148,6 +150,10 @@ def shard(model: Any, dtype: torch.dtype) -> Any:
     return model
 
 
+def _is_sharded(model: Any) -> bool:
+    return isinstance(model, FSDPModule)
+
+
 def _compute(model: Any, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     return function(model, *inputs).clone()  # FSDP hangs a hook on the output, which a view may lose
 
@@ -156,10 +162,8 @@ def computing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A function of (model, inputs) that uses the model's parts, where the model may be sharded."""
 
     def run(model: Any, *inputs: Any) -> Tensor:
-        if isinstance(model, FSDPModule):
-            found: Tensor = model.compute(function, *inputs)
-            return found
-        return function(model, *inputs)
+        found: Tensor = model.compute(function, *inputs) if _is_sharded(model) else function(model, *inputs)
+        return found
 
     run.__doc__, run.__name__ = function.__doc__, function.__name__
     return run
@@ -191,13 +195,14 @@ def on_main(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def plain(model: Any) -> Any:
     """A sharded model whole and on the CPU, in the main process; others, and all models elsewhere, as they are."""
-    if not isinstance(model, FSDPModule):
+    if not _is_sharded(model):
         return model
     weights = on_main(model.state_dict())
     if not is_main():
         return model
     with torch.device("meta"):  # of the class behind those that `fully_shard` put before it
-        unsplit = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))(model.config)
+        kind: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+        unsplit = kind(model.config)
     unsplit.load_state_dict(weights, assign=True)
     unsplit.tie_weights()
     return unsplit

@@ -59,7 +59,7 @@ def _has_bf16() -> bool:
 
 
 def sharded(model: Any, config: TrainConfig) -> Any:
-    """A model that is trained, or computes beside such ones, split over the processes; with LoRA each holds it whole."""
+    """A model that is trained, or computes beside one, split over the processes; with LoRA each holds it whole."""
     return model if config.lora_rank else distributed.shard(model, frozen_dtype(config.precision))
 
 
