@@ -173,11 +173,11 @@ class VllmEngine:
     def close(self) -> None:
         if getattr(self, "_llm", None) is None:
             return
-        if not _trains_with_others():
+        with _torch_distributed_kept():
             with contextlib.suppress(Exception):
                 self._engine.engine_core.shutdown()
-        del self._llm, self._engine
-        gc.collect()
+            del self._llm, self._engine
+            gc.collect()
         if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
             sys.modules["torch"].cuda.empty_cache()
 
@@ -240,11 +240,19 @@ def _prepare_environment(memory: float | None) -> bool:
     return on_cpu
 
 
-def _trains_with_others() -> bool:
-    """Whether this process is one of several that train: vLLM's own end would cut the tie between them."""
+@contextlib.contextmanager
+def _torch_distributed_kept() -> Iterator[None]:
+    """Where several processes train together: vLLM's end would end what ties them, which it has not begun."""
     import torch.distributed as dist
+    from vllm.distributed import parallel_state
 
-    return dist.is_initialized() and dist.get_world_size() > 1
+    end = parallel_state.destroy_distributed_environment
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        parallel_state.destroy_distributed_environment = lambda: None
+    try:
+        yield
+    finally:
+        parallel_state.destroy_distributed_environment = end
 
 
 def _has_gpu() -> bool:
