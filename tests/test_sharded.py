@@ -20,6 +20,7 @@ from conftest import rlaif, rows_of
 from rlaif_cli.config import PPOConfig, RewardModelConfig, SftConfig
 from rlaif_cli.engines import EnginePool, open_engine
 from rlaif_cli.engines.base import Request, Sampling
+from rlaif_cli.errors import UsageError
 from rlaif_cli.train import distributed
 from rlaif_cli.train.packing import Group, deal
 from rlaif_cli.train.ppo import train_ppo
@@ -194,6 +195,13 @@ def test_micro_batches_are_dealt_out_once_and_equally_often() -> None:
     assert abs(loads[0] - loads[1]) <= 15, "about equally many tokens each"
 
 
+def test_every_process_has_a_gpu_of_its_own() -> None:
+    assert [distributed.own_gpu(number, 2, 4, None) for number in range(2)] == ["0", "1"]
+    assert [distributed.own_gpu(number, 2, 2, "3, GPU-5a") for number in range(2)] == ["3", "GPU-5a"]
+    with pytest.raises(UsageError, match="3 processes, 2 GPUs"):
+        distributed.own_gpu(0, 3, 2, None)
+
+
 def test_alone_nothing_is_distributed(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     write(tmp_path / "preferences.jsonl", [preference(i) for i in range(6)])
@@ -283,6 +291,6 @@ def test_a_pipeline_starts_the_processes_of_a_stage(tiny: Path, tmp_path: Path, 
 
 if __name__ == "__main__":
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"], os.environ["TRANSFORMERS_VERBOSITY"] = "1", "error"
-    distributed.join()
+    distributed.Meeting().join()
     {"all": _all}[sys.argv[1]](*sys.argv[2:])
     distributed.leave()

@@ -82,7 +82,9 @@ def as_one_of_several(config: TrainConfig, work: Callable[[Any], int], *, watche
     """
     from rlaif_cli.train import distributed
 
-    console.first_to_fail = distributed.join()
+    meeting = distributed.Meeting()
+    console.first_to_fail = meeting.first_to_fail
+    meeting.join()
     try:
         code = work(config)
         distributed.leave()

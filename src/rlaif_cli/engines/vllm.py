@@ -166,7 +166,7 @@ class VllmEngine:
         otherwise keep the old one, without an error (the engine was loaded untied for that).
         """
         dtype = self._llm.model_config.dtype
-        cast = [(name, weight.to(dtype)) for name, weight in weights]
+        cast = ((name, weight.to(dtype)) for name, weight in weights)  # one at a time: no second copy of the model
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast})
         self._llm.reset_prefix_cache()
 

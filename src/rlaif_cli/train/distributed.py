@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -31,24 +32,43 @@ _PATIENCE = timedelta(hours=4)
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
 
 
-def join() -> Callable[[], bool]:
-    """Become one of the processes that torchrun, accelerate or `launch` started, as the environment says.
+class Meeting:
+    """The processes that torchrun, accelerate or `launch` started, as the environment says, before they work together."""
 
-    Returns:
-        What is true for the first of the processes that calls it: the one that tells how the run failed.
+    def __init__(self) -> None:
+        self._store, self._rank, self._world = next(rendezvous("env://", timeout=_PATIENCE))
+
+    def first_to_fail(self) -> bool:
+        """True for the first process that asks: the one that tells how the run failed."""
+        return bool(self._store.add("rlaif: failed", 1) == 1)
+
+    def join(self) -> None:
+        """Become one of them.
+
+        Raises:
+            UsageError: there are fewer GPUs than processes.
+        """
+        # Before CUDA has been looked at: so that engines, too, see no other GPU than that of their process.
+        gpus = torch.cuda.device_count()
+        if gpus:
+            number, count = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+            place = own_gpu(number, count, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+            os.environ |= {"CUDA_VISIBLE_DEVICES": place, "LOCAL_RANK": "0"}
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, store=self._store, rank=self._rank, world_size=self._world, timeout=_PATIENCE)
+
+
+def own_gpu(number: int, count: int, gpus: int, visible: str | None) -> str:
+    """The GPU of process `number` of `count` on a machine, `visible` being the names of its GPUs where they are said.
 
     Raises:
         UsageError: there are fewer GPUs than processes.
     """
-    backend = "gloo"
-    if torch.cuda.is_available():
-        backend, local = "cpu:gloo,cuda:nccl", int(os.environ.get("LOCAL_RANK", "0"))
-        if local >= torch.cuda.device_count():
-            raise UsageError(f"a process needs a GPU of its own, and there are {torch.cuda.device_count()}")
-        torch.cuda.set_device(local)
-    store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
-    return lambda: bool(store.add("rlaif: failed", 1) == 1)
+    if count > gpus:
+        raise UsageError(
+            f"every process needs a GPU of its own: {count} processes, {gpus} GPUs", hint="fewer processes"
+        )
+    return visible.split(",")[number].strip() if visible else str(number)
 
 
 def leave() -> None:
@@ -132,8 +152,7 @@ def shard(model: Any, dtype: torch.dtype) -> Any:
     """
     if world_size() == 1:
         return model
-    kind = next(iter(model.parameters())).device.type if not torch.cuda.is_available() else "cuda"
-    mesh = dist.device_mesh.init_device_mesh(kind, (world_size(),))
+    mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (world_size(),))
     low = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     names = set(model._no_split_modules or ())
     for block in [part for part in model.modules() if type(part).__name__ in names]:

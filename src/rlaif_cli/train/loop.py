@@ -58,6 +58,11 @@ def _has_bf16() -> bool:
     return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
 
 
+def first_place(config: TrainConfig) -> torch.device:
+    """Where a model for `sharded` is loaded: not onto a GPU, where it would be whole for a moment."""
+    return torch.device("cpu") if distributed.world_size() > 1 and not config.lora_rank else device()
+
+
 def sharded(model: Any, config: TrainConfig) -> Any:
     """A model that is trained, or computes beside one, split over the processes; with LoRA each holds it whole."""
     return model if config.lora_rank else distributed.shard(model, frozen_dtype(config.precision))

@@ -22,19 +22,21 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_policy(path: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_policy(path: Path, dtype: torch.dtype = torch.float32, place: torch.device | None = None) -> Any:
     """A causal LM; float32 weights where it will be trained (autocast computes in bf16)."""
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, path, dtype=dtype)
+    return _load(AutoModelForCausalLM, path, place, dtype=dtype)
 
 
-def new_reward_model(path: Path, seed: int, dtype: torch.dtype = torch.float32) -> Any:
+def new_reward_model(
+    path: Path, seed: int, dtype: torch.dtype = torch.float32, place: torch.device | None = None
+) -> Any:
     """A reward model with a fresh head on the checkpoint's body: N(0, 1/(d+1)), dropout off (RESEARCH section 4)."""
     from transformers import AutoModelForSequenceClassification
 
     head = frozenset({"score.weight"})
-    model = _load(AutoModelForSequenceClassification, path, fresh=head, dtype=dtype, num_labels=1)
+    model = _load(AutoModelForSequenceClassification, path, place, fresh=head, dtype=dtype, num_labels=1)
     weight = model.score.float().weight
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -56,7 +58,7 @@ def check_reward_model(path: Path) -> None:
         )
 
 
-def load_reward_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_reward_model(path: Path, dtype: torch.dtype = torch.float32, place: torch.device | None = None) -> Any:
     """A trained reward model.
 
     Raises:
@@ -66,14 +68,14 @@ def load_reward_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     check_reward_model(path)
-    model = _load(AutoModelForSequenceClassification, path, dtype=dtype)
+    model = _load(AutoModelForSequenceClassification, path, place, dtype=dtype)
     if model.config.num_labels != 1:
         raise ModelError(f"a reward model has one label, this has {model.config.num_labels}", where=str(path))
     return model
 
 
-def _load(kind: Any, path: Path, **options: Any) -> Any:
-    """On its device, with every dropout off: rollout and update must see the same network."""
+def _load(kind: Any, path: Path, place: torch.device | None, **options: Any) -> Any:
+    """On its device (or `place`), with every dropout off: rollout and update must see the same network."""
     model = checkpoints.load(kind, path, attn_implementation=attention.register(), **options)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -82,7 +84,7 @@ def _load(kind: Any, path: Path, **options: Any) -> Any:
         if hasattr(model.config, name):
             setattr(model.config, name, 0.0)
     model.config.use_cache = False
-    return model.to(device())
+    return model.to(place or device())
 
 
 # ------------------------------------------------------------------------------------------------ what is trained

@@ -22,7 +22,7 @@ from rlaif_cli.chat import ChatTokenizer, with_system
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.engines.base import Completion, request_seed
-from rlaif_cli.errors import EngineError
+from rlaif_cli.errors import EngineError, UsageError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import read_rows
 from rlaif_cli.records import PromptRecord, as_messages
@@ -63,6 +63,8 @@ def train_ppo(
     source = _source(config, base)
     if config.dry_run:
         return {"prompts": len(source)}
+    if config.prompts_per_step < distributed.world_size():
+        raise UsageError(f"{distributed.world_size()} processes need as many prompts a step", hint="--prompts-per-step")
 
     def train(settings: dict[str, Any]) -> dict[str, Any]:
         prompts = _prompts(config, source, base)
@@ -184,8 +186,6 @@ def ppo_step(
 
 def _rewards(source: RewardSource, rollouts: list[Rollout]) -> list[list[float]]:
     """The reward of every response."""
-    if not rollouts:  # fewer prompts than processes
-        return []
     texts = [[c.text for c in r.completions] for r in rollouts]
     found: list[list[float]] = source.score([r.prompt.messages for r in rollouts], texts).tolist()
     return found

@@ -85,7 +85,8 @@ def _train(
 def untrained(base: Path, config: RewardModelConfig) -> Any:
     """What training begins with: all weights in fp32, or adapters on a frozen body."""
     dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
-    return loop.sharded(trainable(new_reward_model(base, config.seed, dtype), config), config)
+    model = new_reward_model(base, config.seed, dtype, loop.first_place(config))
+    return loop.sharded(trainable(model, config), config)
 
 
 def _source(config: RewardModelConfig, tokenizer: ChatTokenizer, path: str, rejected: str) -> Source[Preference]:

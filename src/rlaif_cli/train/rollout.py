@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,19 +90,19 @@ class RolloutEngine:
         self.engine.close()
 
 
-def policy_weights(policy: Any) -> list[tuple[str, Any]]:
+def policy_weights(policy: Any) -> Iterator[tuple[str, Any]]:
     """The policy's weights under the checkpoint's names, with the output layer even where it is tied.
 
     vLLM's reload keeps an output layer that is not sent, without an error: the rollouts would come from a model whose
     body is new and whose head is old (RESEARCH section 4; a test holds this).
     """
-    if isinstance(policy, Adapted):
-        weights, module = list(policy.weights()), policy.shared
-    else:
-        weights, module = [(name, distributed.whole(p.detach())) for name, p in policy.named_parameters()], policy
-    names = {name for name, _ in weights}
+    adapted = isinstance(policy, Adapted)
+    module = policy.shared if adapted else policy
+    names = set()
+    for name, weight in policy.weights() if adapted else policy.named_parameters():
+        names.add(name)
+        yield name, distributed.whole(weight.detach())
     output = module.get_output_embeddings()
     head = next((name for name, part in module.named_modules() if part is output), None)
     if head is not None and f"{head}.weight" not in names:
-        weights.append((f"{head}.weight", distributed.whole(output.weight.detach())))
-    return weights
+        yield f"{head}.weight", distributed.whole(output.weight.detach())

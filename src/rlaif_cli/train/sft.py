@@ -59,7 +59,7 @@ def _train(
     groups = [(_tokenize(record, tokenizer), prompt_text(record.prompt) in away) for record in records]
     train, test = ([group for group, held in groups if held == side] for side in (False, True))
     dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
-    model = loop.sharded(trainable(load_policy(base, dtype), config), config)
+    model = loop.sharded(trainable(load_policy(base, dtype, loop.first_place(config)), config), config)
 
     def step(optimizer: torch.optim.Optimizer, batch: list[int]) -> dict[str, float]:
         return train_step(model, optimizer, [train[i] for i in batch], config)

@@ -70,8 +70,10 @@ class Trainer:
             adapters.add(self._shared, "policy", config)
             self.policy, self.reference = Adapted(self._shared, "policy"), Adapted(self._shared, None)
         else:
-            self.policy = loop.sharded(trainable(load_policy(base), config), config)
-            self.reference = loop.sharded(load_policy(base, frozen).eval().requires_grad_(False), config)
+            policy = load_policy(base, place=loop.first_place(config))
+            self.policy = loop.sharded(trainable(policy, config), config)
+            reference = load_policy(base, frozen, loop.first_place(config))
+            self.reference = loop.sharded(reference.eval().requires_grad_(False), config)
         trained = [(self.policy, config.lr)]
         self.value_model = self._value_model(reward_path) if config.advantage == "gae" else None
         if self.value_model is not None:
@@ -116,7 +118,9 @@ class Trainer:
             weight = adapters.load(self._shared, "value", folder)["weight"]
             return self._adapted("value", {"weight": weight / std, "bias": torch.tensor([-mean / std])})
         known = reward_path if reward_path and _same_tokens(self.base, reward_path) else None
-        model = load_reward_model(known) if known else new_reward_model(self.base, self.config.seed)
+        place = loop.first_place(self.config)
+        seed = self.config.seed
+        model = load_reward_model(known, place=place) if known else new_reward_model(self.base, seed, place=place)
         weight = model.score.weight if known else torch.zeros_like(model.score.weight)
         model.score = nn.Linear(weight.shape[1], 1).to(weight)
         with torch.no_grad():
