@@ -256,17 +256,30 @@ def test_what_cannot_be_is_said_before_anything_starts(
     assert found.returncode == code and message in found.stderr
 
 
-def test_a_killed_process_ends_the_run_which_then_goes_on(command: Any, runs: Path, tmp_path: Path) -> None:
-    options = [part for name in RM for part in (f"--{name.replace('_', '-')}", str(RM[name]))]
-    several = command(*options, "--num-processes", "2")
-    run = subprocess.Popen([sys.executable, "-m", "rlaif_cli", *several], stderr=subprocess.PIPE, text=True)
-    log = tmp_path / "rm" / "metrics.jsonl"
-    deadline = time.monotonic() + 200
+def begun(arguments: list[str], folder: Path) -> tuple[Any, list[int]]:
+    """The command under way, after four steps; and its two processes."""
+    run = subprocess.Popen([sys.executable, "-m", "rlaif_cli", *arguments], stderr=subprocess.PIPE, text=True)
+    log, deadline = folder / "metrics.jsonl", time.monotonic() + 200
     while not (log.exists() and len(rows_of(log)) >= 4):
         assert run.poll() is None and time.monotonic() < deadline, run.communicate()
         time.sleep(0.02)
     workers = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
     assert len(workers) == 2
+    return run, workers
+
+
+def test_ctrl_c_ends_all_processes(command: Any, tmp_path: Path) -> None:
+    run, workers = begun(command("--epochs", "40", "--num-processes", "2"), tmp_path / "rm")
+    run.send_signal(signal.SIGINT)
+    _, told = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert told.count("interrupted: what was done is kept") == 1 and "Traceback" not in told and "error" not in told
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_a_killed_process_ends_the_run_which_then_goes_on(command: Any, runs: Path, tmp_path: Path) -> None:
+    options = [part for name in RM for part in (f"--{name.replace('_', '-')}", str(RM[name]))]
+    run, workers = begun(command(*options, "--num-processes", "2"), tmp_path / "rm")
     os.kill(workers[1], signal.SIGKILL)
     _, told = run.communicate(timeout=60)
     assert run.returncode == 1
@@ -286,7 +299,7 @@ def test_a_pipeline_starts_the_processes_of_a_stage(tiny: Path, tmp_path: Path, 
     assert done.returncode == 0, done.stderr
     assert_same_run(runs / "one" / "rm", tmp_path / "run" / "rm")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["stages"]["rm"]
-    assert summary["results"] == json.loads((runs / "one" / "rm" / "manifest.json").read_text())["results"]
+    assert summary["results"] == json.loads((tmp_path / "run" / "rm" / "manifest.json").read_text())["results"]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
 
 
 class Meeting:
-    """The processes that torchrun, accelerate or `launch` started, as the environment says, before they work together."""
+    """The processes that torchrun, accelerate or `launch` started, before they work together."""
 
     def __init__(self) -> None:
         self._store, self._rank, self._world = next(rendezvous("env://", timeout=_PATIENCE))
