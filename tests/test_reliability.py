@@ -66,7 +66,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk: 
     assert [row["id"] for row in rows_of(output)] == [f"q{i}" for i in range(800)]
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_full_disk_under_a_training_run(small_disk: Path, write_jsonl: Any, processes: str) -> None:
     rows = [{"prompt": f"q{i}", "chosen": "yes", "rejected": "no", "p_chosen": 0.8} for i in range(20)]
     command = ("train-rm", write_jsonl("prefs.jsonl", rows), "--model", "fake", "-o", str(small_disk / "rm"))

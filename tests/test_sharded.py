@@ -35,10 +35,10 @@ RM = {"batch_size": 5, "tokens_per_batch": 128, "epochs": 4, "eval_fraction": 0.
 PPO = {
     "engine": "transformers",
     "steps": 20,
-    "prompts_per_step": 5,
+    "prompts_per_step": 3,
     "n": 2,
-    "max_tokens": 8,
-    "tokens_per_batch": 64,
+    "max_tokens": 5,
+    "tokens_per_batch": 64,  # a prompt at once: one process has two, the other one
     "save_every": 7,
     "lr": 1e-3,
 }
@@ -268,6 +268,7 @@ def begun(arguments: list[str], folder: Path) -> tuple[Any, list[int]]:
     return run, workers
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_processes(command: Any, tmp_path: Path) -> None:
     run, workers = begun(command("--epochs", "40", "--num-processes", "2"), tmp_path / "rm")
     run.send_signal(signal.SIGINT)
@@ -277,6 +278,7 @@ def test_ctrl_c_ends_all_processes(command: Any, tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_which_then_goes_on(command: Any, runs: Path, tmp_path: Path) -> None:
     options = [part for name in RM for part in (f"--{name.replace('_', '-')}", str(RM[name]))]
     run, workers = begun(command(*options, "--num-processes", "2"), tmp_path / "rm")
@@ -291,6 +293,7 @@ def test_a_killed_process_ends_the_run_which_then_goes_on(command: Any, runs: Pa
     assert_same_run(runs / "one" / "rm", tmp_path / "rm")
 
 
+@pytest.mark.slow
 def test_a_pipeline_starts_the_processes_of_a_stage(tiny: Path, tmp_path: Path, runs: Path) -> None:
     settings = {"run": "train-rm", "preferences": str(runs / "preferences.jsonl"), "model": str(tiny)}
     stages = {"rm": settings | RM | {"precision": "fp32", "num_processes": 2}}
@@ -300,6 +303,20 @@ def test_a_pipeline_starts_the_processes_of_a_stage(tiny: Path, tmp_path: Path, 
     assert_same_run(runs / "one" / "rm", tmp_path / "run" / "rm")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["stages"]["rm"]
     assert summary["results"] == json.loads((tmp_path / "run" / "rm" / "manifest.json").read_text())["results"]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_every_process_samples_from_a_vllm_of_its_own(tiny: Path, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", [{"id": f"p{i}", "prompt": f"Say {i}"} for i in range(10)])
+    options = ["--steps", "3", "--prompts-per-step", "3", "-n", "2", "--max-tokens", "5", "--lr", "0.001"]
+    options += ["--judge", "fake", "--constitution", "helpfulness", "--engine", "vllm", "--precision", "fp32"]
+    for name, processes in (("one", "1"), ("two", "2")):
+        output = ["-o", str(tmp_path / name), "--num-processes", processes]
+        done = rlaif("ppo", prompts, "--model", str(tiny), *options, *output)
+        assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert max(row["mismatch"] for row in rows_of(tmp_path / "two" / "metrics.jsonl")) < 1e-3, "weights are synced"
 
 
 if __name__ == "__main__":
