@@ -120,8 +120,6 @@ def start(stage: str, config: TrainConfig, *, quiet: bool = False) -> dict[str, 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from rlaif_cli.train.folder import MANIFEST
-
     _check(config, 1)
     worker = ["-m", "rlaif_cli.worker", stage, config.model_dump_json(), str(int(quiet)), str(int(console.debug))]
     with tempfile.TemporaryDirectory(prefix="rlaif-") as logs, _launching(config.num_processes):
@@ -145,7 +143,7 @@ def start(stage: str, config: TrainConfig, *, quiet: bool = False) -> dict[str, 
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
             raise Told(128 + error.sigval) from None
-    return dict(read_json(Path(config.output) / MANIFEST, results=dict)["results"])
+    return dict(read_json(Path(config.output) / "manifest.json", results=dict)["results"])
 
 
 def _failure(codes: Iterator[int]) -> RlaifError:

@@ -209,7 +209,8 @@ def show_summary(summary: dict[str, Any], folder: Path) -> None:
     for finding in findings(summary, folder):
         console.say(f"  {finding}")
     seconds = sum(stage["seconds"] for stage in summary["stages"].values())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak = max(resource.getrusage(each).ru_maxrss for each in processes) / 2**20
     console.say(f"\n{seconds / 60:.1f} minutes, {peak:.1f} GiB at most; everything is in {folder}/")
 
 
