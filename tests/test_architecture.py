@@ -43,7 +43,7 @@ LAYERS = [
     {"stages"},
     {"commands"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "worker"},
 ]
 
 

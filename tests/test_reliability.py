@@ -66,11 +66,14 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk: 
     assert [row["id"] for row in rows_of(output)] == [f"q{i}" for i in range(800)]
 
 
-def test_a_full_disk_under_a_training_run(small_disk: Path, write_jsonl: Any) -> None:
+@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_full_disk_under_a_training_run(small_disk: Path, write_jsonl: Any, processes: str) -> None:
     rows = [{"prompt": f"q{i}", "chosen": "yes", "rejected": "no", "p_chosen": 0.8} for i in range(20)]
     command = ("train-rm", write_jsonl("prefs.jsonl", rows), "--model", "fake", "-o", str(small_disk / "rm"))
+    command += ("--num-processes", processes)
     done = rlaif(*command)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "a bug" not in done.stderr
+    assert done.stderr.count("error:") == 1
     assert str(small_disk / "rm") in done.stderr and "No space left" in done.stderr
     subprocess.run(["mount", "-o", "remount,size=32m", str(small_disk)], check=True)
     assert rlaif(*command).returncode == 0

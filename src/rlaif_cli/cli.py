@@ -46,7 +46,7 @@ class ErrorMappingGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except RlaifError as error:
-            if console.debug:
+            if console.debug and error.what:
                 raise
             show_error(error)
             raise typer.Exit(error.exit_code) from None
@@ -62,7 +62,10 @@ def say_interrupted() -> None:
 
 
 def show_error(error: RlaifError) -> None:
-    """`error: place: what`, every fault, and `hint: how to mend it`."""
+    """`error: place: what`, every fault, and `hint: how to mend it`; nothing where another process has told it."""
+    if not error.what or not console.first_to_fail():
+        return
+    console.quiet = False
     console.say(f"error: {error}", style="bold red")
     for fault in error.faults[:MAX_FAULTS_SHOWN]:
         console.say(f"  {fault}")
@@ -117,9 +120,9 @@ doctor.register(app)
 app.add_typer(constitution.app, name="constitution")
 
 
-def main() -> None:
+def main(program: typer.Typer = app) -> None:
     try:
-        app(standalone_mode=True)
+        program(standalone_mode=True)
     except SystemExit as stop:
         _leave(stop.code)
     except Exception as error:
@@ -128,6 +131,9 @@ def main() -> None:
             _leave(EXIT_INTERRUPTED)
         if console.debug:
             raise
+        if not console.first_to_fail():
+            _leave(EXIT_FAILED)
+        console.quiet = False
         console.say(f"error: a bug in rlaif: {type(error).__name__}: {error}", style="bold red")
         console.say("hint: run again with --debug and report the traceback")
         _leave(EXIT_FAILED)

@@ -497,6 +497,12 @@ class TrainConfig(InputConfig):
         "tensorboard, trackio or wandb: what is logged goes there as well; may be given several times.",
         output=False,
     )
+    num_processes: int = setting(
+        1,
+        "Processes on this machine that share the work and the weights, a GPU each where there are GPUs.",
+        ge=1,
+        output=False,
+    )
     save_every: int = setting(0, "Steps between checkpoints to resume from; 0: at the end of every epoch.", ge=0)
 
     @field_validator("tracker")

@@ -22,6 +22,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 debug = False
+quiet = False  # another process of the same run talks
 _data: IO[str] | None = None
 _PLAIN_EVERY_SECONDS = 10.0
 
@@ -112,7 +113,12 @@ def show_line(text: str) -> None:
 
 def say(message: str, style: str | None = None) -> None:
     """A line for the person at the terminal. `message` is plain text, never markup."""
-    stderr().print(Text(visible(message)), style=style)
+    if not quiet:
+        stderr().print(Text(visible(message)), style=style)
+
+
+# Whether this process tells how the run failed; where there are several, `launch` puts what they agree on in its place.
+first_to_fail: Callable[[], bool] = lambda: not quiet  # noqa: E731
 
 
 def warn(message: str) -> None:
@@ -132,6 +138,9 @@ def warn_once(message: str) -> None:
 @contextmanager
 def progress(title: str) -> Iterator[ProgressCallback]:
     """A bar with rate and ETA on a terminal; a plain line every ten seconds elsewhere."""
+    if quiet:
+        yield no_progress
+        return
     with _bar(title) if stderr().is_terminal else _lines(title) as callback:
         yield callback
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rlaif_cli import console
-from rlaif_cli.config import StageConfig
+from rlaif_cli.commands import launch
+from rlaif_cli.config import StageConfig, TrainConfig
 from rlaif_cli.errors import EXIT_PARTIAL, UsageError
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", show_envvar=False)]
@@ -25,12 +26,14 @@ def command(
 
     def callback(**values: Any) -> None:
         console.debug = values.pop("debug")
+        if issubclass(config, TrainConfig):
+            launch.be_quiet()
         say_sources(values.pop("context"))
         settings = parse(config, {key: value for key, value in values.items() if value is not None})
         console.guard_stdout()
         if settings.dry_run:
             show_plan(name, settings)
-        code = run(settings)
+        code = launch.run(name, settings, run) if isinstance(settings, TrainConfig) else run(settings)
         if code:
             raise typer.Exit(code)
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from rlaif_cli import config, console
+from rlaif_cli.commands import launch
 from rlaif_cli.commands.options import Debug, epilog
 from rlaif_cli.console import ProgressCallback
 from rlaif_cli.errors import UsageError
@@ -43,18 +44,23 @@ def kinds(engines: Any) -> dict[str, Any]:
     def run_train_rm(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
         from rlaif_cli.train.reward_model import train_reward_model
 
-        engines.close()  # its memory is needed
         return train_reward_model(settings, progress=progress)
 
     def run_sft(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
         from rlaif_cli.train.sft import train_sft
 
-        engines.close()
         return train_sft(settings, progress=progress)
 
     def run_ppo(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        engines.close()
         return train(settings, engines, progress)
+
+    def training(stage: str, here: Any) -> Any:
+        def run(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
+            engines.close()  # its memory is needed
+            several = settings.num_processes > 1 and not settings.dry_run
+            return launch.start(stage, settings, quiet=True) if several else here(settings, progress)
+
+        return run
 
     def run_reward(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
         from rlaif_cli.train.evaluate import reward
@@ -79,9 +85,9 @@ def kinds(engines: Any) -> dict[str, Any]:
         "generate": StageKind(config.GenerateConfig, run_generate, ".jsonl"),
         "revise": StageKind(config.ReviseConfig, run_revise, ".jsonl"),
         "label": StageKind(config.LabelConfig, run_label, ".jsonl"),
-        "sft": StageKind(config.SftConfig, run_sft, ""),
-        "train-rm": StageKind(config.RewardModelConfig, run_train_rm, ""),
-        "ppo": StageKind(config.PPOConfig, run_ppo, ""),
+        "sft": StageKind(config.SftConfig, training("sft", run_sft), ""),
+        "train-rm": StageKind(config.RewardModelConfig, training("train-rm", run_train_rm), ""),
+        "ppo": StageKind(config.PPOConfig, training("ppo", run_ppo), ""),
         "eval alignment": StageKind(config.AlignmentConfig, judged("alignment"), ".json"),
         "eval win-rate": StageKind(config.WinRateConfig, judged("win_rate"), ".json"),
         "eval harmless-rate": StageKind(config.HarmlessRateConfig, judged("harmless_rate"), ".json"),
@@ -108,6 +114,8 @@ def run_pipeline(
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.stages import again, pipeline, preflight
 
+    if launch.started_by_others() > 1:
+        raise UsageError("a pipeline starts its processes by itself", hint="num_processes in the stages that train")
     console.guard_stdout()
     with EnginePool() as engines:
         available = kinds(engines)
@@ -206,7 +214,8 @@ def show_summary(summary: dict[str, Any], folder: Path) -> None:
     for finding in findings(summary, folder):
         console.say(f"  {finding}")
     seconds = sum(stage["seconds"] for stage in summary["stages"].values())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak = max(resource.getrusage(each).ru_maxrss for each in processes) / 2**20
     console.say(f"\n{seconds / 60:.1f} minutes, {peak:.1f} GiB at most; everything is in {folder}/")
 
 

@@ -59,7 +59,6 @@ class TransformersEngine:
             try:
                 completions = self._sample(batch, sampling)
             except (RuntimeError, MemoryError) as error:
-                # Another batch would sample other texts, so it is not made smaller here.
                 _explain(error)
             yield from zip((r.key for r in batch), completions, strict=True)
 
@@ -116,26 +115,23 @@ class TransformersEngine:
 
     def _sample(self, batch: list[Request], sampling: Sampling) -> list[list[Completion]]:
         torch = self._torch
-        torch.manual_seed(self._seed if batch[0].seed is None else batch[0].seed)
-        ids, mask = self._left_padded([list(r.prompt) for r in batch])
-        greedy = sampling.temperature == 0
-        sampled = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        ids, mask = self._left_padded([list(r.prompt) for r in batch for _ in range(sampling.n)])
+        seeds = [self._seed if r.seed is None else r.seed for r in batch]
+        draw = _Draw(sampling, seeds, self._model.device, keep=self._processed)
         with torch.no_grad(), _evaluating(self._model):
             output = self._model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                do_sample=not greedy,
-                num_return_sequences=sampling.n,
+                do_sample=False,  # the largest score is taken, and `draw` makes that a sample
+                logits_processor=[draw],
                 max_new_tokens=sampling.max_tokens,
                 eos_token_id=list(self.tokenizer.eos_ids),
                 pad_token_id=self.tokenizer.eos_ids[0],
                 return_dict_in_generate=True,
                 output_logits=not self._processed,
-                output_scores=self._processed,
-                **sampled,
             )
         new = output.sequences[:, ids.shape[1] :]
-        steps = torch.stack(output.scores if self._processed else output.logits, 1).float().log_softmax(-1)
+        steps = torch.stack(draw.scores if self._processed else output.logits, 1).float().log_softmax(-1)
         logprobs = steps.gather(-1, new[..., None])[..., 0]
         done = [self._completion(row, lp, sampling) for row, lp in zip(new.tolist(), logprobs.tolist(), strict=True)]
         return [done[i : i + sampling.n] for i in range(0, len(done), sampling.n)]
@@ -148,6 +144,39 @@ class TransformersEngine:
             if stop in text:
                 text, reason = text.partition(stop)[0], "stop"
         return Completion(text, ids, logprobs[:length], reason)
+
+
+class _Draw:
+    """Samples by the Gumbel-max trick (arXiv 1611.01144), each request by a generator of its own: what is drawn for it
+    does not depend on what else is in the batch.
+
+    Attributes:
+        scores: where they are kept, per step [rows, vocabulary], of the distribution that was sampled from.
+    """
+
+    def __init__(self, sampling: Sampling, seeds: list[int], device: Any, *, keep: bool) -> None:
+        import torch
+        from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+        self._torch = torch
+        self._n, self._keep = sampling.n, keep
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self._greedy = sampling.temperature == 0
+        self._warpers: list[Any] = [] if self._greedy else [TemperatureLogitsWarper(float(sampling.temperature))]
+        if not self._greedy and sampling.top_p < 1:
+            self._warpers.append(TopPLogitsWarper(sampling.top_p))
+        self.scores: list[Any] = []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        for warp in self._warpers:
+            scores = warp(input_ids, scores)
+        if self._keep:
+            self.scores.append(scores)
+        if self._greedy:
+            return scores
+        shape, place = (self._n, scores.shape[-1]), scores.device
+        noise = [self._torch.empty(shape, device=place).exponential_(generator=g) for g in self._generators]
+        return scores - self._torch.cat(noise).log()
 
 
 @contextlib.contextmanager

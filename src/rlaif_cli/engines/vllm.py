@@ -166,17 +166,18 @@ class VllmEngine:
         otherwise keep the old one, without an error (the engine was loaded untied for that).
         """
         dtype = self._llm.model_config.dtype
-        cast = [(name, weight.to(dtype)) for name, weight in weights]
+        cast = ((name, weight.to(dtype)) for name, weight in weights)  # one at a time: no second copy of the model
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast})
         self._llm.reset_prefix_cache()
 
     def close(self) -> None:
         if getattr(self, "_llm", None) is None:
             return
-        with contextlib.suppress(Exception):
-            self._engine.engine_core.shutdown()
-        del self._llm, self._engine
-        gc.collect()
+        with _torch_distributed_kept():
+            with contextlib.suppress(Exception):
+                self._engine.engine_core.shutdown()
+            del self._llm, self._engine
+            gc.collect()
         if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
             sys.modules["torch"].cuda.empty_cache()
 
@@ -237,6 +238,21 @@ def _prepare_environment(memory: float | None) -> bool:
         # Left alone, the CPU build keeps one core for itself: two times slower on two cores.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
     return on_cpu
+
+
+@contextlib.contextmanager
+def _torch_distributed_kept() -> Iterator[None]:
+    """Where several processes train together: vLLM's end would end what ties them, which it has not begun."""
+    import torch.distributed as dist
+    from vllm.distributed import parallel_state
+
+    end = parallel_state.destroy_distributed_environment
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        parallel_state.destroy_distributed_environment = lambda: None
+    try:
+        yield
+    finally:
+        parallel_state.destroy_distributed_environment = end
 
 
 def _has_gpu() -> bool:

@@ -1,7 +1,8 @@
 """Everything a killed run needs to go on as if it had not been: weights, optimizer, schedule, position, RNG.
 
 Tensors go to safetensors, the rest to JSON: no pickle. A checkpoint is written into a folder of its own and becomes
-*the* checkpoint by one rename.
+*the* checkpoint by one rename. It holds whole tensors, which the main process writes and reads, so that any number of
+processes goes on from it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from rlaif_cli.output import (
     refuse_other_settings,
     write_json,
 )
+from rlaif_cli.train import distributed
 from rlaif_cli.train.models import trained_parameters
 from rlaif_cli.train.trackers import Trackers
 
@@ -62,24 +64,26 @@ class TrainState:
 
     def save(self, position: dict[str, Any]) -> None:
         """Make `position` (JSON) and the present weights the point to go on from."""
-        new, old = self._path.with_name("state.new"), self._path.with_name("state.old")
-        shutil.rmtree(new, ignore_errors=True)
+        new = self._path.with_name("state.new")
         with saving(self._path):
-            new.mkdir(parents=True)
+            if distributed.is_main():
+                shutil.rmtree(new, ignore_errors=True)
+                new.mkdir(parents=True)
             for name, model in self._models.items():
                 save_trained(model, new / f"{name}.safetensors")
             tensors, numbers = _flatten(self._optimizer.state_dict())
-            save_file(tensors, new / "optimizer.safetensors")
+            _save(tensors, new / "optimizer.safetensors")
+        if distributed.is_main():
+            output = str(self._path.parent)
+            record = {"output": output, "settings": self._settings, "optimizer": numbers, "position": position}
+            self._go_on_from(new, record)
+
+    def _go_on_from(self, new: Path, position: dict[str, Any]) -> None:
+        """Complete the new state, and put it in the place of the old one."""
+        old = self._path.with_name("state.old")
+        with saving(self._path):
             save_file({"cpu": torch.get_rng_state(), **_cuda_rng()}, new / "rng.safetensors")
-            write_json(
-                new / "position.json",
-                {
-                    "output": str(self._path.parent),
-                    "settings": self._settings,
-                    "optimizer": numbers,
-                    "position": position,
-                },
-            )
+            write_json(new / "position.json", position)
             fsync_tree(new)
             if self._path.exists():  # else a kill came between the two renames, and `old` is all there is until then
                 shutil.rmtree(old, ignore_errors=True)
@@ -91,22 +95,34 @@ class TrainState:
     def load(self) -> dict[str, Any] | None:
         """Put everything back as it was saved; None if there is nothing to go on from."""
         path = self._path if self._path.exists() else self._path.with_name("state.old")
-        if not (path / "position.json").exists():
+        saved = distributed.from_main(lambda: self._position(path))
+        if saved is None:
             return None
-        saved = read_json(path / "position.json", settings=dict, optimizer=dict, position=dict, hint=START_ANEW)
-        refuse_other_settings(saved, self._settings, path.parent)
         try:
             self._put_back(path, saved["optimizer"])
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            if distributed.is_lost_process(error):
+                raise
             what = f"the run's saved state is damaged: {type(error).__name__}: {error}"
             raise InputError(what, where=str(path), hint=START_ANEW) from error
         position: dict[str, Any] = saved["position"]
         return position
 
+    def _position(self, path: Path) -> dict[str, Any] | None:
+        if not (path / "position.json").exists():
+            return None
+        saved = read_json(path / "position.json", settings=dict, optimizer=dict, position=dict, hint=START_ANEW)
+        refuse_other_settings(saved, self._settings, path.parent)
+        return saved
+
     def _put_back(self, path: Path, optimizer: dict[str, Any]) -> None:
         for name, model in self._models.items():
             load_trained(model, path / f"{name}.safetensors")
-        self._optimizer.load_state_dict(_unflatten(load_file(path / "optimizer.safetensors"), optimizer))
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        tensors = _load_state(path / "optimizer.safetensors", parameters)
+        self._optimizer.load_state_dict(_unflatten(tensors, optimizer))
+        if not distributed.is_main():
+            return
         rng = load_file(path / "rng.safetensors")
         torch.set_rng_state(rng["cpu"])
         if "cuda" in rng:
@@ -135,15 +151,35 @@ def saving(path: Path) -> Iterator[None]:
 
 def save_trained(model: Any, path: Path) -> None:
     """What is trained of a model."""
-    with saving(path):
-        save_file({name: p.detach().contiguous() for name, p in trained_parameters(model).items()}, path)
+    _save(trained_parameters(model), path)
 
 
 def load_trained(model: Any, path: Path) -> None:
     """The reverse of `save_trained`."""
-    saved = load_file(path)
+    saved = load_file(path) if distributed.is_main() else {}
     for name, parameter in trained_parameters(model).items():
-        parameter.data.copy_(saved[name])
+        value = saved[name] if distributed.is_main() else None
+        with torch.no_grad():
+            parameter.copy_(distributed.like(parameter, value))
+
+
+def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    gathered = distributed.on_main(tensors)
+    if distributed.is_main():
+        with saving(path):
+            save_file(gathered, path)
+
+
+def _load_state(path: Path, parameters: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An optimizer's tensors, named `<parameter>.<what>`, each split as its parameter is."""
+    saved = load_file(path) if distributed.is_main() else {}
+    shapes = distributed.from_main(lambda: {name: tensor.shape for name, tensor in saved.items()})
+    found = {}
+    for name, shape in shapes.items():
+        parameter = parameters[int(name.partition(".")[0])]
+        target = parameter if parameter.shape == shape else torch.zeros(shape)  # a count of steps is of no parameter
+        found[name] = distributed.like(target, saved.get(name))
+    return found
 
 
 class BestWeights:
@@ -193,7 +229,7 @@ def _unflatten(tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> dic
 
 def keep_through(path: Path, step: int) -> None:
     """Cut off the rows of a log that come after the step a run goes on from: they will be written again."""
-    if not path.exists():
+    if not distributed.is_main() or not path.exists():
         return
     drop_torn_line(path)
     kept = 0
@@ -209,10 +245,13 @@ def keep_through(path: Path, step: int) -> None:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: a row a step. A resumed run drops the rows after the step it goes on from."""
+    """`metrics.jsonl`, a row a step, by the main process. A resumed run drops rows after the step it goes on from."""
 
     def __init__(self, config: TrainConfig, folder: Path, *, keep_through_step: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
+        self._writes = distributed.is_main()
+        if not self._writes:
+            return
         keep_through(self.path, keep_through_step)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -222,11 +261,15 @@ class MetricsLog:
         self._trackers = Trackers(config, folder)
 
     def add(self, step: int, **numbers: Any) -> None:
+        if not self._writes:
+            return
         plain = {name: _plain(value) for name, value in numbers.items()}
         self._write({"step": step, **plain})
         self._trackers.log(step, plain)
 
     def close(self) -> None:
+        if not self._writes:
+            return
         self._file.close()
         self._trackers.finish()
 

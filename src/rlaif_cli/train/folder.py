@@ -13,6 +13,7 @@ from rlaif_cli import __version__, models
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory
 from rlaif_cli.output import START_ANEW, cannot_write, fsync_tree, lock, read_json, refuse_other_settings, write_json
+from rlaif_cli.train import distributed
 from rlaif_cli.train.checkpoint import remove_state
 from rlaif_cli.train.loop import set_seed
 from rlaif_cli.train.trackers import check_trackers
@@ -37,29 +38,35 @@ def run_in_folder(
     """
     check_trackers(config)
     folder = Path(config.output)
-    settings = config.deciding() | inputs | {"model_sha256": models.checkpoint_hash(models.resolve(config.model))}
-    with _claimed(folder):
-        if config.overwrite:
-            _empty(folder)
-        _refuse_foreign(folder)
-        if (folder / MANIFEST).exists():
-            done = read_json(folder / MANIFEST, settings=dict, results=dict, hint=START_ANEW)
-            refuse_other_settings(done, settings, folder)
-            return dict(done["results"])
+    with _claimed(folder) if distributed.is_main() else contextlib.nullcontext():
+        settings, done = distributed.from_main(lambda: _begin(config, folder, inputs))
+        if done is not None:
+            return done
         set_seed(config.seed)
         results = _within_memory(train, settings)
-        hashed = models.checkpoint_hash(folder)
-        fsync_tree(folder)
-        manifest = {
-            "stage": stage,
-            "rlaif": __version__,
-            "output": str(folder),
-            "settings": settings,
-            "results": results,
-        }
-        write_json(folder / MANIFEST, manifest | {"checkpoint_sha256": hashed})
-        remove_state(folder)
+        distributed.from_main(lambda: _complete(folder, stage, settings, results))
         return results
+
+
+def _begin(config: TrainConfig, folder: Path, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """All that decides the result; and the summary's numbers, where the folder holds this very run, complete."""
+    settings = config.deciding() | inputs | {"model_sha256": models.checkpoint_hash(models.resolve(config.model))}
+    if config.overwrite:
+        _empty(folder)
+    _refuse_foreign(folder)
+    if not (folder / MANIFEST).exists():
+        return settings, None
+    done = read_json(folder / MANIFEST, settings=dict, results=dict, hint=START_ANEW)
+    refuse_other_settings(done, settings, folder)
+    return settings, dict(done["results"])
+
+
+def _complete(folder: Path, stage: str, settings: dict[str, Any], results: dict[str, Any]) -> None:
+    hashed = models.checkpoint_hash(folder)
+    fsync_tree(folder)
+    manifest = {"stage": stage, "rlaif": __version__, "output": str(folder), "settings": settings, "results": results}
+    write_json(folder / MANIFEST, manifest | {"checkpoint_sha256": hashed})
+    remove_state(folder)
 
 
 def _within_memory(train: Callable[[dict[str, Any]], dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rlaif_cli.errors import ModelError, UsageError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import read_json
 from rlaif_cli.records import Record
-from rlaif_cli.train import adapters
+from rlaif_cli.train import adapters, distributed
 from rlaif_cli.train.checkpoint import saving
 from rlaif_cli.train.models import device, trained_parameters
 
@@ -37,7 +37,8 @@ def autocast(precision: str) -> Any:
     """
     if frozen_dtype(precision) == torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(device().type, dtype=torch.bfloat16)
+    # A sharded weight is whole for a moment only, and a cast one would be kept for all of the step.
+    return torch.autocast(device().type, dtype=torch.bfloat16, cache_enabled=distributed.world_size() == 1)
 
 
 def frozen_dtype(precision: str) -> torch.dtype:
@@ -57,6 +58,16 @@ def _has_bf16() -> bool:
     return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
 
 
+def first_place(config: TrainConfig) -> torch.device:
+    """Where a model for `sharded` is loaded: not onto a GPU, where it would be whole for a moment."""
+    return torch.device("cpu") if distributed.world_size() > 1 and not config.lora_rank else device()
+
+
+def sharded(model: Any, config: TrainConfig) -> Any:
+    """A model that is trained, or computes beside one, split over the processes; with LoRA each holds it whole."""
+    return model if config.lora_rank else distributed.shard(model, frozen_dtype(config.precision))
+
+
 def make_optimizer(groups: Iterable[tuple[Any, float]], config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW over (model, learning rate) groups; eps 1e-5 (RESEARCH section 4).
 
@@ -72,6 +83,8 @@ def make_optimizer(groups: Iterable[tuple[Any, float]], config: TrainConfig) -> 
         raise UsageError("--optimizer adamw-8bit needs a package", hint="pip install bitsandbytes") from None
     if not torch.cuda.is_available():
         raise UsageError("--optimizer adamw-8bit needs a GPU", hint="--optimizer adamw")
+    if distributed.world_size() > 1 and not config.lora_rank:
+        raise UsageError("--optimizer adamw-8bit cannot be split over processes", hint="--optimizer adamw, or LoRA")
     eight_bit: torch.optim.Optimizer = AdamW8bit(trained, eps=1e-5, weight_decay=config.weight_decay)
     return eight_bit
 
@@ -89,10 +102,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, ste
 def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
     """One optimizer step; returns the gradient's norm before clipping."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    distributed.sum_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, max_norm, error_if_nonfinite=True)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+    return float(distributed.whole(norm))
 
 
 def held_out(keys: Iterable[str], fraction: float, seed: int) -> set[str]:
@@ -107,12 +121,16 @@ def checked_source(
 ) -> Source[R]:
     """A trainer's input; lines put aside with `skip_invalid` go beside its output folder, into `rejected`."""
     aside = Path(config.output).with_name(f"{Path(config.output).name}.{rejected}.jsonl")
-    return Source(path, kind, skip_invalid=config.skip_invalid, rejected_path=aside, check=check)
+    written = aside if distributed.is_main() else None
+    return Source(path, kind, skip_invalid=config.skip_invalid, rejected_path=written, check=check)
 
 
 def save_trained_model(config: Any, model: Any, base: Path) -> None:
     """The run's checkpoint; an adapter is merged into it, and stands beside it in a folder of its own."""
     folder = Path(config.output)
+    model = distributed.plain(model)
+    if not distributed.is_main():
+        return
     if config.lora_rank:
         with saving(folder):
             adapters.save(model, config.model, folder / adapters.ADAPTER)

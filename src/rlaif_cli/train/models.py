@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rlaif_cli import models as checkpoints
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import ModelError
-from rlaif_cli.train import adapters, attention
+from rlaif_cli.train import adapters, attention, distributed
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.ops import gather_logprobs
 from rlaif_cli.train.packing import Packed
@@ -21,19 +21,21 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_policy(path: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_policy(path: Path, dtype: torch.dtype = torch.float32, place: torch.device | None = None) -> Any:
     """A causal LM; float32 weights where it will be trained (autocast computes in bf16)."""
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, path, dtype=dtype)
+    return _load(AutoModelForCausalLM, path, place, dtype=dtype)
 
 
-def new_reward_model(path: Path, seed: int, dtype: torch.dtype = torch.float32) -> Any:
+def new_reward_model(
+    path: Path, seed: int, dtype: torch.dtype = torch.float32, place: torch.device | None = None
+) -> Any:
     """A reward model with a fresh head on the checkpoint's body: N(0, 1/(d+1)), dropout off (RESEARCH section 4)."""
     from transformers import AutoModelForSequenceClassification
 
     head = frozenset({"score.weight"})
-    model = _load(AutoModelForSequenceClassification, path, fresh=head, dtype=dtype, num_labels=1)
+    model = _load(AutoModelForSequenceClassification, path, place, fresh=head, dtype=dtype, num_labels=1)
     weight = model.score.float().weight
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -42,7 +44,7 @@ def new_reward_model(path: Path, seed: int, dtype: torch.dtype = torch.float32) 
     return model
 
 
-def load_reward_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_reward_model(path: Path, dtype: torch.dtype = torch.float32, place: torch.device | None = None) -> Any:
     """A trained reward model.
 
     Raises:
@@ -52,14 +54,14 @@ def load_reward_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     checkpoints.check_reward_model(path)
-    model = _load(AutoModelForSequenceClassification, path, dtype=dtype)
+    model = _load(AutoModelForSequenceClassification, path, place, dtype=dtype)
     if model.config.num_labels != 1:
         raise ModelError(f"a reward model has one label, this has {model.config.num_labels}", where=str(path))
     return model
 
 
-def _load(kind: Any, path: Path, **options: Any) -> Any:
-    """On its device, with every dropout off: rollout and update must see the same network."""
+def _load(kind: Any, path: Path, place: torch.device | None, **options: Any) -> Any:
+    """On its device (or `place`), with every dropout off: rollout and update must see the same network."""
     model = checkpoints.load(kind, path, attn_implementation=attention.register(), **options)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -68,7 +70,7 @@ def _load(kind: Any, path: Path, **options: Any) -> Any:
         if hasattr(model.config, name):
             setattr(model.config, name, 0.0)
     model.config.use_cache = False
-    return model.to(device())
+    return model.to(place or device())
 
 
 # ------------------------------------------------------------------------------------------------ what is trained
@@ -114,6 +116,7 @@ def hidden_states(model: Any, batch: Packed) -> Tensor:
     return states
 
 
+@distributed.computing
 def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
     """log p of every response token, [B, n, R], nats; 0 at padding. Logits are made at real response tokens only."""
     mask = batch.response_mask
@@ -122,12 +125,14 @@ def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
     return found.new_zeros(mask.shape).masked_scatter(mask, found)
 
 
+@distributed.computing
 def rewards(model: Any, batch: Packed) -> Tensor:
     """The reward of every branch, [B, n]: the head at its last token, found from its place, not from a pad id."""
     reward: Tensor = model.score(hidden_states(model, batch)[batch.last])[..., 0].float()
     return reward
 
 
+@distributed.computing
 def values(model: Any, batch: Packed) -> Tensor:
     """The value before each response token, [B, n, R]."""
     value: Tensor = model.score(hidden_states(model, batch)[batch.predictor])[..., 0].float()

@@ -102,3 +102,25 @@ def micro_batches(groups: Sequence[Group], token_budget: int) -> Iterator[list[i
         tokens += group.tokens
     if batch:
         yield batch
+
+
+def deal(groups: Sequence[Group], token_budget: int, parts: int) -> list[list[tuple[list[int], float]]]:
+    """Micro-batches dealt out over `parts` processes, which get about equally many tokens.
+
+    Returns:
+        For each process (indices of groups, weight), equally many for all: the weight is 1, or 0 where a small group
+        stands once more, to fill up.
+    """
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    loads = [0] * parts
+    for index in sorted(range(len(groups)), key=lambda i: groups[i].tokens, reverse=True):
+        part = loads.index(min(loads))
+        shares[part].append(index)
+        loads[part] += groups[index].tokens
+    dealt = []
+    for share in map(sorted, shares):
+        batches = micro_batches([groups[i] for i in share], token_budget)
+        dealt.append([([share[i] for i in batch], 1.0) for batch in batches])
+    smallest = min(range(len(groups)), key=lambda i: groups[i].tokens)
+    passes = max(map(len, dealt))
+    return [batches + [([smallest], 0.0)] * (passes - len(batches)) for batches in dealt]

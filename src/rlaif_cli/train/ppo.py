@@ -22,12 +22,12 @@ from rlaif_cli.chat import ChatTokenizer, with_system
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.engines.base import Completion, request_seed
-from rlaif_cli.errors import EngineError
+from rlaif_cli.errors import EngineError, UsageError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import read_rows
 from rlaif_cli.records import PromptRecord, as_messages
 from rlaif_cli.results import judging_hashes
-from rlaif_cli.train import loop, ops, selection
+from rlaif_cli.train import distributed, loop, ops, selection
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState, keep_through
 from rlaif_cli.train.folder import run_in_folder
@@ -63,6 +63,8 @@ def train_ppo(
     source = _source(config, base)
     if config.dry_run:
         return {"prompts": len(source)}
+    if config.prompts_per_step < distributed.world_size():
+        raise UsageError(f"{distributed.world_size()} processes need as many prompts a step", hint="--prompts-per-step")
 
     def train(settings: dict[str, Any]) -> dict[str, Any]:
         prompts = _prompts(config, source, base)
@@ -70,7 +72,7 @@ def train_ppo(
         reward = make_reward(trainer.on_body)
         weights = _run(config, settings, base, trainer, reward, prompts, compare, progress)
         loop.save_trained_model(config, trainer.policy, base)
-        return _results(config) | ({"weights": weights} if weights else {})
+        return distributed.from_main(lambda: _results(config)) | ({"weights": weights} if weights else {})
 
     return run_in_folder(config, "ppo", train, input_sha256=source.sha256, **judging_hashes(config))
 
@@ -154,21 +156,22 @@ def ppo_step(
         engine.sync()
     with clock("rollout"):
         batch = step_prompts(prompts, config.prompts_per_step, config.seed, step)
-        rollouts = engine.sample(batch, [request_seed(config.seed, step, prompt.id) for prompt in batch])
+        mine = distributed.share_of(batch)
+        sampled = engine.sample(mine, [request_seed(config.seed, step, prompt.id) for prompt in mine])
+        rollouts = distributed.whole_of(sampled)
     with clock("reward"):
-        texts = [[c.text for c in r.completions] for r in rollouts]
-        raw = reward.score([r.prompt.messages for r in rollouts], texts).flatten()
+        raw = torch.tensor(distributed.whole_of(_rewards(reward, sampled))).flatten()
         completions = [c for r in rollouts for c in r.completions]
         scores = shaped_scores(config, raw, completions)
     with clock("forward"):
         experience = trainer.experience(rollouts, scores)
-    numbers = describe(experience, trainer.kl.value)
+    numbers = distributed.from_main(lambda: describe(experience, trainer.kl.value))
     check_mismatch(numbers["mismatch"], config.max_mismatch)
     if not too_far(config, numbers):
         with clock("update"):
             numbers |= trainer.update(experience, step)
     trainer.kl.update(numbers["kl"], len(scores))
-    if config.samples_every and step % config.samples_every == 0:
+    if config.samples_every and step % config.samples_every == 0 and distributed.is_main():
         write_samples(folder, step + 1, rollouts, scores)
     samples_per_second = len(scores) / sum(clock.seconds.values())
     seconds = {f"seconds_{name}": value for name, value in clock.seconds.items()}
@@ -179,6 +182,13 @@ def ppo_step(
         "samples_per_second": samples_per_second,
         **seconds,
     }
+
+
+def _rewards(source: RewardSource, rollouts: list[Rollout]) -> list[list[float]]:
+    """The reward of every response."""
+    texts = [[c.text for c in r.completions] for r in rollouts]
+    found: list[list[float]] = source.score([r.prompt.messages for r in rollouts], texts).tolist()
+    return found
 
 
 @torch.no_grad()

@@ -21,11 +21,11 @@ from rlaif_cli.config import RewardModelConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Preference, prompt_text
-from rlaif_cli.train import loop
+from rlaif_cli.train import distributed, loop
 from rlaif_cli.train.folder import run_in_folder
 from rlaif_cli.train.models import device, new_reward_model, rewards, trainable
 from rlaif_cli.train.ops import binary_entropy, soft_pairwise_loss
-from rlaif_cli.train.packing import Group, micro_batches, pack
+from rlaif_cli.train.packing import Group, deal, pack
 from rlaif_cli.train.supervised import run_epochs
 
 
@@ -85,7 +85,8 @@ def _train(
 def untrained(base: Path, config: RewardModelConfig) -> Any:
     """What training begins with: all weights in fp32, or adapters on a frozen body."""
     dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
-    return trainable(new_reward_model(base, config.seed, dtype), config)
+    model = new_reward_model(base, config.seed, dtype, loop.first_place(config))
+    return loop.sharded(trainable(model, config), config)
 
 
 def _source(config: RewardModelConfig, tokenizer: ChatTokenizer, path: str, rejected: str) -> Source[Preference]:
@@ -124,18 +125,19 @@ def train_step(
     labels = labels.round() if config.hard_labels else labels
     loss_sum, margins = 0.0, torch.zeros(len(pairs))
     with loop.autocast(config.precision):
-        for indices in micro_batches(groups, config.tokens_per_batch):
+        for indices, weight in distributed.micro_batches(groups, config.tokens_per_batch):
             r = rewards(model, pack([groups[i] for i in indices]).to(device()))  # [b, 2]
-            share = len(indices) / len(pairs)
+            share = weight * len(indices) / len(pairs)
             loss = soft_pairwise_loss(r[:, 0], r[:, 1], labels[indices], margin=config.margin)
             centering = config.centering * (r.sum(1) ** 2).mean()
             (share * (loss + centering)).backward()
             loss_sum += share * float(loss.detach())
-            margins[indices] = (r[:, 0] - r[:, 1]).detach().float().cpu()
+            margins[indices] += weight * (r[:, 0] - r[:, 1]).detach().float().cpu()
     norm = loop.clip_and_step(optimizer, config.max_grad_norm)
+    distributed.sum_(margins)
     seconds = time.monotonic() - started
     return {
-        "loss": loss_sum,
+        **distributed.sum_numbers({"loss": loss_sum}),
         "entropy_floor": float(binary_entropy(labels).mean()),
         "accuracy": float(((margins > 0).float() + 0.5 * (margins == 0)).mean()),
         "margin": float(margins.mean()),
@@ -146,20 +148,31 @@ def train_step(
 
 
 @torch.no_grad()
-def score_groups(model: Any, groups: Sequence[Group], precision: str, token_budget: int) -> np.ndarray[Any, Any]:
-    """The reward of every response, [groups, n]; independent of batching and padding."""
-    scores = np.zeros((len(groups), len(groups[0].responses)))
+def score_groups(
+    model: Any, groups: Sequence[Group], precision: str, token_budget: int, *, together: bool = False
+) -> np.ndarray[Any, Any]:
+    """The reward of every response, [groups, n]; independent of batching and padding.
+
+    Args:
+        together: all processes hold the same groups, and each computes its share.
+    """
+    scores = torch.zeros(len(groups), len(groups[0].responses), dtype=torch.float64)
+    mine = distributed.micro_batches(groups, token_budget) if together else deal(groups, token_budget, 1)[0]
     with loop.autocast(precision):
-        for indices in micro_batches(groups, token_budget):
+        for indices, weight in mine:
             packed = pack([groups[i] for i in indices]).to(device())
-            scores[indices] = rewards(model, packed).float().cpu().numpy()
-    return scores
+            scores[indices] += weight * rewards(model, packed).double().cpu()
+    return np.asarray((distributed.sum_(scores) if together else scores).numpy())
 
 
 def measure(model: Any, pairs: Sequence[Pair], config: RewardModelConfig) -> dict[str, Any]:
     """How well the model predicts the labels of pairs."""
-    scores = score_groups(model, [pair.group for pair in pairs], config.precision, config.tokens_per_batch)
-    return evaluate(scores, np.array([pair.p_chosen for pair in pairs]))
+    return evaluate(_scores(model, pairs, config), np.array([pair.p_chosen for pair in pairs]))
+
+
+def _scores(model: Any, pairs: Sequence[Pair], config: RewardModelConfig) -> np.ndarray[Any, Any]:
+    groups = [pair.group for pair in pairs]
+    return score_groups(model, groups, config.precision, config.tokens_per_batch, together=True)
 
 
 def evaluate(scores: np.ndarray[Any, Any], p_chosen: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -199,7 +212,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Measure, store the reward's mean and std in the checkpoint's own config, and save."""
     model.eval()
-    seen = score_groups(model, [p.group for p in train], config.precision, config.tokens_per_batch)
+    seen = _scores(model, train, config)
     mean, std = float(seen.mean()), float(seen.std())
     results: dict[str, Any] = {
         "train_pairs": len(train),

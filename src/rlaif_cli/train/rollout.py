@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.engines import Completion, Engine, Request, Sampling, open_engine
 from rlaif_cli.records import Message
+from rlaif_cli.train import distributed
 from rlaif_cli.train.adapters import Adapted
+from rlaif_cli.train.models import load_policy
 from rlaif_cli.train.packing import Group
 
 
@@ -39,7 +41,7 @@ class RolloutEngine:
     """Samples from the policy as it is now.
 
     vLLM holds a copy of the weights, replaced by `sync`; the transformers engine samples from the trainer's own
-    model and needs no sync.
+    model and needs no sync, or from a copy where that model is split over processes.
 
     Args:
         policy: the trainer's model.
@@ -48,6 +50,7 @@ class RolloutEngine:
 
     def __init__(self, config: PPOConfig, policy: Any, path: Path, longest_prompt: int) -> None:
         self._policy = policy
+        self._copy: Any = None
         self._sampling = Sampling(n=config.n, temperature=config.temperature, max_tokens=config.max_tokens)
         # "processed" log-probs are those of the distribution that was sampled from, after the temperature.
         options: dict[str, Any] = {"logprobs": "processed", "max_length": longest_prompt + config.max_tokens}
@@ -59,6 +62,8 @@ class RolloutEngine:
         else:
             batch_size = config.prompts_per_step * config.n
             module = policy.shared if isinstance(policy, Adapted) else policy
+            if distributed.world_size() > 1 and not config.lora_rank:
+                self._copy = module = load_policy(path).requires_grad_(False)
             self.engine = open_engine("transformers", path, model=module, batch_size=batch_size, **options)
 
     def sync(self) -> None:
@@ -68,6 +73,9 @@ class RolloutEngine:
         load_weights = getattr(self.engine, "load_weights", None)
         if load_weights is not None:
             load_weights(policy_weights(self._policy))
+        if self._copy is not None:
+            for mine, theirs in zip(self._copy.parameters(), self._policy.parameters(), strict=True):
+                mine.copy_(distributed.whole(theirs.detach()))
 
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Rollout]:
         """`n` responses to every prompt, in the order of `prompts`."""
@@ -82,19 +90,19 @@ class RolloutEngine:
         self.engine.close()
 
 
-def policy_weights(policy: Any) -> list[tuple[str, Any]]:
+def policy_weights(policy: Any) -> Iterator[tuple[str, Any]]:
     """The policy's weights under the checkpoint's names, with the output layer even where it is tied.
 
     vLLM's reload keeps an output layer that is not sent, without an error: the rollouts would come from a model whose
     body is new and whose head is old (RESEARCH section 4; a test holds this).
     """
-    if isinstance(policy, Adapted):
-        weights, module = list(policy.weights()), policy.shared
-    else:
-        weights, module = [(name, parameter.detach()) for name, parameter in policy.named_parameters()], policy
-    names = {name for name, _ in weights}
+    adapted = isinstance(policy, Adapted)
+    module = policy.shared if adapted else policy
+    names = set()
+    for name, weight in policy.weights() if adapted else policy.named_parameters():
+        names.add(name)
+        yield name, distributed.whole(weight.detach())
     output = module.get_output_embeddings()
     head = next((name for name, part in module.named_modules() if part is output), None)
     if head is not None and f"{head}.weight" not in names:
-        weights.append((f"{head}.weight", output.weight.detach()))
-    return weights
+        yield f"{head}.weight", distributed.whole(output.weight.detach())

@@ -14,7 +14,7 @@ from rlaif_cli.engines.base import request_seed
 from rlaif_cli.errors import EngineError, UsageError
 from rlaif_cli.output import read_json, write_json
 from rlaif_cli.records import Message
-from rlaif_cli.train import loop
+from rlaif_cli.train import distributed, loop
 from rlaif_cli.train.rollout import Prompt, RolloutEngine
 
 START = "held_out.start.json"
@@ -51,10 +51,11 @@ class Selection:
 
     def remember_start(self, engine: RolloutEngine) -> None:
         """Before the first update: the answers to compare with."""
-        if not self._path.exists():
-            engine.sync()
-            ids = [prompt.id for prompt in self._prompts]
-            write_json(self._path, dict(zip(ids, self._answers(engine), strict=True)))
+        if distributed.from_main(self._path.exists):
+            return
+        engine.sync()
+        ids, answers = [prompt.id for prompt in self._prompts], self._answers(engine)
+        distributed.from_main(lambda: write_json(self._path, dict(zip(ids, answers, strict=True))))
 
     def win_rate(self, engine: RolloutEngine) -> float:
         """Of the policy as it is now; undecided comparisons count one half.
@@ -63,11 +64,15 @@ class Selection:
             EngineError: the judge could decide none.
         """
         engine.sync()
+        answers = self._answers(engine)
+        return distributed.from_main(lambda: self._compared(answers))
+
+    def _compared(self, answers: list[list[str]]) -> float:
         start = read_json(self._path)
         texts = [
             (prompt.messages, now, then)
-            for prompt, answers in zip(self._prompts, self._answers(engine), strict=True)
-            for now, then in zip(answers, start[prompt.id], strict=True)
+            for prompt, of_now in zip(self._prompts, answers, strict=True)
+            for now, then in zip(of_now, start[prompt.id], strict=True)
         ]
         decided = [p for p in self._compare(texts) if p is not None]
         if not decided:
@@ -78,5 +83,7 @@ class Selection:
 
     def _answers(self, engine: RolloutEngine) -> list[list[str]]:
         """Sampled with the same seeds every time, so that chance differs as little as it can."""
-        seeds = [request_seed(self._seed, "held out", prompt.id) for prompt in self._prompts]
-        return [[c.text for c in rollout.completions] for rollout in engine.sample(self._prompts, seeds)]
+        mine = distributed.share_of(self._prompts)
+        seeds = [request_seed(self._seed, "held out", prompt.id) for prompt in mine]
+        sampled = [[c.text for c in rollout.completions] for rollout in engine.sample(mine, seeds)]
+        return distributed.whole_of(sampled)

@@ -20,10 +20,10 @@ from rlaif_cli.config import SftConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Demonstration, as_messages, prompt_text
-from rlaif_cli.train import loop
+from rlaif_cli.train import distributed, loop
 from rlaif_cli.train.folder import run_in_folder
 from rlaif_cli.train.models import device, load_policy, response_logprobs, trainable
-from rlaif_cli.train.packing import Group, micro_batches, pack
+from rlaif_cli.train.packing import Group, pack
 from rlaif_cli.train.supervised import run_epochs
 
 
@@ -59,7 +59,7 @@ def _train(
     groups = [(_tokenize(record, tokenizer), prompt_text(record.prompt) in away) for record in records]
     train, test = ([group for group, held in groups if held == side] for side in (False, True))
     dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
-    model = trainable(load_policy(base, dtype), config)
+    model = loop.sharded(trainable(load_policy(base, dtype, loop.first_place(config)), config), config)
 
     def step(optimizer: torch.optim.Optimizer, batch: list[int]) -> dict[str, float]:
         return train_step(model, optimizer, [train[i] for i in batch], config)
@@ -108,14 +108,14 @@ def train_step(
     total = sum(len(response) for group in groups for response in group.responses)
     loss_sum = 0.0
     with loop.autocast(config.precision):
-        for indices in micro_batches(groups, config.tokens_per_batch):
-            loss = _summed_loss(model, [groups[i] for i in indices]) / total
+        for indices, weight in distributed.micro_batches(groups, config.tokens_per_batch):
+            loss = weight * _summed_loss(model, [groups[i] for i in indices]) / total
             loss.backward()
             loss_sum += float(loss.detach())
     norm = loop.clip_and_step(optimizer, config.max_grad_norm)
     seconds = time.monotonic() - started
     return {
-        "loss": loss_sum,
+        **distributed.sum_numbers({"loss": loss_sum}),
         "grad_norm": norm,
         "tokens_per_second": sum(group.tokens for group in groups) / seconds,
     }
@@ -126,10 +126,11 @@ def mean_loss(model: Any, groups: Sequence[Group], config: SftConfig) -> float:
     """-log p a response token, nats, over all groups."""
     with loop.autocast(config.precision):
         summed = sum(
-            float(_summed_loss(model, [groups[i] for i in indices]))
-            for indices in micro_batches(groups, config.tokens_per_batch)
+            weight * float(_summed_loss(model, [groups[i] for i in indices]))
+            for indices, weight in distributed.micro_batches(groups, config.tokens_per_batch)
         )
-    return summed / sum(len(response) for group in groups for response in group.responses)
+    total = distributed.sum_numbers({"loss": summed})["loss"]
+    return total / sum(len(response) for group in groups for response in group.responses)
 
 
 def _summed_loss(model: Any, groups: Sequence[Group]) -> torch.Tensor:

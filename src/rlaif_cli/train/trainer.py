@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import PPOConfig
-from rlaif_cli.train import adapters, loop, ops
+from rlaif_cli.train import adapters, distributed, loop, ops
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.models import (
     device,
@@ -29,7 +29,7 @@ from rlaif_cli.train.models import (
     trainable,
     values,
 )
-from rlaif_cli.train.packing import Packed, micro_batches, pack
+from rlaif_cli.train.packing import Packed, pack
 from rlaif_cli.train.rewards import stored_scale
 from rlaif_cli.train.rollout import Rollout
 
@@ -70,8 +70,10 @@ class Trainer:
             adapters.add(self._shared, "policy", config)
             self.policy, self.reference = Adapted(self._shared, "policy"), Adapted(self._shared, None)
         else:
-            self.policy = trainable(load_policy(base), config)
-            self.reference = load_policy(base, frozen).eval().requires_grad_(False)
+            policy = load_policy(base, place=loop.first_place(config))
+            self.policy = loop.sharded(trainable(policy, config), config)
+            reference = load_policy(base, frozen, loop.first_place(config))
+            self.reference = loop.sharded(reference.eval().requires_grad_(False), config)
         trained = [(self.policy, config.lr)]
         self.value_model = self._value_model(reward_path) if config.advantage == "gae" else None
         if self.value_model is not None:
@@ -116,32 +118,35 @@ class Trainer:
             weight = adapters.load(self._shared, "value", folder)["weight"]
             return self._adapted("value", {"weight": weight / std, "bias": torch.tensor([-mean / std])})
         known = reward_path if reward_path and _same_tokens(self.base, reward_path) else None
-        model = load_reward_model(known) if known else new_reward_model(self.base, self.config.seed)
+        place = loop.first_place(self.config)
+        seed = self.config.seed
+        model = load_reward_model(known, place=place) if known else new_reward_model(self.base, seed, place=place)
         weight = model.score.weight if known else torch.zeros_like(model.score.weight)
         model.score = nn.Linear(weight.shape[1], 1).to(weight)
         with torch.no_grad():
             model.score.weight.copy_(weight / std if known else weight)
             model.score.bias.fill_(-mean / std if known else 0.0)
-        return economical(model, self.config).train()
+        return loop.sharded(economical(model, self.config).train(), self.config)
 
     @torch.no_grad()
     def experience(self, rollouts: list[Rollout], scores: Tensor) -> Experience:
         """Log-probs, values, token rewards and advantages of a step's rollouts."""
         config = self.config
         shape = (len(rollouts) * config.n, max(len(c.token_ids) for r in rollouts for c in r.completions))
-        old, ref, value = torch.zeros(3, *shape).unbind()
-        mask = torch.zeros(shape, dtype=torch.bool)
+        found = torch.zeros(3, *shape)
+        old, ref, value = found.unbind()
         with loop.autocast(config.precision):
-            for rows, packed in self._micro_batches(rollouts):
+            for rows, packed, weight in self._micro_batches(rollouts):
                 width = packed.response_ids.shape[-1]
-                mask[rows, :width] = packed.response_mask.flatten(0, 1).cpu()
-                old[rows, :width] = self._logprobs(self.policy, packed)
-                ref[rows, :width] = self._logprobs(self.reference, packed)
+                old[rows, :width] += weight * self._logprobs(self.policy, packed)
+                ref[rows, :width] += weight * self._logprobs(self.reference, packed)
                 if self.value_model is not None:
-                    value[rows, :width] = values(self.value_model, packed).flatten(0, 1).cpu()
-        sampled = torch.zeros(shape)
+                    value[rows, :width] += weight * values(self.value_model, packed).flatten(0, 1).cpu()
+        distributed.sum_(found)
+        sampled, mask = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
         for row, completion in enumerate(c for r in rollouts for c in r.completions):
             sampled[row, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
+            mask[row, : len(completion.token_ids)] = True
         weights = ops.truncated_importance_weights(old, sampled, mask, cap=config.importance_cap)
         kl_coef = self.kl.value if config.kl_in == "reward" else 0.0
         weight = 1 - self.kl.value if config.kl_form == "convex" else 1.0
@@ -173,8 +178,8 @@ class Trainer:
         total = int(experience.mask.view(-1, n, experience.mask.shape[-1])[chosen].sum())
         logged: dict[str, float] = {}
         with loop.autocast(self.config.precision):
-            for rows, packed in self._micro_batches([experience.rollouts[i] for i in chosen], chosen):
-                share = int(packed.response_mask.sum()) / total
+            for rows, packed, weight in self._micro_batches([experience.rollouts[i] for i in chosen], chosen):
+                share = weight * int(packed.response_mask.sum()) / total
                 # One after the other, backward included: each one's memory is free for the next.
                 losses = (self._policy_loss, self._value_loss) if self.value_model is not None else (self._policy_loss,)
                 for loss_of in losses:
@@ -182,6 +187,7 @@ class Trainer:
                     (share * loss).backward()
                     for name, value in numbers.items():
                         logged[name] = logged.get(name, 0.0) + share * float(value)
+        logged = distributed.sum_numbers(logged)
         logged["grad_norm"] = loop.clip_and_step(self.optimizer, self.config.max_grad_norm)
         return logged
 
@@ -218,13 +224,17 @@ class Trainer:
 
     def _micro_batches(
         self, rollouts: Sequence[Rollout], places: Sequence[int] | None = None
-    ) -> Iterator[tuple[list[int], Packed]]:
-        """(rows of the step's [S, R] tensors, packed sequences); `places`: the rollouts' numbers within the step."""
+    ) -> Iterator[tuple[list[int], Packed, float]]:
+        """This process's (rows of the step's [S, R] tensors, packed sequences, weight).
+
+        Args:
+            places: the rollouts' numbers within the step.
+        """
         groups, n = [rollout.group for rollout in rollouts], self.config.n
-        for indices in micro_batches(groups, self.config.tokens_per_batch):
+        for indices, weight in distributed.micro_batches(groups, self.config.tokens_per_batch):
             numbers = [places[i] if places is not None else i for i in indices]
             rows = [number * n + k for number in numbers for k in range(n)]
-            yield rows, pack([groups[i] for i in indices]).to(device())
+            yield rows, pack([groups[i] for i in indices]).to(device()), weight
 
 
 def part_of(rows: list[int], packed: Packed) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,174 @@
+"""Training in several processes: started here for `--num-processes`, or by torchrun or `accelerate launch`.
+
+The processes are one run: one tells what there is to tell, and where one fails, all end. They are started and watched
+by torch's own launcher.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli import console
+from rlaif_cli.config import DATA_FIELDS, TrainConfig
+from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError
+from rlaif_cli.output import read_json
+
+GO_ON = "what was saved is kept; run the same command again to go on"
+_GRACE = 15  # seconds that processes have to end, before they are killed
+
+
+class Told(RlaifError):
+    """A process of the run failed, and that was told."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code
+
+
+def started_by_others() -> int:
+    """How many processes torchrun or accelerate say there are; 1 where they have started none."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def be_quiet() -> None:
+    """One of the processes talks."""
+    console.quiet = started_by_others() > 1 and os.environ["RANK"] != "0"
+
+
+def run(stage: str, config: TrainConfig, work: Callable[[Any], int]) -> int:
+    """`work(config)`, in as many processes as there are or shall be; returns its exit code.
+
+    Raises:
+        UsageError: they cannot be.
+        Told: one failed, and said so.
+        EngineError: one was killed.
+    """
+    there = started_by_others()
+    if config.dry_run or max(there, config.num_processes) == 1:
+        return work(config)
+    _check(config, there)
+    if there == 1:
+        start(stage, config)
+        return 0
+    return as_one_of_several(config, work)
+
+
+def _check(config: TrainConfig, there: int) -> None:
+    if there > 1 and config.num_processes not in (1, there):
+        what = f"--num-processes is {config.num_processes}, and {there} processes are there already"
+        raise UsageError(what, hint="leave it out")
+    for name in DATA_FIELDS:
+        if getattr(config, name, None) == "-":
+            raise UsageError("several processes cannot read one stdin", hint="give a file")
+
+
+# ------------------------------------------------------------------------------------------------ in each process
+
+
+def as_one_of_several(config: TrainConfig, work: Callable[[Any], int], *, watched: bool = False) -> int:
+    """`work(config)` as one process of a run.
+
+    Args:
+        watched: `start` watches the processes, and tells what they cannot.
+    """
+    from rlaif_cli.train import distributed
+
+    meeting = distributed.Meeting()
+    console.first_to_fail = meeting.first_to_fail
+    meeting.join()
+    try:
+        code = work(config)
+        distributed.leave()
+    except KeyboardInterrupt:
+        if watched:
+            raise Told(EXIT_INTERRUPTED) from None
+        raise
+    except RuntimeError as error:
+        if not distributed.is_lost_process(error):
+            raise
+        time.sleep(1)  # for the one that failed first to be noticed first
+        if watched:
+            raise Told(EXIT_FAILED) from error
+        raise EngineError("another process of this run has ended", hint=GO_ON) from error
+    return code
+
+
+# ------------------------------------------------------------------------------------------------ from outside
+
+
+def start(stage: str, config: TrainConfig, *, quiet: bool = False) -> dict[str, Any]:
+    """Run a stage in `config.num_processes` processes on this machine; returns the summary's numbers.
+
+    Args:
+        quiet: nothing is told of it but an error.
+
+    Raises:
+        Told: one failed, and said so.
+        EngineError: one was killed.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    _check(config, 1)
+    worker = ["-m", "rlaif_cli.worker", stage, config.model_dump_json(), str(int(quiet)), str(int(console.debug))]
+    with tempfile.TemporaryDirectory(prefix="rlaif-") as logs, _launching(config.num_processes):
+        launcher = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=config.num_processes,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+            run_id=os.path.basename(logs),
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            local_addr="127.0.0.1",
+            max_restarts=0,
+            shutdown_timeout=_GRACE,
+        )
+        try:
+            elastic_launch(launcher, sys.executable)(*worker)
+        except ChildFailedError as error:
+            raise _failure(failed.exitcode for failed in error.failures.values()) from None
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise Told(128 + error.sigval) from None
+    return dict(read_json(Path(config.output) / "manifest.json", results=dict)["results"])
+
+
+def _failure(codes: Iterator[int]) -> RlaifError:
+    """Of exit codes, negative ones being signals: those that were left were ended by SIGTERM."""
+    found = [code for code in codes if code != -signal.SIGTERM]
+    if killed := [-code for code in found if code < 0]:
+        name = signal.Signals(killed[0]).name
+        why = " (by the system, for want of memory?)" if killed[0] == signal.SIGKILL else ""
+        return EngineError(f"a process of this run was ended by {name}{why}", hint=GO_ON)
+    return Told(max(found)) if found else EngineError("the processes of this run were ended", hint=GO_ON)
+
+
+@contextmanager
+def _launching(count: int) -> Iterator[None]:
+    """What torch's launcher leaves otherwise is put back: signal handlers, its log, threads a process."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = threads or str(max(1, (os.cpu_count() or 1) // count))
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
