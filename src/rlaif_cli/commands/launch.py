@@ -20,7 +20,6 @@ from typing import Any
 from rlaif_cli import console
 from rlaif_cli.config import DATA_FIELDS, TrainConfig
 from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError
-from rlaif_cli.output import read_json
 
 GO_ON = "what was saved is kept; run the same command again to go on"
 _GRACE = 15  # seconds that processes have to end, before they are killed
@@ -119,6 +118,8 @@ def start(stage: str, config: TrainConfig, *, quiet: bool = False) -> dict[str, 
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from rlaif_cli.output import read_json
 
     _check(config, 1)
     worker = ["-m", "rlaif_cli.worker", stage, config.model_dump_json(), str(int(quiet)), str(int(console.debug))]
