@@ -38,6 +38,7 @@ def requests(count: int) -> list[Request]:
     return [Request(("row", i), [i % 250, i // 250, 7], seed=i, choices=[49, 50]) for i in range(count)]
 
 
+@pytest.mark.slow
 def test_every_request_is_answered_once_and_as_by_one_engine(cluster: RayEngine) -> None:
     wanted = requests(300)
     assert sorted(cluster.logprobs(wanted)) == sorted(FakeEngine().logprobs(wanted))
@@ -47,6 +48,7 @@ def test_every_request_is_answered_once_and_as_by_one_engine(cluster: RayEngine)
     )
 
 
+@pytest.mark.slow
 def test_requests_are_pulled_as_there_is_room(cluster: RayEngine) -> None:
     pulled = []
     results = cluster.logprobs(pulled.append(each) or each for each in requests(5_000))
@@ -56,6 +58,7 @@ def test_requests_are_pulled_as_there_is_room(cluster: RayEngine) -> None:
     assert len(list(cluster.logprobs(requests(10)))) == 10  # what the stopped stream left behind harms nothing
 
 
+@pytest.mark.slow
 def test_a_lost_replica_costs_no_row(cluster: RayEngine, capsys: pytest.CaptureFixture[str]) -> None:
     def stream() -> Iterator[Request]:
         for place, request in enumerate(requests(400)):
@@ -76,6 +79,7 @@ def test_requests_that_kill_replica_after_replica_end_the_run() -> None:
         work.lost(batch)
 
 
+@pytest.mark.slow
 def test_a_model_that_no_node_has(cluster: RayEngine, tiny: Path, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.symlink_to(tiny)

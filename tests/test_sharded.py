@@ -162,17 +162,20 @@ def _numbers(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if "second" not in key}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_train_as_one_does(runs: Path, name: str) -> None:
     assert_same_run(runs / "one" / name, runs / "two" / name)
 
 
+@pytest.mark.slow
 def test_the_runs_that_are_compared_are_long_enough_to_differ(runs: Path) -> None:
     assert len(rows_of(runs / "one" / "rm" / "metrics.jsonl")) == 20
     assert len(rows_of(runs / "one" / "ppo" / "metrics.jsonl")) == 20
     assert rows_of(runs / "one" / "ppo" / "metrics.jsonl")[-1]["kl"] > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BEGUN)
 @pytest.mark.parametrize("order", ["one then two", "two then one"])
 def test_any_number_of_processes_goes_on_from_the_state_of_another(runs: Path, order: str, name: str) -> None:
@@ -233,6 +236,7 @@ def command(tiny: Path, tmp_path: Path) -> Callable[..., list[str]]:
     return arguments
 
 
+@pytest.mark.slow
 def test_bad_input_is_told_once_and_as_by_one_process(command: Any, tmp_path: Path) -> None:
     bad = str(tmp_path / "bad.jsonl")
     Path(bad).write_text('{"prompt": "q"}\n')

@@ -73,8 +73,8 @@ class Cluster(_Strict):
     """
 
     name: str
-    gpus: int | None = Field(default=None, ge=1)
-    machines: int | None = Field(default=None, ge=1)
+    gpus: int | None = Field(default=None, ge=1, le=100_000)
+    machines: int | None = Field(default=None, ge=1, le=100_000)
     gpu: Gpu | None = None
     price: float = Field(default=0.0, ge=0)
     drivers: int = Field(default=1, ge=1)
