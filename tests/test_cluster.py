@@ -123,3 +123,15 @@ def test_the_shipped_clusters(name: str) -> None:
     sizes = ["--set", "model=org/policy", "--set", "judge=org/judge", "--prompts", "1000000"]
     done = rlaif("plan", "helpful", "--cluster", str(ROOT / "examples" / "clusters" / f"{name}.yaml"), *sizes)
     assert done.returncode == 0 and "is the bottleneck" in done.stderr and "preferences" in done.stdout
+
+
+def test_a_copy_needs_no_more_gpus_than_there_are(tmp_path: Path, forecast: Any) -> None:
+    (tmp_path / "c.yaml").write_text(json.dumps({"name": "c", "gpus": 2} | H100 | models(gpus=4)))
+    done = rlaif("plan", "p.yaml", "--cluster", "c.yaml", cwd=tmp_path)
+    assert done.returncode == 1 and "a copy of 'org/judge' is on 4 GPUs, and the cluster has 2" in done.stderr
+
+
+def test_only_this_machine_is_measured(tmp_path: Path, forecast: Any) -> None:
+    (tmp_path / "c.yaml").write_text(json.dumps({"name": "c", "gpus": 8} | H100 | models()))
+    done = rlaif("plan", "p.yaml", "--cluster", "c.yaml", "--calibrate", cwd=tmp_path)
+    assert done.returncode == 2 and "--calibrate measures this machine" in done.stderr

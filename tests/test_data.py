@@ -352,3 +352,15 @@ def test_what_a_killed_command_left_is_removed_by_the_next(write_jsonl: Write, t
     ours.touch()
     assert rlaif("data", "dedupe", path, "-o", "out.jsonl", cwd=tmp_path).returncode == 0
     assert not left.exists() and ours.exists(), "that of a process which lives is its own"
+
+
+def test_dedupe_takes_rows_that_are_there_twice_with_their_ids(write_jsonl: Any, tmp_path: Path) -> None:
+    rows = [{"id": f"r{i}", "prompt": f"Say {i}"} for i in range(3)]
+    path = write_jsonl("twice.jsonl", [*rows, rows[0]])
+    done = rlaif("data", "dedupe", path, "-o", str(tmp_path / "once.jsonl"))
+    assert done.returncode == 0, done.stderr
+    assert [row["id"] for row in rows_of(tmp_path / "once.jsonl")] == ["r0", "r1", "r2"]
+    other = write_jsonl("other.jsonl", [*rows, {"id": "r0", "prompt": "Something else"}])
+    done = rlaif("data", "dedupe", other, "-o", str(tmp_path / "none.jsonl"))
+    assert done.returncode == 1 and "1 ids stand on rows of different content" in done.stderr
+    assert not (tmp_path / "none.jsonl").exists()

@@ -784,3 +784,15 @@ def test_one_process_trains_into_a_folder(tmp_path: Path) -> None:
         pass
     with _claimed(tmp_path / "rm"):
         pass
+
+
+def test_a_trainer_says_which_lines_it_left_out(tiny: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"q{i}", "chosen": "yes", "rejected": "no", "p_chosen": 0.9} if i else {"prompt": "q"}
+        for i in range(6)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["train-rm", "p.jsonl", "--model", str(tiny), "-o", "rm", "--skip-invalid", "--batch-size", "8"]
+    for _ in range(2):  # the second run finds it complete
+        done = rlaif(*command, cwd=tmp_path)
+        assert done.returncode == 3 and "1 rows could not be used; they are in rm.rejected.jsonl" in done.stderr

@@ -121,6 +121,7 @@ class Source(Generic[R]):
     Args:
         check: what else may be wrong with a record; None: nothing.
         each: applies a function to every file, in order: `map`, or that of a pool of processes (without `check`).
+        repeats: an id may stand there more than once.
 
     Attributes:
         count: how many good records there are.
@@ -139,11 +140,12 @@ class Source(Generic[R]):
         rejected_path: Path | None = None,
         check: Callable[[R], str | None] | None = None,
         each: Each = map,
+        repeats: bool = False,
     ) -> None:
         self.name = "stdin" if address == "-" else address
         self.kind = kind
         self.files = files(address)
-        self._each = each
+        self._each, self._repeats = each, repeats
         self._bad_lines: list[dict[int, str]] = []  # of every file: line -> reason
         self._check_whole(skip_invalid, rejected_path, check)
 
@@ -173,7 +175,7 @@ class Source(Generic[R]):
         self, skip_invalid: bool, rejected_path: Path | None, check: Callable[[R], str | None] | None
     ) -> None:
         given, made, total = HashSet(), HashSet(), 0
-        for ids in self._each(_given_ids, self.files):
+        for ids in () if self._repeats else self._each(_given_ids, self.files):
             given.update(ids)
         look = _Look(self.kind, check, given.repeated(), math.inf if skip_invalid else _ENOUGH_FAULTS)
         first: dict[str, tuple[InputFile, int]] = {}  # where a repeated id stands first

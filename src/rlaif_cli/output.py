@@ -47,6 +47,11 @@ def rejected_path(output: str, stage: str) -> Path:
     return beside(output, stage, "rejected")
 
 
+def set_aside(folder: str, word: str = "rejected") -> Path:
+    """Where a trainer puts lines that could not be used: beside its output folder, `rm` -> `rm.rejected.jsonl`."""
+    return Path(folder).with_name(f"{Path(folder).name}.{word}.jsonl")
+
+
 def beside(output: str, stage: str, word: str) -> Path:
     """`prefs.jsonl` -> `prefs.unscored.jsonl`; stdout -> `label.unscored.jsonl` in the working folder."""
     path = file_of(output)

@@ -26,10 +26,10 @@ _GRACE = 15  # seconds that processes have to end, before they are killed
 
 
 class Told(RlaifError):
-    """A process of the run failed, and that was told."""
+    """A process of the run failed, and that was told; `what` is what is left to say."""
 
-    def __init__(self, exit_code: int) -> None:
-        super().__init__("")
+    def __init__(self, exit_code: int, what: str = "") -> None:
+        super().__init__(what)
         self.exit_code = exit_code
 
 
@@ -68,6 +68,9 @@ def _check(config: TrainConfig, there: int) -> None:
     for name in DATA_FIELDS:
         if getattr(config, name, None) == "-":
             raise UsageError("several processes cannot read one stdin", hint="give a file")
+    if getattr(config, "prompts_per_step", there) < max(there, config.num_processes):
+        what = "every process needs a prompt of each step"
+        raise UsageError(f"{what}: --prompts-per-step is below the number of processes", hint="fewer processes")
 
 
 # ------------------------------------------------------------------------------------------------ in each process

@@ -16,6 +16,7 @@ from rlaif_cli.commands import launch
 from rlaif_cli.config import StageConfig, TrainConfig
 from rlaif_cli.errors import EXIT_PARTIAL, UsageError
 
+SET_HELP = "NAME=VALUE: another of the file's `values`, or STAGE.SETTING=VALUE; several times."
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", show_envvar=False)]
 
 

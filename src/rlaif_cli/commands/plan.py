@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from rlaif_cli import console
-from rlaif_cli.commands.options import Debug, epilog
+from rlaif_cli.commands.options import SET_HELP, Debug, epilog
 
 # What a phase of `cluster.Forecast` means, and what there is against it.
 LIMITS = {
@@ -29,6 +29,7 @@ def run(
     from rlaif_cli import rates
     from rlaif_cli.commands.calibrate import calibrate
     from rlaif_cli.commands.run import changed_values, kinds
+    from rlaif_cli.errors import UsageError
     from rlaif_cli.stages import cluster as clusters
     from rlaif_cli.stages.pipeline import load, read
 
@@ -37,24 +38,31 @@ def run(
     _, steps = load(pipeline, folder, kinds(None), changed_values(changed))
     cluster = clusters.read(cluster_file)
     found = clusters.planned(steps, prompts)
-    if measure and cluster.machines is not None:
+    if measure and cluster.machines is None:
+        raise UsageError("--calibrate measures this machine; this cluster file has `gpus`", hint="`machines: 1`")
+    if measure:
         calibrate(work for _, each in found for work in each.work or ())
     stages = clusters.forecast(found, cluster, rates.known())
     if as_json:
-        answer = {"cluster": cluster.name, "stages": [asdict(each) | {"limit": each.limit} for each in stages]}
-        console.data_stream().write(json.dumps(answer | _totals(stages, cluster)) + "\n")
+        told = [asdict(each) | {"limit": each.limit} | _spent(each.seconds or 0.0, cluster) for each in stages]
+        answer = {"cluster": cluster.name, "stages": told} | _totals(stages, cluster)
+        console.data_stream().write(json.dumps(answer) + "\n")
     else:
         show(stages, cluster)
+
+
+def _spent(seconds: float, cluster: Any) -> dict[str, Any]:
+    """Hours of all GPUs (or machines), and what they cost where a price is known."""
+    hours = seconds / 3600 * cluster.units
+    return {"unit_hours": hours, "cost": hours * cluster.price if cluster.price else None}
 
 
 def _totals(stages: list[Any], cluster: Any) -> dict[str, Any]:
     seconds = sum(each.seconds or 0.0 for each in stages)
     slowest = max(stages, key=lambda each: each.seconds or 0.0)
-    hours = seconds / 3600 * cluster.units
     return {
         "seconds": seconds,
-        "hours_of_units": hours,
-        "cost": hours * cluster.price,
+        **_spent(seconds, cluster),
         "bottleneck": slowest.name if slowest.seconds else None,
         "unknown": [each.name for each in stages if each.seconds is None],
     }
@@ -65,20 +73,22 @@ def show(stages: list[Any], cluster: Any) -> None:
 
     unit = "GPU" if cluster.gpus else "machine"
     table = Table("stage", "rows", "time", f"{unit}-hours", "money", "most of it", box=None, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"  # a figure that is cut is none
     for each in stages:
-        hours = (each.seconds or 0.0) / 3600 * cluster.units
+        spent = _spent(each.seconds or 0.0, cluster)
         table.add_row(
             each.name,
             f"{each.rows:,}" if each.rows is not None else "",
             _span(each.seconds) if each.seconds is not None else "not known",
-            f"{hours:,.1f}" if hours else "",
-            f"{hours * cluster.price:,.2f}" if hours and cluster.price else "",
+            f"{spent['unit_hours']:,.1f}" if each.seconds else "",
+            f"{spent['cost']:,.2f}" if spent["cost"] else "",
             each.limit or "",
         )
     console.show(table)
     totals = _totals(stages, cluster)
     cost = f", {totals['cost']:,.2f} of money" if cluster.price else ""
-    console.say(f"{cluster.name}: {_span(totals['seconds'])}, {totals['hours_of_units']:,.1f} {unit}-hours{cost}")
+    console.say(f"{cluster.name}: {_span(totals['seconds'])}, {totals['unit_hours']:,.1f} {unit}-hours{cost}")
     for each in stages:
         _advise(each, each.name == totals["bottleneck"])
     if totals["unknown"]:
@@ -123,7 +133,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         changes: Annotated[
             list[str] | None,
-            typer.Option("--set", help="NAME=VALUE: another of the file's `values`; may be given several times."),
+            typer.Option("--set", help=SET_HELP),
         ] = None,
         measure: Annotated[
             bool, typer.Option("--calibrate", help="A cluster of `machines`: measure this one with the models first.")

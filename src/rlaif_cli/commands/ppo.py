@@ -7,12 +7,13 @@ from typing import Any
 import typer
 
 from rlaif_cli import console
-from rlaif_cli.commands.options import command
+from rlaif_cli.commands.options import command, partial
 from rlaif_cli.config import PPOConfig
 
 
 def run(config: PPOConfig) -> int:
     from rlaif_cli.engines import EnginePool
+    from rlaif_cli.output import set_aside
 
     with EnginePool() as engines, console.progress("ppo") as progress:
         results = train(config, engines, progress)
@@ -22,7 +23,7 @@ def run(config: PPOConfig) -> int:
         return 0
     console.say(summary(results))
     console.say(f"ppo: the tuned policy is in {config.output}")
-    return 0
+    return partial(results["rejected"], str(set_aside(config.output)))
 
 
 def train(config: PPOConfig, engines: Any, progress: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import typer
 
 from rlaif_cli import config, console
 from rlaif_cli.commands import launch
-from rlaif_cli.commands.options import Debug, epilog
+from rlaif_cli.commands.options import SET_HELP, Debug, epilog
 from rlaif_cli.console import ProgressCallback
 from rlaif_cli.errors import UsageError
 
@@ -57,8 +57,12 @@ def kinds(engines: Any) -> dict[str, Any]:
     def training(stage: str, here: Any) -> Any:
         def run(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
             engines.close()  # its memory is needed
-            several = settings.num_processes > 1 and not settings.dry_run
-            return launch.start(stage, settings, quiet=True) if several else here(settings, progress)
+            if settings.num_processes == 1 or settings.dry_run:
+                return dict(here(settings, progress))
+            try:
+                return launch.start(stage, settings, quiet=True)
+            except launch.Told as told:
+                raise launch.Told(told.exit_code, "one of its processes failed, see above") from told
 
         return run
 
@@ -256,10 +260,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         changes: Annotated[
             list[str] | None,
-            typer.Option(
-                "--set",
-                help="NAME=VALUE: another of the file's `values`, or STAGE.SETTING=VALUE; several times.",
-            ),
+            typer.Option("--set", help=SET_HELP),
         ] = None,
         only: Annotated[
             list[str] | None, typer.Option("--only", help="Run this stage alone; may be given several times.")

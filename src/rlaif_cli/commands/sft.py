@@ -7,11 +7,12 @@ from typing import Any
 import typer
 
 from rlaif_cli import console
-from rlaif_cli.commands.options import command
+from rlaif_cli.commands.options import command, partial
 from rlaif_cli.config import SftConfig
 
 
 def run(config: SftConfig) -> int:
+    from rlaif_cli.output import set_aside
     from rlaif_cli.train.sft import train_sft
 
     with console.progress("sft") as progress:
@@ -21,7 +22,7 @@ def run(config: SftConfig) -> int:
         return 0
     console.say(summary(results))
     console.say(f"sft: the tuned model is in {config.output}")
-    return 0
+    return partial(results["rejected"], str(set_aside(config.output)))
 
 
 def summary(results: dict[str, Any]) -> str:

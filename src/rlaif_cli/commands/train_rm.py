@@ -7,11 +7,12 @@ from typing import Any
 import typer
 
 from rlaif_cli import console
-from rlaif_cli.commands.options import command
+from rlaif_cli.commands.options import command, partial
 from rlaif_cli.config import RewardModelConfig
 
 
 def run(config: RewardModelConfig) -> int:
+    from rlaif_cli.output import set_aside
     from rlaif_cli.train.reward_model import train_reward_model
 
     with console.progress("train-rm") as progress:
@@ -21,7 +22,8 @@ def run(config: RewardModelConfig) -> int:
         return 0
     console.say(summary(results))
     console.say(f"train-rm: the reward model is in {config.output}")
-    return 0
+    code = partial(results["human_rejected"], str(set_aside(config.output, "human.rejected")))
+    return partial(results["rejected"], str(set_aside(config.output))) or code
 
 
 def summary(results: dict[str, Any]) -> str:

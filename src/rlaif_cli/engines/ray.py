@@ -77,6 +77,11 @@ class RayEngine:
             num_gpus=gpus_per_replica, num_cpus=share.cpus, runtime_env={"env_vars": environment}
         )
         self._asks = f"{gpus_per_replica:g} GPUs and {share.cpus} CPUs"
+        if total.get("GPU", 0) < gpus_per_replica or total.get("CPU", 0) < share.cpus:
+            console.warn(
+                f"a replica needs {self._asks}, and the whole cluster has {total.get('GPU', 0):g} and "
+                f"{total.get('CPU', 0):g}: waiting for it to grow"
+            )
         self._of = (path, options)
         self._replicas = [self._start() for _ in range(share.replicas)]
         self._wait_for_one()

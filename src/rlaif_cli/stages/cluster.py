@@ -30,7 +30,7 @@ from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import describe
 from rlaif_cli.rates import Rate
 from rlaif_cli.stages.pipeline import Step
-from rlaif_cli.stages.plan import File, Plan, Work, measure, plan
+from rlaif_cli.stages.plan import Plan, Work, measure, plan
 
 # Shares of what a GPU could do, where nothing was measured.
 _READ = 0.5  # of its arithmetic, prefilling: an assumption
@@ -143,6 +143,8 @@ def read(path: Path) -> Cluster:
         document = strict_yaml.parse(strict_yaml.read(path), path)
         if document.faults:
             raise document.error(path, document.faults)
+        if not isinstance(document.value, dict):
+            raise InputError("this is no cluster file", where=str(path), hint="examples/clusters holds some")
         return Cluster.model_validate(document.value)
     except FileNotFoundError:
         raise InputError("there is no such file", where=str(path), hint="examples/clusters holds some") from None
@@ -151,15 +153,17 @@ def read(path: Path) -> Cluster:
 
 
 def planned(steps: Sequence[Step], prompts: int | None) -> list[tuple[Step, Plan]]:
-    """The plan of every step; as if the first one's input had `prompts` rows."""
-    files: dict[str, File] = {}
-    if prompts is not None:
-        first = steps[0].config
-        source = next((str(getattr(first, name)) for name in DATA_FIELDS if getattr(first, name, None)), None)
-        if source is None:
-            raise InputError("the first stage reads no file of records", where=steps[0].name)
-        there = measure(source)
-        files[source] = File(prompts, there.responses, there.prompt, there.response)
+    """The plan of every step; as if the first one's input had `prompts` rows.
+
+    Raises:
+        InputError: that input is not there.
+    """
+    first = steps[0].config
+    source = next((str(getattr(first, name)) for name in DATA_FIELDS if getattr(first, name, None)), None)
+    if source is None:
+        raise InputError("the first stage reads no file of records", where=steps[0].name)
+    there = measure(source)
+    files = {source: there if prompts is None else replace(there, rows=prompts)}
     # What a replica of `--engine ray` holds is vLLM.
     return [(step, replace(each, work=each.work and tuple(map(_vllm, each.work)))) for step, each in plan(steps, files)]
 
@@ -265,6 +269,8 @@ def _speed(work: Work, cluster: Cluster, known: Mapping[str, Rate]) -> Speed:
     if cluster.machines is not None:
         return Speed(_merged(known.get(work.key, Rate()), given, work), gpus=1)
     assert cluster.gpu is not None
+    if size.gpus > cluster.units:
+        raise InputError(f"a copy of '{work.model}' is on {size.gpus} GPUs, and the cluster has {cluster.units}")
     if size.billions is None:
         return Speed(_merged(Rate(start=_START), given, work), size.gpus)
     flops, bandwidth = cluster.gpu.teraflops * 1e12, cluster.gpu.terabytes_per_second

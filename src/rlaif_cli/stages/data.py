@@ -103,9 +103,9 @@ def faults(config: ParallelConfig, kind: str) -> tuple[int, list[str]]:
     return len(source), source.faults
 
 
-def _source(config: DataConfig, kind: str, output: str, stage: str, each: Each = map) -> Source[Any]:
+def _source(config: DataConfig, kind: str, output: str, stage: str, **how: Any) -> Source[Any]:
     aside = rejected_path(output, stage)
-    return Source(config.records, KINDS[kind], skip_invalid=config.skip_invalid, rejected_path=aside, each=each)
+    return Source(config.records, KINDS[kind], skip_invalid=config.skip_invalid, rejected_path=aside, **how)
 
 
 @contextlib.contextmanager
@@ -218,7 +218,7 @@ def stats(config: StatsConfig, kind: str, *, progress: ProgressCallback = no_pro
     """What is in a file: rows, prompts, repeats, lengths in characters, labels, sources."""
     counts = Counts()
     with _each_file(config) as each:
-        source = _source(config, kind, "-", "stats", each)
+        source = _source(config, kind, "-", "stats", each=each)
 
         def tell(done: int) -> None:
             progress(counts.rows + done, len(source))
@@ -326,10 +326,14 @@ def _half_done(config: SplitConfig, source: Source[Any]) -> bool:
 
 
 def dedupe(config: DedupeConfig, kind: str, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
-    """The first of every set of rows with one content (or one prompt)."""
-    keys = array("Q")
+    """The first of every set of rows with one content (or one prompt).
+
+    Raises:
+        InputError: among those that are left, two have one id.
+    """
+    keys, ids = array("Q"), HashSet()
     with _each_file(config) as each:
-        source = _source(config, kind, config.output, "dedupe", each)
+        source = _source(config, kind, config.output, "dedupe", each=each, repeats=True)
         for found in source.by_file(partial(_keys, by=config.by)):
             keys.extend(found)
     is_first = np.zeros(len(keys), dtype=bool)
@@ -337,8 +341,12 @@ def dedupe(config: DedupeConfig, kind: str, *, progress: ProgressCallback = no_p
     with _rewritten(config, source) as put:
         for count, (row, keep) in enumerate(zip(source, is_first, strict=True), start=1):
             if keep:
+                ids.add(row.id)
                 put(row.model_dump_json(exclude_none=True))
             progress(count, len(source))
+        if twice := ids.repeated():
+            what = f"{len(twice)} ids stand on rows of different content"
+            raise InputError(what, where=config.records, hint="`rlaif data validate` names them")
     kept = int(is_first.sum())
     return {"rows": kept, "repeats": len(source) - kept, "rejected": source.rejected}
 

@@ -16,7 +16,7 @@ from rlaif_cli import models
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import ModelError, UsageError
 from rlaif_cli.jsonl import Source
-from rlaif_cli.output import read_json
+from rlaif_cli.output import read_json, set_aside
 from rlaif_cli.records import Record
 from rlaif_cli.train import adapters, distributed
 from rlaif_cli.train.checkpoint import saving
@@ -120,8 +120,7 @@ def checked_source(
     config: Any, path: str, kind: type[R], check: Callable[[R], str | None], rejected: str = "rejected"
 ) -> Source[R]:
     """A trainer's input; lines put aside with `skip_invalid` go beside its output folder, into `rejected`."""
-    aside = Path(config.output).with_name(f"{Path(config.output).name}.{rejected}.jsonl")
-    written = aside if distributed.is_main() else None
+    written = set_aside(config.output, rejected) if distributed.is_main() else None
     return Source(path, kind, skip_invalid=config.skip_invalid, rejected_path=written, check=check)
 
 

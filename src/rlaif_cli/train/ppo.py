@@ -22,7 +22,7 @@ from rlaif_cli.chat import ChatTokenizer, with_system
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.engines.base import Completion, request_seed
-from rlaif_cli.errors import EngineError, UsageError
+from rlaif_cli.errors import EngineError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import read_rows
 from rlaif_cli.records import PromptRecord, as_messages
@@ -63,8 +63,6 @@ def train_ppo(
     source = _source(config, base)
     if config.dry_run:
         return {"prompts": len(source)}
-    if config.prompts_per_step < distributed.world_size():
-        raise UsageError(f"{distributed.world_size()} processes need as many prompts a step", hint="--prompts-per-step")
 
     def train(settings: dict[str, Any]) -> dict[str, Any]:
         prompts = _prompts(config, source, base)
@@ -72,7 +70,8 @@ def train_ppo(
         reward = make_reward(trainer.on_body)
         weights = _run(config, settings, base, trainer, reward, prompts, compare, progress)
         loop.save_trained_model(config, trainer.policy, base)
-        return distributed.from_main(lambda: _results(config)) | ({"weights": weights} if weights else {})
+        found = distributed.from_main(lambda: _results(config)) | {"rejected": source.rejected}
+        return found | ({"weights": weights} if weights else {})
 
     return run_in_folder(config, "ppo", train, input_sha256=source.sha256, **judging_hashes(config))
 

@@ -54,7 +54,8 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
 
     def train(settings: dict[str, Any]) -> dict[str, Any]:
         pairs, people = ([tokenize(record, tokenizer) for record in records] for records in (source, human or ()))
-        return _train(config, settings, base, pairs, people, progress)
+        found = _train(config, settings, base, pairs, people, progress)
+        return found | {"rejected": source.rejected, "human_rejected": human.rejected if human else 0}
 
     inputs = {"input_sha256": source.sha256, "human_sha256": human.sha256 if human else None}
     return run_in_folder(config, "train-rm", train, **inputs)

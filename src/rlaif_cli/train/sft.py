@@ -41,7 +41,7 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
         return {"records": len(source)}
 
     def train(settings: dict[str, Any]) -> dict[str, Any]:
-        return _train(config, settings, base, tokenizer, source, progress)
+        return _train(config, settings, base, tokenizer, source, progress) | {"rejected": source.rejected}
 
     return run_in_folder(config, "sft", train, input_sha256=source.sha256)
 
