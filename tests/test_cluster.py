@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import ROOT, rlaif
+
+from conftest import ROOT, rlaif
 
 H100 = {"gpu": {"teraflops": 1000, "terabytes_per_second": 3.35}}
 PIPELINE = """

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import rlaif, rows_of
 
+from conftest import rlaif, rows_of
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.errors import EngineError

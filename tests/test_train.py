@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import rows_of
+from conftest import rlaif, rows_of
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import PPOConfig, RewardModelConfig, SftConfig
 from rlaif_cli.engines import EnginePool
