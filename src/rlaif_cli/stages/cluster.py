@@ -16,7 +16,7 @@ size and the GPU, by the shares below. `docs/scale.md` holds them against what w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import describe
 from rlaif_cli.rates import Rate
 from rlaif_cli.stages.pipeline import Step
-from rlaif_cli.stages.plan import Plan, Work, measure, plan
+from rlaif_cli.stages.plan import Plan, Work, left_open, measure, plan
 
 # Shares of what a GPU could do, where nothing was measured.
 _READ = 0.5  # of its arithmetic, prefilling: an assumption
@@ -181,10 +181,14 @@ def forecast(found: Iterable[tuple[Step, Plan]], cluster: Cluster, known: Mappin
     Raises:
         InputError: the file says nothing of a model that is needed.
     """
-    return [_stage(step, each, cluster, known) for step, each in found]
+    told, running = [], set[str]()  # engines that the stage before left open: they need no start
+    for step, each in found:
+        told.append(_stage(step, each, cluster, known, running))
+        running = left_open(each)
+    return told
 
 
-def _stage(step: Step, each: Plan, cluster: Cluster, known: Mapping[str, Rate]) -> Forecast:
+def _stage(step: Step, each: Plan, cluster: Cluster, known: Mapping[str, Rate], running: Container[str]) -> Forecast:
     told = Forecast(step.name, step.kind, each.rows)
     if each.work is None:  # a server's, or what cannot be counted yet
         return told
@@ -193,7 +197,7 @@ def _stage(step: Step, each: Plan, cluster: Cluster, known: Mapping[str, Rate]) 
     phases = dict.fromkeys(("start", "reading", "sampling", "tokens", "learning", "feeding"), 0.0)
     for work, speed in parts:
         copies = max(1, cluster.units // speed.gpus)
-        phases["start"] += speed.rate.start
+        phases["start"] += 0.0 if work.key in running else speed.rate.start
         phases["reading"] += work.read and work.read / speed.rate.read / copies
         phases["sampling"] += work.sampled and work.sampled / speed.rate.sampled / copies
         phases["learning"] += work.learned and work.learned / speed.rate.learned / learners

@@ -137,9 +137,14 @@ def timed(plans: Iterable[Plan], known: Mapping[str, Rate]) -> list[float | None
     found, running = [], set[str]()
     for each in plans:
         found.append(each.seconds(known, running))
-        work = each.work or ()
-        running = set() if any(part.learns for part in work) else {part.key for part in work}
+        running = left_open(each)
     return found
+
+
+def left_open(plan: Plan) -> set[str]:
+    """The engines, by `Work.key`, that a step leaves open for the next; one that trains needs their memory."""
+    work = plan.work or ()
+    return set() if any(part.learns for part in work) else {part.key for part in work}
 
 
 def _priced(config: Any, found: Plan) -> Plan:
