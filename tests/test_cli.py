@@ -666,6 +666,7 @@ def test_a_pipeline_that_was_killed_goes_on(questions: str, tmp_path: Path) -> N
     assert "win rate" in done.stderr.lower()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_goes_on(questions: str, tmp_path: Path) -> None:
     file, folder, moved = tmp_path / "small.yaml", tmp_path / "runs" / "small", tmp_path / "moved"
     names = ("candidates", "preferences", "rm")

@@ -324,9 +324,11 @@ def test_an_error_in_a_worker_is_told_as_one_of_ours(shards: Path) -> None:
 def test_workers_end_with_their_command(tmp_path: Path, stop: signal.Signals) -> None:
     for number in range(2):
         path = tmp_path / f"{number}.jsonl"
-        path.write_bytes(text(*({"id": f"{number}.{i}", "prompt": "x" * 100} for i in range(300_000))))
+        path.write_bytes(text(*({"id": f"{number}.{i}", "prompt": "x" * 100} for i in range(80_000))))
     command = [sys.executable, "-m", "rlaif_cli", "data", "stats", str(tmp_path), "--num-workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell that runs the tests in the background has them ignore SIGINT, and children inherit that.
+    handled = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=handled)
 
     def children() -> list[str]:
         return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

@@ -122,6 +122,7 @@ def test_time_is_tokens_by_what_was_measured(write_jsonl: Any, tmp_path: Path) -
     assert found["policy"].memory(known) == 10, "all of them side by side"
 
 
+@pytest.mark.slow
 def test_this_machine_is_measured_once(tiny: Path, write_jsonl: Any, tmp_path: Path) -> None:
     prompts = write_jsonl("prompts.jsonl", [{"prompt": f"Why {i}?"} for i in range(8)])
     stages: dict[str, Any] = {

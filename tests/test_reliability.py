@@ -33,6 +33,7 @@ def test_nothing_broken_is_let_in(seed: int) -> None:
     assert said.count("\n") == 2 + 11  # a row for every reader
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     said = benchmark("benchmarks/scale.py", "--rows", "1000", "5000", "--folder", str(tmp_path))
     assert "above 300 MB, or not flat: none" in said
