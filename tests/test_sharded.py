@@ -323,6 +323,15 @@ def test_every_process_samples_from_a_vllm_of_its_own(tiny: Path, tmp_path: Path
     assert max(row["mismatch"] for row in rows_of(tmp_path / "two" / "metrics.jsonl")) < 1e-3, "weights are synced"
 
 
+def test_every_process_has_a_prompt_of_each_step(tmp_path: Path) -> None:
+    prompts = write(tmp_path / "p.jsonl", [{"prompt": "a"}])
+    few = ["--prompts-per-step", "1", "--num-processes", "2", "-o", str(tmp_path / "policy")]
+    done = rlaif(
+        "ppo", prompts, "--model", "fake", "--engine", "fake", "--judge", "fake", "--constitution", "helpfulness", *few
+    )
+    assert done.returncode == 2 and "--prompts-per-step is below the number of processes" in done.stderr
+
+
 if __name__ == "__main__":
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"], os.environ["TRANSFORMERS_VERBOSITY"] = "1", "error"
     distributed.Meeting().join()

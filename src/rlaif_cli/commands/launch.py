@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli import console
-from rlaif_cli.config import DATA_FIELDS, TrainConfig
+from rlaif_cli.config import DATA_FIELDS, PPOConfig, TrainConfig
 from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError
 
 GO_ON = "what was saved is kept; run the same command again to go on"
@@ -68,7 +68,7 @@ def _check(config: TrainConfig, there: int) -> None:
     for name in DATA_FIELDS:
         if getattr(config, name, None) == "-":
             raise UsageError("several processes cannot read one stdin", hint="give a file")
-    if getattr(config, "prompts_per_step", there) < max(there, config.num_processes):
+    if isinstance(config, PPOConfig) and config.prompts_per_step < max(there, config.num_processes):
         what = "every process needs a prompt of each step"
         raise UsageError(f"{what}: --prompts-per-step is below the number of processes", hint="fewer processes")
 
