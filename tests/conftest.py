@@ -80,6 +80,11 @@ def rlaif(*arguments: str, stdin: str | None = None, cwd: Path | None = None, ti
     )
 
 
+def heed_interrupts() -> None:
+    """As `preexec_fn`: tests that a shell runs in the background ignore SIGINT, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def rows_of(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import ROOT, rlaif, rows_of
+from conftest import ROOT, heed_interrupts, rlaif, rows_of
 from rlaif_cli.cli import ORDER
 
 Write = Callable[..., str]
@@ -240,8 +240,7 @@ main()
         [sys.executable, "-c", code, *command],
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that runs the tests in the background has them ignore SIGINT, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
     )
     assert process.stderr is not None and process.stderr.readline() == "now\n"
     process.send_signal(signal.SIGINT)

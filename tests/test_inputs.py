@@ -20,7 +20,7 @@ import fsspec
 import pytest
 import zstandard
 
-from conftest import rlaif, rows_of
+from conftest import heed_interrupts, rlaif, rows_of
 from rlaif_cli import inputs
 from rlaif_cli.compression import content_sha256
 from rlaif_cli.config import DedupeConfig, ShardConfig, StatsConfig, ValidateConfig
@@ -326,9 +326,7 @@ def test_workers_end_with_their_command(tmp_path: Path, stop: signal.Signals) ->
         path = tmp_path / f"{number}.jsonl"
         path.write_bytes(text(*({"id": f"{number}.{i}", "prompt": "x" * 100} for i in range(80_000))))
     command = [sys.executable, "-m", "rlaif_cli", "data", "stats", str(tmp_path), "--num-workers", "2"]
-    # A shell that runs the tests in the background has them ignore SIGINT, and children inherit that.
-    handled = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=handled)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
 
     def children() -> list[str]:
         return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import rlaif, rows_of
+from conftest import heed_interrupts, rlaif, rows_of
 from rlaif_cli.config import PPOConfig, RewardModelConfig, SftConfig
 from rlaif_cli.engines import EnginePool, open_engine
 from rlaif_cli.engines.base import Request, Sampling
@@ -262,7 +262,8 @@ def test_what_cannot_be_is_said_before_anything_starts(
 
 def begun(arguments: list[str], folder: Path) -> tuple[Any, list[int]]:
     """The command under way, after four steps; and its two processes."""
-    run = subprocess.Popen([sys.executable, "-m", "rlaif_cli", *arguments], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "rlaif_cli", *arguments]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     log, deadline = folder / "metrics.jsonl", time.monotonic() + 200
     while not (log.exists() and len(rows_of(log)) >= 4):
         assert run.poll() is None and time.monotonic() < deadline, run.communicate()
