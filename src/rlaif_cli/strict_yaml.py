@@ -94,6 +94,19 @@ def parse(content: bytes, path: Path) -> Document:
     return Document(data, reader.lines, reader.faults)
 
 
+def load(path: Path) -> object:
+    """What a file without faults holds.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        InputError: it cannot be read, or has faults.
+    """
+    document = parse(read(path), path)
+    if document.faults:
+        raise document.error(path, document.faults)
+    return document.value
+
+
 class _YamlFault(Exception):
     """Reading cannot go on: (line, what)."""
 

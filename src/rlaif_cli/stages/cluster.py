@@ -140,12 +140,10 @@ class Forecast:
 def read(path: Path) -> Cluster:
     """Raises: InputError: the file cannot be read, or is no cluster file."""
     try:
-        document = strict_yaml.parse(strict_yaml.read(path), path)
-        if document.faults:
-            raise document.error(path, document.faults)
-        if not isinstance(document.value, dict):
+        value = strict_yaml.load(path)
+        if not isinstance(value, dict):
             raise InputError("this is no cluster file", where=str(path), hint="examples/clusters holds some")
-        return Cluster.model_validate(document.value)
+        return Cluster.model_validate(value)
     except FileNotFoundError:
         raise InputError("there is no such file", where=str(path), hint="examples/clusters holds some") from None
     except ValidationError as error:
@@ -251,7 +249,7 @@ def _best_split(
     step: Step, parts: Sequence[tuple[Work, Speed]], cluster: Cluster, learners: int, phases: Mapping[str, float]
 ) -> Split:
     """By trying every division of the GPUs: a step takes as long as the slower of the two sides."""
-    unit = max(speed.gpus for work, speed in parts if not work.learns) if any(not w.learns for w, _ in parts) else 1
+    unit = max((speed.gpus for work, speed in parts if not work.learns), default=1)
     rollout = sum(
         (work.read and work.read / speed.rate.read) + (work.sampled and work.sampled / speed.rate.sampled)
         for work, speed in parts

@@ -159,10 +159,7 @@ def read(path: str) -> PipelineFile:
     """
     file = shipped_path("examples") / path / "pipeline.yaml" if "/" not in path and "." not in path else Path(path)
     try:
-        document = strict_yaml.parse(strict_yaml.read(file), file)
-        if document.faults:
-            raise document.error(file, document.faults)
-        return PipelineFile.model_validate(document.value)
+        return PipelineFile.model_validate(strict_yaml.load(file))
     except FileNotFoundError:
         shipped = sorted(place.parent.name for place in shipped_path("examples").glob("*/pipeline.yaml"))
         hint = f"shipped: {', '.join(shipped)}; or give the path of a YAML file"
