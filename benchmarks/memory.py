@@ -1,12 +1,12 @@
 """How much memory does training need? All weights, LoRA, and LoRA with gradient checkpointing; reward model and PPO.
 
-    python benchmarks/memory.py PAIRS.jsonl [--model smollm2-135m | random-1b] [--rank 16] [--pairs 24]
+    python benchmarks/memory.py PAIRS.jsonl [--model smollm2-135m | random-135m | random-1b] [--rank 16] [--pairs 24]
                                             [--tokens-per-batch 2048] [--contenders all lora lora-checkpointing]
 
 Each contender trains a reward model on the pairs, and then a policy and a value model against it (`--advantage gae`,
 two steps of 4 prompts x 4 samples x 48 tokens, rollouts by transformers). Each stage runs in a process of its own; the
 peak is the process's on a CPU (what Python and torch hold before a model is there is told beside it), torch's
-allocated memory on a GPU. `random-1b` is a Llama of 1.1 billion random weights with SmolLM2's tokenizer.
+allocated memory on a GPU. `random-1b` and `random-135m` have random weights (random_models.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from peers import run_apart
-from train_rm import peak_gib
+from peers import peak_gib, run_apart
+from random_models import checkpoint
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "all": {},
@@ -26,27 +26,6 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "lora-checkpointing": {"lora": True, "gradient_checkpointing": True},
 }
 STAGES = ("reward model", "ppo")
-
-
-def build_random_1b(folder: Path) -> None:
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from rlaif_cli import models
-
-    base = models.resolve("smollm2-135m")
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    shape = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        **shape,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def settings(options: Any) -> dict[str, Any]:
@@ -88,18 +67,12 @@ def run_ppo(options: Any) -> None:
         train_ppo(config, lambda on_body: reward_source(config, engines, on_body))
 
 
-def peak() -> float:
-    import torch
-
-    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else peak_gib()
-
-
 def before() -> float:
     """GiB of a process that has imported all and holds no model."""
     import peft  # noqa: F401
     import transformers  # noqa: F401
 
-    return peak()
+    return peak_gib()
 
 
 def write_pairs(options: Any, folder: Path) -> None:
@@ -115,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs_file", metavar="PAIRS.jsonl", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--tokenizer", default="smollm2-135m", help="for a model of random weights: a name or a folder")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--tokens-per-batch", type=int, default=2048)
@@ -126,14 +100,12 @@ def main() -> None:
     if options.child:
         start = before()
         (run_reward_model if options.child == STAGES[0] else run_ppo)(options)
-        print(json.dumps({"before": round(start, 2), "peak": round(peak(), 2)}))
+        print(json.dumps({"before": round(start, 2), "peak": round(peak_gib(), 2)}))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if options.model == "random-1b":
-            build_random_1b(folder / "random-1b")
+        model = checkpoint(options.model, folder, options.tokenizer)
         for contender in options.contenders:
-            model = str(folder / "random-1b") if options.model == "random-1b" else options.model
             passed = {"model": model, "rank": options.rank, "tokens_per_batch": options.tokens_per_batch}
             work = folder / contender
             work.mkdir()

@@ -1,13 +1,14 @@
 """How fast is reinforcement learning? Against TRL's RLOOTrainer: same prompts, samples, lengths and reward function.
 
-    python benchmarks/ppo.py PROMPTS.jsonl [--model smollm2-135m] [--prompts 12] [--n 4] [--tokens 48] [--steps 3]
-                             [--rounds 2] [--precision bf16] [--contenders rloo rloo-transformers gae trl]
+    python benchmarks/ppo.py PROMPTS.jsonl [--model smollm2-135m | random-135m | random-1b] [--prompts 12] [--n 4]
+                             [--tokens 48] [--steps 3] [--rounds 2] [--precision bf16] [--engine vllm]
+                             [--contenders rloo rloo-transformers gae trl]
 
-rloo: `rlaif ppo --advantage rloo`, rollouts by vLLM. rloo-transformers: the same, rollouts by transformers' generate.
-gae: PPO with a value model, and a reward model (random, of the policy's size) for the scores. trl: RLOOTrainer
-(pinned, in an environment of its own, made here). The reward of the others is the share of a response's characters
-that are vowels. KL to the reference is on everywhere. Each runs in a process of its own, in turn, `--rounds` times;
-the first step of each warms up and is not counted.
+rloo: `rlaif ppo --advantage rloo`, rollouts by `--engine`. rloo-transformers: the same, rollouts by transformers. gae:
+PPO with a value model, and a reward model (random, of the policy's size) for the scores, rollouts by `--engine`. trl:
+RLOOTrainer (pinned, in an environment of its own, made here). The reward of the others is the share of a response's
+characters that are vowels. KL to the reference is on everywhere. Each runs in a process of its own, in turn,
+`--rounds` times, on the GPU where there is one; the first `--warmup` steps of each are not counted.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from peers import run_apart
-from train_rm import peak_gib
+from peers import peak_gib, run_apart, wait_for_device
+from random_models import checkpoint
 
 PHASES = ("rollout", "reward", "forward", "update", "sync")
 
@@ -36,7 +37,7 @@ def write_inputs(options: Any, folder: Path) -> None:
     rows = [json.loads(line) for line in options.prompts_file.read_text("utf-8").splitlines()]
     texts = [row["prompt"] for row in rows if isinstance(row["prompt"], str) and len(row["prompt"]) < 600]
     with open(folder / "prompts.jsonl", "w", encoding="utf-8") as file:
-        for text in texts[: options.prompts * (options.steps + 1)]:
+        for text in texts[: options.prompts * (options.steps + options.warmup)]:
             file.write(json.dumps({"prompt": text}) + "\n")
 
 
@@ -77,10 +78,12 @@ def run_ours(options: Any, folder: Path, advantage: str, engine: str) -> dict[st
         prompts_per_step=options.prompts,
         n=options.n,
         max_tokens=options.tokens,
-        steps=options.steps + 1,
+        steps=options.steps + options.warmup,
         lr=options.lr,
         engine_memory=1 if engine == "vllm" else None,
         samples_every=0,
+        tokens_per_batch=options.tokens_per_batch,
+        compile=options.compile,
         **source,
     )
 
@@ -115,12 +118,14 @@ def run_trl(options: Any, folder: Path) -> dict[str, Any]:
             self.started = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            wait_for_device()
             steps.append({"update": time.perf_counter() - self.started})
 
     class Timed(RLOOTrainer):  # type: ignore[misc]
         def _generate(self, *arguments: Any, **more: Any) -> Any:
             started = time.perf_counter()
             found = super()._generate(*arguments, **more)
+            wait_for_device()
             generated.append(time.perf_counter() - started)
             return found
 
@@ -133,7 +138,7 @@ def run_trl(options: Any, folder: Path) -> dict[str, Any]:
         gradient_accumulation_steps=options.prompts * options.n // options.trl_micro,
         num_generations=options.n,
         max_completion_length=options.tokens,
-        max_steps=options.steps + 1,
+        max_steps=options.steps + options.warmup,
         learning_rate=options.lr,
         beta=0.05,
         bf16=options.precision == "bf16",
@@ -142,7 +147,7 @@ def run_trl(options: Any, folder: Path) -> dict[str, Any]:
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
     )
     trainer = Timed(
         model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
@@ -159,9 +164,9 @@ def run_trl(options: Any, folder: Path) -> dict[str, Any]:
 
 
 CONTENDERS: dict[str, Callable[[Any, Path], dict[str, Any]]] = {
-    "rloo": lambda options, folder: run_ours(options, folder, "rloo", "vllm"),
+    "rloo": lambda options, folder: run_ours(options, folder, "rloo", options.engine),
     "rloo-transformers": lambda options, folder: run_ours(options, folder, "rloo", "transformers"),
-    "gae": lambda options, folder: run_ours(options, folder, "gae", "vllm"),
+    "gae": lambda options, folder: run_ours(options, folder, "gae", options.engine),
     "trl": run_trl,
 }
 
@@ -169,14 +174,14 @@ CONTENDERS: dict[str, Callable[[Any, Path], dict[str, Any]]] = {
 # ------------------------------------------------------------------------------------------------ the comparison
 
 
-def summary(runs: list[dict[str, Any]], samples: int) -> dict[str, Any]:
-    steps = [step for run in runs for step in run["steps"][1:]]
+def summary(runs: list[dict[str, Any]], samples: int, warmup: int) -> dict[str, Any]:
+    steps = [step for run in runs for step in run["steps"][warmup:]]
     phases = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in PHASES}
     whole = [sum(step.get(name, 0.0) for name in PHASES) for step in steps]
     return {
         "samples_per_second": round(samples / statistics.median(whole), 3),
         "slowest_and_fastest_step": [round(samples / max(whole), 3), round(samples / min(whole), 3)],
-        "seconds": {name: round(value, 2) for name, value in phases.items() if value},
+        "seconds": {name: round(value, 3) for name, value in phases.items() if value},
         "peak_gib": round(max(run["peak_gib"] for run in runs), 2),
     }
 
@@ -185,6 +190,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts_file", metavar="PROMPTS.jsonl", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--tokenizer", default="smollm2-135m", help="for a model of random weights: a name or a folder")
+    parser.add_argument("--engine", default="vllm", choices=["vllm", "transformers"])
+    parser.add_argument("--compile", action="store_true", help="ours")
+    parser.add_argument("--tokens-per-batch", type=int, default=2048)
+    parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--n", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=48)
@@ -202,17 +212,22 @@ def main() -> None:
         print(json.dumps(found | {"peak_gib": peak_gib()}))
         return
     runs: dict[str, list[dict[str, Any]]] = {contender: [] for contender in options.contenders}
-    names = ("model", "prompts", "n", "tokens", "steps", "lr", "precision", "trl_micro")
+    names = (
+        *("prompts", "n", "tokens", "steps", "warmup", "lr", "precision", "trl_micro"),
+        *("engine", "compile", "tokens_per_batch"),
+    )
     passed = {name: getattr(options, name) for name in names}
-    for round_ in range(options.rounds):
-        place = round_ % len(options.contenders)
-        for contender in options.contenders[place:] + options.contenders[:place]:
-            with tempfile.TemporaryDirectory() as folder:
-                write_inputs(options, Path(folder))
-                runs[contender].append(
-                    run_apart(__file__, contender, options.prompts_file, passed | {"folder": folder})
-                )
-    found = {name: summary(of, options.prompts * options.n) for name, of in runs.items()}
+    with tempfile.TemporaryDirectory() as shared:
+        passed["model"] = checkpoint(options.model, Path(shared), options.tokenizer)
+        for round_ in range(options.rounds):
+            place = round_ % len(options.contenders)
+            for contender in options.contenders[place:] + options.contenders[:place]:
+                with tempfile.TemporaryDirectory() as folder:
+                    write_inputs(options, Path(folder))
+                    runs[contender].append(
+                        run_apart(__file__, contender, options.prompts_file, passed | {"folder": folder})
+                    )
+    found = {name: summary(of, options.prompts * options.n, options.warmup) for name, of in runs.items()}
     result: dict[str, Any] = {"prompts": options.prompts, "n": options.n, "tokens": options.tokens, **found}
     for other in found:
         if "rloo" in found and other != "rloo":

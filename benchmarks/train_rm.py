@@ -1,20 +1,21 @@
 """How fast is reward training? Against TRL's RewardTrainer, on the same pairs, batches, start and learning rate.
 
-    python benchmarks/train_rm.py PAIRS.jsonl [--model smollm2-135m] [--batch 32] [--steps 3] [--rounds 2]
-                                              [--precisions bf16 fp32] [--contenders ours padded trl]
+    python benchmarks/train_rm.py PAIRS.jsonl [--model smollm2-135m | random-135m | random-1b] [--batch 32] [--steps 3]
+                                              [--rounds 2] [--precisions bf16 fp32] [--tokens-per-batch 2048]
+                                              [--contenders ours compiled padded trl]
 
-ours: prompts shared by their pair, no padding. padded: our loop, each response with its own copy of the prompt. trl:
-RewardTrainer (pinned, in an environment of its own, made here), micro-batches of `--trl-micro` pairs. Every contender
-runs in a process of its own, in turn, `--rounds` times; the first step of each warms up and is not counted. Hard
-labels, as TRL knows no others. Measured in the same run: the bf16 and fp32 matmul rate of this machine. The share of
-it counts 6 x (parameters without the embedding) x tokens, each shared prompt once.
+ours: prompts shared by their pair, no padding. compiled: the same with `--compile`. padded: our loop, each response
+with its own copy of the prompt. trl: RewardTrainer (pinned, in an environment of its own, made here), micro-batches of
+`--trl-micro` pairs. Every contender runs in a process of its own, in turn, `--rounds` times, on the GPU where there is
+one; the first `--warmup` steps of each are not counted. Hard labels, as TRL knows no others. Measured in the same run:
+the bf16 and fp32 matmul rate of this machine. The share of it counts 6 x (parameters without the embedding) x tokens,
+each shared prompt once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -22,26 +23,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peers import run_apart
+from peers import peak_gib, run_apart, wait_for_device
+from random_models import checkpoint
 
 
 def matmul_rate(precision: str) -> float:
     """GFLOP/s of square products, the best of five."""
     import torch
 
-    size = 2048
-    a = torch.randn(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    size, place = (8192, "cuda") if torch.cuda.is_available() else (2048, "cpu")
+    a = torch.randn(size, size, device=place, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     best = 0.0
     for _ in range(5):
+        wait_for_device()
         started = time.perf_counter()
         for _ in range(4):
             a @ a
+        wait_for_device()
         best = max(best, 4 * 2 * size**3 / (time.perf_counter() - started) / 1e9)
     return best
-
-
-def peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 # ------------------------------------------------------------------------------------------------ the data
@@ -55,7 +55,7 @@ def write_inputs(options: Any, folder: Path) -> dict[str, Any]:
     from rlaif_cli.train import loop
     from rlaif_cli.train.models import new_reward_model
 
-    base = models.resolve(options.model)
+    base = models.resolve(checkpoint(options.model, folder, options.tokenizer))
     start = new_reward_model(base, 0)
     loop.save_checkpoint(start, base, folder / "start")
     embedding = start.get_input_embeddings().weight.numel()
@@ -74,7 +74,7 @@ def write_inputs(options: Any, folder: Path) -> dict[str, Any]:
         ids.append({f"{side}_ids": tokenizer.chat(prompt) + tokenizer.response(text) for side, text in
                     zip(("chosen", "rejected"), texts, strict=True)})  # fmt: skip
         prompt_tokens, pair_tokens = prompt_tokens + lengths[0], pair_tokens + sum(lengths)
-        if len(rows) == options.batch * (options.steps + 1):
+        if len(rows) == options.batch * (options.steps + options.warmup):
             break
     else:
         raise SystemExit(f"{options.pairs} holds {len(rows)} usable pairs, too few")
@@ -90,21 +90,28 @@ def write_inputs(options: Any, folder: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ the contenders
 
 
-def run_ours(options: Any, folder: Path, share_prompts: bool) -> dict[str, Any]:
+def run_ours(options: Any, folder: Path, *, share_prompts: bool = True, compiled: bool = False) -> dict[str, Any]:
     from rlaif_cli.chat import ChatTokenizer
     from rlaif_cli.config import RewardModelConfig
     from rlaif_cli.records import Preference
     from rlaif_cli.train import loop
-    from rlaif_cli.train.models import load_reward_model
+    from rlaif_cli.train.models import load_reward_model, trainable
     from rlaif_cli.train.reward_model import tokenize, train_step
 
     config = RewardModelConfig(
-        preferences="-", output="-", model="-", lr=options.lr, precision=options.precision, centering=0.0
+        preferences="-",
+        output="-",
+        model="-",
+        lr=options.lr,
+        precision=options.precision,
+        centering=0.0,
+        tokens_per_batch=options.tokens_per_batch,
+        compile=compiled,
     )
     tokenizer = ChatTokenizer(folder / "start")
     lines = (folder / "pairs.jsonl").read_text("utf-8").splitlines()
     pairs = [tokenize(Preference.model_validate(json.loads(line) | {"p_chosen": 1.0}), tokenizer) for line in lines]
-    model = load_reward_model(folder / "start").train()
+    model = trainable(load_reward_model(folder / "start"), config)
     optimizer = loop.make_optimizer([(model, options.lr)], config)
     if not share_prompts:
         from rlaif_cli.train import reward_model
@@ -124,20 +131,21 @@ def padded_rewards(model: Any, batch: Any) -> Any:
     import torch
 
     ids, rows, start = batch.input_ids[0], [], 0
-    for prompt, *responses in batch.layout:
+    for prompt, *responses in batch.layout.groups:
         shared, start = ids[start : start + prompt], start + prompt
         for length in responses:
             rows.append(torch.cat([shared, ids[start : start + length]]))
             start += length
-    lengths = torch.tensor([len(row) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows], device=ids.device)
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+    mask = (torch.arange(padded.shape[1], device=ids.device) < lengths[:, None]).long()
     states = model.model(input_ids=padded, attention_mask=mask, use_cache=False).last_hidden_state
-    at = states[torch.arange(len(rows)), lengths - 1]
-    return model.score(at)[:, 0].float().view(len(batch.layout), -1)
+    at = states[torch.arange(len(rows), device=ids.device), lengths - 1]
+    return model.score(at)[:, 0].float().view(len(batch.layout.groups), -1)
 
 
 def run_trl(options: Any, folder: Path) -> dict[str, Any]:
+    import torch
     from datasets import load_dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
     from trl import RewardConfig, RewardTrainer
@@ -155,13 +163,14 @@ def run_trl(options: Any, folder: Path) -> dict[str, Any]:
             self.started = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            wait_for_device()
             seconds.append(time.perf_counter() - self.started)
 
     arguments = RewardConfig(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=options.trl_micro,
         gradient_accumulation_steps=options.batch // options.trl_micro,
-        max_steps=options.steps + 1,
+        max_steps=options.steps + options.warmup,
         learning_rate=options.lr,
         lr_scheduler_type="constant",
         adam_epsilon=1e-5,
@@ -174,7 +183,7 @@ def run_trl(options: Any, folder: Path) -> dict[str, Any]:
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
     )
     trainer = RewardTrainer(
         model=AutoModelForSequenceClassification.from_pretrained(folder / "start", dtype="float32"),
@@ -190,7 +199,8 @@ def run_trl(options: Any, folder: Path) -> dict[str, Any]:
 
 
 CONTENDERS: dict[str, Callable[[Any, Path], dict[str, Any]]] = {
-    "ours": lambda options, folder: run_ours(options, folder, share_prompts=True),
+    "ours": run_ours,
+    "compiled": lambda options, folder: run_ours(options, folder, compiled=True),
     "padded": lambda options, folder: run_ours(options, folder, share_prompts=False),
     "trl": run_trl,
 }
@@ -200,7 +210,7 @@ CONTENDERS: dict[str, Callable[[Any, Path], dict[str, Any]]] = {
 
 
 def summary(runs: list[dict[str, Any]], options: Any, data: dict[str, Any], rate: float) -> dict[str, Any]:
-    seconds = [step["seconds"] for run in runs for step in run["steps"][1:]]
+    seconds = [step["seconds"] for run in runs for step in run["steps"][options.warmup :]]
     pairs = options.batch / statistics.median(seconds)
     tokens = pairs * data["mean_pair_tokens"]
     return {
@@ -217,13 +227,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--tokenizer", default="smollm2-135m", help="for a model of random weights: a name or a folder")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--tokens-per-batch", type=int, default=2048)
     parser.add_argument("--trl-micro", type=int, default=8)
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", default=["ours", "padded", "trl"], choices=list(CONTENDERS))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -239,7 +252,8 @@ def main() -> None:
         for precision in options.precisions:
             runs: dict[str, list[dict[str, Any]]] = {contender: [] for contender in options.contenders}
             rates = []
-            passed = {option: getattr(options, option) for option in ("batch", "steps", "lr", "trl_micro")}
+            names = ("batch", "steps", "warmup", "lr", "tokens_per_batch", "trl_micro")
+            passed = {option: getattr(options, option) for option in names}
             passed |= {"precision": precision, "folder": folder}
             for round_ in range(options.rounds):
                 order = options.contenders[round_ % len(options.contenders) :]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from rlaif_cli.errors import ModelError
 from rlaif_cli.train import attention
-from rlaif_cli.train.attention import branch_attention
+from rlaif_cli.train.attention import branch_attention, branches, varlen_branch_attention
 from rlaif_cli.train.models import response_logprobs
-from rlaif_cli.train.packing import Group, pack
+from rlaif_cli.train.packing import Group, Layout, pack
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = {
@@ -71,7 +71,7 @@ def test_values_and_gradients_are_those_of_single_sequences(family: str, lengths
 
 
 def test_bf16_attention_on_a_cpu_is_that_of_fp32_to_its_own_precision() -> None:
-    layout = ((30, 7, 11, 1), (2, 40, 3, 5))
+    layout = Layout(((30, 7, 11, 1), (2, 40, 3, 5)))
     drawn = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, 3, 99, 16, generator=drawn) for _ in "qkv"]
     results = []
@@ -82,6 +82,37 @@ def test_bf16_attention_on_a_cpu_is_that_of_fp32_to_its_own_precision() -> None:
         results.append([output.float(), *(leaf.grad.float() for leaf in leaves)])  # type: ignore[union-attr]
     for fp32, bf16 in zip(*results, strict=True):
         assert (fp32 - bf16).norm() < 0.02 * fp32.norm()
+
+
+def test_a_kernel_for_all_branches_is_given_what_each_one_sees() -> None:
+    """Stands in for the kernel, which only a GPU has: query i of a sequence sees the keys up to the i-th last."""
+    layout = Layout(((30, 7, 11, 1), (2, 40, 3, 5)))
+    drawn = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 3, 99, 16, generator=drawn) for _ in "qkv")
+    at = branches(layout, query.device)
+    assert (at.longest_query, at.longest_key) == (42, 42)
+    outputs = []
+    for place in range(len(at.query_ends) - 1):
+        q = query[:, :, at.query_ends[place] : at.query_ends[place + 1]]
+        keys = at.keys[at.key_ends[place] : at.key_ends[place + 1]]
+        outputs.append(attention.causal_attention(q, key[:, :, keys], value[:, :, keys]))
+    torch.testing.assert_close(torch.cat(outputs, dim=2), branch_attention(query, key, value, layout))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_one_kernel_for_all_branches_computes_what_one_for_each_does() -> None:
+    layout = Layout(((30, 7, 11, 1), (2, 40, 3, 5)))
+    inputs = [torch.randn(1, heads, 99, 64, device="cuda") for heads in (6, 2, 2)]
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    query, *pair = leaves
+    exact = branch_attention(query, *(x.repeat_interleave(3, dim=1) for x in pair), layout).transpose(1, 2)
+    half = [x.clone().bfloat16().requires_grad_() for x in inputs]
+    found = varlen_branch_attention(*half, layout)
+    weights = torch.randn_like(exact)
+    for output in (exact, found):
+        (output * weights).sum().backward()
+    for a, b in [(exact, found), *((x.grad, y.grad) for x, y in zip(leaves, half, strict=True))]:
+        assert (a - b).norm() < 0.01 * a.norm()
 
 
 def test_a_window_that_is_too_short_is_refused() -> None:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.engines.base import Completion, Request, Sampling
+from rlaif_cli.engines.decoding import Decoder, replayable
 from rlaif_cli.errors import EngineError, is_out_of_memory
 
 
@@ -49,6 +50,7 @@ class TransformersEngine:
             model = models.load(AutoModelForCausalLM, path, dtype=dtype)
             model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._model = model
+        self._decoder: Decoder | None = None
         self._batch_size = batch_size
         self._seed = seed
         self._processed = logprobs == "processed"
@@ -89,7 +91,7 @@ class TransformersEngine:
         return found
 
     def close(self) -> None:
-        self._model = None
+        self._model = self._decoder = None
 
     def _batches(self, requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
         waiting = iter(requests)
@@ -118,23 +120,50 @@ class TransformersEngine:
         ids, mask = self._left_padded([list(r.prompt) for r in batch for _ in range(sampling.n)])
         seeds = [self._seed if r.seed is None else r.seed for r in batch]
         draw = _Draw(sampling, seeds, self._model.device, keep=self._processed)
+        decode = self._replayed if replayable(self._model) else self._generated
         with torch.no_grad(), _evaluating(self._model):
-            output = self._model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                do_sample=False,  # the largest score is taken, and `draw` makes that a sample
-                logits_processor=[draw],
-                max_new_tokens=sampling.max_tokens,
-                eos_token_id=list(self.tokenizer.eos_ids),
-                pad_token_id=self.tokenizer.eos_ids[0],
-                return_dict_in_generate=True,
-                output_logits=not self._processed,
-            )
-        new = output.sequences[:, ids.shape[1] :]
-        steps = torch.stack(draw.scores if self._processed else output.logits, 1).float().log_softmax(-1)
-        logprobs = steps.gather(-1, new[..., None])[..., 0]
+            new, logprobs = decode(ids, mask, draw, sampling.max_tokens)
         done = [self._completion(row, lp, sampling) for row, lp in zip(new.tolist(), logprobs.tolist(), strict=True)]
         return [done[i : i + sampling.n] for i in range(0, len(done), sampling.n)]
+
+    def _generated(self, ids: Any, mask: Any, draw: _Draw, max_tokens: int) -> tuple[Any, Any]:
+        """By transformers' own loop, for every model and machine: tokens and their log-probs, [rows, tokens]."""
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,  # the largest score is taken, and `draw` makes that a sample
+            logits_processor=[draw],
+            max_new_tokens=max_tokens,
+            eos_token_id=list(self.tokenizer.eos_ids),
+            pad_token_id=self.tokenizer.eos_ids[0],
+            return_dict_in_generate=True,
+            output_logits=not self._processed,
+        )
+        new = output.sequences[:, ids.shape[1] :]
+        steps = self._torch.stack(draw.scores if self._processed else output.logits, 1).float().log_softmax(-1)
+        return new, steps.gather(-1, new[..., None])[..., 0]
+
+    def _replayed(self, ids: Any, mask: Any, draw: _Draw, max_tokens: int) -> tuple[Any, Any]:
+        """The same by a `Decoder`."""
+        torch, rows, length = self._torch, len(ids), ids.shape[1] + max_tokens
+        kept = self._decoder
+        if kept is None or kept.rows != rows or not length <= kept.length <= 2 * length:
+            self._decoder = None  # its memory is free for the new one
+            kept = self._decoder = Decoder(self._model, rows, -(-length // 128) * 128)
+        ends = torch.tensor(self.tokenizer.eos_ids, device=ids.device)
+        ended = torch.zeros(rows, dtype=torch.bool, device=ids.device)
+        tokens, logprobs = [], []
+        logits = kept.start(ids, mask)
+        while True:
+            token = draw(ids, logits).argmax(-1)
+            source = draw.scores.pop() if self._processed else logits
+            tokens.append(token)
+            logprobs.append(source.log_softmax(-1).gather(-1, token[:, None])[:, 0])
+            ended |= torch.isin(token, ends)
+            # To ask whether all have ended is to wait for the GPU.
+            if len(tokens) == max_tokens or (len(tokens) % 16 == 0 and bool(ended.all())):
+                return torch.stack(tokens, 1), torch.stack(logprobs, 1)
+            logits = kept.next(token)
 
     def _completion(self, ids: list[int], logprobs: list[float], sampling: Sampling) -> Completion:
         ends = [i for i, token in enumerate(ids) if token in self.tokenizer.eos_ids]

@@ -1,27 +1,34 @@
 """Attention over prompts with branches, laid end to end without padding.
 
-Each branch attends to its prompt and itself, so the work is what the sequences need and no mask of [T, T] exists.
+Each branch attends to its prompt and itself, so the work is what the sequences need and no mask of [T, T] exists. On a
+GPU, in half precision, all branches are one call of torch's variable-length kernel; else each is a call of its own.
 Models of transformers take it through their attention interface (`attn_implementation=NAME`); calls without a
 layout, such as generation's, are plain scaled-dot-product attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlaif_cli.errors import ModelError
+from rlaif_cli.train.packing import Layout
 
 NAME = "rlaif_branches"
-Layout = Sequence[tuple[int, ...]]  # per group: tokens of the prompt, then of each branch
 _SHORT = 512  # keys up to which the scores of all heads are held in memory
 # What a model may ask of its attention that is not done here; doing without it would be another model.
 _NOT_DONE = ("softcap", "s_aux", "position_bias")
+# Fewer heads of keys than of queries: the kernel always took them, and later versions of torch want to be told.
+_FEWER_HEADS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def register() -> str:
@@ -39,6 +46,7 @@ def no_mask(device: torch.device | str) -> Tensor:
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
+@torch.compiler.disable  # the layout is data, not a part of the program
 def _attention(
     module: Any,
     query: Tensor,
@@ -55,20 +63,80 @@ def _attention(
 
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
         return output, None
-    _refuse(options, max(map(sum, layout)))
+    _refuse(options, max(map(sum, layout.groups)))
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotated ones come in fp32
+    if query.is_cuda and query.dtype != torch.float32:
+        return varlen_branch_attention(query, key, value, layout, scaling), None
     repeats = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(repeats, dim=1) if repeats > 1 else x for x in (key, value))
     return branch_attention(query, key, value, layout, scaling).transpose(1, 2), None
 
 
+# ------------------------------------------------------------------------------------------------ one call for all
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """The sequences of a layout, for a kernel that takes them end to end: the queries as they lie, the keys gathered.
+
+    Attributes:
+        keys: [K]; the places in T of the keys that every sequence sees, one sequence after the other.
+        query_ends, key_ends: [sequences + 1] int32, where each begins and ends.
+        longest_query, longest_key: tokens.
+    """
+
+    keys: Tensor
+    query_ends: Tensor
+    key_ends: Tensor
+    longest_query: int
+    longest_key: int
+
+
+@lru_cache(maxsize=64)  # every layer asks for the same
+def branches(layout: Layout, device: torch.device) -> Branches:
+    queries, keys = zip(*_sequences(layout), strict=True)
+    key_lengths = [len(places) for places in keys]
+    ends = [torch.tensor([0, *accumulate(of)], dtype=torch.int32, device=device) for of in (queries, key_lengths)]
+    places = torch.tensor([place for sequence in keys for place in sequence], device=device)
+    return Branches(places, *ends, max(queries), max(key_lengths))
+
+
+def _sequences(layout: Layout) -> Iterator[tuple[int, list[int]]]:
+    """(queries, places of the keys) of every sequence; the first branch and its prompt are one."""
+    start = 0
+    for prompt, first, *rest in layout.groups:
+        shared, end = [*range(start, start + prompt)], start + prompt + first
+        yield prompt + first, [*range(start, end)]
+        for length in rest:
+            yield length, [*shared, *range(end, end + length)]
+            end += length
+        start = end
+
+
+def varlen_branch_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None = None
+) -> Tensor:
+    """What `branch_attention` computes, as [1, T, heads, d]; key and value may have fewer heads. bf16 or fp16, CUDA."""
+    at = branches(layout, query.device)
+    key, value = (x[0].transpose(0, 1).index_select(0, at.keys) for x in (key, value))
+    # Where a sequence has fewer queries than keys, they are its last ones.
+    output = varlen_attn(
+        query[0].transpose(0, 1), key, value, at.query_ends, at.key_ends, at.longest_query, at.longest_key,
+        scale=scale, window_size=(-1, 0),
+    )  # fmt: skip
+    return output[None]
+
+
+# ------------------------------------------------------------------------------------------------ a call for each
+
+
 def branch_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None = None) -> Tensor:
     """Causal attention in which a branch sees its prompt and itself. All [1, heads, T, d]."""
     # The first branch goes on where the prompt ends: together they are one causal sequence.
-    lengths = [length for prompt, first, *rest in layout for length in (prompt + first, *rest)]
+    lengths = [length for prompt, first, *rest in layout.groups for length in (prompt + first, *rest)]
     pieces = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     outputs = []
-    for prompt, _, *rest in layout:
+    for prompt, _, *rest in layout.groups:
         q, k, v = next(pieces)
         outputs.append(causal_attention(q, k, v, scale))
         k_prompt, v_prompt = k[:, :, :prompt], v[:, :, :prompt]

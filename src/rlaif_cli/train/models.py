@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlaif_cli import models as checkpoints
 from rlaif_cli.config import TrainConfig
@@ -86,9 +87,14 @@ def trainable(model: Any, config: TrainConfig) -> Any:
 
 
 def economical(model: Any, config: TrainConfig) -> Any:
-    """With gradient checkpointing, where it is asked for."""
+    """With gradient checkpointing and compiled layers, where they are asked for."""
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        # Layer by layer: all are one program, compiled once, for any number of tokens.
+        for module in model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.compile(dynamic=True)
     return model
 
 

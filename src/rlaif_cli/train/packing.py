@@ -26,12 +26,23 @@ class Group:
         return len(self.prompt) + sum(map(len, self.responses))
 
 
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Per group: tokens of its prompt, then of each branch.
+
+    An object and no tuple: torch.compile takes a tuple's numbers for a part of the program, and compiles it again for
+    every batch.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """Groups ready for a model: T tokens of B groups, n branches each, of at most R response tokens.
 
     Attributes:
-        layout: per group: tokens of its prompt, then of each branch.
+        layout: where the prompts and branches lie in T.
         input_ids: [1, T].
         position_ids: [1, T]; every branch goes on from the end of its prompt.
         response_ids: [B, n, R].
@@ -40,7 +51,7 @@ class Packed:
         last: [B, n]; the position of the branch's last token.
     """
 
-    layout: tuple[tuple[int, ...], ...]
+    layout: Layout
     input_ids: Tensor
     position_ids: Tensor
     response_ids: Tensor
@@ -83,7 +94,7 @@ def pack(groups: Sequence[Group]) -> Packed:
             predictor[row, index, :length] = torch.arange(start - 1, start - 1 + length)
             predictor[row, index, 0] = prompt_end  # the shared prompt predicts every first token
             last[row, index] = start + length - 1
-    layout = tuple((len(group.prompt), *map(len, group.responses)) for group in groups)
+    layout = Layout(tuple((len(group.prompt), *map(len, group.responses)) for group in groups))
     return Packed(layout, torch.tensor([ids]), torch.tensor([positions]), response_ids, response_mask, predictor, last)
 
 

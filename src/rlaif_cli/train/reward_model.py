@@ -124,7 +124,8 @@ def train_step(
     groups = [pair.group for pair in pairs]
     labels = torch.tensor([pair.p_chosen for pair in pairs], device=device())
     labels = labels.round() if config.hard_labels else labels
-    loss_sum, margins = 0.0, torch.zeros(len(pairs))
+    # Kept where they are made: to fetch a number from a GPU is to wait for it.
+    loss_sum, margins = torch.zeros((), device=device()), torch.zeros(len(pairs), device=device())
     with loop.autocast(config.precision):
         for indices, weight in distributed.micro_batches(groups, config.tokens_per_batch):
             r = rewards(model, pack([groups[i] for i in indices]).to(device()))  # [b, 2]
@@ -132,13 +133,13 @@ def train_step(
             loss = soft_pairwise_loss(r[:, 0], r[:, 1], labels[indices], margin=config.margin)
             centering = config.centering * (r.sum(1) ** 2).mean()
             (share * (loss + centering)).backward()
-            loss_sum += share * float(loss.detach())
-            margins[indices] += weight * (r[:, 0] - r[:, 1]).detach().float().cpu()
+            loss_sum += share * loss.detach()
+            margins[indices] += weight * (r[:, 0] - r[:, 1]).detach()
     norm = loop.clip_and_step(optimizer, config.max_grad_norm)
     distributed.sum_(margins)
     seconds = time.monotonic() - started
     return {
-        **distributed.sum_numbers({"loss": loss_sum}),
+        **distributed.sum_numbers({"loss": float(loss_sum)}),
         "entropy_floor": float(binary_entropy(labels).mean()),
         "accuracy": float(((margins > 0).float() + 0.5 * (margins == 0)).mean()),
         "margin": float(margins.mean()),

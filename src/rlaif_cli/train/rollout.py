@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.engines import Completion, Engine, Request, Sampling, open_engine
 from rlaif_cli.records import Message
-from rlaif_cli.train import distributed
+from rlaif_cli.train import distributed, loop
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.models import load_policy
 from rlaif_cli.train.packing import Group
@@ -40,8 +42,8 @@ class Rollout:
 class RolloutEngine:
     """Samples from the policy as it is now.
 
-    vLLM holds a copy of the weights, replaced by `sync`; the transformers engine samples from the trainer's own
-    model and needs no sync, or from a copy where that model is split over processes.
+    vLLM holds a copy of the weights, replaced by `sync`. So does the transformers engine where the trainer computes in
+    bf16, or is split over processes; else it samples from the trainer's own model, which needs no sync.
 
     Args:
         policy: the trainer's model.
@@ -62,8 +64,9 @@ class RolloutEngine:
         else:
             batch_size = config.prompts_per_step * config.n
             module = policy.shared if isinstance(policy, Adapted) else policy
-            if distributed.world_size() > 1 and not config.lora_rank:
-                self._copy = module = load_policy(path).requires_grad_(False)
+            dtype = loop.frozen_dtype(config.precision)
+            if not config.lora_rank and (distributed.world_size() > 1 or dtype != torch.float32):
+                self._copy = module = load_policy(path, dtype).requires_grad_(False)
             self.engine = open_engine("transformers", path, model=module, batch_size=batch_size, **options)
 
     def sync(self) -> None:

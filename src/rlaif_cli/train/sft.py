@@ -106,16 +106,16 @@ def train_step(
     """One optimizer step on the mean over the batch's response tokens, in micro-batches."""
     started = time.monotonic()
     total = sum(len(response) for group in groups for response in group.responses)
-    loss_sum = 0.0
+    loss_sum = torch.zeros((), device=device())
     with loop.autocast(config.precision):
         for indices, weight in distributed.micro_batches(groups, config.tokens_per_batch):
             loss = weight * _summed_loss(model, [groups[i] for i in indices]) / total
             loss.backward()
-            loss_sum += float(loss.detach())
+            loss_sum += loss.detach()  # not fetched: that would be to wait for the GPU
     norm = loop.clip_and_step(optimizer, config.max_grad_norm)
     seconds = time.monotonic() - started
     return {
-        **distributed.sum_numbers({"loss": loss_sum}),
+        **distributed.sum_numbers({"loss": float(loss_sum)}),
         "grad_norm": norm,
         "tokens_per_second": sum(group.tokens for group in groups) / seconds,
     }

@@ -176,7 +176,7 @@ class Trainer:
         """One minibatch of prompts, in micro-batches weighted by their tokens."""
         n = self.config.n
         total = int(experience.mask.view(-1, n, experience.mask.shape[-1])[chosen].sum())
-        logged: dict[str, float] = {}
+        sums: dict[str, Any] = {}
         with loop.autocast(self.config.precision):
             for rows, packed, weight in self._micro_batches([experience.rollouts[i] for i in chosen], chosen):
                 share = weight * int(packed.response_mask.sum()) / total
@@ -186,8 +186,9 @@ class Trainer:
                     loss, numbers = loss_of(experience, rows, packed)
                     (share * loss).backward()
                     for name, value in numbers.items():
-                        logged[name] = logged.get(name, 0.0) + share * float(value)
-        logged = distributed.sum_numbers(logged)
+                        sums[name] = sums.get(name, 0.0) + share * value
+        # Fetched at the end: each number that is fetched from a GPU is waited for.
+        logged = distributed.sum_numbers({name: float(value) for name, value in sums.items()})
         logged["grad_norm"] = loop.clip_and_step(self.optimizer, self.config.max_grad_norm)
         return logged
 

@@ -1,0 +1,81 @@
+"""Decoding that does not wait for Python: over a cache of fixed size, a step on a GPU is recorded once, and replayed.
+
+transformers' own loop launches every kernel of every layer anew for each token, which takes longer than a small or
+middling model computes. The recorded step (a CUDA graph) reads the weights where they lie: a trainer may change them in
+place between two batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def replayable(model: Any) -> bool:
+    """Whether the model is on a GPU and its steps can be recorded: transformers says so of its own models."""
+    return bool(model.device.type == "cuda" and model._can_compile_fullgraph)
+
+
+class Decoder:
+    """Next-token logits for a fixed number of sequences, which grow together by one token a step.
+
+    Args:
+        model: a causal LM of transformers.
+        rows: sequences.
+        length: tokens that each may have at most, padding included.
+    """
+
+    def __init__(self, model: Any, rows: int, length: int) -> None:
+        import torch
+        from transformers import StaticCache
+
+        self._torch, self._model = torch, model
+        self.rows, self.length = rows, length
+        self._cache = StaticCache(config=model.config, max_cache_len=length)
+        self._token, self._position = torch.zeros(2, rows, 1, dtype=torch.long, device=model.device).unbind()
+        self._visible = torch.zeros(rows, 1, 1, length, dtype=torch.bool, device=model.device)
+        self._graph: Any = None
+        self._logits: Any = None
+
+    def start(self, ids: Any, mask: Any) -> Any:
+        """Read the prompts, left padded [rows, width]; [rows, vocabulary] logits of the tokens that come next."""
+        torch, width = self._torch, ids.shape[1]
+        self._cache.reset()
+        self._steps, self._at = 0, width
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        self._position.copy_(positions[:, -1:])
+        self._visible.zero_()
+        self._visible[:, 0, 0, :width] = mask.bool()
+        causal = torch.ones(width, self.length, dtype=torch.bool, device=ids.device).tril()
+        # Padding sees itself: a row that sees nothing is not a number, and would spread through the cache.
+        own = torch.eye(width, self.length, dtype=torch.bool, device=ids.device)
+        return self._forward(ids, positions, self._visible & causal | own)
+
+    def next(self, tokens: Any) -> Any:
+        """Append one token to each sequence, [rows]; the logits after them, which the next call writes over."""
+        self._token.copy_(tokens[:, None])
+        self._position += 1
+        self._visible[..., self._at] = True
+        self._at += 1
+        self._steps += 1
+        if not self._token.is_cuda or (self._graph is None and self._steps == 1):
+            return self._step()  # the first one also loads and chooses kernels, which cannot be recorded
+        if self._graph is None:
+            self._graph = self._torch.cuda.CUDAGraph()
+            with self._torch.cuda.graph(self._graph):
+                self._logits = self._step()
+        self._graph.replay()
+        return self._logits
+
+    def _step(self) -> Any:
+        return self._forward(self._token, self._position, self._visible)
+
+    def _forward(self, ids: Any, positions: Any, visible: Any) -> Any:
+        output = self._model(
+            input_ids=ids,
+            attention_mask=visible,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()
