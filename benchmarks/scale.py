@@ -10,7 +10,7 @@ fake engine on a cluster of this machine; the memory is the driver's.
 
 What a command takes for one row (a cluster's start, imports) is taken off before the cost of a row is told. Ends with
 exit code 1 where a peak is above `--limit` MB, where the largest file takes over 100 MB more than the smallest, or
-where a row of the largest costs over 20 % more than one of the smallest with at least 10,000.
+where a row of the largest costs over 20 % more than one of the smallest that is not mostly a start.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 
 FLAT = 100  # MB
 DEARER = 1.2  # a row of the largest file against one of a small file
-ENOUGH = 10_000  # rows, for their cost to be more than noise
+START = 1 / 3  # of a run's time at most, for the cost of its rows to be more than the noise of a start
 
 
 def measured(*arguments: str) -> tuple[float, float]:
@@ -109,7 +109,7 @@ def main() -> None:
         for command, (seconds, peak, size) in all_measured(rows, options).items():
             cost = 1e6 * (seconds - starts[command]) / rows
             peaks.setdefault(command, []).append(peak)
-            costs.setdefault(command, []).extend([cost] if rows >= ENOUGH else [])
+            costs.setdefault(command, []).extend([cost] if starts[command] <= START * seconds else [])
             cells = (
                 command,
                 rows,

@@ -320,6 +320,39 @@ def test_an_error_in_a_worker_is_told_as_one_of_ours(shards: Path) -> None:
     assert done.returncode == 1 and "p-4.jsonl.gz: cannot be decompressed" in done.stderr
 
 
+def test_the_next_copy_removes_what_a_killed_command_left(tmp_path: Path) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+
+    def validate() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "rlaif_cli", "data", "stats", "-"]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+    def folders() -> set[Path]:
+        return {path.parent for path in tmp_path.glob("rlaif-*/rows.jsonl")}
+
+    def wait_for(count: int) -> set[Path]:
+        deadline = time.monotonic() + 60
+        while len(found := folders()) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return found
+
+    killed = validate()
+    (left,) = wait_for(1)
+    killed.kill()
+    killed.communicate(timeout=60)
+    running = validate()
+    while folders() == {left}:
+        time.sleep(0.05)
+    (of_running,) = wait_for(1)
+    assert of_running != left, "what was left is gone"
+    done = validate()
+    done.communicate(b'{"id": "a", "prompt": "x"}\n', timeout=60)
+    assert folders() == {of_running}, "what is in use stays, and what was used is gone"
+    running.communicate(b'{"id": "a", "prompt": "x"}\n', timeout=60)
+    assert running.returncode == done.returncode == 0 and not folders()
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_their_command(tmp_path: Path, stop: signal.Signals) -> None:
     for number in range(2):

@@ -44,6 +44,18 @@ def test_a_fault_names_its_line_and_reason(write_jsonl, bad, said):
     assert said in error.faults[0]
 
 
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"prompt": ""}, "'prompt' is empty"),
+        ({"prompt": [{"content": "x"}]}, "'prompt.0.role' is missing"),
+        ({"prompt": []}, "'prompt' needs at least 1 items, found 0"),
+    ],
+)
+def test_a_prompt_is_told_what_is_wrong_with_the_kind_that_it_is(write_jsonl, bad, reason):
+    assert faults(write_jsonl, [bad]).faults[0].endswith(f": {reason}")
+
+
 def test_every_fault_is_found_in_one_pass(write_jsonl):
     error = faults(write_jsonl, [{"prompt": "fine"}, *[{"no": i} for i in range(30)]])
     assert len(error.faults) == 30

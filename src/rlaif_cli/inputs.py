@@ -8,6 +8,8 @@ Inputs are read more than once, so what comes from elsewhere is copied first, in
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import glob
 import json
 import os
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rlaif_cli import console
 from rlaif_cli.compression import lines
@@ -31,6 +33,7 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _SIDECARS = (".manifest.json", ".run.json", ".lock", ".rejected.jsonl", ".unscored.jsonl", ".items.jsonl")
 _NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>[0-9]{5,})-of-(?P<count>[0-9]{5,})(?P<ending>[^/]*)")
 _WEB = ("http://", "https://")
+_FOLDER, _LOCK = "rlaif-", ".lock"  # of temporary copies
 
 
 @dataclass(frozen=True)
@@ -188,19 +191,30 @@ def _in_folder(folder: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------ elsewhere
 
 _copies: dict[str, list[InputFile]] = {}  # of the addresses that were read, so that each is copied once
-_folders: list[str] = []
+_folders: list[tuple[Path, IO[str]]] = []  # and the lock that is held on each
 
 
 def remove_temporary_files() -> None:
     """Called once, when the program ends."""
     _copies.clear()
     while _folders:
-        shutil.rmtree(_folders.pop(), ignore_errors=True)
+        folder, lock = _folders.pop()
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
 
 
 def _new_folder() -> Path:
-    _folders.append(tempfile.mkdtemp(prefix="rlaif-"))
-    return Path(_folders[-1])
+    """A folder of this process. Those of processes that were killed go first: nobody holds their locks."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/{_LOCK}"):
+        with contextlib.suppress(OSError), open(left) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
+    lock = open(folder / "new", "x", encoding="utf-8")  # noqa: SIM115: held as long as the folder is there
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    (folder / "new").rename(folder / _LOCK)  # never seen before it is held
+    _folders.append((folder, lock))
+    return folder
 
 
 def _from_elsewhere(address: str) -> Iterator[InputFile]:

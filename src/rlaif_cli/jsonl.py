@@ -83,11 +83,23 @@ def describe(error: Exception) -> str:
     """Why a value was refused, in one line: pydantic's findings in the words of a user; of others what they say."""
     if not isinstance(error, ValidationError):
         return str(error)
-    return "; ".join(_describe_one(found) for found in error.errors()[:3])
+    found = error.errors()
+    # A prompt may be text or a list of messages, and is told what is wrong with the one that it is.
+    right = [_place(each) for each in found if not each["type"].endswith("_type")]
+    told = [
+        each
+        for each in found
+        if not each["type"].endswith("_type") or not any(f"{place}.".startswith(f"{_place(each)}.") for place in right)
+    ]
+    return "; ".join(_describe_one(each) for each in told[:3])
+
+
+def _place(found: Any) -> str:
+    return ".".join(str(part) for part in found["loc"] if not str(part).startswith(("list[", "constrained")))
 
 
 def _describe_one(found: Any) -> str:
-    place = ".".join(str(part) for part in found["loc"] if not str(part).startswith(("list[", "constrained")))
+    place = _place(found)
     kind, context = found["type"], found.get("ctx", {})
     if kind == "missing":
         return f"'{place}' is missing"
