@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -26,13 +27,15 @@ def environment(*requirements: str, dependencies: bool = False) -> str:
     if all(_is_here(requirement) for requirement in requirements):
         return sys.executable
     folder = Path(__file__).parents[1] / "runs" / "peers" / "-".join(r.replace("==", "-") for r in requirements)
-    python = folder / "bin" / "python"
-    if not python.exists():
+    python, whole = folder / "bin" / "python", folder / "whole"
+    if not whole.exists():  # or an installation was stopped half-way
+        shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         site = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages/ours.pth"
         (folder / site).write_text(sysconfig.get_path("purelib") + "\n", "utf-8")
         command = [str(python), "-m", "pip", "install", "-q", *([] if dependencies else ["--no-deps"]), *requirements]
         subprocess.run(command, check=True)
+        whole.touch()
     return str(python)
 
 

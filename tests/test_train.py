@@ -691,6 +691,23 @@ def test_ppo_is_the_same_with_gradient_checkpointing(ppo: Any, lora: int) -> Non
     assert saving[1]["mismatch"] < 1e-3
 
 
+def test_rollouts_of_a_bf16_trainer_come_from_a_copy_that_follows_it(ppo: Any) -> None:
+    folder = ppo("bf16", steps=6, prompts_per_step=8, n=4, lr=2e-3, kl_coef=0.0, advantage="rloo", precision="bf16")
+    rows = log_of(folder)
+    assert rows[-1]["kl"] > 0.1, "the policy moves"
+    # bf16 rounds to three digits; from the start's weights the difference is the KL's size a token.
+    assert all(row["mismatch"] < 0.02 for row in rows) and any(row["mismatch"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_alike(train_rm: Any, ppo: Any) -> None:
+    runs = [[train_rm(f"rm{c}", compile=c), ppo(f"policy{c}", steps=3, compile=c)] for c in (False, True)]
+    for plain, compiled in zip(*runs, strict=True):
+        for a, b in zip(log_of(plain), log_of(compiled), strict=True):
+            names = [name for name in ("loss", "reward", "policy_loss", "grad_norm") if name in a]
+            assert [b[name] for name in names] == pytest.approx([a[name] for name in names], abs=1e-4)
+
+
 def test_too_large_a_kl_stops_before_the_update(ppo: Any) -> None:
     options = {"prompts_per_step": 8, "n": 4, "lr": 2e-3, "kl_coef": 0.0, "advantage": "rloo"}
     folder = ppo("stopped", steps=30, max_kl=0.5, **options)

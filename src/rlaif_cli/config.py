@@ -490,7 +490,9 @@ class TrainConfig(InputConfig):
         False, "Compute each layer again in the backward pass: less memory, a third more work.", output=False
     )
     compile: bool = setting(
-        False, "Compile the model's layers with torch.compile: faster on a GPU, after a minute or so.", output=False
+        False,
+        "Compile the layers of what is trained with torch.compile: faster on a GPU, after a minute or so.",
+        output=False,
     )
     optimizer: Literal["adamw", "adamw-8bit"] = setting(
         "adamw", "adamw-8bit holds its state in a quarter of the memory (a GPU, and the bitsandbytes package)."

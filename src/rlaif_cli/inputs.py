@@ -210,7 +210,7 @@ def _new_folder() -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left.parent, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
-    lock = open(folder / "new", "x", encoding="utf-8")  # noqa: SIM115: held as long as the folder is there
+    lock = open(folder / "new", "x", encoding="utf-8")  # noqa: SIM115  held as long as the folder is there
     fcntl.flock(lock, fcntl.LOCK_EX)
     (folder / "new").rename(folder / _LOCK)  # never seen before it is held
     _folders.append((folder, lock))

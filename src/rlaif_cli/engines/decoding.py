@@ -10,9 +10,21 @@ from __future__ import annotations
 from typing import Any
 
 
-def replayable(model: Any) -> bool:
-    """Whether the model is on a GPU and its steps can be recorded: transformers says so of its own models."""
-    return bool(model.device.type == "cuda" and model._can_compile_fullgraph)
+def recordable(model: Any) -> bool:
+    """Whether a step of the model can be recorded, and is the same at every place of the cache.
+
+    Not so where layers have a state or a window of their own, where attention knows no mask of four dimensions, or
+    where the rotary embedding depends on how many tokens there are.
+    """
+    from transformers import StaticCache
+    from transformers.cache_utils import StaticLayer
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+
+    config = model.config
+    if not model._can_compile_fullgraph or any(kind in str(config.to_dict()) for kind in ("'dynamic'", "'longrope'")):
+        return False
+    masks = ALL_MASK_ATTENTION_FUNCTIONS.get(config._attn_implementation)
+    return masks is sdpa_mask and all(type(layer) is StaticLayer for layer in StaticCache(config, 1).layers)
 
 
 class Decoder:
@@ -60,9 +72,10 @@ class Decoder:
         if not self._token.is_cuda or (self._graph is None and self._steps == 1):
             return self._step()  # the first one also loads and chooses kernels, which cannot be recorded
         if self._graph is None:
-            self._graph = self._torch.cuda.CUDAGraph()
-            with self._torch.cuda.graph(self._graph):
+            graph = self._torch.cuda.CUDAGraph()
+            with self._torch.cuda.graph(graph):
                 self._logits = self._step()
+            self._graph = graph
         self._graph.replay()
         return self._logits
 

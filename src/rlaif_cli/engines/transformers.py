@@ -11,8 +11,12 @@ from typing import Any, NoReturn
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.engines.base import Completion, Request, Sampling
-from rlaif_cli.engines.decoding import Decoder, replayable
+from rlaif_cli.engines.decoding import Decoder, recordable
 from rlaif_cli.errors import EngineError, is_out_of_memory
+
+# What a model's generation_config.json may say and no request asked for (Qwen2.5's has a repetition penalty): the
+# log-probs that a sample comes with, and those that scoring it gives, are of the distribution without.
+_NO_DEFAULTS = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0}
 
 
 class TransformersEngine:
@@ -51,6 +55,7 @@ class TransformersEngine:
             model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._model = model
         self._decoder: Decoder | None = None
+        self._recorded = model.device.type == "cuda" and recordable(model)
         self._batch_size = batch_size
         self._seed = seed
         self._processed = logprobs == "processed"
@@ -78,6 +83,7 @@ class TransformersEngine:
         except (RuntimeError, MemoryError) as error:
             if len(batch) == 1 or not is_out_of_memory(error):
                 _explain(error)
+        self._decoder = None  # its cache, too, is memory
         half = len(batch) // 2  # outside of `except`, where the error would still hold the tensors
         return self._batch_logprobs(batch[:half]) + self._batch_logprobs(batch[half:])
 
@@ -120,7 +126,7 @@ class TransformersEngine:
         ids, mask = self._left_padded([list(r.prompt) for r in batch for _ in range(sampling.n)])
         seeds = [self._seed if r.seed is None else r.seed for r in batch]
         draw = _Draw(sampling, seeds, self._model.device, keep=self._processed)
-        decode = self._replayed if replayable(self._model) else self._generated
+        decode = self._replayed if self._recorded else self._generated
         with torch.no_grad(), _evaluating(self._model):
             new, logprobs = decode(ids, mask, draw, sampling.max_tokens)
         done = [self._completion(row, lp, sampling) for row, lp in zip(new.tolist(), logprobs.tolist(), strict=True)]
@@ -138,6 +144,7 @@ class TransformersEngine:
             pad_token_id=self.tokenizer.eos_ids[0],
             return_dict_in_generate=True,
             output_logits=not self._processed,
+            **_NO_DEFAULTS,
         )
         new = output.sequences[:, ids.shape[1] :]
         steps = self._torch.stack(draw.scores if self._processed else output.logits, 1).float().log_softmax(-1)
@@ -145,15 +152,11 @@ class TransformersEngine:
 
     def _replayed(self, ids: Any, mask: Any, draw: _Draw, max_tokens: int) -> tuple[Any, Any]:
         """The same by a `Decoder`."""
-        torch, rows, length = self._torch, len(ids), ids.shape[1] + max_tokens
-        kept = self._decoder
-        if kept is None or kept.rows != rows or not length <= kept.length <= 2 * length:
-            self._decoder = None  # its memory is free for the new one
-            kept = self._decoder = Decoder(self._model, rows, -(-length // 128) * 128)
+        torch, decoder = self._torch, self._decoder_for(len(ids), ids.shape[1] + max_tokens)
         ends = torch.tensor(self.tokenizer.eos_ids, device=ids.device)
-        ended = torch.zeros(rows, dtype=torch.bool, device=ids.device)
+        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         tokens, logprobs = [], []
-        logits = kept.start(ids, mask)
+        logits = decoder.start(ids, mask)
         while True:
             token = draw(ids, logits).argmax(-1)
             source = draw.scores.pop() if self._processed else logits
@@ -163,7 +166,14 @@ class TransformersEngine:
             # To ask whether all have ended is to wait for the GPU.
             if len(tokens) == max_tokens or (len(tokens) % 16 == 0 and bool(ended.all())):
                 return torch.stack(tokens, 1), torch.stack(logprobs, 1)
-            logits = kept.next(token)
+            logits = decoder.next(token)
+
+    def _decoder_for(self, rows: int, length: int) -> Decoder:
+        """The last one, if it fits and is not much too long: what it has recorded need not be recorded again."""
+        needed = -(-length // 128) * 128
+        if self._decoder is None or self._decoder.rows != rows or not needed <= self._decoder.length <= 2 * needed:
+            self._decoder = Decoder(self._model, rows, needed)
+        return self._decoder
 
     def _completion(self, ids: list[int], logprobs: list[float], sampling: Sampling) -> Completion:
         ends = [i for i, token in enumerate(ids) if token in self.tokenizer.eos_ids]
@@ -210,11 +220,18 @@ class _Draw:
 
 @contextlib.contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """A trainer's model with gradient checkpointing would sample without its cache, from the last token alone."""
+    """A trainer's model with gradient checkpointing would sample without its cache, from the last token alone.
+
+    Layers that were compiled to train are not compiled again to sample.
+    """
+    import torch
+
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
     training = model.training
     model.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+            yield
     finally:
         model.train(training)
 

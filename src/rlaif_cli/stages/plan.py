@@ -175,7 +175,7 @@ def _engine_work(config: Any, model: str, read: float, sampled: float) -> tuple[
 def _trainer_work(config: Any, model: str, learned: float) -> tuple[Work, ...]:
     if model == FAKE:
         return ()
-    names = ("precision", "tokens_per_batch", "lora_rank", "gradient_checkpointing", "optimizer")
+    names = ("precision", "tokens_per_batch", "lora_rank", "gradient_checkpointing", "compile", "optimizer")
     options = [(name, value) for name in names if (value := getattr(config, name, None)) not in (None, 0, False)]
     return (Work(model, "", tuple(options), learned=learned),)
 

@@ -65,7 +65,7 @@ def _attention(
         return output, None
     _refuse(options, max(map(sum, layout.groups)))
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotated ones come in fp32
-    if query.is_cuda and query.dtype != torch.float32:
+    if _kernel_takes(query, value):
         return varlen_branch_attention(query, key, value, layout, scaling), None
     repeats = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(repeats, dim=1) if repeats > 1 else x for x in (key, value))
@@ -73,6 +73,13 @@ def _attention(
 
 
 # ------------------------------------------------------------------------------------------------ one call for all
+
+
+def _kernel_takes(query: Tensor, value: Tensor) -> bool:
+    size = query.shape[3]
+    if not query.is_cuda or query.dtype == torch.float32 or torch.cuda.get_device_capability(query.device) < (8, 0):
+        return False
+    return size <= 256 and size % 8 == 0 and size == value.shape[3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,7 @@ class Branches:
     longest_key: int
 
 
-@lru_cache(maxsize=64)  # every layer asks for the same
+@lru_cache(maxsize=2)  # every layer asks for the same
 def branches(layout: Layout, device: torch.device) -> Branches:
     queries, keys = zip(*_sequences(layout), strict=True)
     key_lengths = [len(places) for places in keys]
@@ -122,7 +129,7 @@ def varlen_branch_attention(
     # Where a sequence has fewer queries than keys, they are its last ones.
     output = varlen_attn(
         query[0].transpose(0, 1), key, value, at.query_ends, at.key_ends, at.longest_query, at.longest_key,
-        scale=scale, window_size=(-1, 0),
+        scale=scale, window_size=(-1, 0), **_FEWER_HEADS,
     )  # fmt: skip
     return output[None]
 

@@ -49,7 +49,7 @@ def frozen_dtype(precision: str) -> torch.dtype:
 
 def _has_bf16() -> bool:
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     # Without the instructions, bf16 on a CPU is emulated and slower than fp32.
     capabilities = torch.backends.cpu.get_cpu_capability()
     if not capabilities.startswith("AVX512"):

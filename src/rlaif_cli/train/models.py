@@ -91,10 +91,11 @@ def economical(model: Any, config: TrainConfig) -> Any:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
-        # Layer by layer: all are one program, compiled once, for any number of tokens.
-        for module in model.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.compile(dynamic=True)
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            raise ModelError("--compile does not find the layers of this model", hint="train without it")
+        for layer in layers:  # all are one program, compiled once, for any number of tokens
+            layer.compile(dynamic=True)
     return model
 
 

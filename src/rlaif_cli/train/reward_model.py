@@ -124,7 +124,6 @@ def train_step(
     groups = [pair.group for pair in pairs]
     labels = torch.tensor([pair.p_chosen for pair in pairs], device=device())
     labels = labels.round() if config.hard_labels else labels
-    # Kept where they are made: to fetch a number from a GPU is to wait for it.
     loss_sum, margins = torch.zeros((), device=device()), torch.zeros(len(pairs), device=device())
     with loop.autocast(config.precision):
         for indices, weight in distributed.micro_batches(groups, config.tokens_per_batch):

@@ -111,7 +111,7 @@ def train_step(
         for indices, weight in distributed.micro_batches(groups, config.tokens_per_batch):
             loss = weight * _summed_loss(model, [groups[i] for i in indices]) / total
             loss.backward()
-            loss_sum += loss.detach()  # not fetched: that would be to wait for the GPU
+            loss_sum += loss.detach()
     norm = loop.clip_and_step(optimizer, config.max_grad_norm)
     seconds = time.monotonic() - started
     return {

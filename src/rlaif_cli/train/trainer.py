@@ -187,7 +187,6 @@ class Trainer:
                     (share * loss).backward()
                     for name, value in numbers.items():
                         sums[name] = sums.get(name, 0.0) + share * value
-        # Fetched at the end: each number that is fetched from a GPU is waited for.
         logged = distributed.sum_numbers({name: float(value) for name, value in sums.items()})
         logged["grad_norm"] = loop.clip_and_step(self.optimizer, self.config.max_grad_norm)
         return logged
