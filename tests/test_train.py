@@ -20,6 +20,7 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.errors import EngineError, ModelError, UsageError
 from rlaif_cli.records import Demonstration, Message, prompt_text
+from rlaif_cli.train import checkpoint
 from rlaif_cli.train.checkpoint import TrainState
 from rlaif_cli.train.folder import _claimed
 from rlaif_cli.train.loop import held_out
@@ -706,6 +707,22 @@ def test_compiled_layers_train_alike(train_rm: Any, ppo: Any) -> None:
         for a, b in zip(log_of(plain), log_of(compiled), strict=True):
             names = [name for name in ("loss", "reward", "policy_loss", "grad_norm") if name in a]
             assert [b[name] for name in names] == pytest.approx([a[name] for name in names], abs=1e-4)
+
+
+def test_checkpoints_are_made_by_the_clock_where_nothing_is_said(ppo: Any, train_rm: Any, monkeypatch: Any) -> None:
+    runs = {
+        "policy": lambda name, **more: ppo(name, steps=4, **more),
+        "rm": lambda name, **more: train_rm(name, **more),
+    }
+    for kind, run in runs.items():
+        whole = run(f"{kind}, whole")
+        run(f"{kind}, too soon", stop=2)
+        assert not (whole.parent / f"{kind}, too soon" / "state").exists()
+        with monkeypatch.context() as clock:
+            clock.setattr(checkpoint, "_BETWEEN", 0.0)
+            run(f"{kind}, cut", stop=2)
+        assert (whole.parent / f"{kind}, cut" / "state").exists()
+        assert_same_run(whole, run(f"{kind}, cut"))
 
 
 def test_too_large_a_kl_stops_before_the_update(ppo: Any) -> None:

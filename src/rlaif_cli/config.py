@@ -508,7 +508,9 @@ class TrainConfig(InputConfig):
         ge=1,
         output=False,
     )
-    save_every: int = setting(0, "Steps between checkpoints to resume from; 0: at the end of every epoch.", ge=0)
+    save_every: int = setting(
+        0, "Steps between checkpoints to resume from; 0: one every ten minutes.", ge=0, output=False
+    )
 
     @field_validator("tracker")
     @classmethod

@@ -28,7 +28,7 @@ _SHORT = 512  # keys up to which the scores of all heads are held in memory
 # What a model may ask of its attention that is not done here; doing without it would be another model.
 _NOT_DONE = ("softcap", "s_aux", "position_bias")
 # Fewer heads of keys than of queries: the kernel always took them, and later versions of torch want to be told.
-_FEWER_HEADS = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+_FEWER_HEADS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def register() -> str:
@@ -127,11 +127,12 @@ def varlen_branch_attention(
     at = branches(layout, query.device)
     key, value = (x[0].transpose(0, 1).index_select(0, at.keys) for x in (key, value))
     # Where a sequence has fewer queries than keys, they are its last ones.
-    output = varlen_attn(
+    output: Any = varlen_attn(
         query[0].transpose(0, 1), key, value, at.query_ends, at.key_ends, at.longest_query, at.longest_key,
         scale=scale, window_size=(-1, 0), **_FEWER_HEADS,
     )  # fmt: skip
-    return output[None]
+    attended: Tensor = output[None]
+    return attended
 
 
 # ------------------------------------------------------------------------------------------------ a call for each

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from rlaif_cli.train.models import trained_parameters
 from rlaif_cli.train.trackers import Trackers
 
 _STATE = "state"
+_BETWEEN = 600.0  # seconds between states, where no number of steps is asked for
 _BEST = "best.safetensors"
 
 
@@ -61,6 +63,18 @@ class TrainState:
         self._settings = settings
         self._models = models
         self._optimizer = optimizer
+        self._saved_at = time.monotonic()
+
+    def due(self, done: int, total: int, every: int) -> bool:
+        """Whether to save after step `done` of `total`: each `every` steps; at 0, ten minutes after the last time.
+
+        Never after the last step, when what was trained is saved itself.
+        """
+        if done == total:
+            return False
+        if every:
+            return done % every == 0
+        return distributed.from_main(lambda: time.monotonic() - self._saved_at >= _BETWEEN)
 
     def save(self, position: dict[str, Any]) -> None:
         """Make `position` (JSON) and the present weights the point to go on from."""
@@ -73,6 +87,7 @@ class TrainState:
                 save_trained(model, new / f"{name}.safetensors")
             tensors, numbers = _flatten(self._optimizer.state_dict())
             _save(tensors, new / "optimizer.safetensors")
+        self._saved_at = time.monotonic()
         if distributed.is_main():
             output = str(self._path.parent)
             record = {"output": output, "settings": self._settings, "optimizer": numbers, "position": position}

@@ -126,7 +126,7 @@ def _run(
             log.add(done, **numbers)
             if stop:
                 break
-            if config.save_every and done % config.save_every == 0 and done < config.steps:
+            if state.due(done, config.steps, config.save_every):
                 state.save({"step": done, "kl": trainer.kl.state_dict(), "best": best.found})
             note = f"reward {numbers['reward']:.3f}, KL {numbers['kl']:.2f}"
             progress(done, config.steps, note, numbers["reward"])

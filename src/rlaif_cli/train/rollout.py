@@ -64,9 +64,9 @@ class RolloutEngine:
         else:
             batch_size = config.prompts_per_step * config.n
             module = policy.shared if isinstance(policy, Adapted) else policy
-            dtype = loop.frozen_dtype(config.precision)
-            if not config.lora_rank and (distributed.world_size() > 1 or dtype != torch.float32):
-                self._copy = module = load_policy(path, dtype).requires_grad_(False)
+            held = loop.frozen_dtype(config.precision)
+            if not config.lora_rank and (distributed.world_size() > 1 or held != torch.float32):
+                self._copy = module = load_policy(path, held).requires_grad_(False)
             self.engine = open_engine("transformers", path, model=module, batch_size=batch_size, **options)
 
     def sync(self) -> None:

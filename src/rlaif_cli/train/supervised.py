@@ -57,7 +57,7 @@ def run_epochs(
             if config.patience:
                 best.offer(numbers["held_out_loss"], done)
         log.add(done, **numbers, lr=lr)
-        if done % (config.save_every or an_epoch) == 0 and done < len(batches):
+        if state.due(done, len(batches), config.save_every):
             state.save({"step": done, "best": best.found})
         floor = f" (floor {numbers['entropy_floor']:.4f})" if "entropy_floor" in numbers else ""
         progress(done, len(batches), f"loss {numbers['loss']:.4f}{floor}", numbers["loss"])
