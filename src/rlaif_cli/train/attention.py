@@ -36,9 +36,17 @@ def register() -> str:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    if NAME not in AttentionInterface():
+        AttentionInterface.register(NAME, _attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
+
+
+def leave_uncompiled() -> None:
+    """The layers around it may be compiled: the layout is data, and no part of their program."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, torch.compiler.disable(_attention))
 
 
 def no_mask(device: torch.device | str) -> Tensor:
@@ -46,7 +54,6 @@ def no_mask(device: torch.device | str) -> Tensor:
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
-@torch.compiler.disable  # the layout is data, not a part of the program
 def _attention(
     module: Any,
     query: Tensor,
@@ -103,9 +110,11 @@ class Branches:
 def branches(layout: Layout, device: torch.device) -> Branches:
     queries, keys = zip(*_sequences(layout), strict=True)
     key_lengths = [len(places) for places in keys]
-    ends = [torch.tensor([0, *accumulate(of)], dtype=torch.int32, device=device) for of in (queries, key_lengths)]
+    query_ends, key_ends = (
+        torch.tensor([0, *accumulate(of)], dtype=torch.int32, device=device) for of in (queries, key_lengths)
+    )
     places = torch.tensor([place for sequence in keys for place in sequence], device=device)
-    return Branches(places, *ends, max(queries), max(key_lengths))
+    return Branches(places, query_ends, key_ends, max(queries), max(key_lengths))
 
 
 def _sequences(layout: Layout) -> Iterator[tuple[int, list[int]]]:
