@@ -16,7 +16,7 @@ from rlaif_cli.errors import EngineError, is_out_of_memory
 
 # What a model's generation_config.json may say and no request asked for (Qwen2.5's has a repetition penalty): the
 # log-probs that a sample comes with, and those that scoring it gives, are of the distribution without.
-_NO_DEFAULTS = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0}
+_NO_DEFAULTS = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
 
 
 class TransformersEngine:
