@@ -78,6 +78,12 @@ def test_no_more_gpus_learn_than_a_step_has_micro_batches(forecast: Any) -> None
     assert forecast(H100 | models() | {"gpus": 256}, "--prompts", "100000")["rm"]["idle"] is None
 
 
+def test_where_a_copy_takes_all_gpus_there_is_nothing_to_divide(forecast: Any) -> None:
+    policy = {"models": {"org/policy": {"billions": 8, "gpus": 4}, "org/judge": {"billions": 10}}}
+    assert forecast(H100 | policy | {"gpus": 4})["policy"]["split"] is None
+    assert forecast(H100 | policy | {"gpus": 5})["policy"]["split"]["training"] == 1
+
+
 def test_the_best_split_is_no_slower_than_any_other(forecast: Any) -> None:
     found = forecast(H100 | models() | {"gpus": 8})["policy"]
     split, phases = found["split"], found["phases"]

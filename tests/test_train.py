@@ -18,7 +18,7 @@ from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import PPOConfig, RewardModelConfig, SftConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion
-from rlaif_cli.errors import EngineError, ModelError, UsageError
+from rlaif_cli.errors import DivergedError, EngineError, ModelError, UsageError
 from rlaif_cli.records import Demonstration, Message, prompt_text
 from rlaif_cli.train import checkpoint
 from rlaif_cli.train.checkpoint import TrainState
@@ -36,7 +36,7 @@ from rlaif_cli.train.models import (
 from rlaif_cli.train.packing import Group, micro_batches, pack
 from rlaif_cli.train.ppo import check_mismatch, shaped_scores, train_ppo
 from rlaif_cli.train.reward_model import Pair, score_groups, split, train_reward_model, train_step
-from rlaif_cli.train.rewards import reward_source
+from rlaif_cli.train.rewards import reward_source, stored_scale
 from rlaif_cli.train.rollout import Prompt, Rollout, policy_weights
 from rlaif_cli.train.sft import mean_loss, train_sft
 from rlaif_cli.train.trainer import Trainer, batch_advantages, group_advantages, token_rewards
@@ -442,7 +442,7 @@ def test_patience_keeps_the_weights_of_the_lowest_held_out_loss(train_rm: Any) -
     assert len(log) == weights["step"] + 4 < weights["of"], "two measurements later it stopped"
     held = json.loads((folder / "manifest.json").read_text())["results"]["held_out"]
     assert held["loss"] == pytest.approx(losses[weights["step"]], abs=1e-4), "and the saved model is that one"
-    assert not (folder / "best.safetensors").exists()
+    assert not list(folder.glob("best*"))
     train_rm("cut", rows, patience=2, **options, stop=weights["step"] + 3)
     assert_same_run(folder, train_rm("cut", rows, patience=2, **options))
 
@@ -707,6 +707,46 @@ def test_compiled_layers_train_alike(train_rm: Any, ppo: Any) -> None:
         for a, b in zip(log_of(plain), log_of(compiled), strict=True):
             names = [name for name in ("loss", "reward", "policy_loss", "grad_norm") if name in a]
             assert [b[name] for name in names] == pytest.approx([a[name] for name in names], abs=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["train-rm", "sft", "ppo"])
+def test_a_folder_with_an_input_or_of_another_command_is_never_emptied(stage: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "response": "a", "chosen": "yes", "rejected": "no", "p_chosen": 0.8} for i in range(6)]
+    for row in rows if stage == "train-rm" else ():
+        row |= {name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected")}
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (mine / "metrics.jsonl").touch()
+    reward = ["--reward-model", str(mine / "rm")] if stage == "ppo" else []
+    (mine / "rm").mkdir()
+    begin = [stage, str(mine / "rows.jsonl"), "--model", "fake", *reward]
+    done = rlaif(*begin, "-o", str(mine), "--overwrite")
+    assert done.returncode == 2 and "the output would replace an input" in done.stderr
+    done = rlaif(stage, str(mine / "*.jsonl"), "--model", "fake", *reward, "-o", str(mine), "--overwrite")
+    assert done.returncode == 2 and "the output would replace an input" in done.stderr
+    other = tmp_path / "other"
+    done = rlaif("data", "shard", str(mine / "rows.jsonl"), "--rows", "3", "-o", str(other))
+    assert done.returncode == 0, done.stderr
+    if stage != "ppo":
+        done = rlaif(*begin, "-o", str(other), "--overwrite")
+        assert done.returncode == 2 and f"no {stage} run made" in done.stderr
+    assert list(other.glob("*-of-*")) and len(rows_of(mine / "rows.jsonl")) == 6
+
+
+def test_divergence_is_told_as_what_it_is(train_rm: Any, ppo: Any) -> None:
+    for run in (train_rm, ppo):
+        with pytest.raises(DivergedError, match=r"training diverged: .*(norm|rewards)"):
+            run(f"diverged {run}"[:20], lr=1e30, precision="fp32")
+
+
+def test_a_reward_model_that_prefers_nothing_is_warned_of(train_rm: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = preference(0)["chosen"]
+    rows = [preference(i, prompt="Same?") | {"chosen": answer, "rejected": answer} for i in range(4)]
+    collapsed = train_rm("collapsed", rows=rows)
+    assert "prefers nothing" in capsys.readouterr().err
+    stored_scale(collapsed)
+    assert "prefers nothing" in capsys.readouterr().err
 
 
 def test_checkpoints_are_made_by_the_clock_where_nothing_is_said(ppo: Any, train_rm: Any, monkeypatch: Any) -> None:

@@ -58,7 +58,10 @@ class ErrorMappingGroup(TyperGroup):
 
 
 def say_interrupted() -> None:
-    console.say("interrupted: what was done is kept; run the same command again to go on", style="yellow")
+    console.say(
+        "interrupted: what was written is kept; run the same command again to go on (trainers: at the last checkpoint)",
+        style="yellow",
+    )
 
 
 def show_error(error: RlaifError) -> None:

@@ -6,6 +6,7 @@ may be resumed with another value of it.
 
 from __future__ import annotations
 
+import glob
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -77,6 +78,14 @@ FROM = "a file, a 'pattern-*', a folder, - (stdin), hf:org/name:split, or an add
 ORDERED = "Rows in the order of the input; one that is ready waits for those before it."
 
 
+def _lies_in(value: str, folder: Path) -> bool:
+    """Whether what a setting names, itself or as a pattern, is there and in the folder."""
+    if not folder.is_dir():
+        return False
+    named = [value] if Path(value).exists() else glob.glob(value)
+    return any(folder.resolve() in Path(each).resolve().parents for each in named)
+
+
 class StageConfig(BaseModel):
     examples: ClassVar[tuple[str, ...]] = ()  # for the help and the pages of commands
 
@@ -88,7 +97,7 @@ class StageConfig(BaseModel):
 
     @model_validator(mode="after")
     def _keep_the_input(self) -> StageConfig:
-        """No output may be one of the inputs: it would be emptied before it is read."""
+        """No output may be one of the inputs, or a folder that holds one: it would be emptied before it is read."""
         from rlaif_cli import inputs  # `rlaif --help` needs the fields alone, and soon
 
         outputs = {name: getattr(self, name, None) for name in ("output", "fix", "held_out")}
@@ -102,13 +111,16 @@ class StageConfig(BaseModel):
                 raise ValueError(f"--{where.replace('_', '-')} '{output}' names no file")
             written = {Path(output).resolve(), Path(output).with_suffix(".items.jsonl").resolve()}
             for name in type(self).model_fields:
-                value = getattr(self, name)
-                if name == where or not isinstance(value, str) or not value:
-                    continue
-                if Path(value).resolve() in written or (
-                    name in DATA_FIELDS and any(inputs.reads(value, path) for path in written)
-                ):
-                    raise ValueError(f"the output would replace an input: {value}")
+                found = getattr(self, name)
+                for value in () if name == where else found if isinstance(found, tuple) else (found,):
+                    if not isinstance(value, str) or not value:
+                        continue
+                    if (
+                        Path(value).resolve() in written
+                        or _lies_in(value, Path(output))
+                        or (name in DATA_FIELDS and any(inputs.reads(value, path) for path in written))
+                    ):
+                        raise ValueError(f"the output would replace an input: {value}")
         return self
 
     def deciding(self) -> dict[str, Any]:

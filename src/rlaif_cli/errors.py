@@ -56,6 +56,17 @@ class ModelError(RlaifError):
     """A model cannot be found, loaded, or used for what was asked."""
 
 
+class DivergedError(RlaifError):
+    """Training has left what numbers can hold."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"training diverged: {what}",
+            hint="a lower --lr; look at metrics.jsonl for what grew first; then --overwrite, for settings of a run "
+            "cannot change on the way",
+        )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: CUDA's, or of the machine's own memory; torch has no class for the latter."""
     return isinstance(error, MemoryError) or (

@@ -205,7 +205,7 @@ def _stage(step: Step, each: Plan, cluster: Cluster, known: Mapping[str, Rate], 
         phases["feeding"] = (each.rows or 0) / (cluster.drivers * cluster.rows_per_second)
     told.phases = phases
     told.seconds = phases["start"] + max(_working(phases), phases["feeding"])
-    if step.kind == "ppo" and cluster.units > 1:
+    if step.kind == "ppo":
         told.split = _best_split(step, parts, cluster, learners, phases)
     if phases["learning"] and learners < cluster.units:
         told.idle = f"a step has work for {learners} of {cluster.units} in training"
@@ -247,9 +247,14 @@ def _learners(step: Step, each: Plan, cluster: Cluster) -> int:
 
 def _best_split(
     step: Step, parts: Sequence[tuple[Work, Speed]], cluster: Cluster, learners: int, phases: Mapping[str, float]
-) -> Split:
-    """By trying every division of the GPUs: a step takes as long as the slower of the two sides."""
+) -> Split | None:
+    """By trying every division of the GPUs: a step takes as long as the slower of the two sides.
+
+    None where a copy of a model that samples or judges leaves none for training.
+    """
     unit = max((speed.gpus for work, speed in parts if not work.learns), default=1)
+    if cluster.units <= unit:
+        return None
     rollout = sum(
         (work.read and work.read / speed.rate.read) + (work.sampled and work.sampled / speed.rate.sampled)
         for work, speed in parts
@@ -261,7 +266,7 @@ def _best_split(
         trainers = min(learners, cluster.units - share)
         return phases["start"] + max(rollout / max(1, share // unit), phases["tokens"], learning / trainers)
 
-    best = min(range(unit, max(unit + 1, cluster.units), unit), key=seconds)
+    best = min(range(unit, cluster.units, unit), key=seconds)
     return Split(best, cluster.units - best, seconds(best))
 
 

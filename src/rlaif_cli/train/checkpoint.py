@@ -39,7 +39,7 @@ from rlaif_cli.train.trackers import Trackers
 
 _STATE = "state"
 _BETWEEN = 600.0  # seconds between states, where no number of steps is asked for
-_BEST = "best.safetensors"
+_BEST = "best-*.safetensors"
 
 
 class TrainState:
@@ -148,7 +148,8 @@ def remove_state(folder: Path) -> None:
     """The run is complete: there is nothing to go on from."""
     for name in (_STATE, "state.new", "state.old"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    (folder / _BEST).unlink(missing_ok=True)
+    for path in folder.glob(_BEST):
+        path.unlink()
 
 
 @contextlib.contextmanager
@@ -198,25 +199,47 @@ def _load_state(path: Path, parameters: Sequence[torch.Tensor]) -> dict[str, tor
 
 
 class BestWeights:
-    """The weights with the lowest held-out loss (or other measure) so far, kept in a file of their own."""
+    """The weights with the lowest held-out loss (or other measure) so far, in a file named by their step.
+
+    That of the last saved state stays until the next one is saved: a killed run goes on from there.
+
+    Attributes:
+        found: step, loss, and measurements since; None before the first.
+    """
 
     def __init__(self, folder: Path, model: Any, found: dict[str, Any] | None) -> None:
-        self._path = folder / _BEST
+        self._folder = folder
         self._model = model
-        self.found = found  # step, loss, and measurements since
+        self.found = self._saved = found
 
     def offer(self, loss: float, step: int) -> None:
         if self.found and not loss < self.found["loss"]:
             self.found = self.found | {"since": self.found["since"] + 1}
             return
-        save_trained(self._model, self._path)
+        save_trained(self._model, self._path(step))
         self.found = {"step": step, "loss": loss, "since": 0}
+        self._remove_others()
+
+    def saved(self) -> None:
+        """A state that names what is found now has been saved."""
+        self._saved = self.found
+        self._remove_others()
+
+    def _path(self, step: int) -> Path:
+        return self._folder / _BEST.replace("*", str(step))
+
+    def _remove_others(self) -> None:
+        needed = {self._path(found["step"]) for found in (self.found, self._saved) if found}
+        if distributed.is_main():
+            for path in set(self._folder.glob(_BEST)) - needed:
+                path.unlink()
 
     def exhausted(self, patience: int) -> bool:
         return bool(patience and self.found and self.found["since"] >= patience)
 
     def restore(self) -> None:
-        load_trained(self._model, self._path)
+        assert self.found is not None
+        load_trained(self._model, self._path(self.found["step"]))
 
 
 def _cuda_rng() -> dict[str, torch.Tensor]:

@@ -39,7 +39,7 @@ def run_in_folder(
     check_trackers(config)
     folder = Path(config.output)
     with _claimed(folder) if distributed.is_main() else contextlib.nullcontext():
-        settings, done = distributed.from_main(lambda: _begin(config, folder, inputs))
+        settings, done = distributed.from_main(lambda: _begin(config, folder, stage, inputs))
         if done is not None:
             return done
         set_seed(config.seed)
@@ -48,12 +48,14 @@ def run_in_folder(
         return results
 
 
-def _begin(config: TrainConfig, folder: Path, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _begin(
+    config: TrainConfig, folder: Path, stage: str, inputs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """All that decides the result; and the summary's numbers, where the folder holds this very run, complete."""
     settings = config.deciding() | inputs | {"model_sha256": models.checkpoint_hash(models.resolve(config.model))}
+    _refuse_foreign(folder, stage)
     if config.overwrite:
         _empty(folder)
-    _refuse_foreign(folder)
     if not (folder / MANIFEST).exists():
         return settings, None
     done = read_json(folder / MANIFEST, settings=dict, results=dict, hint=START_ANEW)
@@ -102,7 +104,6 @@ def _claimed(folder: Path) -> Iterator[None]:
 
 
 def _empty(folder: Path) -> None:
-    _refuse_foreign(folder)
     try:
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -110,9 +111,13 @@ def _empty(folder: Path) -> None:
         raise cannot_write(folder, error) from error
 
 
-def _refuse_foreign(folder: Path) -> None:
-    ours = any((folder / name).exists() for name in (MANIFEST, "metrics.jsonl", "state"))
+def _refuse_foreign(folder: Path, stage: str) -> None:
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        ours = read_json(manifest, error=UsageError).get("stage") == stage
+    else:
+        ours = any((folder / name).exists() for name in ("metrics.jsonl", "state"))
     if any(folder.iterdir()) and not ours:
         raise UsageError(
-            "the folder holds files that no training run made", where=str(folder), hint="choose another -o"
+            f"the folder holds files that no {stage} run made", where=str(folder), hint="choose another -o"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 
 from rlaif_cli import models
 from rlaif_cli.config import TrainConfig
-from rlaif_cli.errors import ModelError, UsageError
+from rlaif_cli.errors import DivergedError, ModelError, UsageError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import read_json, set_aside
 from rlaif_cli.records import Record
@@ -100,13 +101,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, ste
 
 
 def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
-    """One optimizer step; returns the gradient's norm before clipping."""
+    """One optimizer step; returns the gradient's norm before clipping.
+
+    Raises:
+        DivergedError: it is infinite or no number; the step is not taken.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     distributed.sum_gradients(parameters)
-    norm = nn.utils.clip_grad_norm_(parameters, max_norm, error_if_nonfinite=True)
+    norm = float(distributed.whole(nn.utils.clip_grad_norm_(parameters, max_norm)))
+    if not math.isfinite(norm):
+        raise DivergedError(f"the gradient's norm is {norm}")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(distributed.whole(norm))
+    return norm
 
 
 def held_out(keys: Iterable[str], fraction: float, seed: int) -> set[str]:

@@ -128,6 +128,7 @@ def _run(
                 break
             if state.due(done, config.steps, config.save_every):
                 state.save({"step": done, "kl": trainer.kl.state_dict(), "best": best.found})
+                best.saved()
             note = f"reward {numbers['reward']:.3f}, KL {numbers['kl']:.2f}"
             progress(done, config.steps, note, numbers["reward"])
     finally:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlaif_cli import metrics, models
+from rlaif_cli import console, metrics, models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import RewardModelConfig
 from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.errors import DivergedError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Preference, prompt_text
 from rlaif_cli.train import distributed, loop
@@ -27,6 +28,8 @@ from rlaif_cli.train.models import device, new_reward_model, rewards, trainable
 from rlaif_cli.train.ops import binary_entropy, soft_pairwise_loss
 from rlaif_cli.train.packing import Group, deal, pack
 from rlaif_cli.train.supervised import run_epochs
+
+NO_SPREAD = 1e-6  # a standard deviation of rewards below which they are all the same
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,10 @@ def measure(model: Any, pairs: Sequence[Pair], config: RewardModelConfig) -> dic
 
 def _scores(model: Any, pairs: Sequence[Pair], config: RewardModelConfig) -> np.ndarray[Any, Any]:
     groups = [pair.group for pair in pairs]
-    return score_groups(model, groups, config.precision, config.tokens_per_batch, together=True)
+    scores = score_groups(model, groups, config.precision, config.tokens_per_batch, together=True)
+    if not np.isfinite(scores).all():
+        raise DivergedError("rewards are not finite")
+    return scores
 
 
 def evaluate(scores: np.ndarray[Any, Any], p_chosen: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -215,6 +221,8 @@ def _finish(
     model.eval()
     seen = _scores(model, train, config)
     mean, std = float(seen.mean()), float(seen.std())
+    if std < NO_SPREAD:
+        console.warn("the reward is the same for all training responses: this model prefers nothing (a lower --lr?)")
     results: dict[str, Any] = {
         "train_pairs": len(train),
         "reward_mean": round(mean, 6),

@@ -13,8 +13,8 @@ from typing import Protocol, cast
 
 import torch
 
+from rlaif_cli import console, models
 from rlaif_cli import constitution as constitutions
-from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import JudgeConfig, PPOConfig, RewardConfig, RewardSourceConfig
 from rlaif_cli.constitution import Constitution, Principle
@@ -27,7 +27,7 @@ from rlaif_cli.train import loop
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.models import load_reward_model
 from rlaif_cli.train.packing import Group
-from rlaif_cli.train.reward_model import score_groups
+from rlaif_cli.train.reward_model import NO_SPREAD, score_groups
 
 
 class RewardSource(Protocol):
@@ -151,4 +151,7 @@ def _principles(constitution: Constitution, wanted: Sequence[str]) -> tuple[Prin
 def stored_scale(path: Path) -> tuple[float, float]:
     """(mean, std) of the rewards over the training responses; (0, 1) for a model of another tool."""
     scale = read_json(path / "config.json", error=ModelError).get("rlaif") or {}
-    return float(scale.get("reward_mean", 0.0)), max(float(scale.get("reward_std", 1.0)), 1e-6)
+    std = float(scale.get("reward_std", 1.0))
+    if std < NO_SPREAD:
+        console.warn_once(f"{path}: this reward model prefers nothing: all its training responses got one reward")
+    return float(scale.get("reward_mean", 0.0)), max(std, NO_SPREAD)

@@ -59,6 +59,7 @@ def run_epochs(
         log.add(done, **numbers, lr=lr)
         if state.due(done, len(batches), config.save_every):
             state.save({"step": done, "best": best.found})
+            best.saved()
         floor = f" (floor {numbers['entropy_floor']:.4f})" if "entropy_floor" in numbers else ""
         progress(done, len(batches), f"loss {numbers['loss']:.4f}{floor}", numbers["loss"])
     log.close()
