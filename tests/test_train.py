@@ -725,6 +725,9 @@ def test_a_folder_with_an_input_or_of_another_command_is_never_emptied(stage: st
     assert done.returncode == 2 and "the output would replace an input" in done.stderr
     done = rlaif(stage, str(mine / "*.jsonl"), "--model", "fake", *reward, "-o", str(mine), "--overwrite")
     assert done.returncode == 2 and "the output would replace an input" in done.stderr
+    if stage == "ppo":  # text that no file can be named by
+        done = rlaif(*begin, "--system", "x" * 9000, "-o", str(tmp_path), "--overwrite", "--dry-run")
+        assert done.returncode == 2 and "the output would replace an input" in done.stderr
     other = tmp_path / "other"
     done = rlaif("data", "shard", str(mine / "rows.jsonl"), "--rows", "3", "-o", str(other))
     assert done.returncode == 0, done.stderr

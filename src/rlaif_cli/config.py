@@ -7,6 +7,7 @@ may be resumed with another value of it.
 from __future__ import annotations
 
 import glob
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -78,11 +79,16 @@ FROM = "a file, a 'pattern-*', a folder, - (stdin), hf:org/name:split, or an add
 ORDERED = "Rows in the order of the input; one that is ready waits for those before it."
 
 
-def _lies_in(value: str, folder: Path) -> bool:
-    """Whether what a setting names, itself or as a pattern, is there and in the folder."""
+def _texts(value: Any) -> list[str]:
+    """What a setting may name: its text, or each of several."""
+    return [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, str) and each]
+
+
+def _lies_in(text: str, folder: Path) -> bool:
+    """Whether what a text names, itself or as a pattern, is there and in the folder."""
     if not folder.is_dir():
         return False
-    named = [value] if Path(value).exists() else glob.glob(value)
+    named = [text] if os.path.exists(text) else glob.glob(text)  # a long text is a fault for Path
     return any(folder.resolve() in Path(each).resolve().parents for each in named)
 
 
@@ -110,17 +116,13 @@ class StageConfig(BaseModel):
             if not Path(output).name:
                 raise ValueError(f"--{where.replace('_', '-')} '{output}' names no file")
             written = {Path(output).resolve(), Path(output).with_suffix(".items.jsonl").resolve()}
-            for name in type(self).model_fields:
-                found = getattr(self, name)
-                for value in () if name == where else found if isinstance(found, tuple) else (found,):
-                    if not isinstance(value, str) or not value:
-                        continue
-                    if (
-                        Path(value).resolve() in written
-                        or _lies_in(value, Path(output))
-                        or (name in DATA_FIELDS and any(inputs.reads(value, path) for path in written))
-                    ):
-                        raise ValueError(f"the output would replace an input: {value}")
+            texts = ((name, text) for name in type(self).model_fields for text in _texts(getattr(self, name)))
+            for name, text in texts:
+                replaced = Path(text).resolve() in written or _lies_in(text, Path(output))
+                if name != where and (
+                    replaced or (name in DATA_FIELDS and any(inputs.reads(text, path) for path in written))
+                ):
+                    raise ValueError(f"the output would replace an input: {text}")
         return self
 
     def deciding(self) -> dict[str, Any]:
