@@ -45,7 +45,7 @@ def shaken(model: Any, name: str) -> Any:
 
 
 def config(kind: type, tmp_path: Path, tiny: Path, **options: Any) -> Any:
-    return kind(**(LORA | {"model": str(tiny), "output": str(tmp_path / "out"), "lr": 1e-2} | options))
+    return kind(**(LORA | {"model": str(tiny), "output": str(tmp_path / kind.__name__), "lr": 1e-2} | options))
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ def elsewhere() -> Iterator[Callable[[str, bytes], None]]:
     system = fsspec.filesystem("memory")
     yield lambda name, content: system.pipe_file(name, content)
     system.store.clear()
-    folders = list(inputs._folders)
+    folders = [folder for folder, _ in inputs._folders]
     inputs.remove_temporary_files()
     assert not any(map(os.path.exists, folders))
 

@@ -86,9 +86,9 @@ def _texts(value: Any) -> list[str]:
 
 def _lies_in(text: str, folder: Path) -> bool:
     """Whether what a text names, itself or as a pattern, is there and in the folder."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # a name that is too long is no fault here, as it is for Path
         return False
-    named = [text] if os.path.exists(text) else glob.glob(text)  # a long text is a fault for Path
+    named = [text] if os.path.exists(text) else glob.glob(text)
     return any(folder.resolve() in Path(each).resolve().parents for each in named)
 
 
