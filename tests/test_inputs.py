@@ -292,7 +292,9 @@ def faulty(shards: Path) -> Path:
     return shards
 
 
-def test_two_workers_find_what_one_finds(faulty: Path, tmp_path: Path) -> None:
+def test_two_workers_find_what_one_finds(faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # rejected lines go to the current folder
+
     def found(workers: int) -> Any:
         given: dict[str, Any] = {"records": str(faulty), "num_workers": workers, "skip_invalid": True}
         out = tmp_path / f"{workers}.jsonl"

@@ -37,16 +37,10 @@ def register() -> str:
     from transformers.masking_utils import sdpa_mask
 
     if NAME not in AttentionInterface():
-        AttentionInterface.register(NAME, _attention)
+        # The layers around it may be compiled: the layout is data, and no part of their program.
+        AttentionInterface.register(NAME, torch.compiler.disable(_attention))
         AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
-
-
-def leave_uncompiled() -> None:
-    """The layers around it may be compiled: the layout is data, and no part of their program."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, torch.compiler.disable(_attention))
 
 
 def no_mask(device: torch.device | str) -> Tensor:

@@ -94,7 +94,6 @@ def economical(model: Any, config: TrainConfig) -> Any:
         layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
             raise ModelError("--compile does not find the layers of this model", hint="train without it")
-        attention.leave_uncompiled()
         for layer in layers:  # all are one program, compiled once, for any number of tokens
             layer.compile(dynamic=True)
     return model
