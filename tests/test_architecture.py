@@ -30,6 +30,8 @@ LAYERS = [
         "metrics",
         "models",
         "chat",
+        "chat_template",
+        "text_encoder",
         "tiny",
         "results",
         "formats",

@@ -70,9 +70,13 @@ def test_an_ordinary_conversation_is_tokenized_as_transformers_does(
     assert tokenizer.chat(messages, add_generation_prompt=add_generation_prompt) == want
 
 
-def test_a_prefix_stands_after_the_generation_prompt(tokenizer: ChatTokenizer) -> None:
+def test_a_begun_reply_stands_after_the_generation_prompt_and_each_label_goes_on_with_it(
+    tokenizer: ChatTokenizer,
+) -> None:
     messages = turns("Which?")
-    assert tokenizer.chat(messages, prefix="Number: ") == tokenizer.chat(messages) + tokenizer.text("Number: ")
+    prompt, spellings = tokenizer.answers(messages, "Number: ", ("1", "2"))
+    assert prompt == tokenizer.chat(messages) + tokenizer.text("Number: ")
+    assert spellings == tuple((tuple(tokenizer.text(label)),) for label in ("1", "2"))
 
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|pad|>", "<|endoftext|>", "<repo_name>", "<file_sep>", "</s>"]
@@ -91,7 +95,7 @@ HOSTILE = st.lists(
 @QUICK
 @given(texts=st.lists(HOSTILE, min_size=1, max_size=4), prefix=HOSTILE)
 def test_no_text_becomes_a_control_token(tokenizer: ChatTokenizer, texts: list[str], prefix: str) -> None:
-    ids = tokenizer.chat(turns(*texts), prefix=prefix)
+    ids, _ = tokenizer.answers(turns(*texts), prefix, ("1", "2"))
     harmless = tokenizer.chat(turns(*("x" for _ in texts)))
     assert controls(tokenizer, ids) == controls(tokenizer, harmless)
 
@@ -150,17 +154,10 @@ def test_a_model_without_a_template_is_given_a_plain_one(tiny: Path, tmp_path: P
     plain.hf.chat_template = None
     plain.hf.save_pretrained(tmp_path)
     base = ChatTokenizer(tmp_path)
-    assert not base.has_template
+    assert not base.template.given
     hostile = base.chat(turns("Hi<|im_end|>", "Hello", "Bye"))
     assert literal(base, hostile) == "Human: Hi<|im_end|>\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
     assert controls(base, hostile) == []
-
-
-def test_a_template_that_drops_a_message_is_an_error_where_it_matters(tiny: Path) -> None:
-    dropping = ChatTokenizer(tiny)
-    dropping.hf.chat_template = "{{ messages[-1]['content'] }}"
-    with pytest.raises(ModelError, match="drops the user message"):
-        dropping.chat(turns("<|im_end|>", "a", "b"))
 
 
 def test_a_system_prompt_replaces_the_conversations_own() -> None:

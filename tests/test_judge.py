@@ -17,7 +17,7 @@ from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.errors import UsageError
 from rlaif_cli.judge import Comparison, ContrastJudge, Labels, PairwiseJudge, ScoreJudge, Single, choose_principles
 from rlaif_cli.judge.score import expected_score, p_higher
-from rlaif_cli.records import Candidates
+from rlaif_cli.records import Candidates, Message
 from rlaif_cli.stages.label import check_principles, pair_chooser, preference
 
 HELPFUL = constitutions.load("helpfulness")
@@ -127,6 +127,9 @@ def test_every_principle_counts_with_all():
     assert judgement.p_a == pytest.approx(0.9)
 
 
+ASKED = Message(role="user", content="Which?")
+
+
 class WordyTokenizer(FakeTokenizer):
     """No label is one token."""
 
@@ -137,15 +140,16 @@ class WordyTokenizer(FakeTokenizer):
 def test_labels_of_several_tokens_are_scored_as_continuations():
     engine = Scripted(logprob=lambda prompt, continuation: math.log(0.6 if "1" in continuation else 0.2) / 2)
     engine.tokenizer = WordyTokenizer()
-    assert all(not request.choices for request in Labels(engine.tokenizer, ("1", "2")).requests([0]))
+    labels = Labels(engine.tokenizer, ("1", "2"))
+    assert all(not request.choices for request in labels.requests(labels.question([ASKED], "")))
     judgement = judged(pairwise(engine), "x", "y")
     assert judgement.p_first[0] == pytest.approx(0.75)
 
 
 def test_variants_of_a_label_add_up():
     class Variants(FakeTokenizer):
-        def text(self, text):
-            return {"1": [1], " 1": [11], "2": [2], " 2": [22]}.get(text) or super().text(text)
+        def answers(self, messages, begun, labels):
+            return self.chat(messages), (((1,), (11,)), ((2,), (22,)))
 
     class Engine(FakeEngine):
         def logprobs(self, requests):
@@ -158,6 +162,36 @@ def test_variants_of_a_label_add_up():
     judgement = judged(pairwise(engine), "x", "y")
     assert judgement.mass == pytest.approx((0.8, 0.8))
     assert judgement.p_first == pytest.approx((0.75, 0.75))
+
+
+@pytest.mark.parametrize(
+    "one, ten",
+    [((1,), (1, 0)), ((9, 1), (9, 1, 0)), ((1,), (10,))],
+    ids=["a digit a token", "both of several tokens", "one token each"],
+)
+def test_a_ten_is_no_one_however_they_are_spelled(one, ten):
+    class Digits(FakeTokenizer):
+        def answers(self, messages, begun, labels):
+            return self.chat(messages), ((one,), (ten,))
+
+    class Engine(FakeEngine):
+        """Says 10 in nine of ten cases, else 1."""
+
+        def logprobs(self, requests):
+            for request in requests:
+                begins_as_one = len(ten) > len(one)
+                chances = {one: 1.0 if begins_as_one else 0.1, ten: 0.9}
+                if request.choices:
+                    yield request.key, [math.log(chances[(token,)]) for token in request.choices]
+                else:
+                    rest = [0.0] * (len(request.continuation) - 1)
+                    yield request.key, [math.log(chances[tuple(request.continuation)]), *rest]
+
+    engine = Engine()
+    engine.tokenizer = Digits()
+    labels = Labels(engine.tokenizer, ("1", "10"))
+    [(_, [answer])] = labels.ask(engine, [("job", [labels.question([ASKED], "Number: ")])])
+    assert answer.p == pytest.approx((0.1, 0.9))
 
 
 CONFIG = LabelConfig(candidates="-", judge="fake", constitution="helpfulness")

@@ -302,7 +302,7 @@ def test_a_begun_reply_goes_to_those_who_can_go_on_with_it(serve: Any) -> None:
         judge = engine(server)
         from rlaif_cli.records import Message
 
-        prompt = judge.tokenizer.chat([Message(role="user", content="?")], prefix=prefix)
+        prompt, _ = judge.tokenizer.answers([Message(role="user", content="?")], prefix, ["1", "2"])
         dict(judge.logprobs([Request("k", prompt, choices=["1", "2"])]))
         judge.close()
         return server.requests[0]

@@ -1,22 +1,25 @@
 """Chat messages -> token ids, by the model's own template. Text of users and models is data, never control tokens.
 
-An ordinary conversation is tokenized exactly as transformers and vLLM would. Where a message holds the text of a
-special token ("<|im_end|>" in a response, say), the message is encoded apart from the template with
-`split_special_tokens`, so that only the template can end a turn.
+An ordinary conversation is tokenized exactly as transformers and vLLM would. What a message holds of a special token's
+text ("<|im_end|>" in a response, say) stays text (`text_encoder.py`), and what a template does with a conversation's
+parts is found out, not assumed (`chat_template.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import models
+from rlaif_cli import console, models
+from rlaif_cli.chat_template import ChatTemplate, named_turns
 from rlaif_cli.errors import ModelError
+from rlaif_cli.output import read_json
 from rlaif_cli.records import Message
+from rlaif_cli.text_encoder import TextEncoder
 
-_MARK = "\ue000{}\ue001"  # private-use characters: where a message's text goes while the template is rendered
+Spellings = tuple[tuple[tuple[Any, ...], ...], ...]  # of each label, the token sequences that write it
 
 
 class ChatTokenizer:
@@ -25,8 +28,13 @@ class ChatTokenizer:
     Args:
         path: a checkpoint folder.
 
+    Attributes:
+        eos_ids: the tokens that end a response: those of the generation config, the tokenizer's own, and last the one
+            that the template ends a reply with.
+
     Raises:
-        ModelError: there is no tokenizer in the folder, or one of another model.
+        ModelError: there is no tokenizer in the folder, it is another model's, or no response could be placed and
+            ended with it.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -36,95 +44,160 @@ class ChatTokenizer:
             self.hf: Any = AutoTokenizer.from_pretrained(path, **models.NO_PROGRAMS)
         except Exception as error:  # broken files make the tokenizers library raise its own, without a common base
             raise models.not_loaded("the tokenizer", path, error) from error
-        size = models.vocabulary_size(path)
-        if size is not None and self.hf.vocab_size > size:
+        self._check_size(path)
+        self.template = ChatTemplate(self.hf)
+        self._encoder = TextEncoder(self.hf)
+        self._spell = lru_cache(maxsize=256)(self._spellings)
+        if not self.template.given:
+            console.warn_once(f"{path}: no chat template; turns are written as 'Human: …' and 'Assistant: …'")
+        if mark := self.template.opens_thoughts():
             raise ModelError(
-                f"the tokenizer has {self.hf.vocab_size} tokens and the model {size}: it is another model's",
+                f"the chat template begins every reply inside thoughts ({mark}), and rlaif does not support thinking "
+                "models yet",
                 where=str(path),
+                hint="use a model, or a copy of this one with a chat template, that answers at once",
             )
-        self.has_template = bool(self.hf.chat_template)
+        self.eos_ids = self._eos_ids(path)
+
+    def _check_size(self, path: Path | str) -> None:
+        size = models.vocabulary_size(path)
+        used = max([self.hf.vocab_size - 1, *self.hf.added_tokens_decoder]) + 1
+        if size is not None and used > size:
+            raise ModelError(
+                f"the tokenizer has {used} tokens (added ones included) and the model embeddings for {size}",
+                where=str(path),
+                hint="it is another model's tokenizer, or tokens were added without resizing the model's embeddings",
+            )
+
+    def _eos_ids(self, path: Path | str) -> tuple[int, ...]:
+        ids = [*_configured_eos_ids(Path(path)), self.hf.eos_token_id, *self._encoder.template(self._ending)[-1:]]
+        found = [token for token in dict.fromkeys(reversed(ids)) if token is not None]
+        if not found:
+            raise ModelError(
+                "the tokenizer has no token that ends a response",
+                where=str(path),
+                hint="name one as 'eos_token' in tokenizer_config.json or 'eos_token_id' in generation_config.json",
+            )
+        return tuple(reversed(found))
 
     @cached_property
-    def eos_ids(self) -> tuple[int, ...]:
-        """The tokens that end a response: the tokenizer's own, and those that the template ends a turn with."""
-        ids = [self.hf.eos_token_id]
-        if self.has_template:
-            end = self._encode(self._render([Message(role="assistant", content="x")], False).rpartition("x")[2])
-            ids += [token for token in end[:1] if token in self.hf.added_tokens_decoder]
-        return tuple(dict.fromkeys(token for token in ids if token is not None))
+    def _ending(self) -> str:
+        """What the template writes from the end of a reply to the token that ends the turn, with it; else nothing."""
+        trailer = self.template.frame.trailer
+        return trailer[: self._encoder.after_first_added(trailer) or 0]
 
-    def chat(self, messages: Sequence[Message], *, prefix: str = "", add_generation_prompt: bool = True) -> list[int]:
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation, ready for the assistant's reply.
 
-        Args:
-            messages: the turns so far.
-            prefix: text that the reply already begins with (a judge's answer up to the label).
+        Raises:
+            ConversationError: the template refuses the conversation, or leaves a turn out.
         """
-        if not self._hostile(messages):
-            ids = self._encode(self._render(messages, add_generation_prompt))
-        else:
-            ids = self._chat_piecewise(messages, add_generation_prompt)
-        return ids + self.text(prefix)
+        hidden: list[str] = []
+        shielded = [Message(role=m.role, content=self._encoder.shield(m.content, hidden)) for m in messages]
+        text = self.template.render(shielded if hidden else messages, add_generation_prompt=add_generation_prompt)
+        return self._bos + self._encoder.mixed(text, hidden)
+
+    def question(self, messages: Sequence[Message]) -> list[int]:
+        """`chat` for our own question: its system prompt moves into the user's turn where a template has none."""
+        if messages[0].role == "system" and not self._takes_system:
+            messages = fold_system(messages)
+        return self.chat(messages)
+
+    def answers(self, messages: Sequence[Message], begun: str, labels: Sequence[str]) -> tuple[list[int], Spellings]:
+        """A question whose reply is begun, and the ways in which each label can go on with it.
+
+        Beginning and label are tokenized together and split where the labels part, since many tokenizers join what
+        stands at that place (" 1" is one token after "Number:" for some, and "1" after "Number: " for others).
+
+        Args:
+            messages: the question.
+            begun: what the reply says before the label.
+        """
+        prefix, spellings = self._spell(begun, tuple(labels))
+        return self.question(messages) + list(prefix), spellings
 
     def text(self, text: str) -> list[int]:
         """Plain text as token ids; special-token strings in it stay plain text."""
-        if not text:
-            return []
-        ids: list[int] = self.hf(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return ids
+        return self._encoder.data(text)
 
     def response(self, text: str) -> list[int]:
-        """A whole reply: its text and the token that ends a turn."""
-        return [*self.text(text), self.eos_ids[-1]]
+        """A whole reply: all that stands after the generation prompt, up to the token that ends the turn."""
+        if self.template.frame.trims:
+            text = text.strip()
+        ids = self._reply(text, self._ending)
+        return ids if self._ending else [*ids, self.eos_ids[-1]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        text: str = self.hf.decode(list(ids), skip_special_tokens=True)
+        ids = list(ids)
+        if ids and ids[-1] in self.eos_ids:  # not always marked as special
+            ids.pop()
+        text: str = self.hf.decode(ids, skip_special_tokens=True)
         return text
-
-    def _hostile(self, messages: Sequence[Message]) -> bool:
-        return any(token in message.content for message in messages for token in self._special_strings)
 
     @cached_property
-    def _special_strings(self) -> list[str]:
-        # `added_tokens_decoder` holds control tokens that are not in `all_special_tokens` too, <think> and the like.
-        added = (token.content for token in self.hf.added_tokens_decoder.values())
-        return [text for text in dict.fromkeys([*self.hf.all_special_tokens, *added]) if text.strip()]
+    def _bos(self) -> list[int]:
+        """What the tokenizer puts before every text; a template writes it itself."""
+        if self.template.given:
+            return []
+        bare, whole = self.hf("a", add_special_tokens=False)["input_ids"], self.hf("a")["input_ids"]
+        return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
 
-    def _chat_piecewise(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        marked = [Message(role=message.role, content=_MARK.format(index)) for index, message in enumerate(messages)]
-        rest = self._render(marked, add_generation_prompt)
-        ids: list[int] = []
-        for index, message in enumerate(messages):
-            before, mark, rest = rest.partition(_MARK.format(index))
-            if not mark:
-                raise ModelError(f"the chat template drops the {message.role} message", where=self.hf.name_or_path)
-            ids += self._encode(before) + self.text(message.content)
-        return ids + self._encode(rest)
+    @cached_property
+    def _takes_system(self) -> bool:
+        takes = self.template.takes_system
+        if not takes:
+            console.warn_once(
+                f"{self.hf.name_or_path}: the chat template has no system turn; instructions to this model go before "
+                "the question in the user's turn"
+            )
+        return takes
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        turns = [message.model_dump() for message in messages]
-        if not self.has_template:
-            return _plain_template(turns, add_generation_prompt)
-        from jinja2 import TemplateError
-
-        try:  # transformers renders templates in a sandboxed Jinja environment
-            text: str = self.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except TemplateError as error:
+    def require_system(self, why: str) -> None:
+        """Raises: ModelError: the template has no system turn."""
+        if not self.template.takes_system:
             raise ModelError(
-                f"the chat template refuses this conversation: {error}", where=self.hf.name_or_path
-            ) from error
-        return text
+                f"the chat template has no system turn, {why}",
+                where=self.hf.name_or_path,
+                hint="--method pairwise or score, or another judge",
+            )
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.hf(text, add_special_tokens=False)["input_ids"]
-        return ids
+    def _reply(self, text: str, ending: str = "") -> list[int]:
+        """Ids of a reply's text (data) as it is tokenized after the generation prompt."""
+        opening, lead = self.template.frame.opening, self.template.frame.lead
+        hidden: list[str] = []
+        reply = lead + self._encoder.shield(text, hidden) + ending
+        both, before = self._encoder.mixed(opening + reply, hidden), self._encoder.template(opening)
+        if both[: len(before)] == before:
+            return both[len(before) :]
+        return self._encoder.mixed(reply, hidden)  # text that joins the prompt's last token: the prompt stays as it is
+
+    def _spellings(self, begun: str, labels: tuple[str, ...]) -> tuple[tuple[int, ...], Spellings]:
+        joined = [self._reply(begun + label) for label in labels]
+        shared = 0
+        while shared < min(map(len, joined)) - 1 and len({ids[shared] for ids in joined}) == 1:
+            shared += 1
+        spellings = []
+        for label, ids in zip(labels, joined, strict=True):
+            alone = [tuple(found) for text in (label, " " + label) if len(found := self.text(text)) == 1]
+            spellings.append(tuple(dict.fromkeys([tuple(ids[shared:]), *alone])))
+        if len({ways[0] for ways in spellings}) < len(labels):
+            raise ModelError(f"the tokenizer writes some of {', '.join(labels)} alike", where=self.hf.name_or_path)
+        return tuple(joined[0][:shared]), tuple(spellings)
 
 
-def _plain_template(turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    """For base models, which bring no template: named turns, as HH-RLHF writes them."""
-    names = {"system": "", "user": "Human: ", "assistant": "Assistant: ", "tool": "Tool: "}
-    text = "\n\n".join(names[turn["role"]] + turn["content"] for turn in turns)
-    return text + "\n\nAssistant:" if add_generation_prompt else text
+def _configured_eos_ids(folder: Path) -> list[int]:
+    """End tokens that the generation config names, or the model's config where there is none."""
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            found = read_json(folder / name, error=ModelError).get("eos_token_id")
+            return [token for token in (found if isinstance(found, list) else [found]) if isinstance(token, int)]
+    return []
+
+
+def fold_system(messages: Sequence[Message]) -> list[Message]:
+    """A conversation whose system prompt stands at the head of the first turn after it."""
+    system, first, *rest = messages
+    return [Message(role=first.role, content=f"{system.content}\n\n{first.content}"), *rest]
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
@@ -137,12 +210,19 @@ def with_system(messages: Sequence[Message], system: str | None) -> list[Message
 class FakeTokenizer:
     """One token a UTF-8 byte, no model: for `--engine fake`."""
 
-    has_template = True
     eos_ids = (256,)
 
-    def chat(self, messages: Sequence[Message], *, prefix: str = "", add_generation_prompt: bool = True) -> list[int]:
-        turns = [message.model_dump() for message in messages]
-        return self.text(_plain_template(turns, add_generation_prompt) + prefix)
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+        roles, texts = [message.role for message in messages], [message.content for message in messages]
+        return self.text(named_turns(roles, texts, add_generation_prompt))
+
+    question = chat
+
+    def answers(self, messages: Sequence[Message], begun: str, labels: Sequence[str]) -> tuple[list[int], Spellings]:
+        return self.chat(messages) + self.text(begun), tuple((tuple(self.text(label)),) for label in labels)
+
+    def require_system(self, why: str) -> None:
+        pass
 
     def text(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "replace"))
@@ -160,13 +240,18 @@ class RemoteTokenizer:
     A turn is (role, text). The text that a reply already begins with is a last turn of the role "begun".
     """
 
-    has_template = True
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[tuple[str, str]]:
+        return [(str(message.role), message.content) for message in messages]
 
-    def chat(
-        self, messages: Sequence[Message], *, prefix: str = "", add_generation_prompt: bool = True
-    ) -> list[tuple[str, str]]:
-        turns = [(str(message.role), message.content) for message in messages]
-        return [*turns, ("begun", prefix)] if prefix else turns
+    question = chat
+
+    def answers(
+        self, messages: Sequence[Message], begun: str, labels: Sequence[str]
+    ) -> tuple[list[tuple[str, str]], Spellings]:
+        return [*self.chat(messages), ("begun", begun)], tuple(((label,), (" " + label,)) for label in labels)
+
+    def require_system(self, why: str) -> None:
+        pass
 
     def text(self, text: str) -> list[str]:
         return [text] if text else []

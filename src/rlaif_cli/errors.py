@@ -56,6 +56,10 @@ class ModelError(RlaifError):
     """A model cannot be found, loaded, or used for what was asked."""
 
 
+class ConversationError(ModelError):
+    """A model's chat template cannot render a conversation: that row's error, not the model's."""
+
+
 class DivergedError(RlaifError):
     """Training has left what numbers can hold."""
 

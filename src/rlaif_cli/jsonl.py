@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from rlaif_cli import console
 from rlaif_cli.compression import MAX_LINE, content_sha256
-from rlaif_cli.errors import InputError
+from rlaif_cli.errors import ConversationError, InputError
 from rlaif_cli.hashes import HashSet, hash64
 from rlaif_cli.inputs import InputFile, files
 from rlaif_cli.output import open_for_writing, read_json, sidecar
@@ -342,7 +342,10 @@ class _Look(Generic[R]):
             if record.id in self.seen:
                 return None  # told when all files were looked at: only then is it known where it stands first
             self.seen.add(record.id)
-        return self.check(record) if self.check else None
+        try:
+            return self.check(record) if self.check else None
+        except ConversationError as refused:
+            return refused.what
 
 
 def is_changed(manifest: Path, sha256: str) -> bool:

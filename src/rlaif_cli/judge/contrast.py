@@ -22,11 +22,15 @@ class ContrastJudge:
 
     Args:
         scale: k in p = sigmoid(k (score_a - score_b)); per nat per token.
+
+    Raises:
+        ModelError: the judge's chat template has no system turn.
     """
 
     method = "contrast"
 
     def __init__(self, engine: Engine, scale: float) -> None:
+        engine.tokenizer.require_system("in which alone the two sides of a contrast judge differ")
         self._engine = engine
         self._scale = scale
 

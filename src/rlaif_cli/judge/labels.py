@@ -6,10 +6,12 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
-from rlaif_cli.chat import AnyTokenizer
+from rlaif_cli.chat import AnyTokenizer, Spellings
 from rlaif_cli.engines.base import Bound, Completion, Engine, Failed, Request, Sampling, gather, request_seed
+from rlaif_cli.records import Message
 
 Job = TypeVar("Job")
 
@@ -52,12 +54,38 @@ def unusable(answers: Sequence[Answer], min_mass: float) -> Failed | None:
     return None
 
 
-class Labels:
-    """The labels of one question, in the tokens of one judge.
+@dataclass(frozen=True)
+class Question:
+    """A question to one judge, in its tokens.
 
-    A label that is one token counts in all its one-token variants ("1", " 1"), read off the next token's
-    distribution. One that is several tokens is scored as a continuation. Where a label begins like a longer one
-    ("1" and "10"), what leads on to the longer one is taken off it.
+    Attributes:
+        prompt: up to where the label comes.
+        spellings: of each label, the token sequences that write it.
+    """
+
+    prompt: Sequence[Any]
+    spellings: Spellings
+
+    @property
+    def next_tokens(self) -> list[Any]:
+        """Labels that are one token, in all their variants ("1", " 1")."""
+        return [ways[0] for label in self.spellings for ways in label if len(ways) == 1]
+
+    @property
+    def longer(self) -> list[tuple[Any, ...]]:
+        """Labels that are several tokens."""
+        return [tokens for label in self.spellings for tokens in label if len(tokens) > 1]
+
+    def requests(self) -> list[Request]:
+        asked = [Request(None, self.prompt, choices=self.next_tokens)] if self.next_tokens else []
+        return asked + [Request(None, self.prompt, continuation=tokens) for tokens in self.longer]
+
+
+class Labels:
+    """The labels of one kind of question.
+
+    One-token spellings are read off the next token's distribution, longer ones are scored as continuations. Where a
+    label begins like a longer one ("1" and "10"), what leads on to the longer one is taken off it.
 
     Args:
         samples: instead of reading log-probs, sample this many answers and count.
@@ -65,56 +93,33 @@ class Labels:
     """
 
     def __init__(self, tokenizer: AnyTokenizer, labels: Sequence[str], *, samples: int = 0, seed: int = 0) -> None:
+        self._tokenizer = tokenizer
         self._labels = list(labels)
         self._samples, self._seed = samples, seed
-        variants: list[list[list[Any]]] = [
-            [list(tokenizer.text(text)) for text in (label, " " + label)] for label in labels
-        ]
-        self._single = [sorted({ids[0] for ids in found if len(ids) == 1}) for found in variants]
-        self._choices = [token for ids in self._single for token in ids]
-        self._whole = {  # place of a label -> its tokens
-            place: tuple(found[0]) for place, found in enumerate(variants) if not self._single[place]
-        }
 
-    def requests(self, prompt: Sequence[Any]) -> list[Request]:
-        """What has to be asked after a prompt."""
+    def question(self, messages: Sequence[Message], begun: str) -> Question:
+        """What a judge is asked, up to where its label comes; `begun`: what its reply says before the label."""
+        return Question(*self._tokenizer.answers(messages, begun, self._labels))
+
+    def requests(self, question: Question) -> list[Request]:
         if self._samples:
-            return [Request(None, prompt, seed=request_seed(self._seed, *prompt))]
-        asked = [Request(None, prompt, choices=self._choices)] if self._choices else []
-        return asked + [Request(None, prompt, continuation=tokens) for tokens in self._whole.values()]
+            return [Request(None, question.prompt, seed=request_seed(self._seed, *question.prompt))]
+        return question.requests()
 
-    def ask(
-        self, engine: Engine, jobs: Iterable[tuple[Job, Sequence[Sequence[Any]]]]
-    ) -> Iterator[tuple[Job, list[Answer]]]:
-        """For each job the answers to every one of its prompts."""
-        asked = ((job, [request for prompt in prompts for request in self.requests(prompt)]) for job, prompts in jobs)
+    def ask(self, engine: Engine, jobs: Iterable[tuple[Job, Sequence[Question]]]) -> Iterator[tuple[Job, list[Answer]]]:
+        """For each job the answers to every one of its questions."""
+        asked = (
+            ((job, questions), [request for question in questions for request in self.requests(question)])
+            for job, questions in jobs
+        )
         if self._samples:
             sampling = Sampling(n=self._samples, max_tokens=8)
-            for job, sampled in gather(lambda requests: engine.generate(requests, sampling), asked):
+            for (job, _), sampled in gather(lambda requests: engine.generate(requests, sampling), asked):
                 yield job, [self._counted(completions) for completions in sampled]
             return
-        width = bool(self._choices) + len(self._whole)
-        for job, found in gather(engine.logprobs, asked):
-            yield job, [self._read(found[i : i + width]) for i in range(0, len(found), width)]
-
-    def _read(self, found: Sequence[list[float] | Failed]) -> Answer:
-        """found: the log-probs of the choices, then those of each longer label's tokens."""
-        told: list[list[float]] = []
-        for logprobs in found:
-            if isinstance(logprobs, Failed):
-                return Answer(failed=logprobs)
-            told.append(logprobs)
-        choices = told[0] if self._choices else []
-        # A `Bound` (of a server) says how likely a token can be at most, not how likely it is.
-        known = iter([0.0 if isinstance(logprob, Bound) else math.exp(logprob) for logprob in choices])
-        p = [sum(next(known) for _ in ids) for ids in self._single]
-        unseen = sum(math.exp(logprob) for logprob in choices if isinstance(logprob, Bound))
-        for (place, tokens), logprobs in zip(self._whole.items(), told[bool(self._choices) :], strict=True):
-            p[place] = math.exp(sum(logprobs))
-            for other, ids in enumerate(self._single):
-                if tokens[0] in ids:
-                    p[other] = max(0.0, p[other] - p[place])
-        return Answer(tuple(p), unseen)
+        for (job, questions), found in gather(engine.logprobs, asked):
+            results = iter(found)
+            yield job, [_read(question, list(islice(results, len(question.requests())))) for question in questions]
 
     def _counted(self, sampled: list[Completion] | Failed) -> Answer:
         if isinstance(sampled, Failed):
@@ -122,3 +127,26 @@ class Labels:
         said = [re.search(r"\d+", completion.text) for completion in sampled]
         numbers = [match[0] for match in said if match]
         return Answer(tuple(numbers.count(label) / len(sampled) for label in self._labels))
+
+
+def _read(question: Question, found: Sequence[list[float] | Failed]) -> Answer:
+    """found: the log-probs of the next tokens, if any are asked for, then those of each longer spelling's tokens."""
+    known: list[list[float]] = []
+    for logprobs in found:
+        if isinstance(logprobs, Failed):
+            return Answer(failed=logprobs)
+        known.append(logprobs)
+    choices = known.pop(0) if question.next_tokens else []
+    # A `Bound` (of a server) says how likely a token can be at most, not how likely it is.
+    single = iter([0.0 if isinstance(logprob, Bound) else math.exp(logprob) for logprob in choices])
+    longer = iter([math.exp(sum(logprobs)) for logprobs in known])
+    shares = [
+        [(tokens, next(single) if len(tokens) == 1 else next(longer)) for tokens in ways] for ways in question.spellings
+    ]
+    spelled = [(place, tokens, share) for place, ways in enumerate(shares) for tokens, share in ways]
+    p = [sum(share for _, share in ways) for ways in shares]
+    for place, tokens, share in spelled:
+        for other, shorter, _ in spelled:
+            if other != place and len(shorter) < len(tokens) and tokens[: len(shorter)] == shorter:
+                p[other] = max(0.0, p[other] - share)
+    return Answer(tuple(p), sum(math.exp(logprob) for logprob in choices if isinstance(logprob, Bound)))

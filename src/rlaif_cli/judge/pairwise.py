@@ -8,14 +8,15 @@ rationale is decoded greedily, then the label is read after it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import Any
 
 from rlaif_cli import prompts
-from rlaif_cli.constitution import Constitution, Principle
+from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines.base import Engine, Failed, Request, Sampling
 from rlaif_cli.judge.base import Approval, Comparison, Judgement, Single, direction, mean, position_won
-from rlaif_cli.judge.labels import Answer, Labels, unusable
+from rlaif_cli.judge.labels import Answer, Labels, Question, unusable
+from rlaif_cli.records import Message
 
 _AT_ONCE = 128  # comparisons whose rationales are decoded before their labels are read
 
@@ -54,7 +55,7 @@ class PairwiseJudge:
         self._labels = Labels(engine.tokenizer, prompts.LABELS, samples=samples, seed=seed)
 
     def requests(self, comparison: Comparison) -> list[Request]:
-        return [request for prompt in self._prompts(comparison) for request in self._labels.requests(prompt)]
+        return [request for question in self._prompts(comparison) for request in self._labels.requests(question)]
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[tuple[Comparison, Judgement]]:
         if not self._rationale_tokens:
@@ -80,9 +81,9 @@ class PairwiseJudge:
     def _rationales(self, comparisons: Sequence[Comparison]) -> dict[int, list[Any]]:
         """What the judge says before it answers, per comparison and question; `Failed` where it said nothing."""
         asked = [
-            Request((place, index), prompt)
+            Request((place, index), self._engine.tokenizer.question(messages))
             for place, comparison in enumerate(comparisons)
-            for index, prompt in enumerate(self._prompts(comparison))
+            for index, messages in enumerate(self._questions(comparison))
         ]
         sampling = Sampling(temperature=0.0, max_tokens=self._rationale_tokens, stop=(prompts.ANSWER_PREFIX.strip(),))
         said = {
@@ -103,44 +104,46 @@ class PairwiseJudge:
                 yield item, Approval(reason=failed.reason)
                 continue
             shares = [answer.p[0] / answer.mass for answer in answers]  # of label 1: first yes, then no
-            yes = [(one + 1 - two) / 2 for one, two in zip(shares[0::2], shares[1::2], strict=True)]
+            yes = [0.5 + (one - two) / 2 for one, two in zip(shares[0::2], shares[1::2], strict=True)]
             yield (
                 item,
                 Approval(tuple(0.5 + direction(of) * (p - 0.5) for of, p in zip(item.principles, yes, strict=True))),
             )
 
     def approval_requests(self, item: Single) -> list[Request]:
-        return [request for prompt in self._approval_prompts(item) for request in self._labels.requests(prompt)]
+        return [request for question in self._approval_prompts(item) for request in self._labels.requests(question)]
 
-    def _approval_prompts(self, item: Single) -> list[Any]:
+    def _approval_prompts(self, item: Single) -> list[Question]:
         return [
-            self._engine.tokenizer.chat(
+            self._labels.question(
                 prompts.picked(self._constitution, principle, item.prompt, item.response, meanings),
-                prefix=prompts.ANSWER_PREFIX,
+                prompts.ANSWER_PREFIX,
             )
             for principle in item.principles
             for meanings in (("yes", "no"), ("no", "yes"))
         ]
 
-    def _prompts(self, comparison: Comparison, rationales: Sequence[str] = ()) -> list[Any]:
-        """The questions, per principle and order; after the judge's own reasoning, where there is some."""
-        questions = [
-            (principle, first, second)
+    def _prompts(self, comparison: Comparison, rationales: Sequence[str] = ()) -> list[Question]:
+        """The questions up to their labels; after the judge's own reasoning, where there is some."""
+        questions = self._questions(comparison)
+        begun = [prompts.after_rationale(said) for said in rationales] or [prompts.ANSWER_PREFIX] * len(questions)
+        return [self._labels.question(asked, said) for asked, said in zip(questions, begun, strict=True)]
+
+    def _questions(self, comparison: Comparison) -> list[list[Message]]:
+        """As messages, per principle and order."""
+        return [
+            prompts.pairwise(
+                self._constitution,
+                principle,
+                comparison.prompt,
+                first,
+                second,
+                shots=self._shots,
+                reasoned=bool(self._rationale_tokens),
+            )
             for principle in comparison.principles
             for first, second in ((comparison.a, comparison.b), (comparison.b, comparison.a))
         ]
-        return [
-            self._prompt(comparison, principle, first, second, said)
-            for (principle, first, second), said in zip_longest(questions, rationales)
-        ]
-
-    def _prompt(self, comparison: Comparison, principle: Principle, first: str, second: str, said: str | None) -> Any:
-        reasoned = bool(self._rationale_tokens)
-        messages = prompts.pairwise(
-            self._constitution, principle, comparison.prompt, first, second, shots=self._shots, reasoned=reasoned
-        )
-        begun = "" if said is None else prompts.after_rationale(said)
-        return self._engine.tokenizer.chat(messages, prefix=begun if reasoned else prompts.ANSWER_PREFIX)
 
     def _judgement(self, comparison: Comparison, answers: list[Answer], rationales: tuple[str, ...]) -> Judgement:
         """answers: per principle and order."""
@@ -153,11 +156,12 @@ class PairwiseJudge:
         failed = unusable(answers, self._min_mass)
         if failed is not None:
             return Judgement(None, failed.reason, failed.again, p_first=p_first, mass=mass, rationales=rationales)
-        by_principle = tuple((a + 1 - b) / 2 for a, b in zip(p_first[0::2], p_first[1::2], strict=True))
+        # In this form it is exactly one half for equal responses.
+        by_principle = tuple(0.5 + (a - b) / 2 for a, b in zip(p_first[0::2], p_first[1::2], strict=True))
         a_first, b_first = mean(p_first[0::2]), mean(p_first[1::2])
         low, high = self._clamp
         return Judgement(
-            p_a=min(max((a_first + 1 - b_first) / 2, low), high),
+            p_a=min(max(0.5 + (a_first - b_first) / 2, low), high),
             by_principle=by_principle,
             p_first=p_first,
             mass=mass,

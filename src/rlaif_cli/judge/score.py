@@ -14,7 +14,7 @@ from rlaif_cli import prompts
 from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines.base import Engine, Request
 from rlaif_cli.judge.base import Approval, Comparison, Judgement, Prompt, Single, direction, mean
-from rlaif_cli.judge.labels import Answer, Labels, unusable
+from rlaif_cli.judge.labels import Answer, Labels, Question, unusable
 
 
 class ScoreJudge:
@@ -36,7 +36,7 @@ class ScoreJudge:
         self._labels = Labels(engine.tokenizer, prompts.SCORES, samples=samples, seed=seed)
 
     def requests(self, comparison: Comparison) -> list[Request]:
-        return [request for prompt in self._prompts(comparison) for request in self._labels.requests(prompt)]
+        return [request for question in self._prompts(comparison) for request in self._labels.requests(question)]
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[tuple[Comparison, Judgement]]:
         jobs = ((comparison, self._prompts(comparison)) for comparison in comparisons)
@@ -65,21 +65,21 @@ class ScoreJudge:
             yield item, Approval(tuple((reward + 1) / 2 for reward in rewards))
 
     def approval_requests(self, item: Single) -> list[Request]:
-        return [request for prompt in self._approval_prompts(item) for request in self._labels.requests(prompt)]
+        return [request for question in self._approval_prompts(item) for request in self._labels.requests(question)]
 
-    def _approval_prompts(self, item: Single) -> list[Any]:
+    def _approval_prompts(self, item: Single) -> list[Question]:
         return [self._prompt(principle, item.prompt, item.response) for principle in item.principles]
 
-    def _prompts(self, comparison: Comparison) -> list[Any]:
+    def _prompts(self, comparison: Comparison) -> list[Question]:
         return [
             self._prompt(principle, comparison.prompt, response)
             for principle in comparison.principles
             for response in (comparison.a, comparison.b)
         ]
 
-    def _prompt(self, principle: Principle, prompt: Prompt, response: str) -> Any:
+    def _prompt(self, principle: Principle, prompt: Prompt, response: str) -> Question:
         messages = prompts.score(self._constitution, principle, prompt, response)
-        return self._engine.tokenizer.chat(messages, prefix=prompts.ANSWER_PREFIX)
+        return self._labels.question(messages, prompts.ANSWER_PREFIX)
 
     def _judgement(self, comparison: Comparison, answers: list[Answer]) -> Judgement:
         """answers: to the questions about a and b in turn, per principle."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from rlaif_cli import constitution as constitutions
 from rlaif_cli import prompts
@@ -20,7 +21,7 @@ from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import request_seed
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import Output, file_of, rejected_path
-from rlaif_cli.records import Message, PromptRecord, Revision, Round, as_messages
+from rlaif_cli.records import PromptRecord, Revision, Round, as_messages
 from rlaif_cli.stages.files import Unanswered, accounted, finish, open_tokenizer, too_long
 
 _AT_ONCE = 64  # prompts that go through all their rounds together
@@ -97,9 +98,10 @@ def _room(config: ReviseConfig, constitution: Constitution) -> Callable[[PromptR
     def check(record: PromptRecord) -> str | None:
         if limit is None:
             return None
+        tokenizer.chat(with_system(as_messages(record.prompt), config.system))  # the template may refuse it
         asked = prompts.revision(constitution, longest, record.prompt, "", "")
         # The response, its critique and the revision, each as long as it may be.
-        need = len(tokenizer.chat(asked)) + 3 * config.max_tokens
+        need = len(tokenizer.question(asked)) + 3 * config.max_tokens
         return too_long(need, limit, "the prompt, a response, its critique and the revision")
 
     return check
@@ -132,17 +134,21 @@ def _revise_all(
 def _write_drafts(config: ReviseConfig, constitution: Constitution, engine: Engine, drafts: Sequence[_Draft]) -> None:
     """All rounds of a few prompts, side by side."""
 
-    def say(what: str, messages: Callable[[_Draft], list[Message]]) -> Iterator[tuple[_Draft, str]]:
-        return _say(config, engine, drafts, what, messages)
+    tokenizer = engine.tokenizer
 
-    def asked(draft: _Draft) -> list[Message]:
-        return with_system(as_messages(draft.record.prompt), config.system)
+    def say(what: str, prompt: Callable[[_Draft], Sequence[Any]]) -> Iterator[tuple[_Draft, str]]:
+        return _say(config, engine, drafts, what, prompt)
 
-    def criticised(draft: _Draft) -> list[Message]:
-        return prompts.critique(constitution, draft.principle, draft.record.prompt, draft.response)
+    def asked(draft: _Draft) -> Sequence[Any]:
+        return tokenizer.chat(with_system(as_messages(draft.record.prompt), config.system))
 
-    def revised(draft: _Draft) -> list[Message]:
-        return prompts.revision(constitution, draft.principle, draft.record.prompt, draft.response, draft.critique)
+    def criticised(draft: _Draft) -> Sequence[Any]:
+        record = draft.record
+        return tokenizer.question(prompts.critique(constitution, draft.principle, record.prompt, draft.response))
+
+    def revised(draft: _Draft) -> Sequence[Any]:
+        asked = (constitution, draft.principle, draft.record.prompt, draft.response, draft.critique)
+        return tokenizer.question(prompts.revision(*asked))
 
     for draft, text in say("initial", asked):
         draft.initial = text
@@ -160,11 +166,11 @@ def _say(
     engine: Engine,
     drafts: Sequence[_Draft],
     what: str,
-    messages: Callable[[_Draft], list[Message]],
+    prompt: Callable[[_Draft], Sequence[Any]],
 ) -> Iterator[tuple[_Draft, str]]:
     """The model's reply for every draft that has not failed; what it is asked is known from the draft alone."""
     requests = [
-        Request(place, engine.tokenizer.chat(messages(draft)), seed=request_seed(config.seed, draft.record.id, what))
+        Request(place, prompt(draft), seed=request_seed(config.seed, draft.record.id, what))
         for place, draft in enumerate(drafts)
         if draft.failed is None
     ]

@@ -1,0 +1,153 @@
+"""A model's chat template, as text: rendering conversations, and finding out what it does with their parts.
+
+Nothing is assumed of a template but what rendering shows. Marks are put in the place of messages, and where they come
+out says how a reply is begun and ended, which roles are left out, and in which form content is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from rlaif_cli.errors import ConversationError, ModelError
+from rlaif_cli.records import Message
+
+# How models mark the beginning and the end of their thoughts.
+_THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<|channel|>analysis", "<|end|>"),
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a template writes around the reply to a user's turn.
+
+    Attributes:
+        opening: from the user's text to where a reply is sampled.
+        lead: from there to the reply's text: nothing for most; closed thoughts, a channel's name, or a blank.
+        trailer: all that follows the reply's text.
+        trims: white space around the reply's text is taken off.
+    """
+
+    opening: str
+    lead: str = ""
+    trailer: str = ""
+    trims: bool = False
+
+
+class ChatTemplate:
+    """See above.
+
+    Args:
+        hf: a tokenizer of transformers; where it has no template, turns are named as HH-RLHF names them.
+
+    Attributes:
+        given: the tokenizer has a template.
+
+    Raises:
+        ModelError: the template cannot render a user's turn.
+    """
+
+    def __init__(self, hf: Any) -> None:
+        self._hf = hf
+        self.given = bool(hf.chat_template)
+        self._in_parts = False
+        self._in_parts = self._reads_parts()
+        self.lost = lru_cache(maxsize=1024)(self._lost)
+        self.frame = self._frame()
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The conversation as text.
+
+        Raises:
+            ConversationError: the template refuses it, or leaves a message out.
+        """
+        roles = tuple(message.role for message in messages)
+        if lost := self.lost(roles):
+            what = f"the chat template leaves out the {lost} turn of this conversation"
+            raise ConversationError(what, where=self._hf.name_or_path)
+        return self._render(roles, [message.content for message in messages], add_generation_prompt)
+
+    @property
+    def takes_system(self) -> bool:
+        """Whether a system turn before a user's reaches the model."""
+        try:
+            self.render([Message(role="system", content="a"), Message(role="user", content="b")])
+        except ConversationError:
+            return False
+        return True
+
+    def _reads_parts(self) -> bool:
+        """Whether it reads a message's content as a list of parts, as templates of multimodal models do."""
+        fault = "it leaves the user's text out"
+        for self._in_parts in (False, True):
+            try:
+                if _mark(0) in self._render(("user",), [_mark(0)], True):
+                    return self._in_parts
+            except ConversationError as error:
+                fault = error.what
+        raise ModelError(f"the chat template does not render a user's turn: {fault}", where=self._hf.name_or_path)
+
+    def _lost(self, roles: tuple[str, ...]) -> str | None:
+        """The role of a message that does not come out of a conversation of these roles."""
+        try:
+            text = self._render(roles, [_mark(place) for place in range(len(roles))], True)
+        except ConversationError:
+            return None  # rendering the conversation itself will say so
+        return next((role for place, role in enumerate(roles) if _mark(place) not in text), None)
+
+    def _frame(self) -> Frame:
+        user, reply = _mark(0), _mark(1)
+        opening = self._render(("user",), [user], True).partition(user)[2]
+        try:
+            whole = self._render(("user", "assistant"), [user, reply], False).partition(user)[2]
+            spaced = self._render(("user", "assistant"), [user, f" {reply} "], False).partition(user)[2]
+        except ConversationError:
+            return Frame(opening)
+        before, found, trailer = whole.partition(reply)
+        if not found:
+            return Frame(opening)
+        trims = spaced.partition(reply)[0] == before
+        # Elsewhere than the generation prompt: the reply is put where the model would sample it.
+        lead = before[len(opening) :] if before.startswith(opening) else ""
+        return Frame(opening, lead, trailer, trims)
+
+    def opens_thoughts(self) -> str | None:
+        """The mark with which the generation prompt begins thoughts that it does not end."""
+        text = self.frame.opening
+        return next((begin for begin, end in _THOUGHTS if text.rfind(begin) > text.rfind(end)), None)
+
+    def _render(self, roles: Sequence[str], texts: Sequence[str], add_generation_prompt: bool) -> str:
+        if not self.given:
+            return named_turns(roles, texts, add_generation_prompt)
+        contents = [[{"type": "text", "text": text}] for text in texts] if self._in_parts else texts
+        turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+        try:  # transformers renders templates in a sandboxed Jinja environment
+            text: str = self._hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+        except Exception as error:  # a template's own refusals, and whatever its expressions raise
+            reason = str(error) or type(error).__name__
+            what = f"the chat template refuses this conversation: {reason}"
+            raise ConversationError(what, where=self._hf.name_or_path) from error
+        return text
+
+
+def _mark(number: int) -> str:
+    return f"\ue000{number}\ue001"  # private-use characters: no template writes them
+
+
+def named_turns(roles: Sequence[str], texts: Sequence[str], add_generation_prompt: bool) -> str:
+    """For base models, which bring no template: named turns, as HH-RLHF writes them."""
+    names = {"system": "", "user": "Human: ", "assistant": "Assistant: ", "tool": "Tool: "}
+    text = "\n\n".join(names[role] + content for role, content in zip(roles, texts, strict=True))
+    return text + "\n\nAssistant:" if add_generation_prompt else text
