@@ -70,15 +70,18 @@ class ChatTokenizer:
             )
 
     def _eos_ids(self, path: Path | str) -> tuple[int, ...]:
-        ids = [*_configured_eos_ids(Path(path)), self.hf.eos_token_id, *self._encoder.template(self._ending)[-1:]]
-        found = [token for token in dict.fromkeys(reversed(ids)) if token is not None]
-        if not found:
+        configured = _configured_eos_ids(Path(path))
+        own = [self.hf.eos_token_id, *self._encoder.template(self._ending)[-1:]]
+        own = [token for token in own if token is not None]
+        if not own:
+            names = ", ".join(map(repr, self.hf.convert_ids_to_tokens(configured)))
             raise ModelError(
                 "the tokenizer has no token that ends a response",
                 where=str(path),
-                hint="name one as 'eos_token' in tokenizer_config.json or 'eos_token_id' in generation_config.json",
+                hint="name one as 'eos_token' in tokenizer_config.json"
+                + (f"; the model stops at {names}" if names else ""),
             )
-        return tuple(reversed(found))
+        return tuple(reversed(dict.fromkeys(reversed([*configured, *own]))))
 
     @cached_property
     def _ending(self) -> str:

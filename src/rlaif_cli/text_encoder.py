@@ -41,7 +41,8 @@ class TextEncoder:
         for text in hf.all_special_tokens:
             if text.strip():
                 self._added.setdefault(text, _Added(hf.convert_tokens_to_ids(text), False, False))
-        self._ids = frozenset(added.id for added in self._added.values())
+        # Characters that a tokenizer does not know are its unknown token, in data too.
+        self._ids = frozenset(added.id for added in self._added.values()) - {hf.unk_token_id}
         longest_first = sorted(self._added, key=len, reverse=True)
         names = "|".join(map(re.escape, longest_first)) or r"(?!)"
         self._names = re.compile(names)

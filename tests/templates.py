@@ -1,0 +1,110 @@
+"""Small chat templates of our own, each with a habit that public ones have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli import tiny
+
+_REFUSE_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+_ALTERNATE = (
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/...') }}{% endif %}"
+)
+_FIRST_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}"
+    "{% else %}{% set turns = messages %}{% endif %}"
+)
+_ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+TEMPLATES: dict[str, str | None] = {
+    "plain": ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}" + _ASK),
+    # Only user and assistant in turn, no system turn, content trimmed.
+    "alternating": (
+        _REFUSE_SYSTEM + "{% for m in messages %}" + _ALTERNATE + "<|im_start|>"
+        "{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+    ),
+    # The system prompt goes into the last user turn, a reply begins with a blank, there is no generation prompt.
+    "system_in_last": (
+        _FIRST_SYSTEM + "{% for m in turns %}" + _ALTERNATE + "{% if m['role'] == 'user' %}"
+        "[INST] {{ system + '\n\n' if loop.last and system is defined }}{{ m['content'] }} [/INST]"
+        "{% elif m['role'] == 'assistant' %} {{ m['content'] | trim }}<|im_end|>"
+        "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+    ),
+    # The system prompt goes into the first user turn between marks; blanks around everything.
+    "system_in_first": (
+        _FIRST_SYSTEM + "{% for m in turns %}{% if m['role'] == 'user' %}[INST] "
+        "{{ '<<SYS>>\n' + system + '\n<</SYS>>\n\n' if loop.first and system is defined }}{{ m['content'] }} [/INST]"
+        "{% else %} {{ m['content'] }} <|im_end|>{% endif %}{% endfor %}"
+    ),
+    # A system turn is left out without a word.
+    "drops_system": (
+        "{% for m in messages %}{% if m['role'] in ('user', 'assistant') %}<|im_start|>{{ m['role'] }}\n"
+        "{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}" + _ASK
+    ),
+    # Content is a list of parts.
+    "parts": (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}"
+        "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}" + _ASK
+    ),
+    # A reply is written after closed thoughts.
+    "closed_thoughts": (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and loop.last %}"
+        "<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}" + _ASK
+    ),
+    # The generation prompt opens thoughts.
+    "opens_thoughts": (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'].split('</think>')[-1] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    ),
+    # Another token after the one that ends a turn, with an "x" in its name.
+    "text_end": (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}<|endoftext|>{% endif %}"
+    ),
+    # A reply stands in a channel of its own.
+    "channels": (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}{{ '<|channel|>final' if m['role'] == 'assistant' }}"
+        "<|message|>{{ m['content'] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    ),
+    # No control tokens but the one that ends a reply.
+    "names": (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}ASSISTANT: {{ m['content'] }}<|im_end|>"
+        "{% else %}{{ 'USER: ' if m['role'] == 'user' }}{{ m['content'] }} {% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    ),
+    # A base model: no template, and a tokenizer that begins every text with a token.
+    "none": None,
+}
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    """A tiny random model with one of the templates."""
+    tiny.build(folder)
+    (folder / "chat_template.jinja").unlink()
+    template = TEMPLATES[name]
+    if template is None:
+        _begin_with_bos(folder)
+    else:
+        (folder / "chat_template.jinja").write_text(template, "utf-8")
+    return folder
+
+
+def _begin_with_bos(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    spec: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    begin = next(token for token in spec["added_tokens"] if token["content"] == "<|im_start|>")
+    token = {"SpecialToken": {"id": begin["content"], "type_id": 0}}
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [token, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [token, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            begin["content"]: {"id": begin["content"], "ids": [begin["id"]], "tokens": [begin["content"]]}
+        },
+    }
+    path.write_text(json.dumps(spec), "utf-8")
