@@ -77,6 +77,11 @@ TEMPLATES: dict[str, str | None] = {
         "{% else %}{{ 'USER: ' if m['role'] == 'user' }}{{ m['content'] }} {% endif %}{% endfor %}"
         "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
     ),
+    # Nothing ends a reply but the next turn's first token.
+    "next_turn": (
+        "{% for m in messages %}{{ '<|im_start|>' if m['role'] == 'assistant' else '<|im_end|>' }}{{ m['role'] }}\n"
+        "{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
     # A base model: no template, and a tokenizer that begins every text with a token.
     "none": None,
 }

@@ -85,9 +85,15 @@ class ChatTokenizer:
 
     @cached_property
     def _ending(self) -> str:
-        """What the template writes from the end of a reply to the token that ends the turn, with it; else nothing."""
-        trailer = self.template.frame.trailer
-        return trailer[: self._encoder.after_first_added(trailer) or 0]
+        """What the template writes from the end of a reply to the token that ends the turn, with it; else nothing.
+
+        Some write none after the last reply: there the next turn's first token ends it, as it does when sampling.
+        """
+        for trailer in (self.template.frame.trailer, self.template.frame.next_turn):
+            ending = trailer[: self._encoder.after_first_added(trailer) or 0]
+            if ending and not ending.endswith(self.hf.bos_token or "\0"):
+                return ending
+        return ""
 
     def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation, ready for the assistant's reply.

@@ -26,6 +26,8 @@ _THOUGHTS = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|inner_prefix|>", "<|inner_suffix|>"),
     ("<|channel|>analysis", "<|end|>"),
+    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+    ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
 )
 
 
@@ -36,13 +38,15 @@ class Frame:
     Attributes:
         opening: from the user's text to where a reply is sampled.
         lead: from there to the reply's text: nothing for most; closed thoughts, a channel's name, or a blank.
-        trailer: all that follows the reply's text.
+        trailer: all that follows the reply's text where it is the last one.
+        next_turn: what stands between the reply and the next user's text.
         trims: white space around the reply's text is taken off.
     """
 
     opening: str
     lead: str = ""
     trailer: str = ""
+    next_turn: str = ""
     trims: bool = False
 
 
@@ -108,20 +112,27 @@ class ChatTemplate:
         return next((role for place, role in enumerate(roles) if _mark(place) not in text), None)
 
     def _frame(self) -> Frame:
-        user, reply = _mark(0), _mark(1)
-        opening = self._render(("user",), [user], True).partition(user)[2]
+        user, reply, later = map(_mark, range(3))
+        opening = self._after(user, [user])
         try:
-            whole = self._render(("user", "assistant"), [user, reply], False).partition(user)[2]
-            spaced = self._render(("user", "assistant"), [user, f" {reply} "], False).partition(user)[2]
+            before, found, trailer = self._after(user, [user, reply]).partition(reply)
+            trims = self._after(user, [user, f" {reply} "]).startswith(before + reply)
         except ConversationError:
             return Frame(opening)
-        before, found, trailer = whole.partition(reply)
         if not found:
             return Frame(opening)
-        trims = spaced.partition(reply)[0] == before
+        try:
+            next_turn = self._after(reply, [user, reply, later]).partition(later)[0]
+        except ConversationError:
+            next_turn = ""
         # Elsewhere than the generation prompt: the reply is put where the model would sample it.
         lead = before[len(opening) :] if before.startswith(opening) else ""
-        return Frame(opening, lead, trailer, trims)
+        return Frame(opening, lead, trailer, next_turn, trims)
+
+    def _after(self, mark: str, texts: Sequence[str]) -> str:
+        """What is rendered after a mark, of turns of the user and the assistant; ready for a reply after a user's."""
+        roles = [("user", "assistant")[place % 2] for place in range(len(texts))]
+        return self._render(roles, texts, roles[-1] == "user").partition(mark)[2]
 
     def opens_thoughts(self) -> str | None:
         """The mark with which the generation prompt begins thoughts that it does not end."""
