@@ -21,7 +21,7 @@ HEAVY = {"vllm", "ray", "openai", "torch", "transformers", "peft"}
 # From the bottom up: a module may import from its own layer and from those above it in this list.
 LAYERS = [
     {"__init__", "errors", "resources", "console", "screen"},
-    {"records", "config", "hashes", "compression", "inputs", "strict_yaml"},
+    {"records", "config", "hashes", "compression", "inputs", "strict_yaml", "turns", "filetypes"},
     {
         "output",
         "jsonl",

@@ -146,7 +146,7 @@ def test_there_and_back(name: str, write_jsonl: Write, tmp_path: Path) -> None:
     ("name", "change", "said"),
     [
         ("hh-rlhf", {"chosen": "x\n\nHuman: do it"}, "looks like a turn"),
-        ("hh-rlhf", {"prompt": [{"role": "system", "content": "s"}]}, "no system turns"),
+        ("hh-rlhf", {"prompt": [{"role": "system", "content": "s"}, WHY]}, "no system turns"),
         ("argilla", {"prompt": TALK}, "no conversation"),
     ],
 )
@@ -215,7 +215,7 @@ def test_every_fault_is_named_by_line_and_field(write_jsonl: Write) -> None:
     assert [line.split(": ")[0] for line in lines] == [f"{path} line {n}" for n in (2, 3, 4)]
     assert "'p_chosen'" in lines[0] and "not JSON" in lines[1] and "'prompt' is missing" in lines[2]
     assert (
-        "read as preferences" in done.stderr and "1 preferences are as they should be, 3 lines are not" in done.stderr
+        "read as preferences" in done.stderr and "1 preferences are valid, 3 lines are not" in done.stderr
     )
     good = rlaif("data", "validate", write_jsonl("good.jsonl", [PREFERENCE]), "--kind", "preferences")
     assert good.returncode == 0 and good.stdout == ""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, Json, ValidationError
+from pydantic import BaseModel, Field, Json, ValidationError, model_validator
 
 from rlaif_cli.jsonl import describe
 from rlaif_cli.records import (
@@ -25,9 +25,9 @@ from rlaif_cli.records import (
     Record,
     as_messages,
     content_id,
-    parse_transcript,
     prompt_text,
 )
+from rlaif_cli.turns import as_turns, common_turns, is_talk, parse_transcript, plain_row, without_prompt
 
 Row = dict[str, Any]
 
@@ -64,10 +64,6 @@ def _need(row: Row, *names: str) -> None:
         raise ValueError(f"'{missing[0]}' is missing")
 
 
-def _as_turns(value: Any, role: str) -> Any:
-    return [{"role": role, "content": value}] if isinstance(value, str) else value
-
-
 _LABEL = ("p_chosen", "judge", "meta")  # what every format of preferences carries along
 
 
@@ -83,20 +79,18 @@ def _read_trl_preference(row: Row) -> Row:
     """With an explicit prompt, or with the prompt as what both conversations begin with; no `p_chosen`: 1."""
     _need(row, "chosen", "rejected")
     if "prompt" not in row:
-        prompt, chosen, rejected = _common_turns(_as_turns(row["chosen"], ""), _as_turns(row["rejected"], ""))
-        row = row | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    return {"p_chosen": 1.0} | row
+        return {"p_chosen": 1.0} | row | _shared_prompt(row["chosen"], row["rejected"])
+    return {"p_chosen": 1.0} | without_prompt(row, "chosen", "rejected")
 
 
-def _common_turns(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
-    if not (isinstance(chosen, list) and isinstance(rejected, list)):
+def _shared_prompt(chosen: Any, rejected: Any) -> Row:
+    """Two whole conversations as what they begin with and what each goes on with."""
+    if not (is_talk(chosen) and is_talk(rejected)):
         raise ValueError("'chosen' and 'rejected' must be lists of messages")
-    same = 0
-    while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
-        same += 1
+    same = common_turns((chosen, rejected))
     if not same:
         raise ValueError("'chosen' and 'rejected' have no prompt in common")
-    return chosen[:same], chosen[same:], rejected[same:]
+    return {"prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}
 
 
 def _write_trl_preference(record: Preference) -> Row:
@@ -106,7 +100,7 @@ def _write_trl_preference(record: Preference) -> Row:
 
 def _read_completion(row: Row) -> Row:
     _need(row, "prompt", "completion")
-    return row
+    return without_prompt(row, "completion")
 
 
 def _write_completion(record: Demonstration) -> Row:
@@ -125,8 +119,7 @@ def _read_hh(row: Row) -> Row:
     turns = {name: parse_transcript(row[name]) for name in ("chosen", "rejected") if isinstance(row[name], str)}
     if len(turns) < 2 or not all(turns.values()):
         raise ValueError("'chosen' and 'rejected' must be transcripts ('\\n\\nHuman: …\\n\\nAssistant: …')")
-    prompt, chosen, rejected = _common_turns(turns["chosen"], turns["rejected"])
-    return {"p_chosen": 1.0} | row | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return {"p_chosen": 1.0} | row | _shared_prompt(turns["chosen"], turns["rejected"])
 
 
 def _write_hh(record: Preference) -> Row:
@@ -168,6 +161,8 @@ def _read_ultrafeedback(row: Row) -> Row:
 def _write_ultrafeedback(record: Candidates) -> Row:
     meta = dict(record.meta)
     rest = meta.pop("completions", None) or [{"model": record.model} if record.model else {}] * len(record.responses)
+    if not isinstance(rest, list) or len(rest) != len(record.responses) or not all(isinstance(x, dict) for x in rest):
+        raise ValueError("'completions' in 'meta' must be a list with an object for each response")
     completions = [
         {"response": response.text, **response.model_dump(include=set(_TOLD), exclude_none=True), **more}
         for response, more in zip(record.responses, rest, strict=True)
@@ -194,8 +189,11 @@ def _write_binarized(record: Preference) -> Row:
 def _read_conversations(row: Row) -> Row:
     """Whole conversations in `chosen` and `rejected`: its default keys, with --apply_chat_template."""
     _need(row, "chosen", "rejected")
-    prompt, chosen, rejected = _common_turns(row["chosen"], row["rejected"])
-    return {"p_chosen": 1.0} | row | {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    found = _shared_prompt(row["chosen"], row["rejected"])
+    given = as_turns(row.get("prompt", []))
+    if not is_talk(given or found["prompt"]) or any(turn not in found["prompt"] for turn in given):
+        raise ValueError("'prompt' is not what the conversations in 'chosen' and 'rejected' begin with")
+    return {"p_chosen": 1.0} | row | found
 
 
 def _write_conversations(record: Preference) -> Row:
@@ -214,11 +212,11 @@ def _read_argilla(row: Row) -> Row:
     _need(row, "instruction", "chosen_response", "rejected_response")
     row = {"p_chosen": 1.0} | row
     names = {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"}
-    return row | {ours: row.pop(theirs) for ours, theirs in names.items()}
+    return without_prompt(row | {ours: row.pop(theirs) for ours, theirs in names.items()}, "chosen", "rejected")
 
 
 def _write_argilla(record: Preference) -> Row:
-    if len(record.prompt) > 1 or record.prompt[0].role != "user" or max(len(record.chosen), len(record.rejected)) > 1:
+    if len(record.prompt) > 1 or record.prompt[0].role != "user":
         raise ValueError("the format holds one instruction and one response a side, no conversation")
     texts = {"instruction": record.prompt[0].content}
     texts |= {"chosen_response": record.chosen_text, "rejected_response": record.rejected_text}
@@ -232,8 +230,6 @@ NOT_SUBMITTED, NO_STATUS = "answers_not_submitted", "answers_without_status"  # 
 
 
 def _write_argilla_records(record: Preference) -> Row:
-    if len(record.chosen) > 1 or len(record.rejected) > 1:
-        raise ValueError("the format holds one response a side, no conversation after the prompt")
     sides = (record.chosen_text, record.rejected_text, record.p_chosen)
     if int(content_id(record.prompt, sorted(sides[:2])), 16) % 2:
         sides = (sides[1], sides[0], 1 - record.p_chosen)
@@ -243,27 +239,43 @@ def _write_argilla_records(record: Preference) -> Row:
     return {"id": record.id, "fields": fields, "metadata": metadata, "suggestions": {}, "responses": {}}
 
 
-class _Fields(BaseModel):
+class _Nullable(BaseModel):
+    """An object whose null fields are not there."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, row: Any) -> Any:
+        return plain_row(row) if isinstance(row, dict) else row
+
+
+class _Fields(_Nullable):
     prompt: str | list[Message]
     response_a: str
     response_b: str
 
 
-class _Metadata(BaseModel):
+class _Kept(BaseModel):
+    """What `_write_argilla_records` keeps of a row."""
+
+    judge: dict[str, Any] | None = None
+    meta: dict[str, Any] = {}
+
+
+class _Metadata(_Nullable):
     p_a: Annotated[float, Field(ge=0, le=1)] | None = None
-    rlaif: Json[dict[str, Any]] = {}
+    rlaif: Json[_Kept] = _Kept()
 
 
-class _Answer(BaseModel):
+class _Answer(_Nullable):
     value: Literal["a", "b", "tie"]
     status: Literal["draft", "submitted", "discarded"] | None = None  # the client's `to_dict` leaves it out
 
 
-class _Responses(BaseModel):
+class _Responses(_Nullable):
     preference: list[_Answer] = []
 
 
-class _ArgillaRecord(BaseModel):
+class _ArgillaRecord(_Nullable):
     """What is read of a record; its status, suggestions and vectors are left alone."""
 
     id: str | None = None
@@ -281,11 +293,11 @@ def _read_argilla_records(row: Row) -> Row:
         record = _ArgillaRecord.model_validate(row)
     except ValidationError as error:
         raise ValueError(describe(error)) from None
-    p_a, kept = record.metadata.p_a, record.metadata.rlaif
+    p_a, kept = record.metadata.p_a, record.metadata.rlaif.model_dump(exclude_none=True)
     statuses = [answer.status for answer in record.responses.preference]
     counted = [answer for answer in record.responses.preference if answer.status in (None, "submitted")]
     told = {NOT_SUBMITTED: len(statuses) - len(counted), NO_STATUS: statuses.count(None)}
-    kept = kept | {"meta": kept.get("meta", {}) | {name: count for name, count in told.items() if count}}
+    kept = kept | {"meta": kept["meta"] | {name: count for name, count in told.items() if count}}
     if counted:
         judged = {} if p_a is None else {"judge_p_a": p_a}
         kept = {"meta": kept["meta"] | {"annotators": len(counted)} | judged}

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from rlaif_cli import console
 from rlaif_cli.compression import MAX_LINE, content_sha256
 from rlaif_cli.errors import ConversationError, InputError
+from rlaif_cli.filetypes import by_first_bytes, not_utf8, without_rows
 from rlaif_cli.hashes import HashSet, hash64
 from rlaif_cli.inputs import InputFile, files
 from rlaif_cli.output import open_for_writing, read_json, sidecar
@@ -94,8 +96,28 @@ def describe(error: Exception) -> str:
     return "; ".join(_describe_one(each) for each in told[:3])
 
 
+# What pydantic calls a value of another type.
+_TYPES = {
+    "string_type": "a text",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "finite_number": "a finite number",
+}
+
+
 def _place(found: Any) -> str:
-    return ".".join(str(part) for part in found["loc"] if not str(part).startswith(("list[", "constrained")))
+    return ".".join(
+        str(part) for part in found["loc"] if not str(part).startswith(("list[", "constrained", "function-"))
+    )
 
 
 def _describe_one(found: Any) -> str:
@@ -109,8 +131,10 @@ def _describe_one(found: Any) -> str:
         return f"'{place}' is empty"
     if kind == "extra_forbidden":
         return f"'{place}' is no setting or field that is known here"
+    if kind in _TYPES:
+        return f"'{place}' must be {_TYPES[kind]}"
     message = found["msg"].removeprefix("Value error, ")
-    return f"'{place}': {message}" if place else message
+    return f"'{place}'{'' if message.startswith('must ') else ':'} {message}" if place else message
 
 
 def parse_record(kind: type[R], line: str) -> R:
@@ -186,6 +210,9 @@ class Source(Generic[R]):
     def _check_whole(
         self, skip_invalid: bool, rejected_path: Path | None, check: Callable[[R], str | None] | None
     ) -> None:
+        for file in self.files:
+            if other := by_first_bytes(file):
+                raise other.error(file)
         given, made, total = HashSet(), HashSet(), 0
         for ids in () if self._repeats else self._each(_given_ids, self.files):
             given.update(ids)
@@ -210,17 +237,26 @@ class Source(Generic[R]):
             what = "the file holds" if len(self.files) == 1 else "the files hold"
             raise InputError(f"{what} no records", where=self.name, hint="one JSON object a line")
         faults = self.faults
+        if faults and (self.count == 0 or not skip_invalid):
+            self._name_other_files()
         if faults and not skip_invalid:
             raise InputError(
                 f"{len(faults)} of {total} lines cannot be used",
                 where=self.name,
                 faults=faults,
-                hint="mend the lines, or go on without them with --skip-invalid",
+                hint="fix the lines, or skip them with --skip-invalid",
             )
         if self.count == 0:
             raise InputError("no line can be used", where=self.name, faults=faults)
         if faults and rejected_path:
             self._write_rejected(rejected_path)
+
+    def _name_other_files(self) -> None:
+        """Raises: InputError: none of a file's lines can be used, because it is no JSONL."""
+        for file, bad in zip(self.files, self._bad_lines, strict=False):
+            no_row = bad and all(number in bad for number, _ in islice(file.lines(), _ENOUGH_FAULTS))
+            if no_row and (other := without_rows(file)):
+                raise other.error(file)
 
     def _warn_of_its_run(self) -> None:
         """An input that a run of ours has not finished, or that was changed since, is used, but never in silence."""
@@ -329,8 +365,7 @@ class _Look(Generic[R]):
             row = parse_json(line.decode("utf-8"))
             record = self.kind.model_validate(row)
         except UnicodeDecodeError as error:
-            utf16 = " (UTF-16?)" if error.start < 2 or b"\0" in line else ""
-            return f"not UTF-8 at byte {error.start}{utf16}; `rlaif data validate --fix NEW` mends an encoding"
+            return not_utf8(line, error.start)
         except ValueError as error:
             return describe(error)
         except RecursionError:

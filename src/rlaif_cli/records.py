@@ -1,17 +1,27 @@
-"""The JSONL records that stages pass to each other (DESIGN section 3).
+"""The JSONL records that stages pass to each other (docs/inputs.md has what a row must say).
 
-A field that a stage does not know is carried along under `meta`, never lost. Known shapes of other tools (Alpaca's
-`instruction`, `question`, `messages`, HH-RLHF transcripts, A/B pairs) are accepted as they are.
+A field that a stage does not know is carried along under `meta`, never lost; a field that is null is not there. Known
+shapes of other tools (Alpaca's `instruction`, `question`, `messages`, HH-RLHF transcripts, A/B pairs) are accepted as
+they are. The parts of a row must fit together: a prompt waits for a reply, and `chosen` and `rejected` are replies.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+from rlaif_cli.turns import (
+    accept_prompt,
+    as_turns,
+    is_talk,
+    one_reply_each,
+    plain_message,
+    plain_row,
+    refuse_repeated_text,
+)
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -22,8 +32,22 @@ class Message(BaseModel):
     role: Literal["system", "user", "assistant", "tool"]
     content: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return plain_message(value)
 
-Prompt = Text | Annotated[list[Message], Field(min_length=1)]
+
+def _waits_for_a_reply(turns: list[Message]) -> list[Message]:
+    last = turns[-1].role
+    if last in ("user", "tool"):
+        return turns
+    hint = "; a chat that ends with its reply is a demonstration, for `rlaif sft`" if last == "assistant" else ""
+    raise ValueError(f"must end with a user's (or tool's) turn, and ends with the {last}'s{hint}")
+
+
+Conversation = Annotated[list[Message], Field(min_length=1), AfterValidator(_waits_for_a_reply)]
+Prompt = Text | Conversation
 
 
 def content_id(*parts: Any) -> str:
@@ -67,12 +91,11 @@ class Record(BaseModel):
             json.dumps(row, ensure_ascii=False, default=_plain).encode("utf-8")
         except UnicodeEncodeError:
             raise ValueError("a text holds half a character (a lone surrogate), which no file can") from None
-        row = cls.accept(dict(row))
+        row = cls.accept(plain_row(row))
         known = {key: value for key, value in row.items() if key in cls.model_fields}
         unknown = {key: value for key, value in row.items() if key not in cls.model_fields}
-        meta = known.get("meta") or {}
-        if unknown and isinstance(meta, dict):
-            known["meta"] = {**meta, **unknown}
+        if isinstance(meta := known.get("meta", {}), dict):
+            known["meta"] = _checked_meta(meta, unknown)
         if isinstance(known.get("id"), int):
             known["id"] = str(known["id"])
         if known.get("id") is None:
@@ -94,6 +117,28 @@ class Record(BaseModel):
     def identity(cls) -> tuple[str, ...]:
         """The fields whose content names a row that has no id."""
         return ("prompt",)
+
+
+_FLAGS = ("human_harmless", "prompt_is_unsafe")  # of `meta`; read by `eval harmless-rate`
+
+
+def _checked_meta(meta: dict[str, Any], unknown: dict[str, Any]) -> dict[str, Any]:
+    """`meta` and the fields that go there; those that a later stage reads are checked with the rest of the row.
+
+    Raises:
+        ValueError: a field has two values, or one that it cannot have.
+    """
+    for name in meta.keys() & unknown.keys():
+        if meta[name] != unknown[name]:
+            raise ValueError(f"'{name}' stands in the row and in 'meta', with two values")
+    meta = {**meta, **unknown}
+    for name in _FLAGS:
+        if (value := meta.get(name)) is not None:
+            if value not in (0, 1):  # which true and false are too
+                shown = json.dumps(value, ensure_ascii=False, default=str)[:40]
+                raise ValueError(f"'{name}' must be true or false (or 1 or 0), found {shown}")
+            meta[name] = bool(value)
+    return meta
 
 
 class PromptRecord(Record):
@@ -167,33 +212,32 @@ class Demonstration(Record):
     @classmethod
     def accept(cls, row: dict[str, Any]) -> dict[str, Any]:
         """Also `completion`, a preference's `chosen`, one of `responses`, or `messages` that end with a reply."""
-        messages = row.get("messages")
-        if "prompt" not in row and isinstance(messages, list) and messages and _role(messages[-1]) == "assistant":
-            row["response"] = messages[-1].get("content")
-            row["messages"] = messages[:-1]
+        name = next((name for name in ("response", "completion", "chosen", "responses") if name in row), None)
+        if name is None and "prompt" not in row and is_talk(messages := row.get("messages")):
+            if messages[-1]["role"] != "assistant":
+                raise ValueError("'messages' must end with the assistant's reply")
+            name = "response"
+            row |= {"messages": messages[:-1], name: messages[-1:]}
         row = accept_prompt(row)
-        for name in ("completion", "chosen", "responses"):
-            if "response" not in row and name in row:
-                row["response"] = row.pop(name)
-        response = row.get("response")
-        if isinstance(response, list) and len(response) == 1:
-            response = response[0]
-        if isinstance(response, dict):
-            response = response.get("content", response.get("text"))
-        return row | ({"response": response} if response is not None else {})
+        if name in ("completion", "chosen"):
+            refuse_repeated_text(row, name)
+        if name is None:
+            return row
+        if isinstance(row[name], dict) and "role" in row[name]:
+            row[name] = [plain_message(row[name])]
+        row = one_reply_each(row, name)
+        reply = _text_of_one(row.pop(name))
+        return row | {"response": reply}
 
     @classmethod
     def identity(cls) -> tuple[str, ...]:
         return ("prompt", "response")
 
 
-def _last_content(messages: Any) -> Any:
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    return last.get("content") if isinstance(last, dict) else messages
-
-
-def _role(message: Any) -> Any:
-    return message.get("role") if isinstance(message, dict) else None
+def _text_of_one(replies: Any) -> Any:
+    """The text of a reply that may stand in a list of one, as an object or as a text."""
+    reply = replies[0] if isinstance(replies, list) and len(replies) == 1 else replies
+    return reply.get("content", reply.get("text")) if isinstance(reply, dict) else reply
 
 
 class PairsOnly(Candidates):
@@ -238,25 +282,30 @@ class Verdict(Judged):
 class Preference(Record):
     """TRL's conversational preference format, made soft by `p_chosen` = P(the judge prefers `chosen`)."""
 
-    prompt: Annotated[list[Message], Field(min_length=1)]
-    chosen: Annotated[list[Message], Field(min_length=1)]
-    rejected: Annotated[list[Message], Field(min_length=1)]
+    prompt: Conversation
+    chosen: Annotated[list[Message], Field(min_length=1, max_length=1)]  # the assistant's reply to `prompt`
+    rejected: Annotated[list[Message], Field(min_length=1, max_length=1)]
     p_chosen: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     judge: Verdict | None = None
 
     @classmethod
     def accept(cls, row: dict[str, Any]) -> dict[str, Any]:
-        """Also a `HumanPair`: `p_chosen` is then the share of people who preferred `chosen`."""
-        if {"response_a", "response_b"} <= row.keys():
+        """Also a `HumanPair`: `p_chosen` is then the share of people who preferred `chosen`.
+
+        Turns that `chosen` and `rejected` both begin with (TRL allows them) become part of the prompt.
+        """
+        row = accept_prompt(row)
+        if {"response_a", "response_b"} <= row.keys() and not {"chosen", "rejected"} & row.keys():
             row = HumanPair.accept(row)
             texts, p = [row.pop("response_a"), row.pop("response_b")], row.pop("human_fraction_a", None)
             if isinstance(p, int | float):
                 texts, p = (texts[::-1], 1 - p) if p < 0.5 else (texts, p)
                 row |= {"chosen": texts[0], "rejected": texts[1], "p_chosen": p}
+        refuse_repeated_text(row, "chosen", "rejected")
         for field, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
-            if isinstance(row.get(field), str):
-                row[field] = [{"role": role, "content": row[field]}]
-        return row
+            if field in row:
+                row[field] = as_turns(row[field], role)
+        return one_reply_each(row, "chosen", "rejected")
 
     @classmethod
     def identity(cls) -> tuple[str, ...]:
@@ -264,11 +313,11 @@ class Preference(Record):
 
     @property
     def chosen_text(self) -> str:
-        return self.chosen[-1].content
+        return self.chosen[0].content
 
     @property
     def rejected_text(self) -> str:
-        return self.rejected[-1].content
+        return self.rejected[0].content
 
 
 class HumanPair(Record):
@@ -284,17 +333,16 @@ class HumanPair(Record):
     @classmethod
     def accept(cls, row: dict[str, Any]) -> dict[str, Any]:
         """Also a `Preference`, whose labels then stand for people's."""
-        if {"chosen", "rejected", "p_chosen"} <= row.keys():
+        if {"chosen", "rejected", "p_chosen"} <= row.keys() and not {"response_a", "response_b"} & row.keys():
             row = Preference.accept(row)
-            chosen, rejected = row.pop("chosen"), row.pop("rejected")
-            if isinstance(row.get("prompt"), list) and isinstance(chosen, list):
-                row["prompt"] = [*row["prompt"], *chosen[:-1]]
-            row |= {"response_a": _last_content(chosen), "response_b": _last_content(rejected)}
+            row |= {"response_a": _text_of_one(row.pop("chosen")), "response_b": _text_of_one(row.pop("rejected"))}
             row["human_fraction_a"] = row.pop("p_chosen")
-        if isinstance(row.get("messages"), list):
-            row["prompt"] = row.pop("messages")
-        if row.get("human_fraction_a") is None and row.get("human_preference") in ("a", "b", "tie"):
-            row["human_fraction_a"] = {"a": 1.0, "b": 0.0, "tie": 0.5}[row["human_preference"]]
+        row = accept_prompt(row)
+        if "human_fraction_a" not in row and "human_preference" in row:
+            fraction = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(str(row["human_preference"]))
+            if fraction is None:
+                raise ValueError("'human_preference' must be a, b or tie, where there is no 'human_fraction_a'")
+            row["human_fraction_a"] = fraction
         return row
 
     @classmethod
@@ -310,38 +358,3 @@ class Unscored(BaseModel):
     responses: list[str]
     reason: str
     judge: dict[str, Any]
-
-
-_HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):(?: |\Z)")  # a prompt ends in "Assistant:", with nothing after it
-_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
-
-
-def parse_transcript(text: str) -> list[dict[str, str]]:
-    """An HH-RLHF transcript ("\\n\\nHuman: … \\n\\nAssistant: …") as messages; [] if it is none."""
-    pieces = _HH_TURN.split(text)
-    if len(pieces) < 3 or pieces[0].strip():
-        return []
-    turns = zip(pieces[1::2], pieces[2::2], strict=True)
-    return [{"role": _HH_ROLES[name], "content": content.strip()} for name, content in turns]
-
-
-def accept_prompt(row: dict[str, Any]) -> dict[str, Any]:
-    """Find the prompt of a row in the shapes that other tools write it."""
-    if "prompt" not in row:
-        if isinstance(row.get("messages"), list):
-            row["prompt"] = row.pop("messages")
-        elif isinstance(row.get("instruction"), str):
-            extra = row.pop("input", None)
-            row["prompt"] = row.pop("instruction") + (f"\n\n{extra}" if extra else "")
-        elif isinstance(row.get("question"), str):
-            row["prompt"] = row.pop("question")
-    prompt = row.get("prompt")
-    if isinstance(prompt, str) and (
-        prompt.startswith("\n\nHuman: ") or (prompt.startswith("Human: ") and "\n\nAssistant:" in prompt)
-    ):
-        row["prompt"] = parse_transcript(prompt) or prompt
-    if isinstance(row.get("prompt"), list):
-        # The reply under judgement is not part of the prompt: drop the empty assistant turn HH-RLHF ends with.
-        while row["prompt"] and row["prompt"][-1] == {"role": "assistant", "content": ""}:
-            row["prompt"] = row["prompt"][:-1]
-    return row

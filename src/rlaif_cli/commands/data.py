@@ -20,7 +20,7 @@ from rlaif_cli.config import (
 )
 from rlaif_cli.errors import EXIT_FAILED
 
-app = typer.Typer(help="Check, mend, count, convert, split, dedupe or shard records.", no_args_is_help=True)
+app = typer.Typer(help="Check, fix, count, convert, split, dedupe or shard records.", no_args_is_help=True)
 
 
 def _kind(config: DataConfig) -> str:
@@ -40,13 +40,13 @@ def _validate(config: ValidateConfig) -> int:
     kind = _kind(config)
     if config.fix is not None and not config.dry_run:
         found = mend(config, KINDS[kind])
-        mended = ", ".join(f"{what}: {count}" for what, count in found["mended"].items() if count) or "nothing"
-        console.say(f"validate: {found['rows']} {kind} in {config.fix}; mended: {mended}")
+        fixed = ", ".join(f"{what}: {count}" for what, count in found["fixed"].items() if count) or "nothing"
+        console.say(f"validate: {found['rows']} {kind} in {config.fix}; fixed: {fixed}")
         return partial(found["rejected"], str(rejected_path(config.fix, "validate")))
     good, bad = faults(config, kind)
     for fault in bad:
         console.show_line(fault)
-    console.say(f"validate: {good} {kind} are as they should be, {len(bad)} lines are not")
+    console.say(f"validate: {good} {kind} are valid, {len(bad)} lines are not")
     return EXIT_FAILED if bad else 0
 
 

@@ -20,12 +20,21 @@ from typing import Any
 import numpy as np
 
 from rlaif_cli.compression import content_sha256
-from rlaif_cli.config import ConvertConfig, DataConfig, DedupeConfig, ParallelConfig, SplitConfig, StatsConfig
+from rlaif_cli.config import (
+    ConvertConfig,
+    DataConfig,
+    DedupeConfig,
+    ParallelConfig,
+    SplitConfig,
+    StatsConfig,
+    ValidateConfig,
+)
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.errors import InputError, RlaifError, UsageError
+from rlaif_cli.filetypes import by_first_bytes, first_value, without_rows
 from rlaif_cli.formats import FORMATS, NO_STATUS, NOT_SUBMITTED
 from rlaif_cli.hashes import HashSet, hash64
-from rlaif_cli.inputs import files, raw_lines
+from rlaif_cli.inputs import InputFile, files
 from rlaif_cli.jsonl import Each, Source, is_changed
 from rlaif_cli.output import new_file, read_json, rejected_path, sidecar
 from rlaif_cli.rates import cores
@@ -56,18 +65,32 @@ def kind_of(config: DataConfig) -> str:
     """The kind that was asked for, or the one that the first row's fields look like.
 
     Raises:
-        InputError: no row says what it is.
+        InputError: a file is no JSONL (nor one of which `--fix` makes JSONL, where it is asked for), or no row says
+            what it is.
     """
+    fix = isinstance(config, ValidateConfig) and config.fix is not None
+    given = files(config.records)
+    for file in given:
+        if (other := by_first_bytes(file)) and not (fix and other.how is None):
+            raise other.error(file)
     if config.kind is not None:
         return config.kind
-    for _, _, line in raw_lines(config.records):
-        try:
-            row = json.loads(line.strip().rstrip(b","))  # also of a file that is yet to be mended
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
+    for file in given:
+        if isinstance(row := _first_row(file), dict):
             return _looks_like(row)
+    for file in given:
+        if other := without_rows(file):
+            raise other.error(file)
     raise InputError("no line is a JSON object", where=config.records, hint="one JSON object a line")
+
+
+def _first_row(file: InputFile) -> Any:
+    """Also of a file that `--fix` is yet to make JSONL of."""
+    for _, line in file.lines():
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(row := json.loads(line.strip().rstrip(b",")), dict):
+                return row
+    return first_value(file)
 
 
 def _looks_like(row: dict[str, Any]) -> str:

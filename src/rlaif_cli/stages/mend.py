@@ -1,8 +1,7 @@
-"""`rlaif data validate --fix`: what can be mended without a judgement; the rest is put aside, with the reason."""
+"""`rlaif data validate --fix`: what can be fixed without a judgement; the rest is set aside, with the reason."""
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections import Counter
@@ -12,33 +11,35 @@ from typing import Any
 
 from rlaif_cli.config import ValidateConfig
 from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.filetypes import UTF16, by_first_bytes, read_by_value, values, without_rows
 from rlaif_cli.inputs import InputFile, files
 from rlaif_cli.jsonl import describe, parse_json, rejected_row
 from rlaif_cli.output import new_file, open_for_writing, rejected_path
 from rlaif_cli.records import Record
+from rlaif_cli.turns import plain_row, without_prompt
 
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HALF = re.compile("[\ud800-\udfff]")
 _NUMBERS = ("p_chosen", "human_fraction_a")
 
 
 def mend(config: ValidateConfig, kind: type[Record], *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
-    """Write the mended copy.
+    """Write the fixed copy.
 
     Returns:
-        rows, rejected, and how often each thing was mended.
+        rows, rejected, and how often each thing was fixed.
 
     Raises:
+        InputError: a file is of a type that cannot be fixed.
         UsageError: the copy exists already.
     """
     assert config.fix is not None
-    mender, rows, rejected = Mender(), 0, 0
+    repair, rows, rejected = Repair(), 0, 0
     manifest = {"stage": "data", "settings": config.deciding()}
     aside = rejected_path(config.fix, "validate")
     with new_file(config.fix, manifest, overwrite=config.overwrite) as put, open_for_writing(aside, "w") as bad:
-        for file, number, line in mender.lines(config.records):
+        for file, number, line in repair.lines(config.records):
             try:
-                row = mender.row(line)
+                row = repair.row(line)
                 kind.model_validate(row)
             except (ValueError, RecursionError) as error:
                 bad.write(rejected_row(file, number, describe(error), line))
@@ -47,33 +48,54 @@ def mend(config: ValidateConfig, kind: type[Record], *, progress: ProgressCallba
                 put(json.dumps(row, ensure_ascii=False))
                 rows += 1
             progress(rows + rejected)
+        if not rows:
+            _name_other_files(config.records, aside)
     if not rejected:
         aside.unlink()
-    return {"rows": rows, "rejected": rejected, "mended": dict(mender.mended)}
+    return {"rows": rows, "rejected": rejected, "fixed": dict(repair.fixed)}
 
 
-class Mender:
-    """Mends lines one by one.
+def _name_other_files(address: str, rejected: Path) -> None:
+    """Raises: InputError: a file without a row is of a type that another tool reads."""
+    for file in files(address):
+        if (other := without_rows(file)) and other.how is not None:
+            rejected.unlink()
+            raise other.error(file)
+
+
+class Repair:
+    """Fixes rows one by one.
 
     Attributes:
-        mended: how often what was mended.
+        fixed: how often what was fixed.
     """
 
     def __init__(self) -> None:
-        self.mended: Counter[str] = Counter()
+        self.fixed: Counter[str] = Counter()
         self._ids: Counter[str] = Counter()
 
     def lines(self, address: str) -> Iterator[tuple[InputFile, int, bytes]]:
-        """The lines of an input as UTF-8, without what a JSON array has around them."""
+        """The rows of an input as UTF-8, each with the line in which it begins.
+
+        Raises:
+            InputError: what a file holds is not JSON.
+        """
         for file in files(address):
-            for number, line in _decoded(file.path) if self._is_utf16(file.path) else file.lines():
-                if line.strip() in (b"[", b"]"):
-                    self.mended["a JSON array's brackets"] += 1
-                    continue
-                if line.rstrip().endswith(b"},"):
-                    self.mended["a comma after a row"] += 1
-                    line = line.rstrip()[:-1] + b"\n"
-                yield file, number, line
+            found = by_first_bytes(file)
+            self.fixed["UTF-16"] += found is UTF16
+            if read_by_value(file):
+                self.fixed["rows that did not stand on a line each"] += 1
+                for number, text in values(file):
+                    yield file, number, text.encode("utf-8", "surrogatepass")
+            else:
+                for number, line in _decoded(file.path) if found is UTF16 else file.lines():
+                    if line.strip() in (b"[", b"]"):
+                        self.fixed["a JSON array's brackets"] += 1
+                        continue
+                    if line.rstrip().endswith(b"},"):
+                        self.fixed["a comma after a row"] += 1
+                        line = line.rstrip()[:-1] + b"\n"
+                    yield file, number, line
 
     def row(self, line: bytes) -> dict[str, Any]:
         """A line as an object.
@@ -84,22 +106,27 @@ class Mender:
         row = self._whole(parse_json(line.decode("utf-8"), self._fields))
         if not isinstance(row, dict):
             raise ValueError(f"expected an object with fields, found {type(row).__name__}")
+        row = self._without_prompt(row)
         for name in _NUMBERS:
             if isinstance(row.get(name), str):
                 row[name] = float(row[name])
-                self.mended[f"'{name}' was a text"] += 1
+                self.fixed[f"'{name}' was a text"] += 1
         if row.get("id") in ("", []):
             del row["id"]
-            self.mended["an empty id"] += 1
+            self.fixed["an empty id"] += 1
         if row.get("id") is not None:
             row["id"] = self._one_id(str(row["id"]))
         return row
 
-    def _is_utf16(self, path: Path) -> bool:
-        with open(path, "rb") as file:
-            found = file.read(2) in _UTF16
-        self.mended.update({"UTF-16": 1} if found else {})
-        return found
+    def _without_prompt(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A prompt that its replies begin with once more is taken off them."""
+        sides = [name for name in ("chosen", "rejected", "completion") if name in row]
+        plain = plain_row(row)
+        shorter = without_prompt(plain, *sides) if sides else plain
+        if shorter is plain:
+            return row
+        self.fixed["a prompt that stood in its replies again"] += 1
+        return shorter
 
     def _fields(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """A field that stands twice with one value says no more than one that stands once."""
@@ -107,7 +134,7 @@ class Mender:
         for name, value in pairs:
             if name in row and row[name] != value:
                 raise ValueError(f"the field '{name}' stands twice, with two values")
-            self.mended["a field twice"] += name in row
+            self.fixed["a field twice"] += name in row
             row[name] = value
         return row
 
@@ -115,7 +142,7 @@ class Mender:
         """Half characters (lone surrogates), which no file can hold, as the mark for what cannot be read."""
         if isinstance(value, str):
             whole, count = _HALF.subn("\N{REPLACEMENT CHARACTER}", value)
-            self.mended["half a character"] += count
+            self.fixed["half a character"] += count
             return whole
         if isinstance(value, list):
             return [self._whole(item) for item in value]
@@ -126,11 +153,12 @@ class Mender:
         self._ids[name] += 1
         if self._ids[name] == 1:
             return name
-        self.mended["a repeated id"] += 1
+        self.fixed["a repeated id"] += 1
         return self._one_id(f"{name}-{self._ids[name]}")
 
 
 def _decoded(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a UTF-16 file as UTF-8."""
     with open(path, encoding="utf-16", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():

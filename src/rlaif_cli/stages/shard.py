@@ -13,6 +13,7 @@ from rlaif_cli.compression import MAX_LINE, content_sha256, open_to_append
 from rlaif_cli.config import ShardConfig
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.errors import InputError
+from rlaif_cli.filetypes import by_first_bytes, not_utf8
 from rlaif_cli.inputs import files, raw_lines
 from rlaif_cli.output import new_folder
 
@@ -24,10 +25,14 @@ def shard(config: ShardConfig, *, progress: ProgressCallback = no_progress) -> d
         rows and shards.
 
     Raises:
-        InputError: a line is no text, or longer than can be read again.
+        InputError: a file is no JSONL, or a line is no text, or longer than can be read again.
         UsageError: the folder exists already.
     """
-    digest = content_sha256(*(file.path for file in files(config.records)))
+    given = files(config.records)
+    for file in given:
+        if other := by_first_bytes(file):
+            raise other.error(file)
+    digest = content_sha256(*(file.path for file in given))
     manifest: dict[str, Any] = {"stage": "data", "settings": config.deciding() | {"input_sha256": digest}}
     with new_folder(config.output, manifest, overwrite=config.overwrite) as folder:
         parts, rows = _write(config, folder, progress)
@@ -76,9 +81,8 @@ def _texts(address: str) -> Iterator[tuple[str, int]]:
         try:
             before = line.decode("utf-8"), len(line)
         except UnicodeDecodeError as error:
-            what = f"line {number} is not UTF-8 at byte {error.start}"
-            hint = "`rlaif data validate --fix NEW` mends an encoding"
-            raise InputError(what, where=file.name, hint=hint) from error
+            what, _, hint = not_utf8(line, error.start).partition("; ")
+            raise InputError(f"line {number} is {what}", where=file.name, hint=hint) from error
         if len(line) > MAX_LINE:
             raise InputError(f"line {number} is longer than {MAX_LINE >> 20} MiB", where=file.name)
     if before is not None:

@@ -107,10 +107,8 @@ def too_long(group: Group, max_length: int) -> str | None:
 
 
 def tokenize(record: Preference, tokenizer: ChatTokenizer) -> Pair:
-    # `chosen` may hold several turns (TRL allows it): all but the last belong to the prompt.
-    turns = [*record.prompt, *record.chosen[:-1]]
     responses = (tokenizer.response(record.chosen_text), tokenizer.response(record.rejected_text))
-    return Pair(Group(tokenizer.chat(turns), responses), record.p_chosen, prompt_text(record.prompt))
+    return Pair(Group(tokenizer.chat(record.prompt), responses), record.p_chosen, prompt_text(record.prompt))
 
 
 def split(pairs: Sequence[Pair], config: RewardModelConfig) -> tuple[list[Pair], list[Pair]]:

@@ -1,0 +1,192 @@
+"""Files that hold rows, but not as JSONL: what each is, how to make JSONL of it, and the rows of those we can read.
+
+What a file is shows in its first bytes, or in that none of its lines is a row. `rlaif data validate --fix` reads JSON
+arrays, rows that go over several lines, and UTF-16; everything else needs another tool, which the hint names.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rlaif_cli.compression import MAX_LINE, blocks
+from rlaif_cli.errors import InputError
+from rlaif_cli.inputs import InputFile
+
+_LOOKED_AT = 1 << 20  # bytes at the beginning of a file; a row that is longer is not known to go over several lines
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True)
+class FileType:
+    """Attributes:
+    what: as in "this is …, not JSONL".
+    how: a command or library that makes JSONL of it ({} is the file's name); None: `data validate --fix` does.
+    """
+
+    what: str
+    how: str | None = None
+
+    def error(self, file: InputFile) -> InputError:
+        how = self.how or "`rlaif data validate {} --fix NEW.jsonl` makes JSONL of it"
+        return InputError(f"this is {self.what}, not JSONL", where=file.name, hint=how.replace("{}", file.name))
+
+
+def _pandas(reader: str) -> str:
+    return f"""python -c 'import pandas; pandas.{reader}("{{}}").to_json("NEW.jsonl", orient="records", lines=True)'"""
+
+
+_ARRAY, UTF16, _SEVERAL_LINES = map(FileType, ("a JSON array", "UTF-16 text", "JSON with rows over several lines"))
+_BINARY: dict[bytes, FileType] = {
+    b"PAR1": FileType("Parquet", _pandas("read_parquet")),
+    b"ARROW1": FileType("Arrow (Feather)", _pandas("read_feather")),
+    b"\xff\xff\xff\xff": FileType(
+        "an Arrow stream", """python -c 'import datasets; datasets.Dataset.from_file("{}").to_json("NEW.jsonl")'"""
+    ),
+    b"PK\x03\x04": FileType("a zip archive", "unzip {}"),
+    b"BZh": FileType("a bzip2 file", "bunzip2 {}"),
+    b"\xfd7zXZ\0": FileType("an xz file", "unxz {}"),
+    b"version https://git-lfs": FileType("a Git LFS pointer", "git lfs pull --include {} fetches the file itself"),
+}
+_TAR = FileType("a tar archive", "tar -xf {}")
+_BINARY_FILE = FileType("a binary file", "rows are JSON, one object a line, in a plain, gzip or Zstandard file")
+_MARKUP = FileType("HTML or XML", "is it the page of an error, or of a login? download the file itself")
+_LATIN_1 = FileType(
+    "text in Latin-1 or another 8-bit encoding (not UTF-8)", "iconv -f WINDOWS-1252 -t UTF-8 {} > NEW.jsonl"
+)
+_CSV = """python -c 'import csv, json; [print(json.dumps(row)) for row in csv.DictReader(open("{}")%s)]' > NEW.jsonl"""
+
+
+# One object whose first field is a list of objects, and not of messages or responses.
+_SPLITS = re.compile(r'\s*\{\s*"([^"]+)"\s*:\s*\[\s*\{(?!\s*"(?:role|from|value|type|text|response|revision)")')
+
+
+def by_first_bytes(file: InputFile) -> FileType | None:
+    """What a file is that cannot be JSONL, whatever its lines say."""
+    start = _start(file, 512)
+    if start.startswith(_UTF16_MARKS):
+        return UTF16
+    for magic, found in _BINARY.items():
+        if start.startswith(magic):
+            return found
+    if start[257:262] == b"ustar":
+        return _TAR
+    text = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    if text.startswith(b"<"):
+        return _MARKUP
+    return _ARRAY if text.startswith(b"[") else None
+
+
+def without_rows(file: InputFile) -> FileType | None:
+    """What a file is of which no line can be used; None: its lines say best what is wrong with each."""
+    start = _start(file, _LOOKED_AT)
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(start)
+    except UnicodeDecodeError:
+        return _BINARY_FILE if b"\0" in start else _LATIN_1
+    if split := _SPLITS.match(text):
+        rows = f"""json.load(open("{{}}"))["{split[1]}"]"""
+        how = f"python -c 'import json; [print(json.dumps(row)) for row in {rows}]' > NEW.jsonl"
+        return FileType(f"one JSON object with lists of rows (such as '{split[1]}')", how)
+    if go_over_lines(text):
+        return _SEVERAL_LINES
+    header = text.lstrip().partition("\n")[0]
+    for mark, name, how in ((",", "CSV", ""), ("\t", "tab-separated values", ', delimiter="\\t"')):
+        if mark in header and re.fullmatch(rf"""["']?\w[\w .\-"']*({mark}["']?[\w .\-"']*)+""", header.strip()):
+            return FileType(name, _CSV % how)
+    return None
+
+
+def not_utf8(line: bytes, at: int) -> str:
+    """Why a line is no text, where its byte `at` is the first that cannot be decoded."""
+    if at < 2 or b"\0" in line:
+        return f"not UTF-8 at byte {at} (UTF-16?); `iconv -f UTF-16 -t UTF-8` converts a file"
+    return f"not UTF-8 at byte {at} (Latin-1?); `iconv -f WINDOWS-1252 -t UTF-8` converts a file"
+
+
+# ------------------------------------------------------------------------------------------------ reading them
+
+
+def go_over_lines(text: str) -> bool:
+    """Whether the rows at the beginning of a file do not stand on one line each."""
+    text = text.lstrip("\ufeff \t\r\n")
+    if text.startswith("["):
+        bracket, _, rest = text.partition("\n")
+        if bracket.strip() != "[":
+            return True  # the array stands on one line, or its rows begin on that of its bracket
+        text = rest.lstrip()
+    return text.startswith("{") and "\n" in text[: _end_of_value(text, 0) or 0]
+
+
+def read_by_value(file: InputFile) -> bool:
+    """Whether `values` finds rows in a file where its lines are none."""
+    with_text = "".join(_decoded(file, [_start(file, _LOOKED_AT)], whole=False))
+    return go_over_lines(with_text)
+
+
+def first_value(file: InputFile) -> object:
+    """The first JSON value of a file that need not be JSONL; None where there is none."""
+    text = "".join(_decoded(file, [_start(file, _LOOKED_AT)], whole=False)).lstrip("\ufeff \t\r\n[")
+    end = _end_of_value(text, 0)
+    return json.loads(text[:end], strict=False) if end else None
+
+
+def values(file: InputFile) -> Iterator[tuple[int, str]]:
+    """The JSON values of an array, or those that stand behind each other, with the lines in which they begin.
+
+    Raises:
+        InputError: the file breaks off, or something in it is not JSON.
+    """
+    text, place, line = "", 0, 1
+    for block in _decoded(file, blocks(file.path, file.name)):
+        text, place = text[place:] + block, 0
+        while True:
+            begin = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing too
+            line, place = line + text.count("\n", place, begin), begin
+            if (end := _end_of_value(text, begin)) is None or end == len(text):
+                break  # the rest of it is in the next block
+            yield line, text[begin:end]
+            line, place = line + text.count("\n", begin, end), end
+        if len(text) - place > MAX_LINE:
+            break
+    if rest := text[place:]:
+        if (end := _end_of_value(rest, 0)) is None or _BETWEEN.fullmatch(rest, end) is None:
+            hint = "is the file whole? what is before that line can be used, once the rest is cut off"
+            raise InputError(f"from line {line} on it is not JSON", where=file.name, hint=hint)
+        yield line, rest[:end]
+
+
+_BETWEEN = re.compile(r"[\s,\[\]\ufeff]*")
+_DECODER = json.JSONDecoder(strict=False)
+
+
+def _end_of_value(text: str, begin: int) -> int | None:
+    try:
+        return _DECODER.raw_decode(text, begin)[1]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _start(file: InputFile, count: int) -> bytes:
+    start = b""
+    for block in blocks(file.path, file.name):
+        start += block
+        if len(start) >= count:
+            break
+    return start[:count]
+
+
+def _decoded(file: InputFile, data: Iterable[bytes], *, whole: bool = True) -> Iterator[str]:
+    """Text of UTF-8 or, where its first bytes say so, UTF-16; `whole`: there is no more of it."""
+    decoder = None
+    try:
+        for block in data:
+            decoder = decoder or codecs.getincrementaldecoder("utf-16" if block[:2] in _UTF16_MARKS else "utf-8")()
+            yield decoder.decode(block)
+        if decoder and whole:
+            yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise _LATIN_1.error(file) from None
