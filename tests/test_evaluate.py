@@ -59,7 +59,7 @@ def human_pairs() -> list[dict[str, Any]]:
 
 
 SETTINGS = {"metric", "judge", "method", "constitution", "a", "b", "reward_model", "items"}
-NOT_IN_THE_ROWS = {"prompts_of_one_side", "fitted_contrast_scale"}
+NOT_IN_THE_ROWS = {"prompts_of_one_side", "samples_of_one_side", "fitted_contrast_scale"}
 
 
 def check(said: Any, again: Any, where: str = "") -> None:
@@ -188,7 +188,8 @@ def test_pairs_and_preferences_are_read_as_each_other() -> None:
     voted = Preference.model_validate({"prompt": "q", "response_a": "x", "response_b": "y", "human_preference": "b"})
     assert (voted.chosen_text, voted.p_chosen) == ("y", 1)
     turns = [{"role": "assistant", "content": "first"}, {"role": "user", "content": "and?"}]
-    longer = preference.model_dump() | {"chosen": [*turns, {"role": "assistant", "content": "last"}]}
+    longer = preference.model_dump()
+    longer |= {name: [*turns, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
     assert [m.content for m in HumanPair.model_validate(longer).prompt] == ["q", "first", "and?"]  # type: ignore[union-attr]
     for broken in ({**pair, "human_fraction_a": "much"}, {"prompt": "q", "chosen": [], "rejected": "y", "p_chosen": 1}):
         for kind in (Preference, HumanPair):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rlaif_cli.compression import MAX_LINE, blocks
 from rlaif_cli.errors import InputError
 from rlaif_cli.inputs import InputFile
+from rlaif_cli.turns import MESSAGE_FIELDS
 
 _LOOKED_AT = 1 << 20  # bytes at the beginning of a file; a row that is longer is not known to go over several lines
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -60,8 +61,8 @@ _LATIN_1 = FileType(
 _CSV = """python -c 'import csv, json; [print(json.dumps(row)) for row in csv.DictReader(open("{}")%s)]' > NEW.jsonl"""
 
 
-# One object whose first field is a list of objects, and not of messages or responses.
-_SPLITS = re.compile(r'\s*\{\s*"([^"]+)"\s*:\s*\[\s*\{(?!\s*"(?:role|from|value|type|text|response|revision)")')
+_SPLITS = re.compile(r'\s*\{\s*"([^"]+)"\s*:\s*\[\s*\{')  # an object whose first field is a list of objects
+_LISTS_OF_A_ROW = {*MESSAGE_FIELDS, "responses", "completions", "conversations", "rounds"}
 
 
 def by_first_bytes(file: InputFile) -> FileType | None:
@@ -87,7 +88,7 @@ def without_rows(file: InputFile) -> FileType | None:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(start)
     except UnicodeDecodeError:
         return _BINARY_FILE if b"\0" in start else _LATIN_1
-    if split := _SPLITS.match(text):
+    if (split := _SPLITS.match(text)) and split[1] not in _LISTS_OF_A_ROW:
         rows = f"""json.load(open("{{}}"))["{split[1]}"]"""
         how = f"python -c 'import json; [print(json.dumps(row)) for row in {rows}]' > NEW.jsonl"
         return FileType(f"one JSON object with lists of rows (such as '{split[1]}')", how)
@@ -123,13 +124,12 @@ def go_over_lines(text: str) -> bool:
 
 def read_by_value(file: InputFile) -> bool:
     """Whether `values` finds rows in a file where its lines are none."""
-    with_text = "".join(_decoded(file, [_start(file, _LOOKED_AT)], whole=False))
-    return go_over_lines(with_text)
+    return go_over_lines(_beginning(file))
 
 
 def first_value(file: InputFile) -> object:
     """The first JSON value of a file that need not be JSONL; None where there is none."""
-    text = "".join(_decoded(file, [_start(file, _LOOKED_AT)], whole=False)).lstrip("\ufeff \t\r\n[")
+    text = _beginning(file).lstrip("\ufeff \t\r\n[")
     end = _end_of_value(text, 0)
     return json.loads(text[:end], strict=False) if end else None
 
@@ -141,7 +141,7 @@ def values(file: InputFile) -> Iterator[tuple[int, str]]:
         InputError: the file breaks off, or something in it is not JSON.
     """
     text, place, line = "", 0, 1
-    for block in _decoded(file, blocks(file.path, file.name)):
+    for block in _decoded(file):
         text, place = text[place:] + block, 0
         while True:
             begin = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing too
@@ -179,14 +179,21 @@ def _start(file: InputFile, count: int) -> bytes:
     return start[:count]
 
 
-def _decoded(file: InputFile, data: Iterable[bytes], *, whole: bool = True) -> Iterator[str]:
-    """Text of UTF-8 or, where its first bytes say so, UTF-16; `whole`: there is no more of it."""
-    decoder = None
+def _encoding(start: bytes) -> str:
+    return "utf-16" if start.startswith(_UTF16_MARKS) else "utf-8"
+
+
+def _beginning(file: InputFile) -> str:
+    start = _start(file, _LOOKED_AT)
+    return start.decode(_encoding(start), errors="replace")
+
+
+def _decoded(file: InputFile) -> Iterator[str]:
+    """A file's text in blocks."""
+    decoder = codecs.getincrementaldecoder(_encoding(_start(file, 2)))()
     try:
-        for block in data:
-            decoder = decoder or codecs.getincrementaldecoder("utf-16" if block[:2] in _UTF16_MARKS else "utf-8")()
+        for block in blocks(file.path, file.name):
             yield decoder.decode(block)
-        if decoder and whole:
-            yield decoder.decode(b"", final=True)
+        yield decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         raise _LATIN_1.error(file) from None

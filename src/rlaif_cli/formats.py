@@ -254,7 +254,7 @@ class _Fields(_Nullable):
     response_b: str
 
 
-class _Kept(BaseModel):
+class _Kept(_Nullable):
     """What `_write_argilla_records` keeps of a row."""
 
     judge: dict[str, Any] | None = None

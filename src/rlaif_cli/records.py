@@ -74,6 +74,18 @@ def prompt_text(prompt: str | list[Message]) -> str:
     return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in prompt)
 
 
+def shared_prompt(one: str | list[Message], other: str | list[Message]) -> list[Message] | None:
+    """The prompt of two rows, as messages; None where they have different ones.
+
+    Where one of them has another system turn, or alone has one (`generate --system`), it is left out: what was asked
+    is the same.
+    """
+    a, b = as_messages(one), as_messages(other)
+    if a != b:
+        a, b = ([turn for turn in turns if turn.role != "system"] for turns in (a, b))
+    return a if a == b else None
+
+
 class Record(BaseModel):
     """Common ground: unknown fields move to `meta`; a missing `id` is made from the content."""
 
@@ -119,7 +131,7 @@ class Record(BaseModel):
         return ("prompt",)
 
 
-_FLAGS = ("human_harmless", "prompt_is_unsafe")  # of `meta`; read by `eval harmless-rate`
+FLAGS = ("human_harmless", "prompt_is_unsafe")  # of `meta`; read by `eval harmless-rate`
 
 
 def _checked_meta(meta: dict[str, Any], unknown: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +144,7 @@ def _checked_meta(meta: dict[str, Any], unknown: dict[str, Any]) -> dict[str, An
         if meta[name] != unknown[name]:
             raise ValueError(f"'{name}' stands in the row and in 'meta', with two values")
     meta = {**meta, **unknown}
-    for name in _FLAGS:
+    for name in FLAGS:
         if (value := meta.get(name)) is not None:
             if value not in (0, 1):  # which true and false are too
                 shown = json.dumps(value, ensure_ascii=False, default=str)[:40]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from rlaif_cli.config import DATA_FIELDS, StageConfig
 from rlaif_cli.errors import InputError
 from rlaif_cli.inputs import files, names_records
 from rlaif_cli.output import beside, file_of, open_for_writing, sidecar, write_json
+from rlaif_cli.records import Candidates, Message, prompt_text, shared_prompt
 
 
 def estimate(values: Any, groups: Sequence[Any] | None = None) -> dict[str, Any]:
@@ -102,6 +103,33 @@ def _by_group(names: Sequence[str | None], p: Any, human: Any, lengths: Any) -> 
         if (human[rows] != 0.5).any():
             found[group] = _accuracy(p[rows], human[rows], lengths[rows])
     return found
+
+
+def prompts_of_both(
+    a: Mapping[str, Candidates], b: Mapping[str, Candidates], names: tuple[str, str]
+) -> dict[str, list[Message]]:
+    """The prompts that two files answer, by the ids that both have, in the order of `a`.
+
+    Raises:
+        InputError: there is no such id, or one stands on different prompts.
+    """
+    where = ", ".join(names)
+    prompts = {key: shared_prompt(a[key].prompt, b[key].prompt) for key in a if key in b}
+    if not prompts:
+        hint = "rows are matched by id and prompt: both sides must be answers to the same prompts file"
+        raise InputError("the two sides have no prompt id in common", where=where, hint=hint)
+    found = {key: prompt for key, prompt in prompts.items() if prompt is not None}
+    if other := [key for key in prompts if key not in found]:
+        shown = [f"id '{key}': {_start(a[key])} | {_start(b[key])}" for key in other]
+        what = f"{len(other)} of {len(prompts)} ids stand on different prompts in the two files"
+        hint = "compare answers to one prompt: generate both sides from the same prompts file"
+        raise InputError(what, where=where, faults=shown, hint=hint)
+    return found
+
+
+def _start(row: Candidates) -> str:
+    text = prompt_text(row.prompt)
+    return json.dumps(text if len(text) <= 60 else f"{text[:60]}…", ensure_ascii=False)
 
 
 def save(config: StageConfig, result: dict[str, Any], items: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -169,9 +169,10 @@ def without_prompt(row: Row, *sides: str) -> Row:
 
 
 def _text_is_repeated(row: Row, sides: Sequence[str]) -> bool:
-    """A prompt of one or two words may well be what a reply begins with ("Good morning")."""
     texts = [row.get(name) for name in ("prompt", *sides)]
-    if not all(isinstance(text, str) for text in texts):
-        return False
-    prompt, *replies = texts
+    return all(isinstance(text, str) for text in texts) and text_is_repeated(texts[0], texts[1:])
+
+
+def text_is_repeated(prompt: str, replies: Sequence[str]) -> bool:
+    """Whether all replies begin with the prompt. With one of one or two words ("Good morning") they may well."""
     return len(prompt.split()) > 2 and all(reply.startswith(prompt) and reply != prompt for reply in replies)

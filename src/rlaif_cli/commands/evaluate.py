@@ -39,6 +39,8 @@ def _report(config: Any, result: dict[str, Any]) -> int:
     console.say(f"{result['metric']}: " + ", ".join([*estimates, f"n {result['n']}"]))
     if alone := result.get("prompts_of_one_side"):
         console.warn(f"{alone} prompts stand on one side alone and are in no number")
+    if alone := result.get("samples_of_one_side"):
+        console.warn(f"{alone} responses have no counterpart on the other side and are in no number")
     unscored = result.get("unscored", 0)
     if unscored:
         console.warn(f"{unscored} items could not be scored and are in no number")

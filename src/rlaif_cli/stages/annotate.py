@@ -18,8 +18,8 @@ from filelock import FileLock
 
 from rlaif_cli import metrics
 from rlaif_cli.config import AnnotateConfig
-from rlaif_cli.errors import UsageError
-from rlaif_cli.jsonl import Source
+from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.jsonl import Source, parse_record
 from rlaif_cli.output import cannot_write, drop_torn_line, read_rows, rejected_path, sidecar
 from rlaif_cli.records import HumanPair, PairsOnly, Preference, prompt_text
 from rlaif_cli.results import share
@@ -44,7 +44,7 @@ class Session:
         total: how many pairs there are.
 
     Raises:
-        InputError: the candidates or the judge's labels cannot be used.
+        InputError: the candidates, the judge's labels or the answers so far cannot be used.
     """
 
     def __init__(self, config: AnnotateConfig) -> None:
@@ -70,6 +70,7 @@ class Session:
             raise cannot_write(self._path, error) from error
         with self._lock:
             drop_torn_line(self._path)
+        self._check_answers()
         self._answered = {row["meta"]["pair"] for row in self._rows() if row["meta"]["annotator"] == self._annotator}
 
     def _shuffled(self, rows: Iterable[PairsOnly], choose: Any, seed: int) -> dict[str, Pair]:
@@ -162,6 +163,31 @@ class Session:
         return p if p is not None else None if q is None else 1 - q
 
     # ------------------------------------------------------------------------------------------ the file
+
+    def _check_answers(self) -> None:
+        """Raises: InputError: a line of the file is no answer, or one to other texts than a pair of that id has now."""
+        faults = []
+        with open(self._path, encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip() and (reason := self._fault(line)):
+                    faults.append(f"line {number}: {reason}")
+        if faults:
+            hint = "another --output, or the candidates that these answers are about"
+            raise InputError(
+                "the file holds other rows than answers to these pairs", where=str(self._path), faults=faults, hint=hint
+            )
+
+    def _fault(self, line: str) -> str | None:
+        try:
+            row = parse_record(HumanPair, line)
+        except ValueError as error:
+            return str(error)
+        if not all(isinstance(row.meta.get(name), str) for name in ("pair", "annotator")):
+            return "'pair' or 'annotator' is missing in 'meta'"
+        pair = self._pairs.get(row.meta["pair"])
+        answered = (prompt_text(row.prompt), row.response_a, row.response_b)
+        same = pair is None or answered == (pair.prompt, pair.a, pair.b)
+        return None if same else f"'{row.meta['pair']}' is the id of another prompt or of other responses now"
 
     def _rows(self) -> list[dict[str, Any]]:
         return read_rows(self._path)

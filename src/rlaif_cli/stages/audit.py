@@ -24,6 +24,7 @@ from rlaif_cli.jsonl import Source
 from rlaif_cli.output import beside
 from rlaif_cli.records import Preference
 from rlaif_cli.results import share
+from rlaif_cli.turns import text_is_repeated
 
 Level = Literal["ok", "look", "stop"]
 _ORDER: dict[Level, int] = {"ok": 0, "look": 1, "stop": 2}
@@ -371,14 +372,17 @@ class Repeats:
 
 
 class Responses:
-    """Responses that say nothing or were cut off: look above 1 % empty or 20 % cut, stop above 10 % empty."""
+    """Responses that say nothing, were cut off or repeat their prompt: look above 1 % empty or 20 % cut, or where
+    both responses of more than 1 % of the rows begin with the prompt; stop above 10 % empty."""
 
     def __init__(self) -> None:
-        self._n = self._empty = self._known = self._cut = 0
+        self._n = self._empty = self._known = self._cut = self._repeated = 0
 
     def add(self, row: Preference) -> None:
         self._n += 2
-        self._empty += sum(not text.strip() for text in (row.chosen_text, row.rejected_text))
+        texts = (row.chosen_text, row.rejected_text)
+        self._empty += sum(not text.strip() for text in texts)
+        self._repeated += text_is_repeated(row.prompt[-1].content, texts)
         reasons = row.meta.get("finish_reasons")
         if isinstance(reasons, list):
             self._known += len(reasons)
@@ -390,11 +394,14 @@ class Responses:
         empty = self._empty / self._n
         cut = self._cut / self._known if self._known else None
         verdict = _level(empty, 0.01, 0.10)
-        if verdict == "ok" and cut is not None and cut > 0.2:
+        if verdict == "ok" and ((cut or 0) > 0.2 or 2 * self._repeated / self._n > 0.01):
             verdict = "look"
         says = f"{self._empty:,} of {self._n:,} responses are empty; "
         says += "how many were cut off is not known" if cut is None else f"{100 * cut:.1f} % were cut at the limit"
+        if self._repeated:
+            says += f"; in {self._repeated:,} rows both begin with the prompt"
         numbers = {"responses": self._n, "empty": self._empty, "cut": self._cut, "cut_known_of": self._known}
+        numbers["rows_that_repeat_the_prompt"] = self._repeated
         return Finding("responses", verdict, says, numbers)
 
 

@@ -28,8 +28,17 @@ from rlaif_cli.inputs import names_records
 from rlaif_cli.jsonl import Source
 from rlaif_cli.judge import Approval, Comparison, Judgement, Single, choose_principles, named_principles
 from rlaif_cli.output import beside, rejected_path
-from rlaif_cli.records import Candidates, HumanPair, as_messages
-from rlaif_cli.results import agreement, nothing_scored, planned, rate, rate_as_json, save, share
+from rlaif_cli.records import Candidates, HumanPair
+from rlaif_cli.results import (
+    agreement,
+    nothing_scored,
+    planned,
+    prompts_of_both,
+    rate,
+    rate_as_json,
+    save,
+    share,
+)
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.judging import Room, check_principles, open_judge
 
@@ -97,21 +106,24 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     """The share of comparisons in which the judge prefers A; the interval is bootstrapped over prompts.
 
     `length_controlled` is the win rate at equal length, by Lee et al.'s logistic regression on the length ratio.
+
+    Raises:
+        InputError: an id stands on different prompts in A and B, or no comparison could be scored.
     """
     constitution = constitutions.load(config.constitution)
     check_principles(config, constitution)
     room = Room(config, constitution)
     a, b = (_candidates(config, side, name, engines) for side, name in (("a", config.a), ("b", config.b)))
-    shared = [key for key in a if key in b]
-    if not shared and config.dry_run:  # a side is sampled only in earnest
+    if config.dry_run and not (a and b):  # a side is sampled only in earnest
         return planned("win-rate", 0)
-    if not shared:
-        raise InputError("A and B have no prompt id in common", where=f"{config.a}, {config.b}")
-    keys, texts = [], []
-    for key in shared:
-        for index, (left, right) in enumerate(zip(a[key].responses, b[key].responses, strict=False)):
+    shared = prompts_of_both(a, b, (config.a, config.b))
+    keys, texts, alone = [], [], 0
+    for key, prompt in shared.items():
+        left, right = a[key].responses, b[key].responses
+        alone += abs(len(left) - len(right))
+        for index in range(min(len(left), len(right))):
             keys.append((key, index))
-            texts.append((a[key].prompt, left.text, right.text))
+            texts.append((prompt, left[index].text, right[index].text))
     reasons = (
         (key, room.check(prompt, [left, right])) for (key, _), (prompt, left, right) in zip(keys, texts, strict=True)
     )
@@ -153,6 +165,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         "n": len(scored),
         "prompts": len(set(groups)),
         "prompts_of_one_side": len(a) + len(b) - 2 * len(shared),
+        "samples_of_one_side": alone,
         "unscored": len(judgements) - len(scored),
         "ties": int((p == 0.5).sum()),
         "win_rate": rate(wins, groups),
@@ -320,7 +333,7 @@ def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool
         skip_invalid=config.skip_invalid,
         rejected_path=rejected_path(config.output, f"win-rate.{side}"),
     )
-    return {row.id: row.model_copy(update={"prompt": as_messages(row.prompt)}) for row in source}
+    return {row.id: row for row in source}
 
 
 def _length_controlled(wins: Any, lengths: Any, groups: Sequence[Any]) -> dict[str, Any]:

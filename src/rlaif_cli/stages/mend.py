@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rlaif_cli.config import ValidateConfig
 from rlaif_cli.console import ProgressCallback, no_progress
@@ -15,7 +16,7 @@ from rlaif_cli.filetypes import UTF16, by_first_bytes, read_by_value, values, wi
 from rlaif_cli.inputs import InputFile, files
 from rlaif_cli.jsonl import describe, parse_json, rejected_row
 from rlaif_cli.output import new_file, open_for_writing, rejected_path
-from rlaif_cli.records import Record
+from rlaif_cli.records import FLAGS, Record
 from rlaif_cli.turns import plain_row, without_prompt
 
 _HALF = re.compile("[\ud800-\udfff]")
@@ -35,8 +36,8 @@ def mend(config: ValidateConfig, kind: type[Record], *, progress: ProgressCallba
     assert config.fix is not None
     repair, rows, rejected = Repair(), 0, 0
     manifest = {"stage": "data", "settings": config.deciding()}
-    aside = rejected_path(config.fix, "validate")
-    with new_file(config.fix, manifest, overwrite=config.overwrite) as put, open_for_writing(aside, "w") as bad:
+    aside = _set_aside(rejected_path(config.fix, "validate"))
+    with new_file(config.fix, manifest, overwrite=config.overwrite) as put, aside as bad:
         for file, number, line in repair.lines(config.records):
             try:
                 row = repair.row(line)
@@ -49,17 +50,27 @@ def mend(config: ValidateConfig, kind: type[Record], *, progress: ProgressCallba
                 rows += 1
             progress(rows + rejected)
         if not rows:
-            _name_other_files(config.records, aside)
-    if not rejected:
-        aside.unlink()
+            _name_other_files(config.records)
     return {"rows": rows, "rejected": rejected, "fixed": dict(repair.fixed)}
 
 
-def _name_other_files(address: str, rejected: Path) -> None:
+@contextlib.contextmanager
+def _set_aside(path: Path) -> Iterator[IO[str]]:
+    """A file of rejected rows, which stays if there are any and the copy is written."""
+    try:
+        with open_for_writing(path, "w") as file:
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    if not path.stat().st_size:
+        path.unlink()
+
+
+def _name_other_files(address: str) -> None:
     """Raises: InputError: a file without a row is of a type that another tool reads."""
     for file in files(address):
         if (other := without_rows(file)) and other.how is not None:
-            rejected.unlink()
             raise other.error(file)
 
 
@@ -111,6 +122,11 @@ class Repair:
             if isinstance(row.get(name), str):
                 row[name] = float(row[name])
                 self.fixed[f"'{name}' was a text"] += 1
+        for name in FLAGS:
+            for holder in (row, row.get("meta")):
+                if isinstance(holder, dict) and (text := str(holder.get(name)).lower()) in ("true", "false"):
+                    self.fixed[f"'{name}' was a text"] += isinstance(holder[name], str)
+                    holder[name] = text == "true"
         if row.get("id") in ("", []):
             del row["id"]
             self.fixed["an empty id"] += 1

@@ -16,7 +16,7 @@ from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import rejected_path
 from rlaif_cli.records import Candidates, HumanPair, PairsOnly, as_messages, content_id
-from rlaif_cli.results import agreement, estimate, nothing_scored, planned, rate, save, share
+from rlaif_cli.results import agreement, estimate, nothing_scored, planned, prompts_of_both, rate, save, share
 from rlaif_cli.train.models import load_reward_model
 from rlaif_cli.train.packing import Group
 from rlaif_cli.train.reward_model import log_loss, probability, score_groups, too_long
@@ -149,21 +149,30 @@ def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
 
     A reward model's are in its standard deviations over its training responses, from its mean; a judge's are logits,
     as in `ppo`.
+
+    Raises:
+        InputError: an id stands on different prompts in the two files.
     """
     check_reward_source(config)
-    rows = _by_id(config.candidates, config)
-    baseline = _by_id(config.baseline, config) if config.baseline else None
-    keys = [key for key in rows if baseline is None or key in baseline]
-    if not keys:
-        raise InputError("the two files have no prompt id in common", where=f"{config.candidates}, {config.baseline}")
+    rows, baseline, alone = _by_id(config.candidates, config), None, 0
+    if config.baseline:
+        baseline = _by_id(config.baseline, config)
+        prompts = prompts_of_both(rows, baseline, (config.candidates, config.baseline))
+        alone = len(rows) + len(baseline) - 2 * len(prompts)
+        rows, baseline = (
+            {key: side[key].model_copy(update={"prompt": prompt}) for key, prompt in prompts.items()}
+            for side in (rows, baseline)
+        )
+    keys = list(rows)
     if config.dry_run:
         return planned("reward", len(keys))
     scorer = reward_source(config, engines)
-    found = _mean_rewards(scorer, [rows[key] for key in keys])
+    found = _mean_rewards(scorer, list(rows.values()))
     result: dict[str, Any] = {"metric": "reward", "n": len(keys), "reward": estimate(found)}
     items = [{"id": key, "reward": round(value, 9)} for key, value in zip(keys, found, strict=True)]
     if baseline is not None:
-        before = _mean_rewards(scorer, [baseline[key] for key in keys])
+        result["prompts_of_one_side"] = alone
+        before = _mean_rewards(scorer, list(baseline.values()))
         result["baseline"] = estimate(before)
         result["difference"] = estimate([a - b for a, b in zip(found, before, strict=True)])
         items = [item | {"baseline": round(value, 9)} for item, value in zip(items, before, strict=True)]

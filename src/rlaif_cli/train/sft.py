@@ -82,10 +82,20 @@ def _train(
 
 def _source(config: SftConfig, tokenizer: ChatTokenizer) -> Source[Demonstration]:
     def fits(record: Demonstration) -> str | None:
+        if config.all_rounds and not _has_revisions(record):
+            return "'rounds' must be a list of objects with a 'revision', which --all-rounds learns"
         need = max(_tokenize(each, tokenizer).tokens for each in _expanded(record, config))
         return None if need <= config.max_length else f"{need} tokens; --max-length is {config.max_length}"
 
     return loop.checked_source(config, config.records, Demonstration, fits)
+
+
+def _has_revisions(record: Demonstration) -> bool:
+    """Whether the row's rounds, where it has some, are those of `rlaif revise`."""
+    rounds = record.meta.get("rounds") or []
+    return isinstance(rounds, list) and all(
+        isinstance(each, dict) and isinstance(each.get("revision"), str) and each["revision"] for each in rounds
+    )
 
 
 def _expanded(record: Demonstration, config: SftConfig) -> list[Demonstration]:

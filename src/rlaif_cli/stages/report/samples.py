@@ -9,7 +9,7 @@ from typing import Any
 from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import beside
-from rlaif_cli.records import Candidates, content_id, prompt_text
+from rlaif_cli.records import Candidates, content_id, prompt_text, shared_prompt
 from rlaif_cli.stages.report.findings import side_of
 from rlaif_cli.stages.report.run import Run, Stage, tolerant_rows
 
@@ -90,8 +90,11 @@ def _sample(item: dict[str, Any], a: dict[str, Candidates], b: dict[str, Candida
     if name not in a or name not in b or index >= min(len(a[name].responses), len(b[name].responses)):
         return None
     after, before, p = a[name].responses[index].text, b[name].responses[index].text, float(item["p_a"])
+    prompt = shared_prompt(a[name].prompt, b[name].prompt)
+    if prompt is None or (len(after), len(before)) != (item.get("length_a"), item.get("length_b")):
+        return None  # a file has changed since: these are not the texts that were compared
     rationale = "\n\n".join(map(str, item.get("rationales") or []))
-    return Sample(prompt_text(a[name].prompt), before, after, round(p, 4), _verdict(before, after, p), rationale)
+    return Sample(prompt_text(prompt), before, after, round(p, 4), _verdict(before, after, p), rationale)
 
 
 def _verdict(before: str, after: str, p_after: float) -> str:

@@ -1,0 +1,601 @@
+"""Rows are read for what they say, not for their form alone.
+
+A prompt waits for a reply, `chosen` and `rejected` are two replies to it, an id is no proof of a prompt, null is
+absent, and a file that is no JSONL is named for what it is.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import rlaif, rows_of
+from rlaif_cli.config import (
+    AnnotateConfig,
+    AuditConfig,
+    ConvertConfig,
+    RewardConfig,
+    SftConfig,
+    ShardConfig,
+    ValidateConfig,
+    WinRateConfig,
+)
+from rlaif_cli.engines import EnginePool
+from rlaif_cli.errors import InputError, RlaifError
+from rlaif_cli.jsonl import Source, describe
+from rlaif_cli.records import (
+    Candidates,
+    Demonstration,
+    HumanPair,
+    PairsOnly,
+    Preference,
+    PromptRecord,
+    Record,
+    as_messages,
+    shared_prompt,
+)
+from rlaif_cli.stages import data
+from rlaif_cli.stages.annotate import Session
+from rlaif_cli.stages.audit import audit
+from rlaif_cli.stages.evaluate import win_rate
+from rlaif_cli.stages.mend import mend
+from rlaif_cli.stages.report.samples import _sample
+from rlaif_cli.stages.shard import shard
+
+Write = Callable[..., str]
+Row = dict[str, Any]
+
+
+def system(text: str) -> Row:
+    return {"role": "system", "content": text}
+
+
+def user(text: str) -> Row:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Row:
+    return {"role": "assistant", "content": text}
+
+
+def tool(text: str) -> Row:
+    return {"role": "tool", "content": text}
+
+
+def why_not(kind: type[Record], row: Row) -> str:
+    """What a person is told about a row that cannot be used."""
+    with pytest.raises(ValueError) as caught:
+        kind.model_validate(row)
+    return describe(caught.value)
+
+
+def pair(chosen: Any, rejected: Any, prompt: Any = "Why?", **more: Any) -> Row:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "p_chosen": 0.9, **more}
+
+
+def texts(turns: Any) -> list[str]:
+    return [turn.content for turn in as_messages(turns)]
+
+
+def convert(path: str, name: Any, out: Path, **how: Any) -> list[Row]:
+    data.convert(ConvertConfig(records=path, from_format=name, output=str(out), **how))
+    return rows_of(out)
+
+
+# ------------------------------------------------------------------------------------------------ prompt and replies
+
+SIDE = [assistant("first"), user("and?")]
+
+
+@pytest.mark.parametrize("kind", [Preference, HumanPair])
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            pair([assistant("kind"), user("x"), assistant("a")], [assistant("rude"), user("x"), assistant("b")]),
+            "differ",
+        ),
+        (pair([*SIDE, assistant("a")], [assistant("b")]), "differ before their last turn"),
+        (pair([assistant("a")], [*SIDE, assistant("b")]), "differ before their last turn"),
+        (pair([user("a")], [user("b")]), "'chosen' must end with the assistant's turn, and ends with the user's"),
+        (pair([assistant("a")], [*SIDE]), "'rejected' must end with the assistant's turn"),
+        (pair([tool("a")], [assistant("b")]), "ends with the tool's"),
+        (pair([user("Why?"), assistant("a")], [user("Why?"), assistant("b")]), "'chosen' begins with a user turn"),
+        (pair([user("Why?"), assistant("a")], [assistant("b")]), "'chosen' begins with a user turn"),
+        (pair([assistant("a")], [system("s"), assistant("b")]), "'rejected' begins with a system turn"),
+        (
+            pair("Why is it so? a", "Why is it so? b", "Why is it so?"),
+            "the prompt stands in 'chosen' and 'rejected' again",
+        ),
+        (pair("a", "b", [user("Why?"), assistant("Because.")]), "'prompt' must end with a user's (or tool's) turn"),
+        (pair("a", "b", [user("Why?"), system("Be short.")]), "'prompt' must end with a user's (or tool's) turn"),
+    ],
+)
+def test_sides_that_are_no_two_replies_to_one_prompt(kind: type[Record], row: Row, said: str) -> None:
+    assert said in why_not(kind, row)
+
+
+def test_turns_that_both_sides_begin_with_belong_to_the_prompt() -> None:
+    row = pair([*SIDE, assistant("a")], [*SIDE, assistant("b")], [user("Why?")])
+    preference, people = Preference.model_validate(row), HumanPair.model_validate(row)
+    assert texts(preference.prompt) == texts(people.prompt) == ["Why?", "first", "and?"]
+    assert (preference.chosen_text, preference.rejected_text) == (people.response_a, people.response_b) == ("a", "b")
+    after_a_tool = pair([assistant("a")], [assistant("b")], [user("Why?"), assistant("calls"), tool("5")])
+    assert len(Preference.model_validate(after_a_tool).prompt) == 3
+
+
+def test_a_reply_may_begin_with_the_words_of_a_short_prompt() -> None:
+    greeting = Preference.model_validate(pair("Good morning! So early?", "Good morning to you", "Good morning"))
+    assert greeting.chosen_text == "Good morning! So early?"
+    echo = pair([assistant("Why is it so? a")], [assistant("Why is it so? b")], "Why is it so?")
+    assert Preference.model_validate(echo).chosen_text == "Why is it so? a", "what a model wrote is never cut"
+
+
+def test_a_transcript_as_prompt_is_read_in_every_kind_of_row() -> None:
+    """Else a reward model is trained on another prompt than the policy answers."""
+    prompt = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:"
+    sides = {"response_a": "a", "response_b": "b", "human_fraction_a": 1}
+    for kind, row in (
+        (PromptRecord, {"prompt": prompt}),
+        (Preference, pair("a", "b", prompt)),
+        (HumanPair, {"prompt": prompt, **sides}),
+        (Demonstration, {"prompt": prompt, "completion": "a"}),
+    ):
+        assert texts(kind.model_validate(row).prompt) == ["Hi", "Yes?", "Why?"], kind  # type: ignore[attr-defined]
+
+
+def test_both_shapes_of_a_pair_in_one_row_end_in_one_record() -> None:
+    row = pair("a", "b", response_a="a", response_b="b", human_fraction_a=0.25)
+    assert Preference.model_validate(row).p_chosen == 0.9 and HumanPair.model_validate(row).human_fraction_a == 0.25
+    assert "'human_preference' must be" in why_not(
+        HumanPair, {"prompt": "q", "response_a": "a", "response_b": "b", "human_preference": "A"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": [user("Why?"), assistant("So.")]}, "a chat that ends with its reply is a demonstration"),
+        ({"messages": [user("Why?"), system("Be short.")]}, "ends with the system's"),
+        ({"prompt": "\n\nHuman: Hi\n\nAssistant: Hello."}, "ends with the assistant's"),
+    ],
+)
+@pytest.mark.parametrize("kind", [PromptRecord, Candidates, PairsOnly])
+def test_a_prompt_waits_for_a_reply(kind: type[Record], row: Row, said: str) -> None:
+    assert said in why_not(kind, row | {"responses": ["a", "b"]})
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "response"),
+    [
+        ({"messages": [user("q"), assistant("r")]}, ["q"], "r"),
+        ({"prompt": "q", "completion": assistant("r")}, ["q"], "r"),
+        ({"prompt": "q", "completion": [assistant("calls"), tool("5"), assistant("r")]}, ["q", "calls", "5"], "r"),
+        ({"prompt": "q", "chosen": [assistant("r")], "rejected": [assistant("s")]}, ["q"], "r"),
+        ({"prompt": "q", "responses": [{"text": "r"}], "completion": None}, ["q"], "r"),
+    ],
+)
+def test_demonstrations(row: Row, prompt: list[str], response: str) -> None:
+    found = Demonstration.model_validate(row)
+    assert (texts(found.prompt), found.response) == (prompt, response)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": [user("q"), assistant("r"), user("s")]}, "'messages' must end with the assistant's reply"),
+        ({"prompt": "q", "completion": user("r")}, "'completion' must end with the assistant's turn"),
+        ({"prompt": "q", "chosen": [user("q"), assistant("r")]}, "'chosen' begins with a user turn"),
+        ({"prompt": "Why is it so?", "completion": "Why is it so? r"}, "the prompt stands in 'completion' again"),
+    ],
+)
+def test_what_is_no_demonstration(row: Row, said: str) -> None:
+    assert said in why_not(Demonstration, row)
+
+
+def test_rounds_that_are_none_are_that_lines_fault(write_jsonl: Write, tiny: Path, tmp_path: Path) -> None:
+    from rlaif_cli.train.sft import train_sft
+
+    rows = [{"prompt": "q", "response": "r", "rounds": rounds} for rounds in ([{"revision": "r"}], None, 3, [{"x": 1}])]
+    config: Row = {"records": write_jsonl("r.jsonl", rows), "model": str(tiny), "output": str(tmp_path / "out")}
+    with pytest.raises(InputError) as caught:
+        train_sft(SftConfig(**config, all_rounds=True, dry_run=True))
+    assert [fault.partition(": ")[0][-6:] for fault in caught.value.faults] == ["line 3", "line 4"]
+    assert train_sft(SftConfig(**config, dry_run=True)), "rounds are read where they are asked for"
+
+
+# ------------------------------------------------------------------------------------------------ convert, fix, audit
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("trl-preference", pair([user("Why?"), assistant("a")], [user("Why?"), assistant("b")])),
+        (
+            "trl-preference",
+            pair([user("Why?"), assistant("a")], [user("Why?"), assistant("b")], [system("s"), user("Why?")]),
+        ),
+        ("trl-preference", pair("Q: Why?\nA: a", "Q: Why?\nA:  b", "Q: Why?\nA:")),
+        ("openrlhf", pair([user("Why?"), assistant("a")], [user("Why?"), assistant("b")])),
+        (
+            "ultrafeedback-binarized",
+            pair([user("Why?"), assistant("a")], [user("Why?"), assistant("b")], prompt_id="x"),
+        ),
+        (
+            "argilla",
+            {"instruction": "Why is it?", "chosen_response": "Why is it? a", "rejected_response": "Why is it? b"},
+        ),
+    ],
+)
+def test_convert_takes_a_repeated_prompt_off(name: str, row: Row, write_jsonl: Write, tmp_path: Path) -> None:
+    (found,) = convert(write_jsonl("in.jsonl", [row]), name, tmp_path / "out.jsonl")
+    assert "".join(turn["content"] for turn in found["prompt"]).count("Why") == 1
+    assert found["chosen"] == [assistant("a")] and found["rejected"] == [assistant("b")]
+
+
+def test_convert_takes_a_repeated_prompt_off_a_completion(write_jsonl: Write, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Why is it so?", "completion": "Why is it so? Because."},
+        {"prompt": [user("q")], "completion": [user("q"), assistant("Because.")]},
+    ]
+    found = convert(write_jsonl("in.jsonl", rows), "trl-prompt-completion", tmp_path / "out.jsonl")
+    assert [row["response"] for row in found] == ["Because."] * 2
+
+
+def test_convert_refuses_rows_that_are_no_pairs(write_jsonl: Write, tmp_path: Path) -> None:
+    begin, out = "\n\nHuman: Hi\n\nAssistant: ", tmp_path / "out.jsonl"
+    rows = [
+        {
+            "chosen": f"{begin}Yes?\n\nHuman: Why?\n\nAssistant: a",
+            "rejected": f"{begin}No!\n\nHuman: Why?\n\nAssistant: b",
+        },
+        {"chosen": f"{begin}Hello\n\nHuman: Bye", "rejected": f"{begin}Hello\n\nHuman: Bye now"},
+        {"chosen": f"{begin}a", "rejected": f"{begin}b"},
+    ]
+    path = write_jsonl("in.jsonl", rows)
+    with pytest.raises(InputError) as caught:
+        convert(path, "hh-rlhf", out)
+    assert "line 1: 'chosen' and 'rejected' differ before" in caught.value.faults[0]
+    assert "line 2: 'chosen' must end with the assistant's turn" in caught.value.faults[1] and not out.exists()
+    (kept,) = convert(path, "hh-rlhf", out, skip_invalid=True)
+    assert kept["chosen"] == [assistant("a")]
+    aside = rows_of(tmp_path / "out.rejected.jsonl")
+    assert [row["line"] for row in aside] == [1, 2] and "differ" in aside[0]["reason"]
+
+
+def test_convert_reads_no_prompt_that_the_conversations_do_not_begin_with(write_jsonl: Write, tmp_path: Path) -> None:
+    row = pair([user("Why?"), assistant("a")], [user("Why?"), assistant("b")], "How?")
+    with pytest.raises(InputError, match="1 of 1 lines") as caught:
+        convert(write_jsonl("in.jsonl", [row]), "openrlhf", tmp_path / "out.jsonl")
+    assert "'prompt' is not what the conversations" in caught.value.faults[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"metadata": None}, {"responses": None}, {"metadata": {"p_a": 0.3, "rlaif": '{"meta": null, "judge": null}'}}],
+)
+def test_null_fields_of_an_argilla_record(change: Row, write_jsonl: Write, tmp_path: Path) -> None:
+    answers = {"preference": [{"value": "b", "status": "submitted"}, {"value": "b", "status": None}]}
+    row = {
+        "fields": {"prompt": "q", "response_a": "x", "response_b": "y"},
+        "metadata": {"p_a": 0.3},
+        "responses": answers,
+    }
+    (found,) = convert(write_jsonl("in.jsonl", [row | change]), "argilla-records", tmp_path / "out.jsonl")
+    assert found["chosen"] == [assistant("y")]
+
+
+def test_fix_takes_a_repeated_prompt_off(write_jsonl: Write, tmp_path: Path) -> None:
+    rows = [
+        pair([user("Why?"), assistant("a")], [user("Why?"), assistant("b")], note="kept"),
+        pair("Why is it so? a", "Why is it so? b", "Why is it so?"),
+        {"human_harmless": "false", "meta": {"prompt_is_unsafe": "True"}} | pair("a", "b"),
+    ]
+    path, out = write_jsonl("p.jsonl", rows), tmp_path / "fixed.jsonl"
+    good, faults = data.faults(ValidateConfig(records=path), "preferences")
+    assert good == 0 and len(faults) == 3 and "--fix" in faults[0] and "--fix" in faults[1]
+    found = mend(ValidateConfig(records=path, fix=str(out)), Preference)
+    assert found["rows"] == 3 and found["fixed"]["a prompt that stood in its replies again"] == 2
+    first, second, third = map(Preference.model_validate, rows_of(out))
+    assert [(row.chosen_text, row.rejected_text) for row in (first, second)] == [("a", "b")] * 2
+    assert first.meta == {"note": "kept"}
+    assert third.meta == {"human_harmless": False, "prompt_is_unsafe": True}
+
+
+def test_audit_counts_replies_that_begin_with_their_prompt(write_jsonl: Write) -> None:
+    rows = [
+        pair([assistant(f"Why is it so? {i}")], [assistant(f"Why is it so? {i}!")], "Why is it so?") for i in range(4)
+    ]
+    rows += [pair(f"a {i}", f"b {i}", p_chosen=0.8) for i in range(4)]
+    findings = {each.check: each for each in audit(AuditConfig(preferences=write_jsonl("p.jsonl", rows)))}
+    responses = findings["responses"]
+    assert responses.numbers["rows_that_repeat_the_prompt"] == 4 and responses.verdict == "look"
+    assert "in 4 rows both begin with the prompt" in responses.says
+
+
+# ------------------------------------------------------------------------------------------------ joins by id
+
+JUDGE: Row = {"judge": "fake", "constitution": "helpfulness"}
+
+
+def candidates(write_jsonl: Write, name: str, *rows: tuple[str, Any, list[str]]) -> str:
+    return write_jsonl(name, [{"id": key, "prompt": prompt, "responses": found} for key, prompt, found in rows])
+
+
+def run_win_rate(a: str, b: str, out: Path) -> Row:
+    with EnginePool() as engines:
+        return win_rate(WinRateConfig(a=a, b=b, output=str(out), **JUDGE), engines)
+
+
+def run_reward(a: str, b: str, out: Path) -> Row:
+    from rlaif_cli.train.evaluate import reward
+
+    with EnginePool() as engines:
+        return reward(RewardConfig(candidates=a, baseline=b, output=str(out), **JUDGE), engines)
+
+
+@pytest.mark.parametrize("run", [run_win_rate, run_reward])
+def test_one_id_on_two_prompts_is_no_comparison(run: Any, write_jsonl: Write, tmp_path: Path) -> None:
+    a = candidates(write_jsonl, "a.jsonl", ("1", "Capital of France?", ["Paris"]), ("2", "Name a bird.", ["A robin"]))
+    b = candidates(
+        write_jsonl, "b.jsonl", ("1", "How is bread made?", ["Flour"]), ("2", [user("Name a bird.")], ["A wren"])
+    )
+    with pytest.raises(InputError, match="1 of 2 ids stand on different prompts") as caught:
+        run(a, b, tmp_path / "out.json")
+    assert caught.value.faults == ["""id '1': "Capital of France?" | "How is bread made?\""""]
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("run", [run_win_rate, run_reward])
+def test_what_has_no_counterpart_is_counted(run: Any, write_jsonl: Write, tmp_path: Path) -> None:
+    a = candidates(write_jsonl, "a.jsonl", ("1", "q", ["long answer", "two", "three"]), ("2", "r", ["x"]))
+    b = candidates(write_jsonl, "b.jsonl", ("1", "q", ["short"]), ("3", "s", ["y"]), ("4", "t", ["z"]))
+    result = run(a, b, tmp_path / "out.json")
+    assert (result["n"], result["prompts_of_one_side"]) == (1, 3)
+    if run is run_win_rate:
+        assert result["samples_of_one_side"] == 2
+
+
+def test_the_command_says_what_has_no_counterpart(write_jsonl: Write, tmp_path: Path) -> None:
+    a = candidates(write_jsonl, "a.jsonl", ("1", "q", ["long answer", "two", "three"]))
+    b = candidates(write_jsonl, "b.jsonl", ("1", "q", ["short"]))
+    done = rlaif(
+        "eval", "win-rate", a, b, "--judge", "fake", "--constitution", "helpfulness", "-o", "w.json", cwd=tmp_path
+    )
+    assert done.returncode == 0 and "2 responses have no counterpart on the other side" in done.stderr, done.stderr
+
+
+def test_another_system_turn_asks_the_same() -> None:
+    plain, be_nice = [user("q")], [system("Be nice."), user("q")]
+    a, b, c = (PromptRecord.model_validate({"prompt": turns}).prompt for turns in (plain, be_nice, [user("r")]))
+    assert shared_prompt(b, b) == b and shared_prompt("q", a) == a
+    assert shared_prompt(a, b) == shared_prompt(b, "q") == a, "neither side's system turn is shown to the judge"
+    assert shared_prompt(b, c) is None
+
+
+def test_answers_of_people_stay_with_their_texts(write_jsonl: Write, tmp_path: Path) -> None:
+    def session(*rows: tuple[str, Any, list[str]]) -> Session:
+        path = candidates(write_jsonl, "c.jsonl", *rows)
+        return Session(AnnotateConfig(candidates=path, output=str(tmp_path / "human.jsonl"), annotator="ann"))
+
+    first, second = ("1", "q", ["a", "b"]), ("2", "r", ["c", "d"])
+    session(first).answer("1", "1")
+    assert session(first, second).state()["answered"] == 1
+    for other in (("1", "another prompt", ["a", "b"]), ("1", "q", ["a", "another response"])):
+        with pytest.raises(InputError) as caught:
+            session(other, second)
+        assert "line 1: '1' is the id of another prompt" in caught.value.faults[0]
+    (tmp_path / "human.jsonl").write_text('{"some": "other file"}\n')
+    with pytest.raises(InputError, match="other rows than answers"):
+        session(first)
+
+
+def test_the_report_shows_the_texts_that_were_compared() -> None:
+    a, b, other = (
+        {"1": Candidates.model_validate({"id": "1", "prompt": prompt, "responses": [text]})}
+        for prompt, text in (("q", "yes"), ("q", "no"), ("r", "no"))
+    )
+    item = {"id": "1", "sample": 0, "p_a": 0.75, "length_a": 3, "length_b": 2}
+    assert _sample(item, a, b) is not None
+    assert _sample(item, a, other) is None, "another prompt"
+    assert _sample(item | {"length_b": 5}, a, b) is None, "another response"
+
+
+# ------------------------------------------------------------------------------------------------ null, parts, booleans
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        (PromptRecord, {"messages": [user("Hi")]}),
+        (PromptRecord, {"instruction": "Add.", "input": "1 2"}),
+        (Candidates, {"question": "q", "response_a": "a", "response_b": "b"}),
+        (Candidates, {"prompt": "q", "responses": [{"text": "a"}]}),
+        (Preference, pair([assistant("a")], [assistant("b")])),
+        (HumanPair, {"prompt": "q", "response_a": "a", "response_b": "b", "human_preference": "tie"}),
+        (HumanPair, pair("a", "b")),
+        (Demonstration, {"messages": [user("q"), assistant("r")]}),
+    ],
+)
+def test_every_column_of_every_row_as_datasets_writes_them(kind: type[Record], row: Row) -> None:
+    """A column that some row has is null in all others; so is a key of some message."""
+    columns = {*PromptRecord.model_fields, *Candidates.model_fields, *Preference.model_fields, *HumanPair.model_fields}
+    columns |= {"messages", "instruction", "input", "question", "response", "completion", "human_preference", "x"}
+
+    def padded(value: Any) -> Any:
+        if isinstance(value, dict) and "role" in value:
+            return {"role": value["role"], "content": value["content"], "name": None, "tool_calls": None}
+        return list(map(padded, value)) if isinstance(value, list) else value
+
+    full = dict.fromkeys(columns) | {name: padded(value) for name, value in row.items()}
+    assert kind.model_validate(full) == kind.model_validate(row)
+
+
+def test_content_in_parts_is_its_text() -> None:
+    parts = [{"type": "text", "text": "Hi ", "image_url": None}, {"type": "text", "text": "there"}]
+    turn = {"role": "user", "content": parts}
+    assert texts(PromptRecord.model_validate({"messages": [turn]}).prompt) == ["Hi there"]
+    reply = {"role": "assistant", "content": [{"type": "text", "text": "a"}]}
+    found = Preference.model_validate(pair([reply], "b", [turn]))
+    assert (texts(found.prompt), found.chosen_text) == (["Hi there"], "a")
+    repeated = pair([turn, reply], [turn, assistant("b")], "Hi there")
+    assert "begins with a user turn" in why_not(Preference, repeated)
+    picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+    assert "'messages': 'content' has a part of type 'image_url'" in why_not(PromptRecord, {"messages": [picture]})
+
+
+@pytest.mark.parametrize("kind", [PromptRecord, Candidates])
+@pytest.mark.parametrize("name", ["human_harmless", "prompt_is_unsafe"])
+def test_what_people_said_is_true_or_false(kind: type[Record], name: str) -> None:
+    row = {"prompt": "q", "responses": ["a"]}
+    for value, meant in ((True, True), (False, False), (1, True), (0, False), (1.0, True)):
+        for given in (row | {name: value}, row | {"meta": {name: value}}):
+            assert kind.model_validate(given).meta[name] is meant
+    assert kind.model_validate(row | {name: None, "meta": {name: None}}).meta.get(name) is None
+    for value in ("false", "true", "", 2, 0.5, [], {}):
+        assert f"'{name}' must be true or false" in why_not(kind, row | {name: value})
+    assert "with two values" in why_not(kind, row | {name: True, "meta": {name: False}})
+
+
+def test_a_wrong_type_is_told_in_plain_words() -> None:
+    assert why_not(PromptRecord, {"prompt": 3}) == "'prompt' must be a text; 'prompt' must be a list"
+    assert why_not(Candidates, {"prompt": "q", "responses": "a"}) == "'responses' must be a list"
+    assert why_not(Preference, pair("a", "b") | {"p_chosen": "much"}) == "'p_chosen' must be a number"
+    assert "'prompt.0' must be an object" in why_not(PromptRecord, {"prompt": ["q"]})
+
+
+# ------------------------------------------------------------------------------------------------ what is no JSONL
+
+ROWS = [{"prompt": "a\nb", "id": "1"}, {"prompt": "ü", "id": "2"}]
+
+
+def archive() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as zipped:
+        zipped.writestr("rows.jsonl", json.dumps(ROWS[0]))
+    return file.getvalue()
+
+
+def tar() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tarred:
+        tarred.addfile(tarfile.TarInfo("rows.jsonl"))
+    return file.getvalue()
+
+
+LATIN_1 = '{"prompt": "Grüße"}\n'.encode("latin-1")
+FIXABLE: dict[str, tuple[bytes, str]] = {
+    "array": (json.dumps(ROWS).encode(), "a JSON array"),
+    "array over lines": (json.dumps(ROWS, indent=2).encode(), "a JSON array"),
+    "array with a row a line": (("[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n").encode(), "a JSON array"),
+    "array that begins on its first row's line": (
+        ("[" + ",\n".join(map(json.dumps, ROWS)) + "]").encode(),
+        "a JSON array",
+    ),
+    "rows over lines": ("\n".join(json.dumps(row, indent=4) for row in ROWS).encode(), "rows over several lines"),
+    "utf-16 rows": ("".join(json.dumps(row) + "\n" for row in ROWS).encode("utf-16"), "UTF-16 text"),
+    "utf-16 array": (json.dumps(ROWS, ensure_ascii=False).encode("utf-16"), "UTF-16 text"),
+    "compressed array": (gzip.compress(json.dumps(ROWS).encode()), "a JSON array"),
+}
+OTHERS: dict[str, tuple[bytes, str, str]] = {
+    "splits": (json.dumps({"train": ROWS}).encode(), "with lists of rows (such as 'train')", '["train"]'),
+    "splits over lines": (json.dumps({"test": ROWS}, indent=1).encode(), "(such as 'test')", '["test"]'),
+    "csv": (b"prompt,chosen\nHi,Hello\n", "CSV", "csv.DictReader"),
+    "tsv": (b"prompt\tchosen\nHi\tHello\n", "tab-separated values", 'delimiter="\\t"'),
+    "latin-1": (LATIN_1, "Latin-1", "iconv"),
+    "parquet": (b"PAR1\x15\x04" + bytes(range(256)), "Parquet", "read_parquet"),
+    "zip": (archive(), "a zip archive", "unzip"),
+    "tar": (tar(), "a tar archive", "tar -xf"),
+    "tar.gz without its name": (gzip.compress(tar()), "a tar archive", "tar -xf"),
+    "page": (b"<!DOCTYPE html><html>404</html>", "HTML", "download"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS", "git lfs pull"),
+    "binary": (bytes(range(256)) * 3, "a binary file", "one object a line"),
+}
+
+
+@pytest.mark.parametrize("name", [*FIXABLE, *OTHERS])
+@pytest.mark.parametrize("skip_invalid", [False, True])
+def test_a_file_that_is_no_jsonl_is_named(name: str, skip_invalid: bool, tmp_path: Path) -> None:
+    content, what, *how = (FIXABLE | OTHERS)[name]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        Source(str(path), PromptRecord, skip_invalid=skip_invalid)
+    error = caught.value
+    assert error.what.startswith("this is ") and what in error.what and not error.faults, "one line"
+    assert (how[0] if how else "--fix") in str(error.hint) and "rows.jsonl" in str(error.hint) + str(error.where)
+    with pytest.raises(InputError, match="this is "):
+        data.kind_of(ValidateConfig(records=str(path))) and data.faults(ValidateConfig(records=str(path)), "prompts")
+
+
+@pytest.mark.parametrize("name", FIXABLE)
+def test_what_is_offered_to_be_fixed_is_fixed(name: str, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(FIXABLE[name][0])
+    config = ValidateConfig(records=str(tmp_path / "in"), fix=str(tmp_path / "out.jsonl"))
+    assert data.kind_of(config) == "prompts"
+    found = mend(config, PromptRecord)
+    assert (found["rows"], found["rejected"]) == (2, 0) and any(found["fixed"].values())
+    assert rows_of(tmp_path / "out.jsonl") == ROWS
+    assert len(Source(str(tmp_path / "out.jsonl"), PromptRecord)) == 2
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_cannot_be_fixed_is_not_written(name: str, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(OTHERS[name][0])
+    config = ValidateConfig(records=str(tmp_path / "in"), kind="prompts", fix=str(tmp_path / "out.jsonl"))
+    with pytest.raises(InputError, match="this is "):
+        data.kind_of(config)
+        mend(config, PromptRecord)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_long_array_is_read_in_blocks(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "prompt": "x" * (i % 3000) + "[]{},"} for i in range(3000)]
+    for name, text in (("one", json.dumps(rows)), ("many", json.dumps(rows, indent=1))):
+        (tmp_path / name).write_text(text)
+        found = mend(ValidateConfig(records=str(tmp_path / name), fix=str(tmp_path / f"{name}.jsonl")), PromptRecord)
+        assert found["rows"] == 3000 and rows_of(tmp_path / f"{name}.jsonl") == rows
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"prompt": "a"}, {"prompt": "b"', '[{"prompt": "a"}, {"prompt" "b"}, {"prompt": "c"}]']
+)
+def test_an_array_that_breaks_off_is_not_half_read(text: str, tmp_path: Path) -> None:
+    (tmp_path / "in.json").write_text(text)
+    with pytest.raises(InputError, match="from line 1 on it is not JSON"):
+        mend(ValidateConfig(records=str(tmp_path / "in.json"), fix=str(tmp_path / "out.jsonl")), PromptRecord)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_rows_that_are_jsonl_are_not_taken_for_another_file(write_jsonl: Write) -> None:
+    for row in ({"conversations": [{"from": "human"}]}, {"prompt": [{"content": "x"}]}, {"no": 1}, {"a": "b,c"}):
+        with pytest.raises(InputError, match="1 of 1 lines cannot be used"):
+            Source(write_jsonl("in.jsonl", [row]), PromptRecord)
+    mixed = write_jsonl("mixed.jsonl", [{"prompt": "a"}, "prompt,chosen"])
+    with pytest.raises(InputError, match="1 of 2 lines cannot be used"):
+        Source(mixed, PromptRecord)
+
+
+def test_one_line_in_another_encoding_says_which_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(b'{"prompt": "a"}\n' + LATIN_1)
+    with pytest.raises(InputError) as caught:
+        Source(str(tmp_path / "in.jsonl"), PromptRecord)
+    assert (
+        "line 2: not UTF-8 at byte 14 (Latin-1?); `iconv" in caught.value.faults[0]
+        and "--fix" not in caught.value.faults[0]
+    )
+
+
+def test_what_is_no_jsonl_is_not_cut_into_shards(tmp_path: Path) -> None:
+    for name in ("array over lines", "parquet"):
+        (tmp_path / "in").write_bytes((FIXABLE | OTHERS)[name][0])
+        with pytest.raises(RlaifError, match="this is "):
+            shard(ShardConfig(records=str(tmp_path / "in"), output=str(tmp_path / "out"), rows=1))
