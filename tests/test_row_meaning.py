@@ -155,9 +155,10 @@ def test_a_transcript_as_prompt_is_read_in_every_kind_of_row() -> None:
 def test_both_shapes_of_a_pair_in_one_row_end_in_one_record() -> None:
     row = pair("a", "b", response_a="a", response_b="b", human_fraction_a=0.25)
     assert Preference.model_validate(row).p_chosen == 0.9 and HumanPair.model_validate(row).human_fraction_a == 0.25
-    assert "'human_preference' must be" in why_not(
-        HumanPair, {"prompt": "q", "response_a": "a", "response_b": "b", "human_preference": "A"}
-    )
+    row = {"prompt": "q", "response_a": "a", "response_b": "b", "human_preference": "A"}
+    assert "'human_preference' must be" in why_not(HumanPair, row)
+    for kind in (HumanPair, Preference):
+        assert "contradict" in why_not(kind, row | {"human_preference": "a", "human_fraction_a": 0.25})
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ class FileType:
 
     def error(self, file: InputFile) -> InputError:
         how = self.how or "`rlaif data validate {} --fix NEW.jsonl` makes JSONL of it"
-        return InputError(f"this is {self.what}, not JSONL", where=file.name, hint=how.replace("{}", file.name))
+        name = "FILE" if file.name == "stdin" else file.name
+        return InputError(f"this is {self.what}, not JSONL", where=file.name, hint=how.replace("{}", name))
 
 
 def _pandas(reader: str) -> str:

@@ -350,16 +350,22 @@ class HumanPair(Record):
             row |= {"response_a": _text_of_one(row.pop("chosen")), "response_b": _text_of_one(row.pop("rejected"))}
             row["human_fraction_a"] = row.pop("p_chosen")
         row = accept_prompt(row)
-        if "human_fraction_a" not in row and "human_preference" in row:
-            fraction = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(str(row["human_preference"]))
-            if fraction is None:
+        if "human_preference" in row:
+            whole = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(str(row["human_preference"]))
+            fraction = row.setdefault("human_fraction_a", whole)
+            if whole is None and fraction is None:
                 raise ValueError("'human_preference' must be a, b or tie, where there is no 'human_fraction_a'")
-            row["human_fraction_a"] = fraction
+            if isinstance(fraction, float | int) and whole is not None and _sign(fraction) != _sign(whole):
+                raise ValueError("'human_preference' and 'human_fraction_a' contradict each other")
         return row
 
     @classmethod
     def identity(cls) -> tuple[str, ...]:
         return ("prompt", "response_a", "response_b")
+
+
+def _sign(fraction: float) -> int:
+    return (fraction > 0.5) - (fraction < 0.5)
 
 
 class Unscored(BaseModel):

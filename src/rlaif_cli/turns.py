@@ -25,8 +25,8 @@ def plain_message(value: Any) -> Any:
     """
     if isinstance(value, BaseModel):
         return value.model_dump()
-    if not isinstance(value, dict):
-        return value
+    if not isinstance(value, dict) or (isinstance(value.get("content"), str) and None not in value.values()):
+        return value  # as most are
     message = {name: each for name, each in value.items() if each is not None}
     if isinstance(message.get("content"), list):
         message["content"] = "".join(map(_text_of_part, message["content"]))

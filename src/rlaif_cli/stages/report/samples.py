@@ -91,7 +91,8 @@ def _sample(item: dict[str, Any], a: dict[str, Candidates], b: dict[str, Candida
         return None
     after, before, p = a[name].responses[index].text, b[name].responses[index].text, float(item["p_a"])
     prompt = shared_prompt(a[name].prompt, b[name].prompt)
-    if prompt is None or (len(after), len(before)) != (item.get("length_a"), item.get("length_b")):
+    lengths = {"length_a": len(after), "length_b": len(before)}
+    if prompt is None or any(item.get(name, length) != length for name, length in lengths.items()):
         return None  # a file has changed since: these are not the texts that were compared
     rationale = "\n\n".join(map(str, item.get("rationales") or []))
     return Sample(prompt_text(prompt), before, after, round(p, 4), _verdict(before, after, p), rationale)
