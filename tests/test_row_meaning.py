@@ -6,9 +6,12 @@ absent, and a file that is no JSONL is named for what it is.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import gzip
 import io
 import json
+import random
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -30,6 +33,7 @@ from rlaif_cli.config import (
 )
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, RlaifError
+from rlaif_cli.formats import FORMATS
 from rlaif_cli.jsonl import Source, describe
 from rlaif_cli.records import (
     Candidates,
@@ -49,6 +53,7 @@ from rlaif_cli.stages.evaluate import win_rate
 from rlaif_cli.stages.mend import mend
 from rlaif_cli.stages.report.samples import _sample
 from rlaif_cli.stages.shard import shard
+from test_data import CANDIDATES, DEMONSTRATION, PREFERENCE, WILD
 
 Write = Callable[..., str]
 Row = dict[str, Any]
@@ -464,6 +469,57 @@ def test_what_people_said_is_true_or_false(kind: type[Record], name: str) -> Non
     for value in ("false", "true", "", 2, 0.5, [], {}):
         assert f"'{name}' must be true or false" in why_not(kind, row | {name: value})
     assert "with two values" in why_not(kind, row | {name: True, "meta": {name: False}})
+
+
+VALUES: list[Any] = [
+    *(None, "", "x", 0, 2.5, True, [], {}, [None], [1], ["x"], [{}], {"role": "user"}, {"a": None}),
+    [user("q"), assistant("r")],
+    [{"role": "assistant", "content": None}],
+    [{"role": "user", "content": [None]}],
+]
+FIELDS = [
+    *("id", "prompt", "messages", "chosen", "rejected", "response", "responses", "completion", "completions", "meta"),
+    *("judge", "p_chosen", "human_preference", "human_fraction_a", "response_a", "instruction", "human_harmless"),
+]
+
+
+def mutated(row: Row, chance: random.Random) -> Row:
+    """The row with one to three values removed, replaced or moved to another field, at any depth."""
+    row = copy.deepcopy(row)
+    for _ in range(chance.randint(1, 3)):
+        inside: Any = row
+        while isinstance(inside, dict | list) and inside:
+            place: Any = chance.choice(list(inside) if isinstance(inside, dict) else range(len(inside)))
+            if not isinstance(inside[place], dict | list) or chance.random() < 0.4:
+                if chance.random() < 0.25:
+                    del inside[place]
+                else:
+                    inside[place] = copy.deepcopy(chance.choice(VALUES))
+                break
+            inside = inside[place]
+        if chance.random() < 0.3:
+            row[chance.choice(FIELDS)] = copy.deepcopy(chance.choice([*VALUES, *row.values()]))
+    return row
+
+
+def test_whatever_a_row_holds_is_read_or_refused_in_one_line() -> None:
+    chance, refused = random.Random(0), 0
+    seeds = [PREFERENCE, CANDIDATES, DEMONSTRATION, *(wild for wild, _ in WILD.values())]
+    readers = [*data.KINDS.values(), *(each.reader() for each in FORMATS.values())]
+    for _ in range(1500):
+        row = mutated(chance.choice(seeds), chance)
+        for kind in readers:
+            try:
+                record = kind.model_validate(copy.deepcopy(row))
+            except ValueError as error:
+                refused += 1
+                assert "\n" not in describe(error) and "Input should" not in describe(error)
+                continue
+            for each in FORMATS.values():
+                if isinstance(record, each.record):
+                    with contextlib.suppress(ValueError):
+                        each.write(record)
+    assert refused > 1000
 
 
 def test_a_wrong_type_is_told_in_plain_words() -> None:

@@ -387,11 +387,11 @@ class ValidateConfig(ParallelConfig):
 
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif data validate rows.jsonl",
-        "rlaif data validate rows.jsonl --kind prompts --fix mended.jsonl",
+        "rlaif data validate rows.jsonl --kind prompts --fix fixed.jsonl",
     )
     fix: str | None = setting(
         None,
-        "Write a copy here in which all is mended that can be mended without a judgement; the rest goes beside it.",
+        "Write a copy here with everything fixed that can be fixed without a judgement; the rest goes beside it.",
     )
 
 

@@ -190,8 +190,8 @@ def _read_conversations(row: Row) -> Row:
     """Whole conversations in `chosen` and `rejected`: its default keys, with --apply_chat_template."""
     _need(row, "chosen", "rejected")
     found = _shared_prompt(row["chosen"], row["rejected"])
-    given = as_turns(row.get("prompt", []))
-    if not is_talk(given or found["prompt"]) or any(turn not in found["prompt"] for turn in given):
+    given = as_turns(row.get("prompt") or found["prompt"])
+    if not is_talk(given) or any(turn not in found["prompt"] for turn in given):
         raise ValueError("'prompt' is not what the conversations in 'chosen' and 'rejected' begin with")
     return {"p_chosen": 1.0} | row | found
 

@@ -133,7 +133,7 @@ def _describe_one(found: Any) -> str:
         return f"'{place}' is no setting or field that is known here"
     if kind in _TYPES:
         return f"'{place}' must be {_TYPES[kind]}"
-    message = found["msg"].removeprefix("Value error, ")
+    message = found["msg"].removeprefix("Value error, ").replace("Input should ", "must ", 1)
     return f"'{place}'{'' if message.startswith('must ') else ':'} {message}" if place else message
 
 
