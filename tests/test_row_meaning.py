@@ -120,6 +120,8 @@ SIDE = [assistant("first"), user("and?")]
             pair("Why is it so? a", "Why is it so? b", "Why is it so?"),
             "the prompt stands in 'chosen' and 'rejected' again",
         ),
+        (pair("\n\nHuman: Hi\n\nAssistant: a", "\n\nHuman: Hi\n\nAssistant: b"), "'chosen' is a whole transcript"),
+        (pair("a", "b", [user("Why?"), user("")]), "'prompt': ends with an empty turn"),
         (pair("a", "b", [user("Why?"), assistant("Because.")]), "'prompt' must end with a user's (or tool's) turn"),
         (pair("a", "b", [user("Why?"), system("Be short.")]), "'prompt' must end with a user's (or tool's) turn"),
     ],

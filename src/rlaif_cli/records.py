@@ -40,6 +40,8 @@ class Message(BaseModel):
 
 def _waits_for_a_reply(turns: list[Message]) -> list[Message]:
     last = turns[-1].role
+    if last == "user" and not turns[-1].content:
+        raise ValueError("ends with an empty turn")
     if last in ("user", "tool"):
         return turns
     hint = "; a chat that ends with its reply is a demonstration, for `rlaif sft`" if last == "assistant" else ""
@@ -230,9 +232,9 @@ class Demonstration(Record):
                 raise ValueError("'messages' must end with the assistant's reply")
             name = "response"
             row |= {"messages": messages[:-1], name: messages[-1:]}
-        row = accept_prompt(row)
         if name in ("completion", "chosen"):
             refuse_repeated_text(row, name)
+        row = accept_prompt(row)
         if name is None:
             return row
         if isinstance(row[name], dict) and "role" in row[name]:
@@ -306,6 +308,7 @@ class Preference(Record):
 
         Turns that `chosen` and `rejected` both begin with (TRL allows them) become part of the prompt.
         """
+        refuse_repeated_text(row, "chosen", "rejected")
         row = accept_prompt(row)
         if {"response_a", "response_b"} <= row.keys() and not {"chosen", "rejected"} & row.keys():
             row = HumanPair.accept(row)
@@ -313,7 +316,6 @@ class Preference(Record):
             if isinstance(p, int | float):
                 texts, p = (texts[::-1], 1 - p) if p < 0.5 else (texts, p)
                 row |= {"chosen": texts[0], "rejected": texts[1], "p_chosen": p}
-        refuse_repeated_text(row, "chosen", "rejected")
         for field, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
             if field in row:
                 row[field] = as_turns(row[field], role)

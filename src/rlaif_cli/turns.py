@@ -148,7 +148,16 @@ def common_turns(talks: Sequence[list[Any]]) -> int:
 
 
 def refuse_repeated_text(row: Row, *sides: str) -> None:
-    """Raises: ValueError: prompt and sides are plain texts, and all sides begin with the prompt."""
+    """For sides that are plain texts.
+
+    Raises:
+        ValueError: all sides begin with the prompt, or one is a whole transcript.
+    """
+    for name in sides:
+        if isinstance(row.get(name), str) and row[name].startswith("\n\nHuman: "):
+            raise ValueError(
+                f"'{name}' is a whole transcript, not a reply; `rlaif data convert --from hh-rlhf` reads it"
+            )
     if _text_is_repeated(row, sides):
         named = " and ".join(f"'{name}'" for name in sides)
         raise ValueError(f"the prompt stands in {named} again; {_TAKE_OFF}")
