@@ -156,7 +156,7 @@ def test_a_transcript_as_prompt_is_read_in_every_kind_of_row() -> None:
         (HumanPair, {"prompt": prompt, **sides}),
         (Demonstration, {"prompt": prompt, "completion": "a"}),
     ):
-        assert texts(kind.model_validate(row).prompt) == ["Hi", "Yes?", "Why?"], kind  # type: ignore[attr-defined]
+        assert texts(kind.model_validate(row).prompt) == ["Hi", "Yes?", "Why?"], kind
 
 
 def test_both_shapes_of_a_pair_in_one_row_end_in_one_record() -> None:

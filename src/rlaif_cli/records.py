@@ -227,7 +227,8 @@ class Demonstration(Record):
     def accept(cls, row: dict[str, Any]) -> dict[str, Any]:
         """Also `completion`, a preference's `chosen`, one of `responses`, or `messages` that end with a reply."""
         name = next((name for name in ("response", "completion", "chosen", "responses") if name in row), None)
-        if name is None and "prompt" not in row and is_talk(messages := row.get("messages")):
+        messages: Any = row.get("messages")
+        if name is None and "prompt" not in row and is_talk(messages):
             if messages[-1]["role"] != "assistant":
                 raise ValueError("'messages' must end with the assistant's reply")
             name = "response"

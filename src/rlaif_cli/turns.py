@@ -118,7 +118,8 @@ def one_reply_each(row: Row, *sides: str) -> Row:
         ValueError: a side does not end with the assistant's turn, begins with the prompt once more, or the sides
             differ before their last turn.
     """
-    prompt, talks = as_turns(row.get("prompt")), [row.get(name) for name in sides]
+    prompt: Any = as_turns(row.get("prompt"))
+    talks: list[Any] = [row.get(name) for name in sides]
     if not is_talk(prompt) or not all(map(is_talk, talks)):
         return row
     for name, talk in zip(sides, talks, strict=True):
@@ -167,7 +168,8 @@ def without_prompt(row: Row, *sides: str) -> Row:
     """The row with the prompt taken off the beginning of its sides, where all of them repeat it; else the row."""
     if _text_is_repeated(row, sides):
         return row | {name: row[name][len(row["prompt"]) :].lstrip() for name in sides}
-    prompt, talks = as_turns(row.get("prompt")), [row.get(name) for name in sides]
+    prompt: Any = as_turns(row.get("prompt"))
+    talks: list[Any] = [row.get(name) for name in sides]
     if not is_talk(prompt) or not all(map(is_talk, talks)):
         return row
     for count in range(min(len(prompt), *(len(talk) - 1 for talk in talks)), 0, -1):
@@ -178,7 +180,7 @@ def without_prompt(row: Row, *sides: str) -> Row:
 
 
 def _text_is_repeated(row: Row, sides: Sequence[str]) -> bool:
-    texts = [row.get(name) for name in ("prompt", *sides)]
+    texts: list[Any] = [row.get(name) for name in ("prompt", *sides)]
     return all(isinstance(text, str) for text in texts) and text_is_repeated(texts[0], texts[1:])
 
 
