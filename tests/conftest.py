@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from chat_server import Server
+
 ROOT = Path(__file__).parents[1]
 # vLLM reads these once, when it is imported; the tests of one process share one small cache.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -114,3 +116,33 @@ def vllm_serve(model: Path, name: str, log: Path, *options: str) -> Iterator[str
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=60)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Starts scripted chat servers, see `Server`."""
+    made: list[Server] = []
+
+    def start(*arguments: Any, **options: Any) -> Server:
+        made.append(Server(*arguments, **options))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def label(write_jsonl: Callable[..., str], tmp_path: Path) -> Callable[..., Any]:
+    """Runs `rlaif label` with a scripted server as the judge of "gold" and "lead"; (the process, its output)."""
+
+    def run(server: Server, *options: str, count: int = 30) -> Any:
+        rows = [
+            {"id": str(i), "prompt": f"q{i}", "responses": ["gold", "lead"] if i % 2 else ["lead", "gold"]}
+            for i in range(count)
+        ]
+        path, output = write_jsonl("candidates.jsonl", rows), str(tmp_path / "prefs.jsonl")
+        command = ("label", path, "-o", output, "--engine", "openai", "--base-url", server.url, "--judge", "judge")
+        return rlaif(*command, "--constitution", "helpfulness", *options), Path(output)
+
+    return run

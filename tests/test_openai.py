@@ -5,41 +5,17 @@ from __future__ import annotations
 import json
 import math
 import random
-import threading
-import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chat_server import Answer, Server, first_response, message, oracle
 from conftest import rlaif, rows_of
-from rlaif_cli.engines.base import Bound, Failed, Request, Sampling
-from rlaif_cli.engines.openai import OpenAIEngine, listed_logprobs
+from rlaif_cli.engines.base import Failed, Request, Sampling
+from rlaif_cli.engines.openai import OpenAIEngine
 from rlaif_cli.errors import EngineError
-
-Answer = Callable[[dict[str, Any], str], dict[str, Any]]
-
-
-def first_response(text: str) -> str:
-    return text.rsplit("[Response 1]\n", 1)[1].split("\n[End")[0]
-
-
-def message(text: str, top: dict[str, float] | None = None) -> dict[str, Any]:
-    listed = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in (top or {}).items()]
-    content = [{**listed[0], "top_logprobs": listed}] if listed else []
-    return {
-        "index": 0,
-        "message": {"role": "assistant", "content": text},
-        "finish_reason": "stop",
-        "logprobs": {"content": content} if listed else None,
-    }
-
-
-def oracle(body: dict[str, Any], text: str) -> dict[str, Any]:
-    good, bad = ("1", "2") if "gold" in first_response(text) else ("2", "1")
-    return message(good, {good: 0.9, bad: 0.05, "The": 0.01})
 
 
 def biased(body: dict[str, Any], text: str) -> dict[str, Any]:
@@ -55,86 +31,6 @@ def silent(body: dict[str, Any], text: str) -> dict[str, Any]:
     drawn = random.Random(f"{body.get('seed')}{text}")
     good, bad = ("1", "2") if "gold" in first_response(text) else ("2", "1")
     return [message(good if drawn.random() < 0.9 else bad) for _ in range(body.get("n") or 1)]  # type: ignore[return-value]
-
-
-class Server:
-    """`trouble(n)`: the status of the nth request, or a number of seconds to sleep before dropping it."""
-
-    def __init__(
-        self, answer: Answer, trouble: Callable[[int], int | float] = lambda n: 200, owner: str = "us"
-    ) -> None:
-        self.requests: list[dict[str, Any]] = []
-        lock, outer = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                listed = [{"id": name, "object": "model", "owned_by": owner} for name in ("judge", "other")]
-                self._send(200, {"object": "list", "data": listed})
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    number = len(outer.requests)
-                    outer.requests.append(body)
-                status = trouble(number)
-                if isinstance(status, float):
-                    time.sleep(status)
-                    return
-                if status != 200:
-                    self._send(status, {"error": {"message": f"trouble {status}"}}, {"Retry-After": "0.01"})
-                    return
-                found = answer(body, "\n".join(m["content"] for m in body["messages"]))
-                choices = found if isinstance(found, list) else [found]
-                usage = {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}
-                self._send(200, {"id": "x", "object": "chat.completion", "created": 0, "model": "judge",
-                                 "choices": choices, "usage": usage})  # fmt: skip
-
-            def _send(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
-                data = json.dumps(body).encode()
-                self.send_response(status)
-                for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    made: list[Server] = []
-
-    def start(*arguments: Any, **options: Any) -> Server:
-        made.append(Server(*arguments, **options))
-        return made[-1]
-
-    yield start
-    for server in made:
-        server.close()
-
-
-@pytest.fixture
-def label(write_jsonl: Callable[..., str], tmp_path: Path) -> Callable[..., Any]:
-    def run(server: Server, *options: str, count: int = 30) -> Any:
-        rows = [
-            {"id": str(i), "prompt": f"q{i}", "responses": ["gold", "lead"] if i % 2 else ["lead", "gold"]}
-            for i in range(count)
-        ]
-        path, output = write_jsonl("candidates.jsonl", rows), str(tmp_path / "prefs.jsonl")
-        command = ("label", path, "-o", output, "--engine", "openai", "--base-url", server.url, "--judge", "judge")
-        return rlaif(*command, "--constitution", "helpfulness", *options), Path(output)
-
-    return run
 
 
 def test_an_oracle_is_believed_in_either_order(serve: Any, label: Any) -> None:
@@ -237,7 +133,7 @@ def test_rows_that_got_no_answer_are_asked_again_by_the_next_run(serve: Any, lab
 def test_a_dead_server_stops_the_run_and_what_was_done_is_kept(serve: Any, label: Any) -> None:
     server = serve(oracle, lambda n: 200 if n < 20 else 503)
     done, output = label(server, "--retries", "0", count=100)
-    assert done.returncode == 1 and "does not do its work" in done.stderr
+    assert done.returncode == 1 and "is failing" in done.stderr
     assert 5 < len(rows_of(output)) <= 10
     assert len(server.requests) < 80, "it gave up early"
 
@@ -331,14 +227,6 @@ def test_a_request_that_cannot_be_fails_alone(serve: Any) -> None:
     assert found[0] == found[2] == pytest.approx([math.log(0.9)])
 
 
-def test_what_is_not_listed_is_bounded_and_not_guessed() -> None:
-    one, two = listed_logprobs([("1", math.log(0.9)), ("The", math.log(0.06))], ["1", "2"])
-    assert one == math.log(0.9) and isinstance(two, Bound)
-    assert math.exp(two) == pytest.approx(0.04)  # what is left over is less than the last one listed
-    (two,) = listed_logprobs([("1", math.log(0.9)), ("The", math.log(0.001))], ["2"])
-    assert math.exp(two) == pytest.approx(0.001)
-
-
 def test_a_label_that_may_hold_much_leaves_the_row_unscored(serve: Any, label: Any) -> None:
     def short_list(body: dict[str, Any], text: str) -> dict[str, Any]:
         return message("1", {"1": 0.5, "The": 0.3})
@@ -370,13 +258,13 @@ def test_what_fails_at_one_server_goes_to_another(serve: Any, label: Any) -> Non
     assert done.returncode == 0, done.stderr
     assert len(healthy.requests) == 170 and len(dying.requests) >= 20
     assert sorted((r["id"], r["p_chosen"]) for r in rows_of(output)) == sorted((r["id"], r["p_chosen"]) for r in alone)
-    assert f"{dying.url} does not do its work and is left out" in done.stderr
+    assert f"{dying.url} is failing and is left out" in done.stderr
 
 
 def test_the_last_server_of_a_fleet_stops_the_run(serve: Any) -> None:
     servers = [serve(biased, lambda n: 503) for _ in range(2)]
     judge = OpenAIEngine("judge", base_url=[s.url for s in servers], concurrency=2, retries=0, timeout=5.0)
-    with pytest.raises(EngineError, match="2 of 2 servers do not do their work") as stopped:
+    with pytest.raises(EngineError, match="2 of 2 servers are failing") as stopped:
         list(judge.logprobs(keys(500)))
     for server, fault in zip(servers, stopped.value.faults, strict=True):
         assert fault.startswith(f"{server.url}: ") and "503" in fault
@@ -388,7 +276,7 @@ def test_the_last_server_of_a_fleet_stops_the_run(serve: Any) -> None:
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="does not do its work"):
+    with pytest.raises(EngineError, match="is failing"):
         OpenAIEngine("judge", base_url=["http://127.0.0.1:9/v1"], concurrency=1, retries=0, timeout=1.0)
     gone = ["http://127.0.0.1:9/v1", "http://127.0.0.1:11/v1"]
     with pytest.raises(EngineError, match="2 of 2") as stopped:

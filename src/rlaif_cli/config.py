@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from annotated_types import MinLen
 from pydantic import (
@@ -40,10 +40,21 @@ Names = Annotated[
 Judges = Annotated[Names, MinLen(1)]
 
 
+def address_fault(text: str) -> str | None:
+    """Why a text is no address of a server; None if it is one."""
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and text.isprintable()
+    except ValueError:  # a port that is no number, brackets without an address of IPv6
+        usable = False
+    return None if usable and " " not in text else f"{text!r} is no address of a server: http://host:port/v1"
+
+
 def _addresses(given: tuple[str, ...]) -> tuple[str, ...]:
     """An empty one (an unset variable of a shell) must not become the client's own default, somebody else's server."""
-    if wrong := [text for text in given if not re.match(r"https?://[^/]", text)]:
-        raise ValueError(f"'{wrong[0]}' is no address of a server: http://host:port/v1")
+    for text in given:
+        if fault := address_fault(text):
+            raise ValueError(fault)
     return given
 
 

@@ -26,7 +26,10 @@ def run(config: GenerateConfig) -> int:
     console.say(
         f"generate: {summary.rows} rows{resumed}, {summary.responses} responses, {summary.tokens_out} tokens, "
         f"{summary.unfinished} cut at {config.max_tokens} tokens"
+        + (f", {summary.refused} refusals" if summary.refused else "")
     )
+    if summary.without_text:
+        console.warn(f"{summary.without_text} answers of the server had no text; their rows have fewer responses")
     return partial(summary.rejected, str(rejected_path(config.output, "generate")))
 
 

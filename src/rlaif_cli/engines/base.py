@@ -54,13 +54,16 @@ class Completion:
         token_ids: with the end token, when the response ended by itself.
         logprobs: of each token, nats. At temperature 1 these are the model's own; otherwise see the engine's
             `logprobs` setting.
-        finish_reason: "stop" (ended by itself or by a stop text) or "length".
+        finish_reason: "stop" (ended by itself or by a stop text) or "length"; of a server also "refusal" (the text is
+            its words), its own word, or None where it does not say.
+        no_text: of a server: why there is no response, only an empty text.
     """
 
     text: str
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    finish_reason: str = "stop"
+    finish_reason: str | None = "stop"
+    no_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,9 @@ class Failed:
 
     reason: str
     again: bool
+
+
+UNSEEN = 0.05  # answers whose probability is not known may hold at most this share of those whose is
 
 
 class Bound(float):
@@ -99,7 +105,7 @@ class Engine(Protocol):
     def generate(
         self, requests: Iterable[Request], sampling: Sampling
     ) -> Iterator[tuple[Any, list[Completion] | Failed]]:
-        """Sample `sampling.n` completions for every prompt."""
+        """Sample `sampling.n` completions for every prompt; `Failed` where none of them has a text."""
         ...
 
     def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float] | Failed]]:

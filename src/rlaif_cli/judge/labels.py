@@ -10,12 +10,15 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from rlaif_cli.chat import AnyTokenizer, Spellings
-from rlaif_cli.engines.base import Bound, Completion, Engine, Failed, Request, Sampling, gather, request_seed
+from rlaif_cli.engines.base import UNSEEN, Bound, Completion, Engine, Failed, Request, Sampling, gather, request_seed
+from rlaif_cli.prompts import ANSWER_PREFIX
 from rlaif_cli.records import Message
 
 Job = TypeVar("Job")
 
-_UNSEEN = 0.05  # labels that a server does not list may hold at most this share of those that it lists
+# The tokens of a sampled answer: room for "Number: 10." written byte by byte, and for the end, without which a reply is
+# cut and no answer. What needs more says more than its answer.
+_ANSWER_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def unusable(answers: Sequence[Answer], min_mass: float) -> Failed | None:
     if min(masses) < min_mass or not min(masses):
         return Failed(f"the labels hold {min(masses):.3g} of the judge's answer, less than {min_mass:g}", False)
     for answer in answers:
-        if answer.unseen > _UNSEEN * answer.mass:
+        if answer.unseen > UNSEEN * answer.mass:
             could = f"labels that the server does not list could hold {answer.unseen:.3g}"
             return Failed(f"{could} beside the {answer.mass:.3g} of those it lists", False)
     return None
@@ -113,7 +116,7 @@ class Labels:
             for job, questions in jobs
         )
         if self._samples:
-            sampling = Sampling(n=self._samples, max_tokens=8)
+            sampling = Sampling(n=self._samples, max_tokens=_ANSWER_TOKENS)
             for (job, _), sampled in gather(lambda requests: engine.generate(requests, sampling), asked):
                 yield job, [self._counted(completions) for completions in sampled]
             return
@@ -124,9 +127,25 @@ class Labels:
     def _counted(self, sampled: list[Completion] | Failed) -> Answer:
         if isinstance(sampled, Failed):
             return Answer(failed=sampled)
-        said = [re.search(r"\d+", completion.text) for completion in sampled]
-        numbers = [match[0] for match in said if match]
-        return Answer(tuple(numbers.count(label) / len(sampled) for label in self._labels))
+        said = [sampled_label(completion, self._labels) for completion in sampled]
+        return Answer(tuple(said.count(label) / len(sampled) for label in self._labels))
+
+
+_ANSWER = re.compile(rf"(?:{re.escape(ANSWER_PREFIX.strip())}\s*)?([0-9]+)\.?")
+
+
+def sampled_label(completion: Completion, labels: Sequence[str]) -> str | None:
+    """The label that a reply is, or that its last line is; None where a label only stands somewhere in it.
+
+    A label may have what it was asked with before it ("Number: 1") and a full stop behind it, and thoughts that have
+    ended. A reply that was cut has not come to its last line.
+    """
+    reply = completion.text.rpartition("</think>")[2]
+    if completion.finish_reason == "length" or "<think>" in reply:
+        return None
+    lines = reply.strip().splitlines()
+    answer = _ANSWER.fullmatch(lines[-1].strip()) if lines else None
+    return answer[1] if answer and answer[1] in labels else None
 
 
 def _read(question: Question, found: Sequence[list[float] | Failed]) -> Answer:

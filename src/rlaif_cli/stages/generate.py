@@ -29,6 +29,8 @@ class GenerateSummary:
     tokens_in: int = 0
     tokens_out: int = 0
     unfinished: int = 0  # responses cut by --max-tokens
+    refused: int = 0  # responses that are a refusal, by the server's word
+    without_text: int = 0  # answers of a server that had no text, in rows that have other responses
     rejected: int = 0
 
     def add(self, row: dict[str, Any]) -> None:
@@ -36,7 +38,9 @@ class GenerateSummary:
         self.rows += 1
         self.responses += len(row["responses"])
         self.tokens_out += sum(response.get("tokens") or 0 for response in row["responses"])
-        self.unfinished += sum(response.get("finish_reason") == "length" for response in row["responses"])
+        reasons = [response.get("finish_reason") for response in row["responses"]]
+        self.unfinished += reasons.count("length")
+        self.refused += reasons.count("refusal")
 
 
 def generate(
@@ -81,6 +85,7 @@ def generate(
             engine = engines.get(config, config.model)
             with accounted(output, [engine], config):
                 _sample(config, source, output, engine, messages, summary, progress)
+        summary.without_text = summary.rows * config.n - summary.responses
         # A server does not say how long each of n responses is, but counts all of them.
         summary.tokens_out = summary.tokens_out or int(output.usage["tokens_out"])
         finish(output, "generate", config, config.model, vars(summary))
@@ -111,11 +116,13 @@ def _sample(
     def settle(record: PromptRecord, completions: list[Completion] | Failed) -> None:
         if isinstance(completions, Failed) and completions.again:
             unanswered.add(completions.reason)
-        elif isinstance(completions, Failed):
-            _reject(config, record, completions.reason)
+            return
+        responses, reason = _responses(completions)
+        if len(responses) < min(config.n, 2):
+            _reject(config, record, reason)
             summary.rejected += 1
         else:
-            row = _candidates(config, record, messages(record), completions)
+            row = _candidates(config, record, messages(record), responses)
             output.write(row)
             summary.add(row.model_dump())
             progress(summary.rows, len(source))
@@ -123,6 +130,15 @@ def _sample(
     for record, completions in engine.generate(requests(), sampling):
         order.settle(record.id, partial(settle, record, completions))
     unanswered.check()
+
+
+def _responses(completions: list[Completion] | Failed) -> tuple[list[Completion], str]:
+    """The completions that are responses, and why there are not more. Two of several are enough: they can be compared."""
+    if isinstance(completions, Failed):
+        return [], completions.reason
+    missing = [completion.no_text for completion in completions if completion.no_text]
+    reason = f"{len(missing)} of {len(completions)} answers had no text; the last: {missing[-1]}" if missing else ""
+    return [completion for completion in completions if not completion.no_text], reason
 
 
 def _candidates(
