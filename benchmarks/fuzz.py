@@ -1,6 +1,7 @@
 """Nothing let in: broken records, YAML and checkpoints against every reader.
 
     python benchmarks/fuzz.py [--inputs 10000] [--seed 0] [--readers NAME …]
+    python benchmarks/fuzz.py --servers [--inputs 2000] [--seed 0]      # answers of a chat server (fuzz_servers.py)
 
 Input `i` depends on `--seed` and `i` alone, so that one can be made again (`--only i`). Records are read as each kind,
 in each foreign format, mended, converted, counted, audited, and resumed from; YAML as a constitution and as a
@@ -11,8 +12,9 @@ error of ours that names the file (and, for a line, its number); accepted input 
     placeless           refusals that do not name the file
     tracebacks          any other exception: a bug
     hangs               inputs that took over 20 seconds
+    invented            responses and labels that no answer of the server holds
 
-Ends with exit code 1 if one of the last three is not 0.
+Ends with exit code 1 if one of the last four is not 0.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from typing import Any
 
 import zstandard
 
+import fuzz_servers
 from rlaif_cli import config as settings
 from rlaif_cli import constitution, formats, models, tiny
 from rlaif_cli.errors import InputError, RlaifError
@@ -404,10 +407,12 @@ def tried(reader: Reader, chance: random.Random) -> tuple[str, str]:
                 reader(Path(name), chance)
         except RlaifError as error:
             said = "\n".join([str(error), *getattr(error, "faults", ())])
-            named = "broken" in said or name in said
+            named = any(place in said for place in ("broken", name, "the server", fuzz_servers.PLACE))
             return ("refused" if named else "placeless"), said
         except Hang:
             return "hangs", traceback.format_exc(limit=-3)
+        except fuzz_servers.Invented as error:
+            return "invented", str(error)
         except Exception:
             return "tracebacks", traceback.format_exc(limit=-6)
         finally:
@@ -416,12 +421,13 @@ def tried(reader: Reader, chance: random.Random) -> tuple[str, str]:
     return "accepted", ""
 
 
-OUTCOMES = ("accepted", "refused", "placeless", "tracebacks", "hangs")
+OUTCOMES = ("accepted", "refused", "placeless", "tracebacks", "hangs", "invented")
 
 
-def fuzz(inputs: range, seed: int, wanted: list[str] | None = None) -> dict[str, Counter[str]]:
+def fuzz(
+    inputs: range, seed: int, wanted: list[str] | None = None, *, every: dict[str, Reader]
+) -> dict[str, Counter[str]]:
     """By reader: how often each outcome came; faults are printed with the number of the input."""
-    every = readers()
     names = wanted or list(every)
     # A checkpoint costs ten times a file of records, so there is one for every three of each other.
     turns = [name for name in names for _ in range(1 if name == "checkpoints" else 3)]
@@ -439,14 +445,18 @@ def fuzz(inputs: range, seed: int, wanted: list[str] | None = None) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--inputs", type=int, help="default: 10,000; 2,000 with --servers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--readers", nargs="+", choices=readers())
+    parser.add_argument("--servers", action="store_true", help="broken answers of a chat server")
     parser.add_argument("--only", type=int, help="one input, by its number")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    inputs = range(options.inputs) if options.only is None else range(options.only, options.only + 1)
-    counts = fuzz(inputs, options.seed, options.readers)
+    inputs = range(options.inputs or (2_000 if options.servers else 10_000))
+    if options.only is not None:
+        inputs = range(options.only, options.only + 1)
+    every = fuzz_servers.readers() if options.servers else readers()
+    counts = fuzz(inputs, options.seed, options.readers, every=every)
     print("| reader | inputs | " + " | ".join(OUTCOMES) + " | ms an input |")
     print("|---" * (len(OUTCOMES) + 3) + "|")
     for name, found in counts.items():

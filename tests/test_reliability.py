@@ -33,6 +33,11 @@ def test_nothing_broken_is_let_in(seed: int) -> None:
     assert said.count("\n") == 2 + 11  # a row for every reader
 
 
+def test_nothing_is_made_of_a_servers_broken_answers() -> None:
+    said = benchmark("benchmarks/fuzz.py", "--servers", "--inputs", "100", "--seed", "7")
+    assert said.count("\n") == 2 + 4 and "| generate |" in said
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     said = benchmark("benchmarks/scale.py", "--rows", "1000", "5000", "--folder", str(tmp_path))

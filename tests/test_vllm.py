@@ -318,7 +318,9 @@ def served(small: Path, pool: EnginePool, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_served_judge_gives_the_labels_of_the_engine(served: str, small: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["pairwise", "score"])
+def test_a_served_judge_gives_the_labels_of_the_engine(served: str, small: Path, tmp_path: Path, method: str) -> None:
+    """Also the scores, of which the tokenizer writes "10" as "1" and "0"."""
     pairs = [("A dog is an animal.", "asdf qwer"), ("Yes, gladly.", "No."), ("4", "The sum of 2 and 2 is 5.")]
     rows = [{"id": str(i), "prompt": f"Question {i}?", "responses": list(pair)} for i, pair in enumerate(pairs)]
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -328,7 +330,9 @@ def test_a_served_judge_gives_the_labels_of_the_engine(served: str, small: Path,
         ("vllm", {**OPTIONS, "judge": SMALL}),
     ):
         output = str(tmp_path / f"{name}.jsonl")
-        config = LabelConfig(candidates=str(tmp_path / "c.jsonl"), output=output, constitution="helpfulness", **options)
+        config = LabelConfig(
+            candidates=str(tmp_path / "c.jsonl"), output=output, method=method, constitution="helpfulness", **options
+        )
         with EnginePool() as engines:
             label(config, engines)
         found[name] = {row["id"]: row for row in rows_of(output)}
@@ -338,3 +342,5 @@ def test_a_served_judge_gives_the_labels_of_the_engine(served: str, small: Path,
         assert p[1] == pytest.approx(p[0], abs=0.02)
         assert sorted(b["judge"]["mass"]) == pytest.approx(sorted(a["judge"]["mass"]), abs=0.02)
         assert min(a["judge"]["mass"]) > 0.3, "the judge answers"
+        if method == "score":
+            assert sorted(b["judge"]["scores"]) == pytest.approx(sorted(a["judge"]["scores"]), abs=0.05)

@@ -118,7 +118,7 @@ def _sample(
             unanswered.add(completions.reason)
             return
         responses, reason = _responses(completions)
-        if len(responses) < min(config.n, 2):
+        if len(responses) < min(config.n, 2):  # of several, two can still be compared
             _reject(config, record, reason)
             summary.rejected += 1
         else:
@@ -133,7 +133,7 @@ def _sample(
 
 
 def _responses(completions: list[Completion] | Failed) -> tuple[list[Completion], str]:
-    """The completions that are responses, and why there are not more. Two of several are enough: they can be compared."""
+    """The completions that are responses, and why there are not more."""
     if isinstance(completions, Failed):
         return [], completions.reason
     missing = [completion.no_text for completion in completions if completion.no_text]
