@@ -24,7 +24,7 @@ from rlaif_cli.console import visible
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.engines.fake import FakeEngine
-from rlaif_cli.engines.openai import shown_address
+from rlaif_cli.engines.server_errors import shown_address
 from rlaif_cli.engines.transformers import TransformersEngine
 from rlaif_cli.engines.vllm import VllmEngine
 from rlaif_cli.errors import EngineError, InputError, ModelError
