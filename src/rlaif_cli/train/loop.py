@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import random
@@ -10,7 +11,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from rlaif_cli import models
@@ -114,6 +117,17 @@ def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+@functools.lru_cache(maxsize=2)  # a step may reach into the next pass
+def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of `count` items in a shuffled pass, known from the seed and the pass alone: a resumed run has it too.
+
+    Kept between calls: to shuffle a million prompts again for each of them took longer than a step.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    order.setflags(write=False)  # all callers share it
+    return order
 
 
 def held_out(keys: Iterable[str], fraction: float, seed: int) -> set[str]:

@@ -10,7 +10,9 @@ Conventions, kept by every function here:
 - Results are fp32 (fp64 for fp64 input), also for bf16 input: sums over thousands of tokens do not fit in 8
   bits.
 - Scalars for logging come back as detached 0-d tensors, so that reading them is the caller's choice of when
-  to wait.
+  to wait. For the same reason a mask without a real position is an error on a CPU alone: on a GPU the question
+  would stop the program until all work in flight is done, several times a micro-batch. There 0 / 0 gives NaN,
+  at which an optimizer step stops (`loop.clip_and_step`).
 
 Departures from the papers: none in the formulas; where implementations differ, the docstring names the one
 followed.
@@ -46,6 +48,11 @@ def _real_positions(mask: Tensor, *tensors: Tensor) -> Tensor:
     return mask.bool()
 
 
+def _known_zero(count: Tensor) -> bool:
+    """Whether a count is 0 anywhere; never asked of a GPU, see the top."""
+    return count.device.type == "cpu" and bool((count == 0).any())
+
+
 def _keep(x: Tensor, real: Tensor) -> Tensor:
     """``x``, 0 where not ``real``: before any arithmetic, since 0 * NaN is NaN, in gradients too."""
     return _at_least_fp32(x).masked_fill(~real, 0.0)
@@ -70,7 +77,7 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """
     real = _real_positions(mask, x)
     count = real.sum(dim=dim)
-    if bool((count == 0).any()) or count.numel() == 0:
+    if count.numel() == 0 or _known_zero(count):
         raise ValueError("the mean over an all-zero mask is undefined")
     return _keep(x, real).sum(dim=dim) / count
 
@@ -94,7 +101,7 @@ def masked_var(x: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
     if not unbiased:
         return variance
     count = real.sum()
-    if int(count) == 1:
+    if _known_zero(count - 1):
         raise ValueError("the unbiased variance of one value is undefined")
     return variance * count / (count - 1)
 
@@ -269,7 +276,7 @@ def last_token_index(attention_mask: Tensor) -> Tensor:
     if attention_mask.dim() != 2:
         raise ValueError(f"attention_mask must be [B, T], found {tuple(attention_mask.shape)}")
     real = attention_mask.bool()
-    if not bool(real.any(1).all()):
+    if _known_zero(real.sum(1)):
         raise ValueError("attention_mask has a row without a real token")
     return (real * torch.arange(real.shape[1], device=real.device)).amax(1)
 
@@ -544,51 +551,65 @@ def truncated_importance_weights(
     return _keep(torch.exp(log_ratio).clamp(max=cap), real)
 
 
-def leave_one_out_baseline(rewards: Tensor) -> Tensor:
+def leave_one_out_baseline(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
     """For each sample the mean reward of the prompt's other samples (RLOO, arXiv 2402.14740).
 
     Args:
         rewards: [P, n].
+        mask: [P, n], 0 at samples without a reward, which are no part of their group; None: all have one.
 
     Returns:
-        [P, n]; the advantage is ``rewards`` minus this.
+        [P, n]; the advantage is ``rewards`` minus this. 0 at masked samples.
 
     Raises:
-        ValueError: not [P, n], or n below 2.
+        ValueError: not [P, n], shapes differ, or a prompt has fewer than two samples with a reward.
     """
-    _check_groups(rewards)
-    rewards = _at_least_fp32(rewards)
-    return (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+    real, count = _groups(rewards, mask)
+    rewards = _keep(rewards, real)
+    return _keep((rewards.sum(1, keepdim=True) - rewards) / (count - 1), real)
 
 
-def group_normalized_advantage(rewards: Tensor, scale_by_std: bool = True) -> Tensor:
+def group_normalized_advantage(rewards: Tensor, scale_by_std: bool = True, mask: Tensor | None = None) -> Tensor:
     """Rewards minus their prompt's mean, over their prompt's standard deviation (GRPO, arXiv 2402.03300).
 
-    Unbiased deviation with 1e-6 added, so that a prompt whose samples all score the same teaches nothing.
+    Unbiased deviation with 1e-6 added, so that a prompt whose samples all score the same teaches nothing. That
+    holds for what is passed in: scores alone. With a KL penalty among them, samples that tie would be divided
+    by the deviation of their KL (`trainer.group_advantages` takes the KL off afterwards).
     ``scale_by_std=False`` is Dr. GRPO (arXiv 2503.20783), which does not favour prompts of low variance.
 
     Args:
         rewards: [P, n].
         scale_by_std: divide by the deviation.
+        mask: [P, n], 0 at samples without a reward, which are no part of their group; None: all have one.
 
     Returns:
-        [P, n].
+        [P, n]; 0 at masked samples.
 
     Raises:
-        ValueError: not [P, n], or n below 2.
+        ValueError: not [P, n], shapes differ, or a prompt has fewer than two samples with a reward.
     """
-    _check_groups(rewards)
-    rewards = _at_least_fp32(rewards)
+    real, count = _groups(rewards, mask)
+    rewards = _keep(rewards, real)
     # From the first sample's reward, so that equal rewards become exactly 0: else the rounding of their mean,
     # divided by a deviation of nearly 0, would pass for an advantage.
-    rewards = rewards - rewards[:, :1]
-    centered = rewards - rewards.mean(1, keepdim=True)
-    return centered / (rewards.std(1, keepdim=True) + 1e-6) if scale_by_std else centered
+    first = real.int().argmax(1, keepdim=True)
+    rewards = _keep(rewards - rewards.gather(1, first), real)
+    centered = _keep(rewards - rewards.sum(1, keepdim=True) / count, real)
+    if not scale_by_std:
+        return centered
+    deviation = (centered.square().sum(1, keepdim=True) / (count - 1)).sqrt()
+    return centered / (deviation + 1e-6)
 
 
-def _check_groups(rewards: Tensor) -> None:
+def _groups(rewards: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which samples have a reward, [P, n], and how many of each prompt, [P, 1]."""
     if rewards.dim() != 2 or rewards.shape[1] < 2:
         raise ValueError(f"rewards must be [P, n] with n of at least 2, found {tuple(rewards.shape)}")
+    real = _real_positions(torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask, rewards)
+    count = real.sum(1, keepdim=True)
+    if mask is not None and _known_zero((count - 1).clamp(min=0)):
+        raise ValueError("a prompt has fewer than two samples with a reward: there is nothing to compare")
+    return real, count
 
 
 # --- reward model and judge ---------------------------------------------------------------------------------

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,7 +157,7 @@ def ppo_step(
     with clock("rollout"):
         batch = step_prompts(prompts, config.prompts_per_step, config.seed, step)
         mine = distributed.share_of(batch)
-        sampled = engine.sample(mine, [request_seed(config.seed, step, prompt.id) for prompt in mine])
+        sampled = engine.sample(mine, distributed.share_of(sample_seeds(batch, config.seed, step)))
         rollouts = distributed.whole_of(sampled)
     with clock("reward"):
         raw = torch.tensor(distributed.whole_of(_rewards(reward, sampled))).flatten()
@@ -233,12 +233,20 @@ def too_far(config: PPOConfig, numbers: dict[str, Any]) -> bool:
 
 
 def step_prompts(prompts: list[Prompt], count: int, seed: int, step: int) -> list[Prompt]:
-    """The prompts of a step: shuffled passes over all of them, known from the step alone."""
-    chosen = []
-    for place in range(step * count, (step + 1) * count):
-        epoch, index = divmod(place, len(prompts))
-        chosen.append(prompts[int(np.random.default_rng([seed, epoch]).permutation(len(prompts))[index])])
-    return chosen
+    """The prompts of a step: shuffled passes over all of them, known from the seed and the step alone."""
+    places = (divmod(place, len(prompts)) for place in range(step * count, (step + 1) * count))
+    return [prompts[loop.epoch_order(len(prompts), seed, epoch)[index]] for epoch, index in places]
+
+
+def sample_seeds(batch: Sequence[Prompt], seed: int, step: int) -> list[int]:
+    """A seed for each prompt of a step. One that stands there twice gets another: else its samples would repeat."""
+    seen: Counter[str] = Counter()
+    seeds = []
+    for prompt in batch:
+        repeat = [seen[prompt.id]] if seen[prompt.id] else []
+        seeds.append(request_seed(seed, step, prompt.id, *repeat))
+        seen[prompt.id] += 1
+    return seeds
 
 
 def write_samples(folder: Path, step: int, rollouts: Sequence[Rollout], scores: Tensor, count: int = 4) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rlaif_cli.config import EpochsConfig
@@ -70,5 +69,5 @@ def run_epochs(
 
 def epoch_batches(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
     """A shuffled pass over `count` items in batches of `size`; a last small batch is kept."""
-    order = np.random.default_rng([seed, epoch]).permutation(count).tolist()
+    order = loop.epoch_order(count, seed, epoch).tolist()
     return [order[i : i + size] for i in range(0, count, size)]

@@ -30,6 +30,7 @@ from rlaif_cli.train.models import (
     values,
 )
 from rlaif_cli.train.packing import Packed, pack
+from rlaif_cli.train.reward_model import NO_SPREAD
 from rlaif_cli.train.rewards import stored_scale
 from rlaif_cli.train.rollout import Rollout
 
@@ -39,8 +40,8 @@ class Experience:
     """A step's rollouts with all that the update needs. S = prompts x n sequences, R = the longest response.
 
     Attributes:
-        scores: [S].
-        mask: [S, R] bool, real response tokens.
+        scores: [S]; NaN for a response that got none, which is no part of the update.
+        mask: [S, R] bool, real tokens of the responses that have a score.
         rollout_logprobs, old_logprobs, ref_logprobs, advantages: [S, R].
         weights: [S, R], truncated importance weights between engine and trainer.
         old_values, returns: [S, R]; None without a value model.
@@ -130,7 +131,12 @@ class Trainer:
 
     @torch.no_grad()
     def experience(self, rollouts: list[Rollout], scores: Tensor) -> Experience:
-        """Log-probs, values, token rewards and advantages of a step's rollouts."""
+        """Log-probs, values, token rewards and advantages of a step's rollouts.
+
+        Args:
+            rollouts: every prompt with a score at least, two where responses are compared within a prompt.
+            scores: [S]; NaN where a response has none: it is no part of any mean, deviation, baseline or loss.
+        """
         config = self.config
         shape = (len(rollouts) * config.n, max(len(c.token_ids) for r in rollouts for c in r.completions))
         found = torch.zeros(3, *shape)
@@ -147,19 +153,33 @@ class Trainer:
         for row, completion in enumerate(c for r in rollouts for c in r.completions):
             sampled[row, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
             mask[row, : len(completion.token_ids)] = True
+        mask &= scores.isfinite()[:, None]
         weights = ops.truncated_importance_weights(old, sampled, mask, cap=config.importance_cap)
+        advantages, returns = self._advantages(scores, old, ref, value, mask)
+        values_of = (value, returns) if self.value_model is not None else (None, None)
+        return Experience(rollouts, scores, mask, sampled, old, ref, advantages, weights, *values_of)
+
+    def _advantages(
+        self, scores: Tensor, old: Tensor, ref: Tensor, value: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Advantages and, for a value model, returns, both [S, R]; `scores`: [S], NaN where there is none."""
+        config = self.config
         kl_coef = self.kl.value if config.kl_in == "reward" else 0.0
         weight = 1 - self.kl.value if config.kl_form == "convex" else 1.0
-        rewards = token_rewards(weight * scores, old, ref, mask, kl_coef)
-        if self.value_model is None:
-            if config.advantage == "reinforce":
-                advantages = batch_advantages(rewards, mask, config.gamma)
-            else:
-                advantages = group_advantages(rewards, mask, config.n, config.advantage)
-            return Experience(rollouts, scores, mask, sampled, old, ref, advantages, weights)
+        scored, known = scores.isfinite(), scores.nan_to_num(0.0)
+        if config.advantage == "grpo":
+            # The scores alone are divided by their deviation: where they tie, it would be that of the KL's noise.
+            rewards = token_rewards(known, old, ref, mask, 0.0)
+            compared = group_advantages(rewards, mask, config.n, "grpo", scored)
+            return weight * compared - kl_coef * ops.kl_estimate(old, ref, "k1") * mask, None
+        rewards = token_rewards(weight * known, old, ref, mask, kl_coef)
+        if config.advantage == "rloo":
+            return group_advantages(rewards, mask, config.n, "rloo", scored), None
+        tied = all_tie(scores)
+        if config.advantage == "reinforce":
+            return batch_advantages(rewards, mask, config.gamma, tied), None
         advantages, returns = ops.gae(rewards, value, mask, config.gamma, config.lam)
-        advantages = ops.masked_whiten(advantages, mask)
-        return Experience(rollouts, scores, mask, sampled, old, ref, advantages, weights, value, returns)
+        return whitened(advantages, mask, tied), returns
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """`epochs` passes over the rollout in `minibatches` optimizer steps each."""
@@ -174,12 +194,12 @@ class Trainer:
 
     def _optimizer_step(self, experience: Experience, chosen: list[int]) -> dict[str, float]:
         """One minibatch of prompts, in micro-batches weighted by their tokens."""
-        n = self.config.n
-        total = int(experience.mask.view(-1, n, experience.mask.shape[-1])[chosen].sum())
+        n, mask = self.config.n, experience.mask  # on the CPU: to count on a GPU is to wait for it
+        total = int(mask.view(-1, n, mask.shape[-1])[chosen].sum())
         sums: dict[str, Any] = {}
         with loop.autocast(self.config.precision):
             for rows, packed, weight in self._micro_batches([experience.rollouts[i] for i in chosen], chosen):
-                share = weight * int(packed.response_mask.sum()) / total
+                share = weight * int(mask[rows].sum()) / total
                 # One after the other, backward included: each one's memory is free for the next.
                 losses = (self._policy_loss, self._value_loss) if self.value_model is not None else (self._policy_loss,)
                 for loss_of in losses:
@@ -243,28 +263,64 @@ def part_of(rows: list[int], packed: Packed) -> Callable[[Tensor], Tensor]:
 
 
 def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """-kl_coef * (log p - log p_ref) on every token, and the score on the last one. [S], [S, R] -> [S, R]."""
+    """-kl_coef * (log p - log p_ref) on every token, and the score on the last one. [S], [S, R] -> [S, R].
+
+    A row without a real token stays 0.
+    """
     rewards = -kl_coef * ops.kl_estimate(logprobs, ref_logprobs, "k1") * mask
-    last = ops.last_token_index(mask)
-    rewards[torch.arange(len(rewards)), last] += scores.to(rewards)
+    real = mask.any(1).nonzero()[:, 0]
+    rewards[real, ops.last_token_index(mask[real])] += scores[real].to(rewards)
     return rewards
 
 
-def group_advantages(rewards: Tensor, mask: Tensor, n: int, kind: str) -> Tensor:
+def group_advantages(rewards: Tensor, mask: Tensor, n: int, kind: str, scored: Tensor | None = None) -> Tensor:
     """Each response's whole reward against those of its prompt's others, the same on all its tokens. [S, R] -> [S, R].
 
+    rloo: R_i - mean of the others' R (arXiv 2402.14740). R is the score minus the KL where that is in the reward.
+
+    grpo: (s_i - mean s) / (std s + 1e-6), s being the scores alone (arXiv 2402.03300). With the KL in the reward, the
+    trainer takes kl_coef * (log p - log p_ref) off on each token afterwards. At the start of an update (ratio 1) the
+    gradient of that is the one of kl_coef times the k2 loss, d/dx x^2 / 2 = x (arXiv 2510.01555): `--kl-in reward` and
+    `--kl-in loss` then differ only in what the ratio's clip does to the KL as the update goes on.
+
     Args:
-        kind: "rloo" (minus the mean of the others) or "grpo" (minus the mean, over the deviation).
+        kind: "rloo" or "grpo".
+        scored: [S], False for responses that are no part of their group; None: all are.
     """
     total = rewards.sum(1).view(-1, n)
-    advantages = total - ops.leave_one_out_baseline(total) if kind == "rloo" else ops.group_normalized_advantage(total)
+    part = None if scored is None else scored.view(-1, n)
+    if kind == "rloo":
+        advantages = total - ops.leave_one_out_baseline(total, part)
+    else:
+        advantages = ops.group_normalized_advantage(total, mask=part)
     return advantages.flatten()[:, None] * mask
 
 
-def batch_advantages(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """REINFORCE: what is still to come, against the whole step's mean and deviation. [S, R] -> [S, R]."""
+def batch_advantages(rewards: Tensor, mask: Tensor, gamma: float, tied: bool = False) -> Tensor:
+    """REINFORCE: what is still to come, against the whole step's mean and deviation. [S, R] -> [S, R].
+
+    Args:
+        tied: as in `whitened`.
+    """
     to_come, _ = ops.gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
-    return ops.masked_whiten(to_come, mask)
+    return whitened(to_come, mask, tied)
+
+
+def whitened(advantages: Tensor, mask: Tensor, tied: bool) -> Tensor:
+    """Mean 0 and deviation 1 over the step's tokens, as in the N+ details (arXiv 2403.17031). [S, R] -> [S, R].
+
+    Args:
+        tied: all scores are equal. What differs then is the KL's noise and the value model's error, and a deviation
+            below 1 stays as it is: to divide by it would train on the noise at full strength.
+    """
+    white = ops.masked_whiten(advantages, mask)
+    return white * ops.masked_var(advantages, mask).sqrt().clamp(max=1) if tied else white
+
+
+def all_tie(scores: Tensor) -> bool:
+    """Whether the scores of several responses are all the same. [S], NaN where there is none."""
+    known = scores[scores.isfinite()]
+    return len(known) > 1 and float(known.max() - known.min()) < NO_SPREAD
 
 
 def _same_tokens(a: Path, b: Path) -> bool:
