@@ -156,8 +156,10 @@ def harmless_rate(rows):
 
 
 def reward(rows):
+    unscored = sum(row["unscored"] for row in rows)
+    rows = [row for row in rows if row["reward"] is not None]
     rewards = np.array([row["reward"] for row in rows])
-    found = {"n": len(rows), "reward": mean(rewards)}
+    found = {"n": len(rows), "unscored": unscored, "reward": mean(rewards)}
     if "baseline" in rows[0]:
         baseline = np.array([row["baseline"] for row in rows])
         found |= {"baseline": mean(baseline), "difference": mean(rewards - baseline)}

@@ -516,7 +516,7 @@ def test_ppo_by_group_logs_what_it_has(questions: str, tmp_path: Path) -> None:
     command = ("ppo", questions, "--model", "fake", "--engine", "fake", *FAKE_JUDGE, "-o", "policy", *SHORT)
     done = rlaif(*command, "--advantage", "rloo", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    others = {"explained_variance", "value_loss", "value_clip_fraction", "win_rate"}
+    others = {"explained_variance", "value_loss", "value_clip_fraction", "win_rate", "win_rate_n"}
     assert rows_of(tmp_path / "policy" / "metrics.jsonl")[0].keys() - {"step"} == documented("ppo") - others
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +14,25 @@ import numpy as np
 import pytest
 import torch
 
-from rlaif_cli.train import loop, ops
-from rlaif_cli.train.ppo import sample_seeds, step_prompts
-from rlaif_cli.train.rollout import Prompt
+from conftest import rows_of
+from rlaif_cli import constitution as constitutions
+from rlaif_cli.commands import ppo as ppo_command
+from rlaif_cli.config import GenerateConfig, JudgeConfig, RewardConfig
+from rlaif_cli.console import no_progress
+from rlaif_cli.engines import EnginePool
+from rlaif_cli.engines.base import Completion, Request, request_seed
+from rlaif_cli.engines.fake import FakeEngine
+from rlaif_cli.errors import EngineError, InputError, UsageError
+from rlaif_cli.records import Message, PromptRecord
+from rlaif_cli.stages.generate import _candidates
+from rlaif_cli.train import loop, ops, scoring, selection
+from rlaif_cli.train.evaluate import reward
+from rlaif_cli.train.ppo import sample_seeds, shaped_scores, step_prompts, train_ppo
+from rlaif_cli.train.rewards import JudgeScorer, why_unscored
+from rlaif_cli.train.rollout import Prompt, Rollout
+from rlaif_cli.train.selection import Selection
 from rlaif_cli.train.trainer import Trainer, all_tie, group_advantages, whitened
-from test_train import make_rollouts, ppo_config
+from test_train import Interrupted, assert_same_run, interrupt_after, log_of, make_rollouts, ppo_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -117,6 +136,331 @@ def test_an_update_without_a_score_is_the_update_without_the_response(tiny: Path
         weights.append(dict(trainer.policy.named_parameters()))
     for name, weight in weights[0].items():
         torch.testing.assert_close(weight, weights[1][name], atol=2e-5, rtol=1e-3)
+
+
+def rollout(*texts: str, prompt: str = "Say it") -> Rollout:
+    messages = [Message(role="user", content=prompt)]
+    return Rollout(Prompt(prompt, messages, [1]), [Completion(text, [5], [-1.0]) for text in texts])
+
+
+@pytest.mark.parametrize(("advantage", "kept"), [("gae", "abc"), ("reinforce", "abc"), ("rloo", "ac"), ("grpo", "ac")])
+def test_a_prompt_that_has_too_few_scores_leaves_the_step(tiny: Path, advantage: str, kept: str) -> None:
+    rollouts = [rollout("x", "y", prompt=name) for name in "abcd"]
+    scores = torch.tensor([1.0, 2.0, torch.nan, 4.0, 5.0, 6.0, torch.nan, torch.nan])
+    found, left = scoring.comparable(ppo_config(tiny, advantage=advantage), rollouts, scores)
+    assert "".join(each.prompt.id for each in found) == kept
+    rows = torch.tensor(["abcd".index(name) for name in kept])
+    assert torch.equal(left.nan_to_num(-1), scores.view(4, 2)[rows].flatten().nan_to_num(-1))
+
+
+def test_a_penalty_is_no_score_for_what_got_none(tiny: Path) -> None:
+    cut = [Completion("", [5], [0.0], "length")] * 2
+    found = shaped_scores(ppo_config(tiny, missing_eos_penalty=-1), torch.tensor([torch.nan, 2.0]), cut)
+    assert found.isnan().tolist() == [True, False] and found[1] == -1
+
+
+class ScriptedJudge(FakeEngine):
+    """A judge asked with --method score that says other things than a number where `fails` (a text) is true.
+
+    Attributes:
+        asked: the text of every request.
+    """
+
+    def __init__(self, fails: Callable[[str], bool] = lambda _: False) -> None:
+        super().__init__()
+        self.fails = fails
+        self.asked: list[str] = []
+
+    def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
+        requests = list(requests)
+        for request, (key, found) in zip(requests, super().logprobs(requests), strict=True):
+            text = self.tokenizer.decode(request.prompt)
+            self.asked.append(text)
+            yield key, [-20.0] * len(found) if self.fails(text) else found
+
+
+def some(share: float) -> Callable[[str], bool]:
+    """True for this share of all texts, chosen by content."""
+    return lambda text: zlib.crc32(text.encode()) % 1000 < 1000 * share
+
+
+def scorer_of(judge: ScriptedJudge, *principles: str) -> JudgeScorer:
+    settings = JudgeConfig(
+        judge=("fake",), constitution="helpfulness", method="score", principles=principles or ("correctness",)
+    )
+    return JudgeScorer(settings, judge)
+
+
+def test_a_judge_that_does_not_answer_is_asked_again_and_its_silence_is_no_score() -> None:
+    judge = ScriptedJudge(lambda text: "bad" in text)
+    scorer = scorer_of(judge)
+    prompts = [[Message(role="user", content="q")]]
+    first = scorer.score(prompts, [["good", "bad"]])
+    assert first.isnan().tolist() == [[False, True]]
+    assert "the labels hold" in why_unscored(scorer, prompts[0], "bad")
+    asked = len(judge.asked)
+    judge.fails = lambda _: False
+    second = scorer.score(prompts, [["good", "bad"]])
+    assert second.isfinite().all() and second[0, 0] == first[0, 0]
+    assert all("bad" in text for text in judge.asked[asked:]) and len(judge.asked) > asked
+
+
+def test_a_response_that_one_principle_leaves_out_has_no_score() -> None:
+    """A mean over the principles that happened to answer is another kind of number."""
+    constitution = constitutions.load("helpfulness")
+    one, other = (principle.id for principle in constitution.principles[:2])
+    words = constitution.select([other]).principles[0].text
+    scorer = scorer_of(ScriptedJudge(lambda text: words in text), one, other)
+    assert scorer.score([[Message(role="user", content="q")]], [["r"]]).isnan().all()
+
+
+@pytest.mark.parametrize("method", ["score", "contrast"])
+def test_a_response_too_long_for_the_judge_is_unscored_and_never_sent(method: str) -> None:
+    judge = ScriptedJudge()
+    judge.max_length = 2000
+    settings = JudgeConfig(judge=("fake",), constitution="helpfulness", method=method, principles=("all",))
+    scorer, prompt = JudgeScorer(settings, judge), [Message(role="user", content="q")]
+    found = scorer.score([prompt], [["short", "long " * 400]])
+    assert found.isnan().tolist() == [[False, True]]
+    assert "its context holds 2000" in why_unscored(scorer, prompt, "long " * 400)
+    assert judge.asked and not any("long long" in text for text in judge.asked)
+
+
+def test_what_is_scored_is_what_files_of_responses_hold(tiny: Path) -> None:
+    """`generate` writes replies without the white space around them: so train-rm learns, and label judges, those."""
+    texts = []
+
+    class Source:
+        def score(self, prompts: Any, responses: Any) -> torch.Tensor:
+            texts.extend(responses)
+            return torch.zeros(len(responses), len(responses[0]))
+
+    scoring.ask(Source(), [rollout(" yes\n", "\n\nno")])
+    assert texts == [["yes", "no"]]
+    config = GenerateConfig(prompts="-", model=str(tiny))
+    record = PromptRecord(id="p", prompt="q")
+    written = _candidates(config, record, [], [Completion(" yes\n"), Completion("\n\nno")])
+    assert [response.text for response in written.responses] == texts[0]
+
+
+# ------------------------------------------------------------------------------------------- a run with a failing judge
+
+
+@pytest.fixture
+def run(tiny: Path, tmp_path: Path, write_jsonl: Callable[..., str]) -> Callable[..., Path]:
+    """PPO into tmp_path/<name>, scored by a judge; `stop`: the step after which it is interrupted."""
+
+    def train(name: str, judge: ScriptedJudge, stop: int = 0, compare: Any = None, **options: Any) -> Path:
+        data = write_jsonl("prompts.jsonl", [{"id": f"p{i}", "prompt": f"Say {i}"} for i in range(10)])
+        chosen = {"steps": 5, "save_every": 2, "n": 4, "advantage": "rloo", "method": "score"} | options
+        config = ppo_config(tiny, **chosen, prompts=data, output=str(tmp_path / name))
+        progress = interrupt_after(stop) if stop else no_progress
+        train_ppo(config, lambda _: scorer_of(judge), compare, progress=progress)
+        return tmp_path / name
+
+    return train
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "manifest.json").read_text())["results"])
+
+
+def test_responses_without_a_score_are_left_out_counted_and_kept_with_the_reason(run: Any) -> None:
+    folder = run("policy", ScriptedJudge(some(0.05)), save_every=0)
+    rows, left_out = log_of(folder), rows_of(folder / "unscored.jsonl")
+    assert len(rows) == 5 and all(math.isfinite(row["grad_norm"]) and row["grad_norm"] > 0 for row in rows)
+    counts = [row["unscored"] for row in rows]
+    assert 0 < sum(counts) == len(left_out) == results_of(folder)["unscored"]
+    assert [sum(row["step"] == step for row in left_out) for step in range(1, 6)] == counts
+    assert all("labels hold" in row["reason"] and row["prompt"] for row in left_out)
+
+
+def test_too_many_responses_without_a_score_stop_the_run_where_it_can_be_resumed(run: Any) -> None:
+    whole = run("whole", ScriptedJudge())
+    judge = ScriptedJudge()
+
+    def breaks_down(text: str) -> bool:
+        return len(judge.asked) > 80  # two questions a response: in the third step
+
+    judge.fails = breaks_down
+    with pytest.raises(EngineError, match=r"of the 16 responses of step 3 got no score .*the labels hold") as error:
+        run("cut", judge)
+    assert "--max-unscored" in str(error.value.hint) and "unscored.jsonl" in str(error.value.hint)
+    folder = whole.parent / "cut"
+    assert {row["step"] for row in rows_of(folder / "unscored.jsonl")} == {3}
+    assert len(rows_of(folder / "metrics.jsonl")) == 2
+    position = json.loads((folder / "state" / "position.json").read_text())
+    assert position["position"]["step"] == 2
+    assert_same_run(whole, run("cut", ScriptedJudge()))
+    assert not rows_of(folder / "unscored.jsonl")
+
+
+def test_a_first_step_without_scores_can_be_resumed_too(run: Any) -> None:
+    whole = run("whole", ScriptedJudge(), steps=2)
+    with pytest.raises(EngineError, match="16 of the 16 responses of step 1"):
+        run("cut", ScriptedJudge(lambda _: True), steps=2)
+    assert_same_run(whole, run("cut", ScriptedJudge(), steps=2))
+
+
+def test_a_run_that_stopped_goes_on_with_a_higher_bound(run: Any) -> None:
+    judge = ScriptedJudge(some(0.35))
+    whole = run("whole", judge, max_unscored=0.8)
+    with pytest.raises(EngineError, match="got no score"):
+        run("cut", judge, max_unscored=0.1)
+    assert_same_run(whole, run("cut", judge, max_unscored=0.8))
+    assert rows_of(whole / "unscored.jsonl") == rows_of(whole.parent / "cut" / "unscored.jsonl")
+    with pytest.raises(EngineError, match="nothing to compare"):
+        run("nothing", ScriptedJudge(lambda _: True), max_unscored=1.0)
+
+
+def test_an_interrupted_run_with_missing_scores_equals_an_uninterrupted_one(run: Any) -> None:
+    judge = ScriptedJudge(some(0.05))
+    whole = run("whole", judge)
+    with pytest.raises(Interrupted):
+        run("cut", judge, stop=3)
+    assert_same_run(whole, run("cut", judge))
+    assert rows_of(whole / "unscored.jsonl") == rows_of(whole.parent / "cut" / "unscored.jsonl")
+
+
+def test_a_run_of_an_earlier_version_is_not_mixed_with_this_one(run: Any) -> None:
+    with pytest.raises(Interrupted):
+        run("old", ScriptedJudge(), stop=3)
+    folder = run("new", ScriptedJudge()).parent / "old"
+    position = json.loads((folder / "state" / "position.json").read_text())
+    del position["settings"]["ppo_version"]
+    (folder / "state" / "position.json").write_text(json.dumps(position))
+    with pytest.raises(UsageError, match="ppo_version: None before, 2 now"):
+        run("old", ScriptedJudge())
+
+
+def test_prompts_that_leave_the_judge_no_room_are_refused_before_compute(
+    tiny: Path, tmp_path: Path, write_jsonl: Callable[..., str]
+) -> None:
+    small = shutil.copytree(tiny, tmp_path / "small")
+    settings = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 700}))
+    data = write_jsonl("prompts.jsonl", [{"prompt": "short"}, {"prompt": "long " * 60}])
+    options = {"judge": str(small), "prompts": data, "output": str(tmp_path / "policy"), "dry_run": True}
+
+    def checked(tokens: int) -> Any:
+        with EnginePool() as engines:
+            return ppo_command.train(ppo_config(tiny, max_tokens=tokens, **options), engines, no_progress)
+
+    assert checked(100)["prompts"] == 2
+    for tokens, count in ((400, 1), (600, 2)):
+        with pytest.raises(InputError, match=f"{count} of 2 lines") as error:
+            checked(tokens)
+        assert f"a response of --max-tokens {tokens} tokens need" in error.value.faults[-1]
+        assert "context holds 700" in error.value.faults[-1]
+
+
+def test_eval_reward_counts_what_the_judge_left_out(tmp_path: Path, write_jsonl: Callable[..., str]) -> None:
+    rows = [{"id": f"p{i}", "prompt": f"Say {i}", "responses": [f"good {i}", f"bad {i}"]} for i in range(6)]
+    rows.append({"id": "none", "prompt": "Say it", "responses": ["bad", "bad too"]})
+    config = RewardConfig(
+        candidates=write_jsonl("c.jsonl", rows),
+        baseline=write_jsonl("b.jsonl", [row | {"responses": ["good"]} for row in rows]),
+        judge="fake",
+        constitution="helpfulness",
+        method="score",
+        output=str(tmp_path / "reward.json"),
+    )
+
+    class Pool:
+        def get(self, *_: Any) -> ScriptedJudge:
+            return ScriptedJudge(lambda text: "bad" in text)
+
+    found = reward(config, Pool())
+    assert (found["n"], found["unscored"]) == (6, 8)
+    items = {item["id"]: item for item in rows_of(tmp_path / "reward.items.jsonl")}
+    assert items["none"] == {"id": "none", "unscored": 2, "reward": None, "baseline": None}
+    assert found["reward"]["value"] == pytest.approx(np.mean([items[f"p{i}"]["reward"] for i in range(6)]), abs=1e-8)
+
+
+# ------------------------------------------------------------------------------------------- choosing and measuring
+
+
+class Sampler:
+    """An engine whose policy answers each time something else."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def sync(self) -> None:
+        pass
+
+    def sample(self, prompts: Any, seeds: Any) -> list[Rollout]:
+        self.calls += 1
+        return [rollout(*(f"{self.calls} {prompt.id} {k}" for k in range(4)), prompt=prompt.id) for prompt in prompts]
+
+
+def coin(texts: Any) -> list[float]:
+    """A judge for whom there is no difference: p by the texts alone, above one half in half of the cases."""
+    return [request_seed(*pair) / 2**31 for _, *pair in texts]
+
+
+def test_the_highest_of_many_looks_is_too_high_and_the_reported_win_rate_is_not(tiny: Path, tmp_path: Path) -> None:
+    """No effect at all: 10 looks at 12 comparisons, 60 runs."""
+    highest, reported = [], []
+    for seed in range(60):
+        config = ppo_config(tiny, eval_judge="fake", eval_fraction=0.4, seed=seed)
+        prompts = [rollout(prompt=f"{seed} {i}").prompt for i in range(15)]
+        held_out = selection.split(config, prompts)[1]
+        folder = tmp_path / str(seed)
+        choice = Selection(config, folder, held_out, coin)
+        engine = Sampler()
+        choice.remember_start(engine)
+        highest.append(max(choice.look(engine).value for _ in range(10)))
+        reported.append(choice.report(engine).value)
+    assert np.mean(highest) > 0.62
+    assert np.mean(reported) == pytest.approx(0.5, abs=3 * 0.5 / (12 * 60) ** 0.5)
+
+
+def test_held_out_prompts_are_split_by_content_and_each_serves_once(tiny: Path) -> None:
+    prompts = [Prompt(f"id{i}", [Message(role="user", content=f"q{i % 20}")], [1]) for i in range(40)]
+    config = ppo_config(tiny, eval_judge="fake", eval_fraction=0.3)
+    trained, held_out = selection.split(config, prompts)
+    parts = [{p.messages[0].content for p in part} for part in (trained, held_out.choosing, held_out.reporting)]
+    assert list(map(len, parts)) == [14, 3, 3] and len(set.union(*parts)) == 20
+    assert len(trained) + len(held_out.choosing) + len(held_out.reporting) == 40
+    with pytest.raises(UsageError, match="at least three different prompts"):
+        selection.split(config, [*prompts[:2], *prompts[20:22]])
+    trained, held_out = selection.split(config, prompts[:3])
+    assert list(map(len, (trained, held_out.choosing, held_out.reporting))) == [1, 1, 1]
+
+
+def test_equal_answers_are_ties_and_nobody_is_asked(tiny: Path, tmp_path: Path) -> None:
+    config = ppo_config(tiny, eval_judge="fake", eval_fraction=0.5)
+    held_out = selection.split(config, [rollout(prompt=str(i)).prompt for i in range(10)])[1]
+
+    class Unchanged(Sampler):
+        def sample(self, prompts: Any, seeds: Any) -> list[Rollout]:
+            return [rollout("same ", " same", prompt=prompt.id) for prompt in prompts]
+
+    class Changed(Unchanged):
+        def sample(self, prompts: Any, seeds: Any) -> list[Rollout]:
+            return [rollout("same", "another", prompt=prompt.id) for prompt in prompts]
+
+    choice = Selection(config, tmp_path, held_out, lambda texts: [0.4] * len(texts))
+    choice.remember_start(Unchanged())
+    assert choice.look(Unchanged()).value == 0.5
+    assert choice.look(Changed()).value == 0.25
+
+
+def test_a_look_that_decides_nothing_chooses_nothing(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"eval_judge": "fake", "eval_fraction": 0.4, "eval_every": 1, "steps": 3, "lr": 0.05}
+    answers = iter([0.9, None])
+
+    def compare(texts: Any) -> list[float | None]:
+        answer = next(answers, None)
+        return [answer] * len(texts)
+
+    folder = run("policy", ScriptedJudge(), compare=compare, **options)
+    kept = results_of(folder)["weights"]
+    assert (kept["step"], kept["looks"], kept["highest_win_rate"]) == (1, 1, 1)
+    assert kept["win_rate"] is None and kept["unscored"] == 8, "the judge fell silent"
+    assert "could decide none of the 8 comparisons" in capsys.readouterr().err
+    assert "decided nothing on the prompts that took no part" in ppo_command.choice(kept)
 
 
 # ------------------------------------------------------------------------------------------- which prompts, which seeds

@@ -790,8 +790,10 @@ def test_the_policy_with_the_best_win_rate_is_kept(ppo: Any) -> None:
     rows, results = log_of(folder), json.loads((folder / "manifest.json").read_text())["results"]
     rates = {row["step"]: row["win_rate"] for row in rows if "win_rate" in row}
     assert list(rates) == list(range(3, 25, 3))
-    assert results["weights"] == {"step": max(rates, key=lambda s: rates[s]), "win_rate": round(max(rates.values()), 4)}
-    assert results["weights"]["step"] < 24 and max(rates.values()) > rates[24]
+    kept, highest = results["weights"], max(rates, key=lambda s: rates[s])
+    assert kept["step"] == highest < 24 and rates[highest] > rates[24]
+    assert (kept["highest_win_rate"], kept["looks"]) == (round(rates[highest], 4), 8)
+    assert kept["prompts"] == 2 and kept["win_rate"]["n"] == 8 == kept["highest_win_rate_n"]
     trained_on = {row["prompt"][0]["content"] for row in rows_of(folder / "samples.jsonl")}
     start = json.loads((folder / "held_out.start.json").read_text())
     assert len(start) == 4 and not {f"Say {name[1:]}" for name in start} & trained_on

@@ -710,15 +710,26 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
     max_mismatch: float = setting(
         0.2, "Stop when mean |engine - trainer| log-prob is beyond this: the weights were not synced.", gt=0
     )
+    max_unscored: float = setting(
+        0.2,
+        "The share of a step's responses that may be left without a score: they are not trained on. Above it the run "
+        "stops, and can be resumed, also with another share.",
+        ge=0,
+        le=1,
+        output=False,
+    )
     eval_judge: str | None = setting(
         None,
         "Every --eval-every steps this judge compares the policy's answers to held-out prompts with the start's, and "
-        "the weights with the highest win rate are kept. Let it be another judge than the reward's.",
+        "the weights with the highest win rate are kept. Half of the held-out prompts choose; on the other half the "
+        "chosen weights are measured. Use a different judge from the reward's.",
     )
     eval_constitution: str | None = setting(None, "For --eval-judge: a constitution. Default: --constitution.")
     eval_method: Literal["pairwise", "score", "contrast"] = setting("pairwise", "For --eval-judge: as in `label`.")
     eval_every: int = setting(10, "For --eval-judge: steps between comparisons.", ge=1)
-    eval_fraction: float = setting(0.1, "For --eval-judge: the share of the prompts held out.", gt=0, lt=1)
+    eval_fraction: float = setting(
+        0.1, "For --eval-judge: the share of the prompts held out, two at least.", gt=0, lt=1
+    )
     samples_every: int = setting(10, "Steps between samples written to samples.jsonl; 0: never.", ge=0, output=False)
 
     @model_validator(mode="after")

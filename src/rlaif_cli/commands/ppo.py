@@ -27,27 +27,50 @@ def run(config: PPOConfig) -> int:
 
 
 def train(config: PPOConfig, engines: Any, progress: Any) -> dict[str, Any]:
+    from rlaif_cli import constitution
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.stages import evaluate
+    from rlaif_cli.stages.judging import Room
     from rlaif_cli.train.ppo import train_ppo
     from rlaif_cli.train.rewards import reward_source
 
     def make_reward(on_body: Any) -> Any:
         return reward_source(config, engines, on_body)
 
+    checks: dict[str, Any] = {}
+    if config.judge is not None:
+        judge = config.reward_judge
+        room = Room(judge, constitution.load(judge.constitution))
+        checks["judge_fits"] = lambda messages: room.check_length(messages, config.max_tokens)
     with EnginePool() as others:  # beside the reward's judge, which stays open
         compare = evaluate.comparer(config.eval_comparison, others) if config.eval_judge else None
-        return train_ppo(config, make_reward, compare, progress=progress)
+        return train_ppo(config, make_reward, compare, **checks, progress=progress)
 
 
 def summary(results: dict[str, Any]) -> str:
     stopped = ", stopped by --max-kl before the last one's update" if results.get("stopped_by_kl") else ""
+    if unscored := results.get("unscored"):
+        stopped += f", {unscored} responses without a score (not trained on; unscored.jsonl there has them)"
     if weights := results.get("weights"):
-        stopped += f", the weights of step {weights['step']} (held-out win rate {weights['win_rate']:.3f})"
+        stopped += f", {choice(weights)}"
     return (
         f"ppo: {results['steps']} steps{stopped}, reward {results['reward_first']:.3f} -> {results['reward_last']:.3f} "
         f"(first and last fifth), KL {results['kl_last']:.2f} nats a response, "
         f"{results['samples_per_second']:.1f} samples/s"
+    )
+
+
+def choice(weights: dict[str, Any]) -> str:
+    """Which weights were kept, why, and what they are worth."""
+    by = f"{weights['highest_win_rate']:.3f}, n = {weights['highest_win_rate_n']}"
+    kept = f"the weights of step {weights['step']} (the highest held-out win rate of {weights['looks']} looks: {by}"
+    found = weights["win_rate"]
+    if found is None:
+        return f"{kept}; the judge decided nothing on the prompts that took no part in the choice)"
+    low, high = found["low"], found["high"]
+    return (
+        f"{kept}; on prompts that took no part in the choice {found['value']:.3f} [{low:.3f}, {high:.3f}], "
+        f"n = {found['n']} of {weights['prompts']} prompts)"
     )
 
 

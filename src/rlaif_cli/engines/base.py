@@ -65,6 +65,12 @@ class Completion:
     finish_reason: str | None = "stop"
     no_text: str = ""
 
+    @property
+    def reply(self) -> str:
+        """The text as files of responses hold it, and so as judges and reward models read it: white space around it
+        is no part of a reply."""
+        return self.text.strip()
+
 
 @dataclass(frozen=True, slots=True)
 class Failed:

@@ -102,11 +102,22 @@ class Judge(Protocol):
         ...
 
 
+class NoReward(float):
+    """NaN, and why the judge gave no reward."""
+
+    reason: str
+
+    def __new__(cls, reason: str) -> NoReward:
+        found = super().__new__(cls, math.nan)
+        found.reason = reason
+        return found
+
+
 class RewardingJudge(Judge, Protocol):
     """A judge that can say how good a single response is."""
 
     def rewards(self, items: Iterable[tuple[Any, Prompt, str, Principle]]) -> Iterator[tuple[Any, float]]:
-        """Items: (key, prompt, response, principle); higher is better. NaN where the judge gave no answer."""
+        """Items: (key, prompt, response, principle); higher is better. `NoReward` where there is none."""
         ...
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from rlaif_cli import prompts
 from rlaif_cli.constitution import Principle
 from rlaif_cli.engines.base import Engine, Failed, Request, gather
-from rlaif_cli.judge.base import Approval, Comparison, Judgement, Prompt, Single, direction, mean, sigmoid
+from rlaif_cli.judge.base import Approval, Comparison, Judgement, NoReward, Prompt, Single, direction, mean, sigmoid
 
 
 class ContrastJudge:
@@ -57,8 +57,10 @@ class ContrastJudge:
         jobs = (
             ((key, principle), self._sides(prompt, response, principle)) for key, prompt, response, principle in items
         )
-        for (key, principle), (favoured, opposed) in gather(self._engine.logprobs, jobs):
-            yield key, self._scale * direction(principle) * _contrast(favoured, opposed)
+        for (key, principle), sides in gather(self._engine.logprobs, jobs):
+            failed = next((side for side in sides if isinstance(side, Failed)), None)
+            reward = self._scale * direction(principle) * _contrast(*sides)
+            yield key, reward if math.isfinite(reward) else NoReward(failed.reason if failed else NOT_FINITE)
 
     def approve(self, items: Iterable[Single]) -> Iterator[tuple[Single, Approval]]:
         """P = sigmoid(k score): above one half where a principle favours the response over its opposite."""

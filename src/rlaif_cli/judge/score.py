@@ -6,14 +6,13 @@ p = P(score_a > score_b) + P(score_a = score_b) / 2; as a direct reward, (2 s - 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rlaif_cli import prompts
 from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines.base import Engine, Request
-from rlaif_cli.judge.base import Approval, Comparison, Judgement, Prompt, Single, direction, mean
+from rlaif_cli.judge.base import Approval, Comparison, Judgement, NoReward, Prompt, Single, direction, mean
 from rlaif_cli.judge.labels import Answer, Labels, Question, unusable
 
 
@@ -50,8 +49,8 @@ class ScoreJudge:
             for key, prompt, response, principle in items
         )
         for (key, principle), answers in self._labels.ask(self._engine, jobs):
-            usable = unusable(answers, self._min_mass) is None
-            yield key, _reward(principle, answers[0].p) if usable else math.nan
+            failed = unusable(answers, self._min_mass)
+            yield key, _reward(principle, answers[0].p) if failed is None else NoReward(failed.reason)
 
     def approve(self, items: Iterable[Single]) -> Iterator[tuple[Single, Approval]]:
         """The score, brought to [0, 1]: above one half, more is for the response than against it."""

@@ -146,7 +146,7 @@ def _candidates(
 ) -> Candidates:
     responses = [
         Response(
-            text=c.text.strip(),
+            text=c.reply,
             finish_reason=c.finish_reason,
             tokens=len(c.token_ids) or None,
             logprob=round(sum(c.logprobs), 4) if c.logprobs else None,

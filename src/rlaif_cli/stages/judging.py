@@ -47,6 +47,10 @@ class Room:
         """Why the longest of these responses cannot be judged by itself; None if it can."""
         return next((fault for seat in self._seats if (fault := seat.check_alone(prompt, responses))), None)
 
+    def check_length(self, prompt: str | list[Message], tokens: int) -> str | None:
+        """Why a response of so many tokens, which is yet to be sampled, could not be judged by itself."""
+        return next((fault for seat in self._seats if (fault := seat.check_length(prompt, tokens))), None)
+
     def fit(self, comparison: Comparison) -> Comparison:
         """The comparison as the judges will see it.
 
@@ -92,6 +96,15 @@ class _Seat:
             return None
         item = Single(None, prompt, max(responses, key=len), (self._longest_principle,))
         return too_long(self._tokens(self._judge.approval_requests(item)), self._limit, "the prompt and its response")
+
+    def check_length(self, prompt: str | list[Message], tokens: int) -> str | None:
+        if self._limit is None:
+            return None
+        item = Single(None, prompt, "", (self._longest_principle,))
+        need = self._tokens(self._judge.approval_requests(item)) + tokens
+        what = f"the judge's question, the prompt and a response of --max-tokens {tokens} tokens"
+        fault = too_long(need, self._limit, what)
+        return fault and f"{fault}: a lower --max-tokens, a shorter prompt or a judge with a longer context"
 
     def fit(self, comparison: Comparison) -> Comparison:
         if self._limit is None or self._cut == "refuse":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -167,15 +168,26 @@ def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
     if config.dry_run:
         return planned("reward", len(keys))
     scorer = reward_source(config, engines)
-    found = _mean_rewards(scorer, list(rows.values()))
-    result: dict[str, Any] = {"metric": "reward", "n": len(keys), "reward": estimate(found)}
-    items = [{"id": key, "reward": round(value, 9)} for key, value in zip(keys, found, strict=True)]
+    sides = {"reward": rows} | ({} if baseline is None else {"baseline": baseline})
+    rewards = {name: _rewards(scorer, [side[key] for key in keys]) for name, side in sides.items()}
+    means = {name: np.array([_mean_of_scored(each) for each in found]) for name, found in rewards.items()}
+    scored = np.isfinite(np.stack([*means.values()])).all(0)
+    unscored = [
+        sum(not math.isfinite(value) for each in of_row for value in each)
+        for of_row in zip(*rewards.values(), strict=True)
+    ]
+    items = [
+        {"id": key, "unscored": unscored[place]}
+        | {name: round(float(found[place]), 9) if scored[place] else None for name, found in means.items()}
+        for place, key in enumerate(keys)
+    ]
+    if not scored.any():
+        raise nothing_scored(config, "reward", "no response could be scored", config.candidates, items)
+    result: dict[str, Any] = {"metric": "reward", "n": int(scored.sum()), "unscored": sum(unscored)}
+    result |= {name: estimate(found[scored]) for name, found in means.items()}
     if baseline is not None:
         result["prompts_of_one_side"] = alone
-        before = _mean_rewards(scorer, list(baseline.values()))
-        result["baseline"] = estimate(before)
-        result["difference"] = estimate([a - b for a, b in zip(found, before, strict=True)])
-        items = [item | {"baseline": round(value, 9)} for item, value in zip(items, before, strict=True)]
+        result["difference"] = estimate((means["reward"] - means["baseline"])[scored])
     return save(config, result, items)
 
 
@@ -189,12 +201,14 @@ def _by_id(path: str, config: RewardConfig) -> dict[str, Candidates]:
     return {row.id: row for row in source}
 
 
-def _mean_rewards(scorer: RewardSource, rows: list[Candidates]) -> list[float]:
-    return [float(np.mean(found)) for found in _rewards(scorer, rows)]
+def _mean_of_scored(rewards: Sequence[float]) -> float:
+    """NaN where no response of a prompt has a score."""
+    known = [reward for reward in rewards if math.isfinite(reward)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def _rewards(scorer: RewardSource, rows: Sequence[Candidates]) -> list[list[float]]:
-    """The reward of every response of every row; rows with equally many are scored together."""
+    """The reward of every response of every row, NaN where it has none; rows with equally many go together."""
     found: dict[str, list[float]] = {}
     for count in {len(row.responses) for row in rows}:
         alike = [row for row in rows if len(row.responses) == count]

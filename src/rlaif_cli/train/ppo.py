@@ -7,6 +7,7 @@ entropy that is logged is the sampled estimate -mean log p(token).
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlaif_cli import models
+from rlaif_cli import console, models
 from rlaif_cli.chat import ChatTokenizer, with_system
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.console import ProgressCallback, no_progress
@@ -25,9 +26,9 @@ from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import read_rows
-from rlaif_cli.records import PromptRecord, as_messages
+from rlaif_cli.records import Message, PromptRecord, as_messages
 from rlaif_cli.results import judging_hashes
-from rlaif_cli.train import distributed, loop, ops, selection
+from rlaif_cli.train import distributed, loop, ops, scoring, selection
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState, keep_through
 from rlaif_cli.train.folder import run_in_folder
@@ -37,6 +38,9 @@ from rlaif_cli.train.selection import Compare, Selection
 from rlaif_cli.train.trainer import Experience, Trainer
 
 SAMPLES = "samples.jsonl"
+# Counts changes of what a step computes: a run that an earlier version began would go on as a mixture of two.
+# 2: GRPO normalises scores alone; texts are scored without white space around them; held-out prompts by content.
+VERSION = 2
 
 
 def train_ppo(
@@ -44,6 +48,7 @@ def train_ppo(
     make_reward: Callable[[Callable[[Path], Adapted | None]], RewardSource],
     compare: Compare | None = None,
     *,
+    judge_fits: Callable[[list[Message]], str | None] = lambda _: None,
     progress: ProgressCallback = no_progress,
 ) -> dict[str, Any]:
     """Run the stage; see `PPOConfig`. Returns the summary's numbers.
@@ -51,16 +56,17 @@ def train_ppo(
     Args:
         make_reward: called once, when compute begins, with what may put a reward model on the policy's body.
         compare: what `config.eval_judge` says of two responses.
+        judge_fits: why the reward's judge could not read a response to a prompt; None if it can.
 
     Raises:
         InputError: the prompts cannot be used, or one does not fit the model's context.
         ModelError: a model cannot be found or loaded.
-        EngineError: the engine's log-probs do not follow the trainer's.
+        EngineError: the engine's log-probs do not follow the trainer's, or too many responses get no score.
     """
     check_reward_source(config)
     base = models.resolve(config.model)
     reward_path = models.resolve(config.reward_model[0]) if config.reward_model else None
-    source = _source(config, base)
+    source = _source(config, base, judge_fits)
     if config.dry_run:
         return {"prompts": len(source)}
 
@@ -73,15 +79,19 @@ def train_ppo(
         found = distributed.from_main(lambda: _results(config)) | {"rejected": source.rejected}
         return found | ({"weights": weights} if weights else {})
 
-    return run_in_folder(config, "ppo", train, input_sha256=source.sha256, **judging_hashes(config))
+    inputs = {"input_sha256": source.sha256, "ppo_version": VERSION, **judging_hashes(config)}
+    return run_in_folder(config, "ppo", train, **inputs)
 
 
-def _source(config: PPOConfig, base: Path) -> Source[PromptRecord]:
+def _source(config: PPOConfig, base: Path, judge_fits: Callable[[list[Message]], str | None]) -> Source[PromptRecord]:
     tokenizer, limit = ChatTokenizer(base), models.context_length(base)
 
     def fits(record: PromptRecord) -> str | None:
-        need = len(tokenizer.chat(with_system(as_messages(record.prompt), config.system))) + config.max_tokens
-        return None if need <= limit else f"prompt and response need {need} tokens, the model's context holds {limit}"
+        messages = with_system(as_messages(record.prompt), config.system)
+        need = len(tokenizer.chat(messages)) + config.max_tokens
+        if need > limit:
+            return f"prompt and response need {need} tokens, the model's context holds {limit}"
+        return judge_fits(messages)
 
     return loop.checked_source(config, config.prompts, PromptRecord, fits)
 
@@ -108,36 +118,66 @@ def _run(
     position = state.load() or {"step": 0, "kl": trainer.kl.state_dict(), "best": None}
     trainer.kl.load_state_dict(position["kl"])
     log = MetricsLog(config, folder, keep_through_step=position["step"])
-    keep_through(folder / SAMPLES, position["step"])
+    for name in (SAMPLES, scoring.UNSCORED):
+        keep_through(folder / name, position["step"])
     engine = RolloutEngine(config, trainer.policy, base, max(len(p.token_ids) for p in prompts))
     prompts, held_out = selection.split(config, prompts)
-    choice = Selection(config, folder, held_out, compare) if compare and held_out else None
+    choice = Selection(config, folder, held_out, compare) if compare and held_out.choosing else None
     best = BestWeights(folder, trainer.policy, position["best"])
+
+    def save(done: int) -> None:
+        state.save({"step": done, "kl": trainer.kl.state_dict(), "best": best.found})
+        best.saved()
+
     try:
         if choice and not position["step"]:
             choice.remember_start(engine)
         for step in range(position["step"], config.steps):
             done = step + 1
-            numbers = ppo_step(config, trainer, engine, reward, prompts, step, folder)
+            try:
+                numbers = ppo_step(config, trainer, engine, reward, prompts, step, folder)
+            except scoring.TooManyUnscored:
+                save(step)
+                raise
             stop = too_far(config, numbers)
             if choice and (done % config.eval_every == 0 or done == config.steps) and not stop:
-                numbers["win_rate"] = choice.win_rate(engine)
-                best.offer(-numbers["win_rate"], done)
+                numbers |= look(choice, engine, best, done)
             log.add(done, **numbers)
             if stop:
                 break
             if state.due(done, config.steps, config.save_every):
-                state.save({"step": done, "kl": trainer.kl.state_dict(), "best": best.found})
-                best.saved()
+                save(done)
             note = f"reward {numbers['reward']:.3f}, KL {numbers['kl']:.2f}"
             progress(done, config.steps, note, numbers["reward"])
+        return chosen_weights(choice, engine, best, log.path) if choice and best.found else None
     finally:
         engine.close()
         log.close()
-    if best.found is None:
-        return None
+
+
+def look(choice: Selection, engine: RolloutEngine, best: BestWeights, step: int) -> dict[str, Any]:
+    """Compare the policy with the start, and keep its weights where they are the best so far."""
+    found = choice.look(engine)
+    if not found.wins:
+        console.warn(f"--eval-judge could decide none of the {found.unscored} comparisons after step {step}")
+        return {}
+    best.offer(-found.value, step)
+    return {"win_rate": found.value, "win_rate_n": len(found.wins)}
+
+
+def chosen_weights(choice: Selection, engine: RolloutEngine, best: BestWeights, log: Path) -> dict[str, Any]:
+    """Put the best weights back, and measure them on prompts that took no part in the choice."""
+    assert best.found is not None
     best.restore()
-    return {"step": best.found["step"], "win_rate": round(-best.found["loss"], 4)}
+    looks = distributed.from_main(lambda: [row for row in read_rows(log) if "win_rate" in row])
+    chosen_by = next(row for row in looks if row["step"] == best.found["step"])
+    return {
+        "step": best.found["step"],
+        "looks": len(looks),
+        "highest_win_rate": round(chosen_by["win_rate"], 4),
+        "highest_win_rate_n": chosen_by["win_rate_n"],
+        **choice.report(engine).as_json(),
+    }
 
 
 def ppo_step(
@@ -159,24 +199,29 @@ def ppo_step(
         mine = distributed.share_of(batch)
         sampled = engine.sample(mine, distributed.share_of(sample_seeds(batch, config.seed, step)))
         rollouts = distributed.whole_of(sampled)
+    completions = [c for r in rollouts for c in r.completions]
     with clock("reward"):
-        raw = torch.tensor(distributed.whole_of(_rewards(reward, sampled))).flatten()
-        completions = [c for r in rollouts for c in r.completions]
-        scores = shaped_scores(config, raw, completions)
+        raw, reasons = scoring.ask(reward, sampled)
+    scores = shaped_scores(config, raw, completions)
+    unscored = scoring.unscored_rows(rollouts, scores, reasons)
+    scoring.write_unscored(folder, step + 1, unscored)
+    kept, kept_scores = scoring.comparable(config, rollouts, scores)
+    scoring.check(config, unscored, len(completions), len(kept), step + 1)
     with clock("forward"):
-        experience = trainer.experience(rollouts, scores)
+        experience = trainer.experience(kept, kept_scores)
     numbers = distributed.from_main(lambda: describe(experience, trainer.kl.value))
     check_mismatch(numbers["mismatch"], config.max_mismatch)
     if not too_far(config, numbers):
         with clock("update"):
             numbers |= trainer.update(experience, step)
-    trainer.kl.update(numbers["kl"], len(scores))
+    trainer.kl.update(numbers["kl"], int(kept_scores.isfinite().sum()))
     if config.samples_every and step % config.samples_every == 0 and distributed.is_main():
         write_samples(folder, step + 1, rollouts, scores)
-    samples_per_second = len(scores) / sum(clock.seconds.values())
+    samples_per_second = len(completions) / sum(clock.seconds.values())
     seconds = {f"seconds_{name}": value for name, value in clock.seconds.items()}
     return numbers | {
-        "reward": float(raw.mean()),
+        "reward": float(raw.nanmean()),
+        "unscored": len(unscored),
         "ended": sum(c.finish_reason == "stop" for c in completions) / len(completions),
         "lr": lr,
         "samples_per_second": samples_per_second,
@@ -184,27 +229,20 @@ def ppo_step(
     }
 
 
-def _rewards(source: RewardSource, rollouts: list[Rollout]) -> list[list[float]]:
-    """The reward of every response."""
-    texts = [[c.text for c in r.completions] for r in rollouts]
-    found: list[list[float]] = source.score([r.prompt.messages for r in rollouts], texts).tolist()
-    return found
-
-
 @torch.no_grad()
 def describe(experience: Experience, kl_coef: float) -> dict[str, float]:
-    """What is logged of a step's rollouts; docs/metrics.md explains each number."""
-    e, mask = experience, experience.mask
+    """What is logged of a step's responses with a score; docs/metrics.md explains each number."""
+    e, mask, scored = experience, experience.mask, experience.scores.isfinite()
     kl = (ops.kl_estimate(e.old_logprobs, e.ref_logprobs, "k1") * mask).sum(1)
     values = {}
     if e.old_values is not None and e.returns is not None:
         values["explained_variance"] = float(ops.explained_variance(e.old_values, e.returns, mask))
     return values | {
-        "score": float(e.scores.mean()),
-        "kl": float(kl.mean()),
+        "score": float(e.scores[scored].mean()),
+        "kl": float(kl[scored].mean()),
         "kl_coef": kl_coef,
         "entropy": float(-ops.masked_mean(e.old_logprobs, mask)),
-        "response_length": float(mask.sum(1).float().mean()),
+        "response_length": float(mask[scored].sum(1).float().mean()),
         "mismatch": float(ops.masked_mean((e.rollout_logprobs - e.old_logprobs).abs(), mask)),
         "importance_weight": float(ops.masked_mean(e.weights, mask)),
     }
@@ -221,9 +259,12 @@ def check_mismatch(mismatch: float, bound: float) -> None:
 
 
 def shaped_scores(config: PPOConfig, raw: Tensor, completions: Sequence[Completion]) -> Tensor:
-    """[S] what is trained on: the reward with `missing_eos_penalty` in its place and `length_penalty` taken off."""
+    """[S] what is trained on: the reward with `missing_eos_penalty` in its place and `length_penalty` taken off.
+
+    NaN stays NaN: a response without a reward.
+    """
     ended = torch.tensor([c.finish_reason == "stop" for c in completions])
-    scores = raw if config.missing_eos_penalty is None else raw.where(ended, config.missing_eos_penalty)
+    scores = raw if config.missing_eos_penalty is None else raw.where(ended | raw.isnan(), config.missing_eos_penalty)
     return scores - config.length_penalty * torch.tensor([float(len(c.token_ids)) for c in completions])
 
 
@@ -254,11 +295,12 @@ def write_samples(folder: Path, step: int, rollouts: Sequence[Rollout], scores: 
     n = len(rollouts[0].completions)
     with open(folder / SAMPLES, "a", encoding="utf-8") as file:
         for index, rollout in enumerate(rollouts[:count]):
+            score = float(scores[index * n])
             row = {
                 "step": step,
                 "prompt": [message.model_dump() for message in rollout.prompt.messages],
-                "response": rollout.completions[0].text,
-                "score": round(float(scores[index * n]), 4),
+                "response": rollout.completions[0].reply,
+                "score": round(score, 4) if math.isfinite(score) else None,
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -289,6 +331,7 @@ def _results(config: PPOConfig) -> dict[str, Any]:
     return {
         "steps": len(rows),
         "stopped_by_kl": too_far(config, rows[-1]),
+        "unscored": sum(row["unscored"] for row in rows),
         "reward_first": mean("reward", rows[:edge]),
         "reward_last": mean("reward", rows[-edge:]),
         "kl_last": mean("kl", rows[-edge:]),

@@ -7,9 +7,9 @@ trained on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -18,9 +18,9 @@ from rlaif_cli import constitution as constitutions
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import JudgeConfig, PPOConfig, RewardConfig, RewardSourceConfig
 from rlaif_cli.constitution import Constitution, Principle
-from rlaif_cli.engines import LOCAL, Engine, EnginePool
-from rlaif_cli.errors import EngineError, ModelError, UsageError
-from rlaif_cli.judge import RewardingJudge, make_judge, named_principles
+from rlaif_cli.engines import LOCAL, Engine, EnginePool, Failed, Request
+from rlaif_cli.errors import ModelError, UsageError
+from rlaif_cli.judge import NoReward, RewardingJudge, make_judge, named_principles
 from rlaif_cli.output import read_json
 from rlaif_cli.records import Message, content_id
 from rlaif_cli.train import loop
@@ -32,7 +32,7 @@ from rlaif_cli.train.reward_model import NO_SPREAD, score_groups
 
 class RewardSource(Protocol):
     def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
-        """The score of every response: [prompts, n]."""
+        """The score of every response: [prompts, n]; NaN where it has none (`why_unscored`)."""
         ...
 
 
@@ -110,13 +110,21 @@ class Ensemble:
 
 
 class JudgeScorer:
-    """A judge's own word on a single response: see `rewards` of its method. Means over the principles, cached."""
+    """A judge's own word on a single response: see `rewards` of its method. Means over the principles, cached.
+
+    A response that one principle leaves without a reward has no score: a mean over the others would be another kind
+    of number than its neighbours'. It is asked about again if it comes again.
+
+    Attributes:
+        reasons: why, by `content_id` of prompt and response; of the last call.
+    """
 
     def __init__(self, config: JudgeConfig, engine: Engine) -> None:
         constitution = constitutions.load(config.constitution)
         self._principles = _principles(constitution, config.principles)
-        self._judge = cast(RewardingJudge, make_judge(config, constitution, engine))
+        self._judge = cast(RewardingJudge, make_judge(config, constitution, cast(Engine, _Fitting(engine))))
         self._cache: dict[str, float] = {}
+        self.reasons: dict[str, str] = {}
 
     def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
         keys = [[content_id(prompt, text) for text in texts] for prompt, texts in zip(prompts, responses, strict=True)]
@@ -130,15 +138,48 @@ class JudgeScorer:
         found: dict[str, list[float]] = {}
         for (key, _), reward in self._judge.rewards(items.values()):
             found.setdefault(key, []).append(reward)
-        means = {key: sum(rewards) / len(rewards) for key, rewards in found.items()}
-        if unscored := sum(not math.isfinite(reward) for reward in means.values()):
-            raise EngineError(
-                f"the judge gave no usable score to {unscored} of {len(means)} responses, and a made-up one would be "
-                "trained on",
-                hint="a judge that answers, or --method contrast; `rlaif label --method score` shows its mass",
-            )
-        self._cache |= means
-        return torch.tensor([[self._cache[key] for key in row] for row in keys])
+        self.reasons = {}
+        for key, rewards in found.items():
+            missing = next((reward for reward in rewards if not math.isfinite(reward)), None)
+            if missing is None:
+                self._cache[key] = sum(rewards) / len(rewards)
+            else:
+                self.reasons[key] = missing.reason if isinstance(missing, NoReward) else NOT_FINITE
+        return torch.tensor([[self._cache.get(key, math.nan) for key in row] for row in keys])
+
+
+class _Fitting:
+    """An engine that answers `Failed` to what its context does not hold; the engine itself would end the whole run."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float] | Failed]]:
+        limit, too_long = self._engine.max_length, []
+
+        def fitting() -> Iterator[Request]:
+            for request in requests:
+                tokens = len(request.prompt) + len(request.continuation) + 1
+                if limit and tokens > limit:
+                    what = f"the response and the judge's question need {tokens} tokens, its context holds {limit}"
+                    too_long.append((request.key, Failed(what, False)))
+                else:
+                    yield request
+
+        yield from self._engine.logprobs(fitting())
+        yield from too_long
+
+
+NOT_FINITE = "its score is no finite number"
+
+
+def why_unscored(source: RewardSource, prompt: list[Message], response: str) -> str:
+    """Why a source gave a response no score in its last call."""
+    known = source.reasons if isinstance(source, JudgeScorer) else {}
+    return known.get(content_id(prompt, response), NOT_FINITE)
 
 
 def _principles(constitution: Constitution, wanted: Sequence[str]) -> tuple[Principle, ...]:

@@ -193,7 +193,20 @@ def _ppo(stage: Stage, run: Run) -> list[str]:
         f"reward {r['reward_first']:+.2f} -> {r['reward_last']:+.2f} ({unit}; first, last fifth of steps)",
         "" if r["reward_last"] > r["reward_first"] else "shows no effect: the reward did not rise",
         f"KL to the start {r['kl_last']:.2f} nats a response",
+        f"{r['unscored']:,} responses without a score, not trained on" if r.get("unscored") else "",
+        _chosen_weights(r["weights"]) if r.get("weights") else "",
     ]
+
+
+def _chosen_weights(weights: dict[str, Any]) -> str:
+    """Of a policy that was chosen among several: the highest of many win rates is too high by itself."""
+    kept = f"the weights of step {weights['step']} were kept, of {weights.get('looks', 'several')} looks"
+    if not isinstance(found := weights.get("win_rate"), dict):
+        return kept
+    return (
+        f"{kept}; on held-out prompts that took no part in the choice they win {rate_text(found)} against the start, "
+        f"n = {found['n']} of {weights['prompts']} prompts"
+    )
 
 
 def _reward_unit(stage: Stage) -> str:

@@ -1,0 +1,105 @@
+"""The scores of a step's responses, and what becomes of responses that got none.
+
+A score is never made up. A response without one leaves its group: it is in no mean, deviation or baseline, and no
+gradient comes from it, also not that of the KL. A prompt left without responses to compare leaves the step. The run
+stops where more than `--max-unscored` of a step's responses have no score.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlaif_cli.config import PPOConfig
+from rlaif_cli.errors import EngineError
+from rlaif_cli.train import distributed
+from rlaif_cli.train.rewards import RewardSource, why_unscored
+from rlaif_cli.train.rollout import Prompt, Rollout
+
+UNSCORED = "unscored.jsonl"
+
+
+class TooManyUnscored(EngineError):
+    """A step's responses lack more scores than the run may do without. Nothing was learned from the step."""
+
+
+def ask(source: RewardSource, mine: Sequence[Rollout]) -> tuple[Tensor, list[str | None]]:
+    """The score of every response of a step, [S], NaN where there is none; and for those, why.
+
+    Args:
+        mine: this process's share of the step's rollouts.
+    """
+    # As files of responses hold them: what reward models are trained on and judges label.
+    texts = [[completion.reply for completion in rollout.completions] for rollout in mine]
+    scores = source.score([rollout.prompt.messages for rollout in mine], texts).tolist()
+
+    def with_reason(prompt: Prompt, text: str, score: float) -> tuple[float, str | None]:
+        known = math.isfinite(score)
+        return (score, None) if known else (math.nan, why_unscored(source, prompt.messages, text))
+
+    found = [
+        [with_reason(rollout.prompt, text, score) for text, score in zip(of_prompt, row, strict=True)]
+        for rollout, of_prompt, row in zip(mine, texts, scores, strict=True)
+    ]
+    flat = [each for row in distributed.whole_of(found) for each in row]
+    return torch.tensor([score for score, _ in flat]), [reason for _, reason in flat]
+
+
+def unscored_rows(rollouts: Sequence[Rollout], scores: Tensor, reasons: Sequence[str | None]) -> list[dict[str, Any]]:
+    """Every response without a score, [S], with the reason."""
+    responses = [(rollout.prompt, completion) for rollout in rollouts for completion in rollout.completions]
+    return [
+        {
+            "prompt": [message.model_dump() for message in prompt.messages],
+            "response": completion.reply,
+            "reason": reason,
+        }
+        for (prompt, completion), scored, reason in zip(responses, scores.isfinite().tolist(), reasons, strict=True)
+        if not scored
+    ]
+
+
+def write_unscored(folder: Path, step: int, rows: Sequence[dict[str, Any]]) -> None:
+    if rows and distributed.is_main():
+        with open(folder / UNSCORED, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
+
+
+def comparable(config: PPOConfig, rollouts: list[Rollout], scores: Tensor) -> tuple[list[Rollout], Tensor]:
+    """The rollouts that can be trained on, and their scores, [S]: with one score; two, where scores are compared."""
+    needed = 2 if config.advantage in ("rloo", "grpo") else 1
+    by_prompt = scores.view(len(rollouts), -1)
+    enough = by_prompt.isfinite().sum(1) >= needed
+    return [rollout for rollout, kept in zip(rollouts, enough.tolist(), strict=True) if kept], by_prompt[
+        enough
+    ].flatten()
+
+
+def check(config: PPOConfig, unscored: Sequence[dict[str, Any]], total: int, trained_on: int, step: int) -> None:
+    """Whether a step can do without its missing scores.
+
+    Args:
+        total: the step's responses.
+        trained_on: the prompts that `comparable` leaves.
+
+    Raises:
+        TooManyUnscored: it cannot.
+    """
+    if trained_on and len(unscored) <= config.max_unscored * total + 1e-9:
+        return
+    reasons = Counter(row["reason"] for row in unscored).most_common(3)
+    said = "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
+    bound = f"--max-unscored allows {config.max_unscored:.0%}" if trained_on else "which leaves nothing to compare"
+    raise TooManyUnscored(
+        f"{len(unscored)} of the {total} responses of step {step} got no score ({bound}): {said}",
+        hint=f"{Path(config.output) / UNSCORED} has them. Nothing is lost: once the judge answers, run the same "
+        "command to resume before this step; or train without these responses by a higher --max-unscored. Another "
+        "judge, --method or --max-tokens makes another run (--overwrite)",
+    )
