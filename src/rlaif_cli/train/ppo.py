@@ -202,19 +202,18 @@ def ppo_step(
     completions = [c for r in rollouts for c in r.completions]
     with clock("reward"):
         raw, reasons = scoring.ask(reward, sampled)
-    scores = shaped_scores(config, raw, completions)
-    unscored = scoring.unscored_rows(rollouts, scores, reasons)
-    scoring.write_unscored(folder, step + 1, unscored)
-    kept, kept_scores = scoring.comparable(config, rollouts, scores)
-    scoring.check(config, unscored, len(completions), len(kept), step + 1)
+        scores = shaped_scores(config, raw, completions)
+        unscored = scoring.set_aside(folder, step + 1, rollouts, scores, reasons)
+        trained_on, their_scores = scoring.comparable(config, rollouts, scores)
+        scoring.check(config, unscored, len(completions), len(trained_on), step + 1)
     with clock("forward"):
-        experience = trainer.experience(kept, kept_scores)
+        experience = trainer.experience(trained_on, their_scores)
     numbers = distributed.from_main(lambda: describe(experience, trainer.kl.value))
     check_mismatch(numbers["mismatch"], config.max_mismatch)
     if not too_far(config, numbers):
         with clock("update"):
             numbers |= trainer.update(experience, step)
-    trainer.kl.update(numbers["kl"], int(kept_scores.isfinite().sum()))
+    trainer.kl.update(numbers["kl"], int(their_scores.isfinite().sum()))
     if config.samples_every and step % config.samples_every == 0 and distributed.is_main():
         write_samples(folder, step + 1, rollouts, scores)
     samples_per_second = len(completions) / sum(clock.seconds.values())

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.errors import EngineError
+from rlaif_cli.output import open_for_writing
 from rlaif_cli.train import distributed
 from rlaif_cli.train.rewards import RewardSource, why_unscored
 from rlaif_cli.train.rollout import Prompt, Rollout
@@ -52,11 +53,14 @@ def ask(source: RewardSource, mine: Sequence[Rollout]) -> tuple[Tensor, list[str
     return torch.tensor([score for score, _ in flat]), [reason for _, reason in flat]
 
 
-def unscored_rows(rollouts: Sequence[Rollout], scores: Tensor, reasons: Sequence[str | None]) -> list[dict[str, Any]]:
-    """Every response without a score, [S], with the reason."""
+def set_aside(
+    folder: Path, step: int, rollouts: Sequence[Rollout], scores: Tensor, reasons: Sequence[str | None]
+) -> list[dict[str, Any]]:
+    """Every response without a score, with the reason; written to the run's folder too. `scores`, `reasons`: [S]."""
     responses = [(rollout.prompt, completion) for rollout in rollouts for completion in rollout.completions]
-    return [
+    rows = [
         {
+            "step": step,
             "prompt": [message.model_dump() for message in prompt.messages],
             "response": completion.reply,
             "reason": reason,
@@ -64,12 +68,10 @@ def unscored_rows(rollouts: Sequence[Rollout], scores: Tensor, reasons: Sequence
         for (prompt, completion), scored, reason in zip(responses, scores.isfinite().tolist(), reasons, strict=True)
         if not scored
     ]
-
-
-def write_unscored(folder: Path, step: int, rows: Sequence[dict[str, Any]]) -> None:
     if rows and distributed.is_main():
-        with open(folder / UNSCORED, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows)
+        with open_for_writing(folder / UNSCORED, "a") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return rows
 
 
 def comparable(config: PPOConfig, rollouts: list[Rollout], scores: Tensor) -> tuple[list[Rollout], Tensor]:
