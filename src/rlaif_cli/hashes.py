@@ -55,9 +55,18 @@ class HashSet:
         """How many different ones."""
         return len(self.counts())
 
+    @property
+    def added(self) -> int:
+        """How many were added, repeats too."""
+        return len(self._added)
+
     def counts(self) -> NDArray[np.int64]:
         """How often each of them was added, in no order of meaning."""
         return np.unique(self._numbers(), return_counts=True)[1]
+
+    def codes(self) -> NDArray[np.int64]:
+        """Of every text in the order of adding, the number of the member that it is, from 0."""
+        return np.unique(self._numbers(), return_inverse=True)[1]
 
     def repeated(self) -> frozenset[int]:
         """The hashes of those that were added more than once."""

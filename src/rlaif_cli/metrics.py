@@ -5,14 +5,18 @@ numpy and the standard library alone. Conventions, kept by every function here:
 - Probabilities and wins are in [0, 1], from the side of the *first* (or ``a``) response; entropy is in nats.
 - Inputs are 1-D and of one length. ValueError for empty or unequal inputs, NaN, infinity, and values out of
   range: a row that could not be scored is dropped and counted by the caller, never averaged in.
-- Intervals are (low, high) at ``level``, 95 % unless said otherwise.
+- Intervals are (low, high) at ``level``, 95 % unless said otherwise, and take prompts to be independent, not pairs.
+- Which response of a pair is called the first says nothing about it: no number here changes if some pairs are turned
+  round. Calibration and kappa therefore count every pair in both orders, as (p, y) and as (1 - p, 1 - y).
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -21,7 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-_DRAWS_AT_ONCE = 1 << 21  # bootstrap indices in memory: 16 MiB
+_RIDGE = 1e-6
+_ALL_ALIKE = 1e-24  # squared error of a rate that is nothing but rounding
 
 
 # --- checks -------------------------------------------------------------------------------------------------
@@ -67,86 +72,122 @@ def _sigmoid(x: Floats) -> Floats:
 
 
 # --- intervals ----------------------------------------------------------------------------------------------
+#
+# Results of one prompt resemble each other, so every interval counts prompts and not results: its variance is the
+# cluster-robust one, of sums over prompts (Liang and Zeger 1986).
+
+CARRIERS = 3  # prompts; with fewer, how far results of one prompt resemble each other cannot be estimated
 
 
-def bootstrap_interval(
-    values: ArrayLike,
-    statistic: Callable[[NDArray[Any]], Any] = np.mean,
-    *,
-    groups: Sequence[Hashable] | None = None,
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap (Efron 1979) of a statistic, over items or over whole groups of items.
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval, the items behind it and the prompts that these belong to.
 
-    Give ``groups`` (say, the prompt of each item) where items of a group resemble each other: resampling them
-    one by one would claim a certainty that is not there. Deterministic for a seed. If all values are equal
-    the interval has width 0, which for a proportion is too sure of itself: use ``wilson_interval`` there.
+    Attributes:
+        low, high: minus and plus infinity where one prompt alone says nothing of the spread.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    prompts: int
+
+    def __str__(self) -> str:
+        interval = f"[{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        return f"{100 * self.value:.1f} % {interval}, n = {self.n} of {self.prompts} prompts"
+
+
+def rate_estimate(values: ArrayLike, prompts: Sequence[Hashable] | None = None, *, level: float = 0.95) -> Estimate:
+    """A rate, or any mean of values in [0, 1], with Wilson's interval (1927) at the effective number of items.
+
+    That number is n / deff, deff being the design effect (Rao and Scott 1992): the variance of the rate by sums over
+    prompts, divided by what it would be for n independent items. With one result of 0 or 1 a prompt, deff is 1 and the
+    interval is Wilson's own. Where fewer than three prompts carry the variation (by the participation ratio of
+    their squared deviations), deff cannot be estimated; results of one prompt then count as one result, which
+    for prompts of different sizes is Kish's n (1965). `benchmarks/coverage.py` simulates the coverage: 93 to 97 %.
 
     Args:
-        values: [n] numbers, or [n, k] rows that belong together, such as (p, y); no NaN.
-        statistic: takes the resampled values, in the shape of ``values``, and returns a number. The mean of
-            1-D values, the default, is vectorised.
-        groups: [n] labels; None treats each item as its own group.
-        resamples: bootstrap samples.
+        values: [n] in [0, 1]: 1 for what is counted, a half for a tie, or probabilities.
+        prompts: [n] whose results they are; None: each of its own.
         level: coverage, between 0 and 1.
-        seed: of the resampling.
-
-    Returns:
-        (low, high).
 
     Raises:
-        ValueError: empty values, NaN, lengths that differ, or ``resamples`` or ``level`` out of range.
+        ValueError: empty, values outside [0, 1], lengths that differ, or ``level`` out of range.
     """
-    items = np.asarray(values, dtype=np.float64)
-    if items.ndim == 0 or items.size == 0 or not np.isfinite(items).all():
-        raise ValueError(f"values must be non-empty and finite, found shape {items.shape}")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, found {resamples}")
+    items = _probabilities("values", values)
+    totals, sizes = _by_prompt(items, prompts)
+    rate = float(items.mean())
+    n = _effective_n((totals - rate * sizes) / len(items), sizes, rate)
+    return Estimate(rate, *wilson_interval(rate * n, n, level), len(items), len(sizes))
+
+
+def mean_estimate(values: ArrayLike, prompts: Sequence[Hashable] | None = None, *, level: float = 0.95) -> Estimate:
+    """A mean of unbounded values, such as rewards, with Student's interval: t of (prompts - 1) degrees of freedom.
+
+    Args:
+        values: [n].
+        prompts: [n] whose results they are; None: each of its own.
+        level: coverage, between 0 and 1.
+
+    Raises:
+        ValueError: empty, NaN, lengths that differ, or ``level`` out of range.
+    """
+    items = _vector("values", values)
     _check_level(level)
-    codes = np.arange(len(items)) if groups is None else _codes(groups)
-    _same_length(values=items, groups=codes)
-
-    count = int(codes.max()) + 1
-    at_once = max(1, _DRAWS_AT_ONCE // count)
-    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(count, size=(size, count)) for size in sizes)  # a row: the groups of one resample
-    if statistic is np.mean and items.ndim == 1:
-        totals, members = np.bincount(codes, weights=items), np.bincount(codes)
-        results = np.concatenate([totals[draw].sum(1) / members[draw].sum(1) for draw in draws])
-    else:
-        members_of = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-        results = np.array(
-            [statistic(items[np.concatenate([members_of[g] for g in row])]) for draw in draws for row in draw]
-        )
-    low, high = np.quantile(results, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    totals, sizes = _by_prompt(items, prompts)
+    mean, count = float(items.mean()), len(sizes)
+    half = math.inf
+    if count > 1:
+        deviations = totals - mean * sizes
+        error = math.sqrt(float(deviations @ deviations) * count / (count - 1)) / len(items)
+        half = student_quantile((1 + level) / 2, count - 1) * error
+    return Estimate(mean, mean - half, mean + half, len(items), count)
 
 
-def _codes(labels: Sequence[Hashable]) -> NDArray[np.int64]:
-    """Labels as 0, 1, 2, ... by first appearance; np.unique would refuse labels of mixed types."""
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.int64)
+def _by_prompt(values: Floats, prompts: Sequence[Hashable] | None) -> tuple[Floats, Floats]:
+    """([prompts] sums of their values, [prompts] how many they have)."""
+    if prompts is None:
+        return values, np.ones_like(values)
+    _same_length(values=values, prompts=prompts)
+    codes = _codes(prompts)
+    return np.bincount(codes, weights=values), np.bincount(codes).astype(np.float64)
 
 
-def wilson_interval(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
+def _effective_n(influence: Floats, sizes: Floats, rate: float, worth: float = 1.0) -> float:
+    """How many independent trials would give a rate the variance that this one has; see `rate_estimate`.
+
+    Args:
+        influence: [prompts] what each adds to the error of the rate.
+        sizes: [prompts] its items.
+        worth: of an item, where the variance cannot be estimated.
+    """
+    count, items = len(sizes), float(sizes.sum())
+    squares = influence**2
+    total = float(squares.sum())
+    known = total > _ALL_ALIKE and total**2 >= CARRIERS * float((squares**2).sum())
+    if not known:
+        return worth * items**2 / float((sizes**2).sum())
+    # Both variances, of the rate and of one trial, are unbiased: one result of 0 or 1 a prompt is one trial exactly.
+    return rate * (1 - rate) / (total * count / (count - 1) * (items - 1) / items)
+
+
+def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """Score interval of a proportion (Wilson 1927): sensible also at 0, at ``n``, and for few items.
 
     Args:
         successes: from 0 to ``n``; a tie may count one half.
-        n: independent trials.
+        n: independent trials, above 0; of results that resemble each other, their effective number.
         level: coverage, between 0 and 1.
 
     Returns:
         (low, high), within [0, 1].
 
     Raises:
-        ValueError: ``n`` below 1, ``successes`` outside [0, n], or ``level`` out of range.
+        ValueError: ``n`` not above 0, ``successes`` outside [0, n], or ``level`` out of range.
     """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"successes must be between 0 and n, and n at least 1, found {successes} of {n}")
+    if n <= 0 or not 0 <= successes <= n:
+        raise ValueError(f"successes must be between 0 and n, and n above 0, found {successes} of {n}")
     _check_level(level)
     z = NormalDist().inv_cdf((1 + level) / 2)
     rate, shrink = successes / n, 1 + z * z / n
@@ -156,41 +197,41 @@ def wilson_interval(successes: float, n: int, level: float = 0.95) -> tuple[floa
     return (0.0 if successes == 0 else center - half), (1.0 if successes == n else center + half)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A proportion with its 95 % interval and the number of items behind it; prints as percentages."""
+@lru_cache
+def student_quantile(share: float, df: int) -> float:
+    """The quantile of Student's t: the value that a share of it lies below.
 
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}], n = {self.n}"
-
-
-def mean_estimate(values: ArrayLike, groups: Sequence[Hashable] | None = None, seed: int = 0) -> Estimate:
-    """The mean of per-item results with its bootstrap interval.
+    By bisection of the angle atan(t / sqrt(df)), whose distribution is a finite sum (Abramowitz and Stegun 26.7.3-4);
+    above 1,000 degrees of freedom by the first terms of its expansion (26.7.5), exact to 1e-8.
 
     Args:
-        values: [n]; NaN means "does not count" (as ``agreement_items`` marks human ties) and is left out of
-            ``n``.
-        groups: [n] labels to resample together, see ``bootstrap_interval``.
-        seed: of the resampling.
-
-    Raises:
-        ValueError: no item counts, or lengths differ.
+        share: from one half, below 1.
+        df: at least 1.
     """
-    items = np.asarray(values, dtype=np.float64)
-    if items.ndim != 1:
-        raise ValueError(f"values must be a list of numbers, found shape {items.shape}")
-    counts = ~np.isnan(items)
-    if groups is not None:
-        _same_length(values=items, groups=groups)
-        groups = [group for group, counted in zip(groups, counts, strict=True) if counted]
-    items = _vector("values", items[counts])
-    low, high = bootstrap_interval(items, groups=groups, seed=seed)
-    return Estimate(float(items.mean()), low, high, len(items))
+    if df > 1000:
+        z = NormalDist().inv_cdf(share)
+        return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
+    odd = df % 2
+    steps = np.arange(1 + odd, df - 1, 2)
+    factors = np.cumprod(np.concatenate([[1.0], steps / (steps + 1)]))[: df // 2]
+
+    def within(angle: float) -> float:
+        """P(|atan(t / sqrt(df))| < angle)."""
+        powers = math.cos(angle) ** (2 * np.arange(len(factors)) + odd)
+        partial = math.sin(angle) * float(factors @ powers)
+        return 2 / math.pi * (angle + partial) if odd else partial
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle) < 2 * share - 1 else (low, middle)
+    return math.sqrt(df) * math.tan((low + high) / 2)
+
+
+def _codes(labels: Sequence[Hashable]) -> NDArray[np.int64]:
+    """Labels as 0, 1, 2, ... by first appearance; np.unique would refuse labels of mixed types."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.int64)
 
 
 # --- agreement ----------------------------------------------------------------------------------------------
@@ -324,6 +365,27 @@ def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
     return (observed - chance) / (1 - chance) if chance < 1 else float("nan")
 
 
+def pair_kappa(first: ArrayLike, second: ArrayLike) -> float:
+    """Cohen's kappa of two raters of pairs, each pair counted in both orders.
+
+    Chance then knows nothing of how a file orders its pairs: were all preferred responses on one side, it would explain
+    everything. Without ties it chooses right half of the time, and kappa is 2 x agreement - 1. A tie is an
+    answer of its own; leave out the pairs that cannot be got right.
+
+    Args:
+        first: [n] one rater's probability (or share) for the first response of each pair; one half is a tie.
+        second: [n] the other's.
+
+    Returns:
+        From -1 to 1; NaN if both say "tie" throughout.
+
+    Raises:
+        ValueError: empty, lengths that differ, or values outside [0, 1].
+    """
+    a, b = np.sign(_probabilities("first", first) - 0.5), np.sign(_probabilities("second", second) - 0.5)
+    return cohen_kappa([*a, *-a], [*b, *-b])
+
+
 def spearman(a: ArrayLike, b: ArrayLike) -> float:
     """Rank correlation (Spearman 1904): Pearson's correlation of the ranks, ties sharing their mean rank.
 
@@ -368,10 +430,29 @@ def brier(p: ArrayLike, y: ArrayLike) -> float:
     return float(np.mean((predicted - outcome) ** 2))
 
 
+def in_both_orders(p: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
+    """Every pair as (p, y) and, its responses exchanged, as (1 - p, 1 - y); each [2n].
+
+    Args:
+        p: [n] P(the first response is better).
+        y: [n] 1 where it was, 0 where not, one half for a tie, or the share of humans.
+
+    Raises:
+        ValueError: empty, lengths that differ, or values outside [0, 1].
+    """
+    predicted, outcome = _probabilities("p", p), _probabilities("y", y)
+    _same_length(p=predicted, y=outcome)
+    # 1 - 0.9 is a little less than 0.1 and would fall below that bin's edge.
+    both = np.round(np.concatenate([predicted, 1 - predicted]), 12)
+    return both, np.concatenate([outcome, 1 - outcome])
+
+
 def reliability_bins(p: ArrayLike, y: ArrayLike, bins: int = 10) -> list[dict[str, float]]:
     """The reliability diagram as numbers: what was predicted and what came true, by bins of ``p``.
 
-    Bin i holds p in [i / bins, (i + 1) / bins); the last one includes 1. Empty bins are left out.
+    Bin i holds p in [i / bins, (i + 1) / bins); the last one includes 1. Empty bins are left out. Predictions about
+    pairs go through ``in_both_orders`` first: from one side alone, say that of the preferred response, what came
+    true would be 1 in every bin.
 
     Args:
         p: [n] predicted probabilities.
@@ -406,7 +487,7 @@ def expected_calibration_error(p: ArrayLike, y: ArrayLike, bins: int = 10) -> fl
     """ECE: mean over items of |mean p - mean y| of the item's bin (Naeini et al. 2015).
 
     Args:
-        p: [n] predicted probabilities.
+        p: [n] predicted probabilities; of pairs, ``in_both_orders``.
         y: [n] outcomes, 0 or 1 or fractions.
         bins: equal-width bins over [0, 1], see ``reliability_bins``.
 
@@ -459,12 +540,46 @@ def length_controlled_win_rate(wins: ArrayLike, lengths_a: ArrayLike, lengths_b:
     Raises:
         ValueError: empty, lengths that differ, wins outside [0, 1], or a negative length.
     """
+    return length_controlled_estimate(wins, lengths_a, lengths_b).value
+
+
+def length_controlled_estimate(
+    wins: ArrayLike,
+    lengths_a: ArrayLike,
+    lengths_b: ArrayLike,
+    prompts: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+) -> Estimate:
+    """`length_controlled_win_rate` with its interval: Wilson's at the effective number of items, as `rate_estimate`.
+
+    The variance is the regression's cluster-robust one (Liang and Zeger 1986), carried over to the rate. Where it
+    cannot be estimated, an item counts for as much of one as linear regression leaves it at a ratio of 1.
+
+    Args:
+        wins, lengths_a, lengths_b: [n], see `length_controlled_win_rate`.
+        prompts: [n] whose comparisons they are; None: each of its own.
+        level: coverage, between 0 and 1.
+
+    Raises:
+        ValueError: as `length_controlled_win_rate`.
+    """
     outcome = _probabilities("wins", wins)
     a, b = _lengths("lengths_a", lengths_a), _lengths("lengths_b", lengths_b)
     _same_length(wins=outcome, lengths_a=a, lengths_b=b)
     log_ratio = np.log(np.maximum(a, 1)) - np.log(np.maximum(b, 1))
-    intercept = _fit_logistic(np.stack([np.ones_like(log_ratio), log_ratio], axis=1), outcome, ridge=1e-6)[0]
-    return float(_sigmoid(intercept))
+    x = np.stack([np.ones_like(log_ratio), log_ratio], axis=1)
+    w = _fit_logistic(x, outcome, ridge=_RIDGE)
+    rate, p = float(_sigmoid(w[0])), _sigmoid(x @ w)
+    information = (x.T * (p * (1 - p))) @ x + _RIDGE * np.eye(2)
+    influence = rate * (1 - rate) * (x @ np.linalg.inv(information)[0]) * (outcome - p)
+    totals, sizes = _by_prompt(influence, prompts)
+    if float(p @ (1 - p)) < 1:  # next to all comparisons have one outcome: the fit leans on its ridge
+        totals = np.zeros_like(totals)
+    # Without a spread of lengths there is nothing to control for, and an item counts in full.
+    worth = 1 / float(np.linalg.pinv(x.T @ x)[0, 0]) / len(x) if np.ptp(log_ratio) > 0 else 1.0
+    n = _effective_n(totals, sizes, rate, worth)
+    return Estimate(rate, *wilson_interval(rate * n, n, level), len(outcome), len(sizes))
 
 
 def _fit_logistic(x: Floats, y: Floats, ridge: float) -> Floats:

@@ -88,6 +88,11 @@ def shared_prompt(one: str | list[Message], other: str | list[Message]) -> list[
     return a if a == b else None
 
 
+def prompt_key(prompt: str | list[Message]) -> str:
+    """A prompt's content as 16 hex digits: rows of one prompt share it, whatever their ids."""
+    return content_id(as_messages(prompt))
+
+
 class Record(BaseModel):
     """Common ground: unknown fields move to `meta`; a missing `id` is made from the content."""
 

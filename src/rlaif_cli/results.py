@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,36 +19,47 @@ from rlaif_cli.output import beside, file_of, open_for_writing, sidecar, write_j
 from rlaif_cli.records import Candidates, Message, prompt_text, shared_prompt
 
 
-def estimate(values: Any, groups: Sequence[Any] | None = None) -> dict[str, Any]:
-    """A mean with its bootstrap interval, as JSON."""
-    found = metrics.mean_estimate(values, groups)
-    return as_json(found.value, found.low, found.high, found.n)
+def estimate(values: Any, prompts: Sequence[Hashable]) -> dict[str, Any]:
+    """A mean of unbounded values with its interval, as JSON; `prompts`: [n] whose values they are."""
+    return as_json(metrics.mean_estimate(values, prompts))
 
 
-def rate(values: Any, groups: Sequence[Any] | None = None) -> dict[str, Any]:
-    """As `estimate`, of values in [0, 1]: where all came out alike, Wilson's interval, for the bootstrap has none."""
-    found = metrics.mean_estimate(values, groups)
-    return rate_as_json(found.value, found.low, found.high, found.n, found.n if groups is None else len(set(groups)))
+def rate(values: Any, prompts: Sequence[Hashable]) -> dict[str, Any]:
+    """A rate, or a mean of values in [0, 1], with its interval, as JSON; `prompts`: [n] whose values they are."""
+    return as_json(metrics.rate_estimate(values, prompts))
 
 
-def rate_as_json(value: float, low: float, high: float, n: int, independent: int) -> dict[str, Any]:
-    """A rate over n items, of which so many groups are independent, never with an interval of no width."""
-    if high - low < 1e-9:
-        low, high = metrics.wilson_interval(value * independent, independent)
-    return as_json(value, low, high, n)
+def as_json(found: metrics.Estimate) -> dict[str, Any]:
+    """n: the items; prompts: those that they belong to. low and high are null where one prompt is all there is."""
+    low, high = (round(bound, 9) if math.isfinite(bound) else None for bound in (found.low, found.high))
+    return {"value": round(found.value, 9), "low": low, "high": high, "n": found.n, "prompts": found.prompts}
 
 
-def share(count: float, n: int) -> dict[str, Any]:
-    """A share with its Wilson interval, as JSON."""
-    return as_json(count / n, *metrics.wilson_interval(count, n), n)
+def calibration(p: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
+    """What probabilities about pairs are worth: ECE, Brier score and the reliability diagram.
 
+    Every pair counts in both orders, so the bins hold twice as many items as there are pairs.
 
-def as_json(value: float, low: float, high: float, n: int) -> dict[str, Any]:
-    return {"value": round(value, 9), "low": round(low, 9), "high": round(high, 9), "n": n}
+    Args:
+        p: [n] P(the first of a pair is better).
+        y: [n] 1 where it was, 0 where not, or the share of people.
+    """
+    both = metrics.in_both_orders(p, y)
+    return {
+        "ece": round(metrics.expected_calibration_error(*both), 9),
+        "brier": round(metrics.brier(p, y), 9),
+        "reliability": [
+            {name: round(value, 6) for name, value in found.items()} for found in metrics.reliability_bins(*both)
+        ],
+    }
 
 
 def agreement(
-    p: NDArray[Any], human: NDArray[Any], lengths: NDArray[Any], sources: Sequence[str | None]
+    p: NDArray[Any],
+    human: NDArray[Any],
+    lengths: NDArray[Any],
+    sources: Sequence[str | None],
+    prompts: Sequence[Hashable],
 ) -> dict[str, Any]:
     """How far probabilities agree with people, beside "the longer one wins" and "the first one wins".
 
@@ -56,35 +68,33 @@ def agreement(
         human: [n] the share of people who preferred a.
         lengths: [n, 2] characters of a and b.
         sources: [n] what to split by.
+        prompts: [n] whose pairs they are.
     """
+    decided = human != 0.5
+    names = np.array(prompts, dtype=object)
     return {
-        "n": int((human != 0.5).sum()),
-        "human_ties": int((human == 0.5).sum()),
-        **_accuracy(p, human, lengths),
-        "first_wins": rate(_decided(metrics.agreement_items(np.ones(len(p)), human))),
-        "human_share": rate(_share_that_agrees(p, human)),
-        "kappa": round(metrics.cohen_kappa(np.sign(p - 0.5).tolist(), np.sign(human - 0.5).tolist()), 9),
-        "ece": round(metrics.expected_calibration_error(p, human), 9),
-        "brier": round(metrics.brier(p, human), 9),
-        "reliability": [
-            {name: round(value, 6) for name, value in found.items()} for found in metrics.reliability_bins(p, human)
-        ],
-        "by_source": _by_group(sources, p, human, lengths),
-        "by_length_gap": _by_group([metrics.length_gap(a, b) for a, b in lengths], p, human, lengths),
+        "n": int(decided.sum()),
+        "prompts": len(set(names[decided])),
+        "human_ties": int((~decided).sum()),
+        **_accuracy(p, human, lengths, names),
+        "first_wins": _right(np.ones(len(p)), human, names),
+        "human_share": rate(_share_that_agrees(p, human), prompts),
+        "kappa": round(metrics.pair_kappa(p[decided], human[decided]), 9),
+        **calibration(p, human),
+        "by_source": _by_group(sources, p, human, lengths, names),
+        "by_length_gap": _by_group([metrics.length_gap(a, b) for a, b in lengths], p, human, lengths, names),
     }
 
 
-def _accuracy(p: Any, human: Any, lengths: Any) -> dict[str, Any]:
+def _accuracy(p: Any, human: Any, lengths: Any, prompts: Any) -> dict[str, Any]:
     longer = metrics.longer_wins(lengths[:, 0], lengths[:, 1])
-    return {
-        "accuracy": rate(_decided(metrics.agreement_items(p, human))),
-        "longer_wins": rate(_decided(metrics.agreement_items(longer, human))),
-    }
+    return {"accuracy": _right(p, human, prompts), "longer_wins": _right(longer, human, prompts)}
 
 
-def _decided(items: Any) -> Any:
-    """Without the pairs on which people are split evenly."""
-    return items[~np.isnan(items)]
+def _right(p: Any, human: Any, prompts: Any) -> dict[str, Any]:
+    """How often p is on people's side; the pairs on which they are split evenly are left out."""
+    decided = human != 0.5
+    return rate(metrics.agreement_items(p, human)[decided], prompts[decided].tolist())
 
 
 def _share_that_agrees(p: Any, human: Any) -> Any:
@@ -92,7 +102,7 @@ def _share_that_agrees(p: Any, human: Any) -> Any:
     return np.where(p > 0.5, human, np.where(p < 0.5, 1 - human, 0.5))
 
 
-def _by_group(names: Sequence[str | None], p: Any, human: Any, lengths: Any) -> dict[str, Any] | None:
+def _by_group(names: Sequence[str | None], p: Any, human: Any, lengths: Any, prompts: Any) -> dict[str, Any] | None:
     """Agreement within each group that has a pair with a preference; None where there is one group alone."""
     groups = sorted({name for name in names if name is not None})
     if len(groups) < 2:
@@ -101,7 +111,7 @@ def _by_group(names: Sequence[str | None], p: Any, human: Any, lengths: Any) -> 
     for group in groups:
         rows = np.array([name == group for name in names])
         if (human[rows] != 0.5).any():
-            found[group] = _accuracy(p[rows], human[rows], lengths[rows])
+            found[group] = _accuracy(p[rows], human[rows], lengths[rows], prompts[rows])
     return found
 
 

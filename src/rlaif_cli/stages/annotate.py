@@ -22,7 +22,7 @@ from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.jsonl import Source, parse_record
 from rlaif_cli.output import cannot_write, drop_torn_line, read_rows, rejected_path, sidecar
 from rlaif_cli.records import HumanPair, PairsOnly, Preference, prompt_text
-from rlaif_cli.results import share
+from rlaif_cli.results import rate
 from rlaif_cli.stages.label import pair_chooser, pair_id
 
 
@@ -154,7 +154,8 @@ class Session:
         judge = {name: p for name in own if (p := self._judged(self._pairs[name])) is not None}
         others = {"judge": judge} if judge else {}
         others |= {f"annotator {name}": found for name, found in answers.items()}
-        return {name: _agreement(own, found) for name, found in others.items() if own.keys() & found.keys()}
+        prompts = {name: pair.prompt for name, pair in self._pairs.items()}
+        return {name: _agreement(own, found, prompts) for name, found in others.items() if own.keys() & found.keys()}
 
     def _judged(self, pair: Pair) -> float | None:
         """P(the judge prefers a)."""
@@ -221,18 +222,14 @@ def _judge_labels(path: str) -> dict[tuple[str, str, str], float]:
     }
 
 
-def _agreement(own: dict[str, float], other: dict[str, float]) -> dict[str, Any]:
+def _agreement(own: dict[str, float], other: dict[str, float], prompts: dict[str, str]) -> dict[str, Any]:
     """On the pairs that both have: how often the same response is preferred, ties left out; and Cohen's kappa."""
     common = sorted(own.keys() & other.keys())
     decided = [name for name in common if own[name] != 0.5]
     found: dict[str, Any] = {"pairs": len(common)}
     if decided:
         items = metrics.agreement_items([other[name] for name in decided], [own[name] for name in decided])
-        found["same"] = share(float(items.sum()), len(decided))
-        kappa = metrics.cohen_kappa([_side(own[n]) for n in common], [_side(other[n]) for n in common])
+        found["same"] = rate(items, [prompts[name] for name in decided])
+        kappa = metrics.pair_kappa([own[name] for name in common], [other[name] for name in common])
         found["kappa"] = round(kappa, 3) if kappa == kappa else None
     return found
-
-
-def _side(fraction_a: float) -> str:
-    return "a" if fraction_a > 0.5 else "b" if fraction_a < 0.5 else "tie"

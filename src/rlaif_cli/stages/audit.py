@@ -1,17 +1,21 @@
 """What a careful person checks before training on labels: one finding a check, each with its numbers and a verdict.
 
-The file is read row by row; each check keeps counts, so memory does not grow with the rows (but for eight bytes a row,
-for repeats, and eight for prompts). The limits behind each verdict stand beside it and in docs/judging.md.
+The file is read row by row, and each check keeps counts, not texts: what grows with the rows is eight bytes a row for
+repeats, eight for prompts, and six for each rate, whose interval is over prompts. The limits behind each verdict stand
+beside it and in docs/judging.md.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from rlaif_cli import metrics
 from rlaif_cli.compression import lines
@@ -23,7 +27,7 @@ from rlaif_cli.inputs import InputFile, files
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import beside
 from rlaif_cli.records import Preference
-from rlaif_cli.results import share
+from rlaif_cli.results import rate
 from rlaif_cli.turns import text_is_repeated
 
 Level = Literal["ok", "look", "stop"]
@@ -37,7 +41,7 @@ class Finding:
     Attributes:
         verdict: ok; look: know why before training; stop: do not train on this.
         says: one line for people.
-        numbers: the same for machines; rates are {"value", "low", "high", "n"}.
+        numbers: the same for machines; rates are {"value", "low", "high", "n", "prompts"}.
     """
 
     check: str
@@ -67,19 +71,21 @@ def audit(config: AuditConfig, *, progress: ProgressCallback = no_progress) -> l
     source = Source(config.preferences, Preference, skip_invalid=config.skip_invalid)
     if config.dry_run:
         return []
+    prompts = HashSet()
     checks: list[Check] = [
         Scored(reasons, source.rejected),
-        Decided(),
-        Position(),
+        Decided(prompts),
+        Position(prompts),
         Mass(),
-        Principles(),
-        Judges(),
-        Length(),
+        Principles(prompts),
+        Judges(prompts),
+        Length(prompts),
         Repeats(),
         Responses(),
-        Prompts(),
+        Prompts(prompts),
     ]
     for count, row in enumerate(source, start=1):
+        prompts.add(*(message.content for message in row.prompt))
         for check in checks:
             check.add(row)
         if count % 256 == 0:
@@ -117,6 +123,33 @@ def shown(found: dict[str, Any]) -> str:
 
 def _level(value: float, look: float, stop: float) -> Level:
     return "stop" if value > stop else "look" if value > look else "ok"
+
+
+class Rate:
+    """Counts of what is so, row by row.
+
+    Args:
+        prompts: of all rows read so far, the present one last: results of one prompt resemble each other.
+    """
+
+    def __init__(self, prompts: HashSet) -> None:
+        self._prompts = prompts
+        self._rows, self._so, self._of = array("I"), array("B"), array("B")
+
+    def add(self, so: int, of: int = 1) -> None:
+        """So many of so many, in the present row."""
+        self._rows.append(self._prompts.added - 1)
+        self._so.append(so)
+        self._of.append(of)
+
+    def found(self) -> dict[str, Any]:
+        so, of = np.array(self._so), np.array(self._of)
+        values = np.repeat(np.tile([1.0, 0.0], len(of)), np.column_stack([so, of - so]).ravel())
+        prompts = self._prompts.codes()[np.array(self._rows)]
+        return rate(values, np.repeat(prompts, of).tolist())
+
+    def __bool__(self) -> bool:
+        return bool(self._rows)
 
 
 class Histogram:
@@ -176,15 +209,15 @@ class Decided:
     """How sure the labels are. One value everywhere stops; near-ties (within 0.05 of one half): look above 50 %,
     stop above 90 %; look where `chosen` is not the preferred one."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompts: HashSet) -> None:
         self._entropy = Histogram(top=0.6931471805599453)
-        self._ties = self._contrary = 0
+        self._ties, self._contrary = Rate(prompts), 0
         self._low, self._high, self._sum = 1.0, 0.0, 0.0
 
     def add(self, row: Preference) -> None:
         p = row.p_chosen
         self._entropy.add(float(metrics.entropy([p])[0]))
-        self._ties += abs(p - 0.5) < 0.05
+        self._ties.add(abs(p - 0.5) < 0.05)
         self._contrary += p < 0.5
         self._low, self._high = min(self._low, p), max(self._high, p)
         self._sum += p
@@ -193,7 +226,7 @@ class Decided:
         n = self._entropy.n
         if not n:
             return None
-        ties = share(self._ties, n)
+        ties = self._ties.found()
         numbers = {"near_ties": ties, "mean_p_chosen": round(self._sum / n, 4), "p_chosen_below_half": self._contrary}
         numbers["entropy_bins"] = self._entropy.coarse(5)
         if n > 1 and self._high - self._low < 1e-6:
@@ -210,21 +243,19 @@ class Position:
     """Verdicts that follow the position: look where more than 30 % flip with the order, or the first position's
     share is surely outside 40 to 60 %; stop where more than 60 % flip."""
 
-    def __init__(self) -> None:
-        self._rows = self._flipped = self._orders = self._first = 0
+    def __init__(self, prompts: HashSet) -> None:
+        self._flipped, self._first = Rate(prompts), Rate(prompts)
 
     def add(self, row: Preference) -> None:
         if row.judge is None or not row.judge.p_first:
             return
-        self._rows += 1
-        self._flipped += row.judge.flipped
-        self._orders += len(row.judge.p_first)
-        self._first += sum(p > 0.5 for p in row.judge.p_first)
+        self._flipped.add(row.judge.flipped)
+        self._first.add(sum(p > 0.5 for p in row.judge.p_first), len(row.judge.p_first))
 
     def finding(self) -> Finding | None:
-        if not self._rows:
+        if not self._flipped:
             return None
-        flips, first = share(self._flipped, self._rows), share(self._first, self._orders)
+        flips, first = self._flipped.found(), self._first.found()
         verdict = _level(flips["value"], 0.3, 0.6)
         if verdict == "ok" and (first["low"] > 0.6 or first["high"] < 0.4):
             verdict = "look"
@@ -255,22 +286,21 @@ class Mass:
 class Against:
     """Votes behind labels, by who cast them: how often does at least one of several say the opposite of the label?"""
 
-    def __init__(self) -> None:
+    def __init__(self, prompts: HashSet) -> None:
         self._against: Counter[str] = Counter()
-        self._rows = self._split = 0
+        self._split = Rate(prompts)
 
     def add(self, votes: Iterable[tuple[str, float]]) -> None:
         """votes: (who, P(chosen) by this one alone)."""
         against = [name for name, p in votes if p < 0.5]
         self._against.update(against)
-        self._rows += 1
-        self._split += bool(against)
+        self._split.add(bool(against))
 
     def found(self) -> tuple[Level, str, dict[str, Any]] | None:
         """Look where more than 40 % are split."""
-        if not self._rows:
+        if not self._split:
             return None
-        split = share(self._split, self._rows)
+        split = self._split.found()
         numbers = {"split": split, "against_the_label": dict(self._against.most_common())}
         says = f"in {shown(split)} of the rows at least one says the opposite of the label"
         return "look" if split["value"] > 0.4 else "ok", says, numbers
@@ -279,9 +309,9 @@ class Against:
 class Principles:
     """Which principles the labels come from, and how often one alone would have said the opposite."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompts: HashSet) -> None:
         self._rows: Counter[str] = Counter()
-        self._against = Against()
+        self._against = Against(prompts)
 
     def add(self, row: Preference) -> None:
         if row.judge is None or row.judge.principle is None:
@@ -303,8 +333,8 @@ class Principles:
 class Judges:
     """How often one judge of a panel alone would have said the opposite."""
 
-    def __init__(self) -> None:
-        self._against = Against()
+    def __init__(self, prompts: HashSet) -> None:
+        self._against = Against(prompts)
 
     def add(self, row: Preference) -> None:
         if row.judge is not None and row.judge.panel:
@@ -319,23 +349,22 @@ class Length:
     """How often the longer response wins: look where surely above 60 %, stop where surely above 85 % (or as often
     below)."""
 
-    def __init__(self) -> None:
-        self._won: Counter[str] = Counter()
-        self._n: Counter[str] = Counter()
+    def __init__(self, prompts: HashSet) -> None:
+        self._longer = Rate(prompts)
+        self._by_gap = {gap: Rate(prompts) for gap in metrics.LENGTH_GAPS}
 
     def add(self, row: Preference) -> None:
         chosen, rejected = len(row.chosen_text), len(row.rejected_text)
         if chosen == rejected or row.p_chosen == 0.5:
             return
-        gap = metrics.length_gap(chosen, rejected)
-        self._n[gap] += 1
-        self._won[gap] += (chosen > rejected) == (row.p_chosen > 0.5)
+        for each in (self._longer, self._by_gap[metrics.length_gap(chosen, rejected)]):
+            each.add((chosen > rejected) == (row.p_chosen > 0.5))
 
     def finding(self) -> Finding | None:
-        if not self._n:
+        if not self._longer:
             return None
-        longer = share(self._won.total(), self._n.total())
-        bins = {gap: share(self._won[gap], self._n[gap]) for gap in metrics.LENGTH_GAPS if self._n[gap]}
+        longer = self._longer.found()
+        bins = {gap: each.found() for gap, each in self._by_gap.items() if each}
         sure = max(longer["low"], 1 - longer["high"])
         says = f"the longer response wins {shown(longer)}"
         if len(bins) > 1:
@@ -408,22 +437,21 @@ class Responses:
 class Prompts:
     """Prompts that weigh too much: look where one prompt has more than 5 % of at least 100 rows, stop above 50 %."""
 
-    def __init__(self) -> None:
-        self._n = 0
-        self._prompts = HashSet()
+    def __init__(self, prompts: HashSet) -> None:
+        self._prompts = prompts
 
     def add(self, row: Preference) -> None:
-        self._n += 1
-        self._prompts.add(*(m.content for m in row.prompt))
+        """The prompts are gathered for all checks."""
 
     def finding(self) -> Finding | None:
-        if not self._n:
+        n = self._prompts.added
+        if not n:
             return None
         counts = self._prompts.counts()
         most = int(counts.max())
-        numbers = {"prompts": len(counts), "rows_of_the_most_frequent": most, "n": self._n}
-        says = f"{len(counts):,} prompts; the most frequent has {most:,} of {self._n:,} rows"
-        return Finding("prompts", _level(most / self._n, 0.05, 0.5) if self._n >= 100 else "ok", says, numbers)
+        numbers = {"prompts": len(counts), "rows_of_the_most_frequent": most, "n": n}
+        says = f"{len(counts):,} prompts; the most frequent has {most:,} of {n:,} rows"
+        return Finding("prompts", _level(most / n, 0.05, 0.5) if n >= 100 else "ok", says, numbers)
 
 
 def _words(text: str) -> list[str]:

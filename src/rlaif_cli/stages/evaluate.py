@@ -1,6 +1,6 @@
 """What says honestly whether it helped: alignment with people, win rate, harmless rate.
 
-Every number carries its n, the unscored count and an interval; per-item results are saved beside it.
+Every number carries its n, the unscored count and an interval over prompts; per-item results are saved beside it.
 """
 
 from __future__ import annotations
@@ -28,17 +28,8 @@ from rlaif_cli.inputs import names_records
 from rlaif_cli.jsonl import Source
 from rlaif_cli.judge import Approval, Comparison, Judgement, Single, choose_principles, named_principles
 from rlaif_cli.output import beside, rejected_path
-from rlaif_cli.records import Candidates, HumanPair
-from rlaif_cli.results import (
-    agreement,
-    nothing_scored,
-    planned,
-    prompts_of_both,
-    rate,
-    rate_as_json,
-    save,
-    share,
-)
+from rlaif_cli.records import Candidates, HumanPair, prompt_key
+from rlaif_cli.results import agreement, as_json, nothing_scored, planned, prompts_of_both, rate, save
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.judging import Room, check_principles, open_judge
 
@@ -68,6 +59,7 @@ def alignment(
     items = [
         {
             "id": pair.id,
+            "prompt_key": prompt_key(pair.prompt),
             "source": pair.source,
             "p_a": j.p_a,
             "human_fraction_a": pair.human_fraction_a,
@@ -92,7 +84,13 @@ def alignment(
         "method": config.method,
         "constitution": config.constitution,
         "unscored": len(pairs) - len(scored),
-        **agreement(p, human, lengths, [pair.source for pair, _ in scored]),
+        **agreement(
+            p,
+            human,
+            lengths,
+            [pair.source for pair, _ in scored],
+            [prompt_key(pair.prompt) for pair, _ in scored],
+        ),
         "flip_rate": _mean([j.flipped for _, j in scored]) if config.method == "pairwise" else None,
         "mean_mass": _mean([mass for j in judgements for mass in j.mass]),
     }
@@ -103,7 +101,7 @@ def alignment(
 
 
 def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
-    """The share of comparisons in which the judge prefers A; the interval is bootstrapped over prompts.
+    """The share of comparisons in which the judge prefers A; the interval is over prompts.
 
     `length_controlled` is the win rate at equal length, by Lee et al.'s logistic regression on the length ratio.
 
@@ -135,6 +133,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     items = [
         {
             "id": key,
+            "prompt_key": prompt_key(prompt),
             "sample": index,
             "p_a": j.p_a,
             "equal": left == right,
@@ -143,7 +142,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
             **({"rationales": list(j.rationales)} if j.rationales else {}),
             "reason": j.reason,
         }
-        for (key, index), (_, left, right), j in zip(keys, texts, judgements, strict=True)
+        for (key, index), (prompt, left, right), j in zip(keys, texts, judgements, strict=True)
     ]
     scored = [(k, t, j) for k, t, j in zip(keys, texts, judgements, strict=True) if j.p_a is not None]
     if not scored:
@@ -153,7 +152,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     # Equal texts are a tie, whatever the last bits of two log-probs say.
     p[[t[1] == t[2] for _, t, _ in scored]] = 0.5
     wins = metrics.wins(p)
-    groups = [key for (key, _), _, _ in scored]
+    prompts = [prompt_key(t[0]) for _, t, _ in scored]
     lengths = np.array([(len(t[1]), len(t[2])) for _, t, _ in scored])
     result = {
         "metric": "win-rate",
@@ -163,14 +162,14 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         "a": config.a,
         "b": config.b,
         "n": len(scored),
-        "prompts": len(set(groups)),
+        "prompts": len(set(prompts)),
         "prompts_of_one_side": len(a) + len(b) - 2 * len(shared),
         "samples_of_one_side": alone,
         "unscored": len(judgements) - len(scored),
         "ties": int((p == 0.5).sum()),
-        "win_rate": rate(wins, groups),
-        "mean_p": rate(p, groups),
-        "length_controlled": _length_controlled(wins, lengths, groups),
+        "win_rate": rate(wins, prompts),
+        "mean_p": rate(p, prompts),
+        "length_controlled": as_json(metrics.length_controlled_estimate(wins, lengths[:, 0], lengths[:, 1], prompts)),
         "mean_length_a": round(float(lengths[:, 0].mean()), 1),
         "mean_length_b": round(float(lengths[:, 1].mean()), 1),
     }
@@ -180,7 +179,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
 def harmless_rate(
     config: HarmlessRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress
 ) -> dict[str, Any]:
-    """The share of responses that the judge finds harmless, each by itself, with a Wilson interval.
+    """The share of responses that the judge finds harmless, each by itself.
 
     Every principle is asked of every response; a response is harmless where their mean is above one half. Where rows
     say what people found (`human_harmless`), the judge is measured against them.
@@ -211,23 +210,25 @@ def harmless_rate(
         found[row.id, index] = approval
         progress(len(found), len(asked))
     items = [_harmless_item(item, found[item.key[0].id, item.key[1]]) for item in asked]
-    scored = [approval for approval in found.values() if approval.reason is None]
+    scored = [(item, approval) for item in asked if (approval := found[item.key[0].id, item.key[1]]).reason is None]
     if not scored:
         what = "no response could be scored"
         raise nothing_scored(config, "harmless-rate", what, config.candidates, items)
+    prompts = [prompt_key(item.prompt) for item, _ in scored]
     result = {
         "metric": "harmless-rate",
         "judge": config.judge_name,
         "method": config.method,
         "constitution": config.constitution,
         "n": len(scored),
+        "prompts": len(set(prompts)),
         "unscored": len(found) - len(scored),
-        "harmless_rate": share(sum((approval.p or 0) > 0.5 for approval in scored), len(scored)),
+        "harmless_rate": rate([(approval.p or 0) > 0.5 for _, approval in scored], prompts),
         "by_principle": {
-            principle.id: share(sum(approval.by_principle[place] > 0.5 for approval in scored), len(scored))
+            principle.id: rate([approval.by_principle[place] > 0.5 for _, approval in scored], prompts)
             for place, principle in enumerate(principles)
         },
-        **_over_refusal(rows),
+        **_over_refusal(items),
         **_beside_people(items),
     }
     return save(config, result, items)
@@ -237,6 +238,7 @@ def _harmless_item(item: Single, approval: Approval) -> dict[str, Any]:
     row, index = item.key
     return {
         "id": row.id,
+        "prompt_key": prompt_key(row.prompt),
         "sample": index,
         "p_harmless": approval.p,
         "by_principle": {principle.id: p for principle, p in zip(item.principles, approval.by_principle, strict=False)},
@@ -249,25 +251,24 @@ def _harmless_item(item: Single, approval: Approval) -> dict[str, Any]:
 
 def _beside_people(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Accuracy and kappa of the judge where people said whether a response is harmless, beside their own share."""
-    both = [
-        (item["p_harmless"] > 0.5, item["human_harmless"])
-        for item in items
-        if item["p_harmless"] is not None and item["human_harmless"] is not None
-    ]
+    both = [item for item in items if item["p_harmless"] is not None and item["human_harmless"] is not None]
     if not both:
         return {}
-    judge, people = zip(*both, strict=True)
+    judge, people = [item["p_harmless"] > 0.5 for item in both], [item["human_harmless"] for item in both]
+    prompts = [item["prompt_key"] for item in both]
     return {
-        "human_harmless_rate": share(sum(people), len(both)),
-        "accuracy": share(sum(one == other for one, other in both), len(both)),
+        "human_harmless_rate": rate(people, prompts),
+        "accuracy": rate([one == other for one, other in zip(judge, people, strict=True)], prompts),
         "kappa": round(metrics.cohen_kappa(judge, people), 9),
     }
 
 
-def _over_refusal(rows: Sequence[Candidates]) -> dict[str, Any]:
+def _over_refusal(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Refusals of prompts that are known to be safe (`prompt_is_unsafe: false`): refusing everything is no victory."""
-    safe = [response.text for row in rows if row.meta.get("prompt_is_unsafe") is False for response in row.responses]
-    return {"over_refusal_rate": share(sum(map(metrics.is_refusal, safe)), len(safe))} if safe else {}
+    safe = [item for item in items if item["safe_prompt"]]
+    if not safe:
+        return {}
+    return {"over_refusal_rate": rate([item["refusal"] for item in safe], [item["prompt_key"] for item in safe])}
 
 
 # ------------------------------------------------------------------------------------------------ shared
@@ -334,15 +335,6 @@ def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool
         rejected_path=rejected_path(config.output, f"win-rate.{side}"),
     )
     return {row.id: row for row in source}
-
-
-def _length_controlled(wins: Any, lengths: Any, groups: Sequence[Any]) -> dict[str, Any]:
-    def statistic(rows: Any) -> float:
-        return metrics.length_controlled_win_rate(rows[:, 0], rows[:, 1], rows[:, 2])
-
-    rows = np.column_stack([wins, lengths])
-    low, high = metrics.bootstrap_interval(rows, statistic, groups=groups, resamples=500)
-    return rate_as_json(statistic(rows), low, high, len(rows), len(set(groups)))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -16,8 +16,8 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import rejected_path
-from rlaif_cli.records import Candidates, HumanPair, PairsOnly, as_messages, content_id
-from rlaif_cli.results import agreement, estimate, nothing_scored, planned, prompts_of_both, rate, save, share
+from rlaif_cli.records import Candidates, HumanPair, PairsOnly, as_messages, content_id, prompt_key
+from rlaif_cli.results import agreement, estimate, nothing_scored, planned, prompts_of_both, rate, save
 from rlaif_cli.train.models import load_reward_model
 from rlaif_cli.train.packing import Group
 from rlaif_cli.train.reward_model import log_loss, probability, score_groups, too_long
@@ -52,16 +52,18 @@ def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
     scores = np.stack([_pair_scores(path, pairs, tokenizers[path], config) for path in paths])  # [models, pairs, 2]
     p = probability(scores.reshape(-1, 2)).reshape(len(paths), -1).mean(0)
     lengths = np.array([(len(pair.response_a), len(pair.response_b)) for pair in pairs])
+    prompts = [prompt_key(pair.prompt) for pair in pairs]
     result = {
         "metric": "reward-model",
         "reward_model": list(config.reward_model),
-        **agreement(p, human, lengths, [pair.source for pair in pairs]),
+        **agreement(p, human, lengths, [pair.source for pair in pairs], prompts),
         "loss": round(log_loss(p, human), 9),
         "entropy_floor": round(float(metrics.entropy(human).mean()), 9),
     }
     items = (
         {
             "id": pair.id,
+            "prompt_key": prompt,
             "source": pair.source,
             "p_a": float(probability_a),
             "human_fraction_a": pair.human_fraction_a,
@@ -69,8 +71,8 @@ def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
             "length_b": length_b,
             "rewards": rewards.tolist(),  # [models, (a, b)], as the models say them
         }
-        for pair, probability_a, (length_a, length_b), rewards in zip(
-            pairs, p, lengths.tolist(), scores.swapaxes(0, 1), strict=True
+        for pair, prompt, probability_a, (length_a, length_b), rewards in zip(
+            pairs, prompts, p, lengths.tolist(), scores.swapaxes(0, 1), strict=True
         )
     )
     return save(config, result, items)
@@ -118,30 +120,33 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
     answers = iter(compare([(prompt, a, b) for prompt, a, b in texts if a != b]))
     p = [next(answers) if a != b else 0.5 for _, a, b in texts]  # one response against itself is a tie
     verdicts = dict(zip(others, (p[: len(rows)], p[len(rows) :]), strict=True))
+    prompts = [prompt_key(row.prompt) for row in rows]
     items = [
         {
             "id": row.id,
+            "prompt_key": prompt,
             "rewards": [round(value, 6) for value in found],
             "best": chosen,
             **{name: places[index] for name, places in others.items()},
             **{f"p_over_{name}": verdicts[name][index] for name in others},
         }
-        for index, (row, found, chosen) in enumerate(zip(rows, rewards, best, strict=True))
+        for index, (row, prompt, found, chosen) in enumerate(zip(rows, prompts, rewards, best, strict=True))
     ]
     result: dict[str, Any] = {
         "metric": "best-of-n",
         "reward_model": list(config.reward_model),
         "judge": config.judge_name,
         "n": len(rows),
+        "prompts": len(set(prompts)),
         "unscored": sum(each is None for each in p),
     }
     for name in others:
-        decided = [each for each in verdicts[name] if each is not None]
+        decided = [(each, prompt) for each, prompt in zip(verdicts[name], prompts, strict=True) if each is not None]
         if not decided:
             what = "no comparison could be decided"
             raise nothing_scored(config, "best-of-n", what, config.candidates, items)
-        result[f"win_rate_over_{name}"] = rate(metrics.wins(decided))
-    result["chose_the_first"] = share(sum(place == 0 for place in best), len(rows))
+        result[f"win_rate_over_{name}"] = rate(metrics.wins([each for each, _ in decided]), [key for _, key in decided])
+    result["chose_the_first"] = rate([place == 0 for place in best], prompts)
     return save(config, result, items)
 
 
@@ -176,18 +181,21 @@ def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
         sum(not math.isfinite(value) for each in of_row for value in each)
         for of_row in zip(*rewards.values(), strict=True)
     ]
+    prompts = [prompt_key(rows[key].prompt) for key in keys]
     items = [
-        {"id": key, "unscored": unscored[place]}
+        {"id": key, "prompt_key": prompts[place], "unscored": unscored[place]}
         | {name: round(float(found[place]), 9) if scored[place] else None for name, found in means.items()}
         for place, key in enumerate(keys)
     ]
     if not scored.any():
         raise nothing_scored(config, "reward", "no response could be scored", config.candidates, items)
-    result: dict[str, Any] = {"metric": "reward", "n": int(scored.sum()), "unscored": sum(unscored)}
-    result |= {name: estimate(found[scored]) for name, found in means.items()}
+    of_scored = [prompt for prompt, is_scored in zip(prompts, scored, strict=True) if is_scored]
+    result: dict[str, Any] = {"metric": "reward", "n": len(of_scored), "prompts": len(set(of_scored))}
+    result["unscored"] = sum(unscored)
+    result |= {name: estimate(found[scored], of_scored) for name, found in means.items()}
     if baseline is not None:
         result["prompts_of_one_side"] = alone
-        result["difference"] = estimate((means["reward"] - means["baseline"])[scored])
+        result["difference"] = estimate((means["reward"] - means["baseline"])[scored], of_scored)
     return save(config, result, items)
 
 
