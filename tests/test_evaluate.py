@@ -48,7 +48,7 @@ def human_pairs() -> list[dict[str, Any]]:
     drawn = random.Random(5)
     return [
         {
-            "prompt": f"q{i}",
+            "prompt": f"q{i // 3}",
             "response_a": "a" * drawn.randint(1, 40),
             "response_b": "b" * drawn.randint(1, 40),
             "human_fraction_a": drawn.choice([0, 0.25, 0.5, 2 / 3, 1]),

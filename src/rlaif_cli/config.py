@@ -562,7 +562,7 @@ class EpochsConfig(TrainConfig):
     patience: int = setting(
         0,
         "Stop after this many measurements without a new lowest held-out loss, and keep the weights of the lowest. "
-        "0: train to the end, keep the last.",
+        "One half of the held-out prompts chooses, the other is reported. 0: train to the end, keep the last.",
         ge=0,
     )
 
@@ -601,7 +601,10 @@ class RewardModelConfig(EpochsConfig):
     human: str | None = setting(
         None, "JSONL of pairs that people judged, to be measured by at the end (without the prompts trained on)."
     )
-    hard_labels: bool = setting(False, "Round p_chosen to 0 or 1 (to compare with; soft is better).")
+    hard_labels: bool = setting(False, "Round p_chosen to 0 or 1 (to compare with; soft is better). Ties stay 0.5.")
+    ties: Literal["keep", "drop"] = setting(
+        "keep", "Pairs with p_chosen of exactly 0.5: keep trains them towards equal rewards; drop leaves them out."
+    )
 
 
 class RewardSourceConfig(InputConfig):

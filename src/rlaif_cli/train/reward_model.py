@@ -19,15 +19,16 @@ from rlaif_cli import console, metrics, models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import RewardModelConfig
 from rlaif_cli.console import ProgressCallback, no_progress
-from rlaif_cli.errors import DivergedError
+from rlaif_cli.errors import DivergedError, InputError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Preference, prompt_text
+from rlaif_cli.results import calibration
 from rlaif_cli.train import distributed, loop
 from rlaif_cli.train.folder import run_in_folder
 from rlaif_cli.train.models import device, new_reward_model, rewards, trainable
 from rlaif_cli.train.ops import binary_entropy, soft_pairwise_loss
 from rlaif_cli.train.packing import Group, deal, pack
-from rlaif_cli.train.supervised import run_epochs
+from rlaif_cli.train.supervised import choosing_and_reporting, run_epochs
 
 NO_SPREAD = 1e-6  # a standard deviation of rewards below which they are all the same
 
@@ -73,17 +74,23 @@ def _train(
     progress: ProgressCallback,
 ) -> dict[str, Any]:
     train, test = split(pairs, config)
+    train, ties = without_ties(train, config)
+    choosing, reported = choosing_and_reporting(test, lambda pair: pair.prompt, config)
     model = untrained(base, config)
 
     def step(optimizer: torch.optim.Optimizer, batch: list[int]) -> dict[str, float]:
         return train_step(model, optimizer, [train[i] for i in batch], config)
 
     def held_out_loss() -> float:
-        return float(measure(model, test, config)["loss"])
+        return float(measure(model, choosing, config)["loss"])
 
-    measured = held_out_loss if test else None
+    measured = held_out_loss if choosing else None
     weights = run_epochs(config, settings, model, len(train), step, measured, progress)
-    return {"weights": weights} | _finish(config, model, base, train, test, people)
+    found: dict[str, Any] = {"weights": weights, "ties": ties, "ties_dropped": ties if config.ties == "drop" else 0}
+    if config.patience:
+        found["chosen_on"] = {"pairs": len(choosing), "prompts": len({pair.prompt for pair in choosing})}
+        found["chosen_on"]["also_reported"] = choosing is reported
+    return found | _finish(config, model, base, train, reported, people)
 
 
 def untrained(base: Path, config: RewardModelConfig) -> Any:
@@ -117,6 +124,26 @@ def split(pairs: Sequence[Pair], config: RewardModelConfig) -> tuple[list[Pair],
     return [p for p in pairs if p.prompt not in away], [p for p in pairs if p.prompt in away]
 
 
+def without_ties(pairs: list[Pair], config: RewardModelConfig) -> tuple[list[Pair], int]:
+    """(the pairs to train on, how many of the given ones are ties).
+
+    Raises:
+        InputError: `ties` drops them, and they are all there is.
+    """
+    decided = [pair for pair in pairs if pair.p_chosen != 0.5]
+    ties = len(pairs) - len(decided)
+    if config.ties == "keep":
+        return pairs, ties
+    if not decided:
+        raise InputError("every pair to train on is a tie", where=config.preferences, hint="--ties keep")
+    return decided, ties
+
+
+def hardened(labels: torch.Tensor) -> torch.Tensor:
+    """[n] probabilities rounded to 0 or 1; a tie stays one half, for it prefers neither."""
+    return torch.where(labels == 0.5, labels, labels.round())
+
+
 def train_step(
     model: Any, optimizer: torch.optim.Optimizer, pairs: Sequence[Pair], config: RewardModelConfig
 ) -> dict[str, float]:
@@ -124,7 +151,7 @@ def train_step(
     started = time.monotonic()
     groups = [pair.group for pair in pairs]
     labels = torch.tensor([pair.p_chosen for pair in pairs], device=device())
-    labels = labels.round() if config.hard_labels else labels
+    labels = hardened(labels) if config.hard_labels else labels
     loss_sum, margins = torch.zeros((), device=device()), torch.zeros(len(pairs), device=device())
     with loop.autocast(config.precision):
         for indices, weight in distributed.micro_batches(groups, config.tokens_per_batch):
@@ -169,7 +196,8 @@ def score_groups(
 
 def measure(model: Any, pairs: Sequence[Pair], config: RewardModelConfig) -> dict[str, Any]:
     """How well the model predicts the labels of pairs."""
-    return evaluate(_scores(model, pairs, config), np.array([pair.p_chosen for pair in pairs]))
+    p_chosen = np.array([pair.p_chosen for pair in pairs])
+    return evaluate(_scores(model, pairs, config), p_chosen, [pair.prompt for pair in pairs])
 
 
 def _scores(model: Any, pairs: Sequence[Pair], config: RewardModelConfig) -> np.ndarray[Any, Any]:
@@ -180,20 +208,28 @@ def _scores(model: Any, pairs: Sequence[Pair], config: RewardModelConfig) -> np.
     return scores
 
 
-def evaluate(scores: np.ndarray[Any, Any], p_chosen: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """How well reward margins predict soft labels. scores: [pairs, 2] (chosen, rejected)."""
+def evaluate(scores: np.ndarray[Any, Any], p_chosen: np.ndarray[Any, Any], prompts: Sequence[str]) -> dict[str, Any]:
+    """How well reward margins predict soft labels; the interval of `accuracy` is over prompts.
+
+    Args:
+        scores: [pairs, 2] (chosen, rejected).
+        p_chosen: [pairs].
+        prompts: [pairs] whose they are.
+    """
     predicted = probability(scores)
-    found: dict[str, Any] = {"pairs": len(scores)}
-    if (p_chosen != 0.5).any():  # else there is no preference to agree with
-        agreement = metrics.mean_estimate(metrics.agreement_items(predicted, p_chosen))
+    decided = p_chosen != 0.5
+    found: dict[str, Any] = {"pairs": len(scores), "prompts": len(set(prompts)), "ties": int((~decided).sum())}
+    if decided.any():  # else there is no preference to agree with
+        agrees = metrics.agreement_items(predicted[decided], p_chosen[decided])
+        agreement = metrics.rate_estimate(
+            agrees, [prompt for prompt, kept in zip(prompts, decided, strict=True) if kept]
+        )
         found["accuracy"] = round(agreement.value, 4)
         found["accuracy_interval"] = [round(agreement.low, 4), round(agreement.high, 4)]
     return found | {
         "loss": round(log_loss(predicted, p_chosen), 4),
         "entropy_floor": round(float(metrics.entropy(p_chosen).mean()), 4),
-        "ece": round(metrics.expected_calibration_error(predicted, p_chosen), 4),
-        "brier": round(metrics.brier(predicted, p_chosen), 4),
-        "reliability": metrics.reliability_bins(predicted, p_chosen),
+        **calibration(predicted, p_chosen),
     }
 
 

@@ -24,7 +24,7 @@ from rlaif_cli.train import distributed, loop
 from rlaif_cli.train.folder import run_in_folder
 from rlaif_cli.train.models import device, load_policy, response_logprobs, trainable
 from rlaif_cli.train.packing import Group, pack
-from rlaif_cli.train.supervised import run_epochs
+from rlaif_cli.train.supervised import choosing_and_reporting, run_epochs
 
 
 def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
@@ -56,8 +56,11 @@ def _train(
 ) -> dict[str, Any]:
     records = [each for record in source for each in _expanded(record, config)]
     away = loop.held_out((prompt_text(record.prompt) for record in records), config.eval_fraction, config.seed)
-    groups = [(_tokenize(record, tokenizer), prompt_text(record.prompt) in away) for record in records]
-    train, test = ([group for group, held in groups if held == side] for side in (False, True))
+    groups = [(_tokenize(record, tokenizer), prompt_text(record.prompt)) for record in records]
+    train = [group for group, prompt in groups if prompt not in away]
+    held_out = [each for each in groups if each[1] in away]
+    halves = choosing_and_reporting(held_out, lambda each: each[1], config)
+    choosing, test = ([group for group, _ in half] for half in halves)
     dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
     model = loop.sharded(trainable(load_policy(base, dtype, loop.first_place(config)), config), config)
 
@@ -65,9 +68,11 @@ def _train(
         return train_step(model, optimizer, [train[i] for i in batch], config)
 
     before = mean_loss(model, test, config) if test else None
-    held_out_loss = (lambda: mean_loss(model, test, config)) if test else None
+    held_out_loss = (lambda: mean_loss(model, choosing, config)) if choosing else None
     results: dict[str, Any] = {"records": len(train)}
     results["weights"] = run_epochs(config, settings, model, len(train), step, held_out_loss, progress)
+    if config.patience:
+        results["chosen_on"] = {"records": len(choosing), "also_reported": halves[0] is halves[1]}
     if before is not None:
         after = mean_loss(model, test, config)
         results["held_out"] = {

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from rlaif_cli import console
 from rlaif_cli.config import EpochsConfig
 from rlaif_cli.console import ProgressCallback
 from rlaif_cli.train import loop
 from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState
 
 TrainStep = Callable[[torch.optim.Optimizer, list[int]], dict[str, float]]
+T = TypeVar("T")
 
 
 def run_epochs(
@@ -65,6 +67,23 @@ def run_epochs(
     if best.found:
         best.restore()
     return {"step": best.found["step"] if best.found else len(batches), "of": len(batches)}
+
+
+def choosing_and_reporting(
+    held_out: Sequence[T], prompt_of: Callable[[T], str], config: EpochsConfig
+) -> tuple[list[T], list[T]]:
+    """(what `patience` watches, what is reported): halves by prompt, since the lowest of several losses is partly luck.
+
+    Without `patience` nothing is chosen, and both are the same list; so they are where one prompt is held out.
+    """
+    everything = list(held_out)
+    chooses = loop.held_out(map(prompt_of, everything), 0.5, config.seed) if config.patience else set()
+    if not chooses:
+        if config.patience and everything:
+            console.warn("one held-out prompt both chooses the weights and measures them: a larger --eval-fraction?")
+        return everything, everything
+    sides = [[each for each in everything if (prompt_of(each) in chooses) == side] for side in (True, False)]
+    return sides[0], sides[1]
 
 
 def epoch_batches(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
