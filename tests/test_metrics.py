@@ -16,77 +16,6 @@ from rlaif_cli import metrics
 # --- intervals ----------------------------------------------------------------------------------------------
 
 
-def test_bootstrap_is_deterministic_and_depends_on_the_seed() -> None:
-    values = np.random.default_rng(0).random(50)
-    assert metrics.bootstrap_interval(values, seed=3) == metrics.bootstrap_interval(values, seed=3)
-    assert metrics.bootstrap_interval(values, seed=3) != metrics.bootstrap_interval(values, seed=4)
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-def test_the_vectorised_mean_equals_the_general_path(grouped: bool) -> None:
-    values = np.random.default_rng(0).random(30)
-    groups = [f"prompt {i * i % 7}" for i in range(30)] if grouped else None
-    fast = metrics.bootstrap_interval(values, groups=groups, resamples=300)
-    slow = metrics.bootstrap_interval(values, lambda x: float(np.mean(x)), groups=groups, resamples=300)
-    assert fast == pytest.approx(slow, abs=1e-12)
-
-
-def test_drawing_in_small_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(0).random(40)
-    whole = metrics.bootstrap_interval(values, resamples=200)
-    monkeypatch.setattr(metrics, "_DRAWS_AT_ONCE", 100)
-    assert metrics.bootstrap_interval(values, resamples=200) == whole
-
-
-def test_bootstrap_of_a_mean_agrees_with_the_normal_interval() -> None:
-    values = np.random.default_rng(0).normal(10, 2, size=400)
-    low, high = metrics.bootstrap_interval(values, resamples=4000)
-    half = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.03)
-    assert high == pytest.approx(values.mean() + half, abs=0.03)
-    narrow = metrics.bootstrap_interval(values, resamples=4000, level=0.5)
-    assert narrow[1] - narrow[0] == pytest.approx(2 * 0.6745 * values.std() / 20, abs=0.03)
-
-
-def test_bootstrap_of_another_statistic_and_of_rows() -> None:
-    low, high = metrics.bootstrap_interval([1, 2, 3, 4, 100], np.median, resamples=500)
-    assert 1 <= low < 3 < high <= 100
-    rows = [[0.9, 1.0], [0.8, 1.0], [0.7, 0.0], [0.2, 0.0]] * 10
-    low, high = metrics.bootstrap_interval(rows, lambda r: metrics.brier(r[:, 0], r[:, 1]), resamples=200)
-    assert low < metrics.brier(*np.transpose(rows)) < high
-
-
-def test_groups_that_repeat_one_item_widen_the_interval() -> None:
-    values = np.repeat(np.random.default_rng(0).random(20), 10)  # 20 prompts, 10 equal results each
-    prompts = np.repeat(np.arange(20), 10).tolist()
-    low, high = metrics.bootstrap_interval(values, groups=prompts)
-    naive_low, naive_high = metrics.bootstrap_interval(values)
-    assert high - low == pytest.approx(math.sqrt(10) * (naive_high - naive_low), rel=0.15)
-    assert (low, high) == pytest.approx(metrics.bootstrap_interval(values[::10]), abs=1e-12)
-
-
-def test_groups_of_unequal_size_weigh_by_items() -> None:
-    values, groups = [0, 0, 0, 1], ["a", "a", "a", "b"]
-    draws: list[float] = []
-
-    def recorded_mean(x: np.ndarray) -> float:
-        draws.append(float(x.mean()))
-        return draws[-1]
-
-    metrics.bootstrap_interval(values, recorded_mean, groups=groups)
-    assert set(draws) == {0.0, 0.25, 1.0}  # aa, ab, bb; means of group means would be 0, 0.5, 1
-    assert sum(draw == 0.25 for draw in draws) / 2000 == pytest.approx(0.5, abs=0.05)
-
-
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    covered = 0
-    for seed in range(300):
-        low, high = metrics.bootstrap_interval(rng.random(60) < 0.6, resamples=300, seed=seed)
-        covered += low <= 0.6 <= high
-    assert 0.90 <= covered / 300 <= 0.98
-
-
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
     [
@@ -111,13 +40,7 @@ def test_wilson_interval_is_symmetric_exact_at_the_ends_and_follows_the_level() 
 
 
 def test_estimate_prints_as_percentages() -> None:
-    assert str(metrics.Estimate(0.632, 0.571, 0.69, 120)) == "63.2 % [57.1, 69.0], n = 120"
-
-
-def test_mean_estimate_leaves_out_what_does_not_count() -> None:
-    estimate = metrics.mean_estimate([1, 0, np.nan, 1, 1], groups=["a", "a", "b", "c", "c"])
-    assert (estimate.value, estimate.n) == (0.75, 4)
-    assert (estimate.low, estimate.high) == metrics.bootstrap_interval([1, 0, 1, 1], groups=list("aacc"))
+    assert str(metrics.Estimate(0.632, 0.571, 0.69, 120, 40)) == "63.2 % [57.1, 69.0], n = 120 of 40 prompts"
 
 
 # --- agreement ----------------------------------------------------------------------------------------------
@@ -270,8 +193,11 @@ TWO_VECTORS: dict[str, Callable[[Any, Any], Any]] = {
     "spearman": metrics.spearman,
     "length_controlled_win_rate": lambda a, b: metrics.length_controlled_win_rate(a, b, b),
     "length_controlled_win_rate, lengths": lambda a, b: metrics.length_controlled_win_rate(a, a, b),
-    "bootstrap_interval": lambda a, b: metrics.bootstrap_interval(a, groups=b),
-    "mean_estimate": lambda a, b: metrics.mean_estimate(a, groups=b),
+    "pair_kappa": metrics.pair_kappa,
+    "in_both_orders": metrics.in_both_orders,
+    "rate_estimate": metrics.rate_estimate,
+    "mean_estimate": metrics.mean_estimate,
+    "length_controlled_estimate": lambda a, b: metrics.length_controlled_estimate(a, a, a, b),
 }
 
 
@@ -295,10 +221,11 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "entropy of nothing": lambda: metrics.entropy([]),
     "entropy above 1": lambda: metrics.entropy([1.5]),
     "infinite difference": lambda: metrics.fit_contrast_scale([math.inf], [1.0]),
-    "bootstrap of NaN": lambda: metrics.bootstrap_interval([1.0, math.nan]),
-    "bootstrap of no resamples": lambda: metrics.bootstrap_interval([1.0], resamples=0),
-    "bootstrap at level 1": lambda: metrics.bootstrap_interval([1.0], level=1.0),
-    "estimate of nothing that counts": lambda: metrics.mean_estimate([math.nan]),
+    "rate of NaN": lambda: metrics.rate_estimate([1.0, math.nan]),
+    "rate above 1": lambda: metrics.rate_estimate([1.1]),
+    "rate at level 1": lambda: metrics.rate_estimate([1.0], level=1.0),
+    "mean at level 0": lambda: metrics.mean_estimate([1.0], level=0.0),
+    "mean of infinity": lambda: metrics.mean_estimate([math.inf]),
     "Wilson of nothing": lambda: metrics.wilson_interval(0, 0),
     "Wilson of too many": lambda: metrics.wilson_interval(3, 2),
     "Wilson at level 0": lambda: metrics.wilson_interval(1, 2, level=0.0),

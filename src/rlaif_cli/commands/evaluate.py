@@ -25,6 +25,8 @@ app = typer.Typer(help="Say whether it helped, each number with its interval.", 
 
 
 def shown(name: str, found: dict[str, Any]) -> str:
+    if found["low"] is None:
+        return f"{name} {found['value']:.3f} (one prompt has no interval)"
     return f"{name} {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
@@ -36,7 +38,8 @@ def _report(config: Any, result: dict[str, Any]) -> int:
     if config.output == "-":
         console.data_stream().write(json.dumps(result, ensure_ascii=False) + "\n")
     estimates = [shown(name, found) for name, found in result.items() if isinstance(found, dict) and "value" in found]
-    console.say(f"{result['metric']}: " + ", ".join([*estimates, f"n {result['n']}"]))
+    prompts = f" of {result['prompts']} prompts" if result["prompts"] != result["n"] else ""
+    console.say(f"{result['metric']}: " + ", ".join([*estimates, f"n {result['n']}{prompts}"]))
     if alone := result.get("prompts_of_one_side"):
         console.warn(f"{alone} prompts stand on one side alone and are in no number")
     if alone := result.get("samples_of_one_side"):

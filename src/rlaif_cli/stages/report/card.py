@@ -25,7 +25,19 @@ _KINDS = {
 }
 # Settings worth a line of their own; all of them stand in the manifest.
 _TOLD = (
-    *("model", "reward_model", "judge", "method", "constitution", "principles", "hard_labels", "advantage", "steps"),
+    *(
+        "model",
+        "reward_model",
+        "judge",
+        "method",
+        "constitution",
+        "principles",
+        "hard_labels",
+        "ties",
+        "patience",
+        "advantage",
+        "steps",
+    ),
     *("epochs", "lr", "kl_coef", "lora_rank", "seed"),
 )
 

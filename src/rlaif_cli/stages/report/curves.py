@@ -193,14 +193,18 @@ def _reliability(title: str, bins: list[dict[str, float]]) -> Chart:
         "showlegend": False,
     }
     off = sum(each["n"] * abs(each["mean_p"] - each["mean_y"]) for each in bins) / total
-    spoken = f"{title}: {len(bins)} bins of {total} pairs, {off:.3f} off the diagonal on average"
+    spoken = f"{title}: {len(bins)} bins, {off:.3f} off the diagonal on average"
     layout = {
         "xaxis": {"title": {"text": "said"}, "range": [0, 1]},
         "yaxis": {"title": {"text": "came true"}, "range": [-0.05, 1.05]},
         "hovermode": "closest",
     }
     return Chart(
-        title, f"{off:.3f} off the diagonal on average (ECE), {total:,} pairs.", spoken, [diagonal, points], layout
+        title,
+        f"{off:.3f} off the diagonal on average (ECE); every pair counts in both orders.",
+        spoken,
+        [diagonal, points],
+        layout,
     )
 
 

@@ -14,7 +14,7 @@ from rlaif_cli.output import beside
 from rlaif_cli.records import PromptRecord, as_messages, prompt_text
 from rlaif_cli.stages.report.run import Run, Stage
 
-FEW = 10  # below this many independent items a bootstrap interval is too narrow to be believed
+FEW = 10  # prompts; below, no verdict is given, whatever the interval says
 Effect = Literal["above", "below", "none", "few"]
 
 
@@ -27,12 +27,18 @@ def rate_text(estimate: dict[str, Any]) -> str:
 
 
 def _amount(estimate: dict[str, Any]) -> str:
+    if estimate["low"] is None:
+        return f"{estimate['value']:+.2f} (one prompt has no interval)"
     return f"{estimate['value']:+.2f} [{estimate['low']:+.2f}, {estimate['high']:+.2f}]"
 
 
 def effect(estimate: dict[str, Any], null: float, n: int) -> Effect:
-    """On which side of "no effect" the interval lies."""
-    if n < FEW:
+    """On which side of "no effect" the interval lies.
+
+    Args:
+        n: of prompts, or of items where an older result does not say of how many prompts they are.
+    """
+    if estimate.get("prompts", n) < FEW:
         return "few"
     if estimate["low"] > null:
         return "above"
@@ -46,8 +52,9 @@ def _few(n: int, of: str) -> str:
 def _number(value: Any) -> str:
     """A result as people read it: an estimate with its interval, few digits, no braces."""
     if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
-        low, high = _number(value["low"]), _number(value["high"])
-        return f"{_number(value['value'])} [{low}, {high}]" + (f", n = {value['n']}" if "n" in value else "")
+        interval = "" if value["low"] is None else f" [{_number(value['low'])}, {_number(value['high'])}]"
+        of = f" of {value['prompts']} prompts" if value.get("prompts", value.get("n")) != value.get("n") else ""
+        return f"{_number(value['value'])}{interval}" + (f", n = {value['n']}{of}" if "n" in value else "")
     if isinstance(value, list):
         return f"[{', '.join(map(_number, value))}]"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -167,20 +174,39 @@ def _reward_model(stage: Stage, run: Run) -> list[str]:
             f"trained on {stage.results.get('train_pairs', 0):,} pairs",
             "none was held out to measure it",
         ]
-    n, (low, high) = held_out["pairs"], held_out["accuracy_interval"]
-    accuracy = {"value": held_out["accuracy"], "low": low, "high": high}
+    n, accuracy = held_out["pairs"], _held_out_accuracy(held_out)
+    if accuracy is None:
+        return [f"{n} held-out pairs, every one a tie: there is no preference to agree with"]
     verdict = {
         "above": "",
         "below": "worse than a coin (50 %)",
         "none": "shows no effect: the interval holds 50 %",
         "few": _few(n, "pairs"),
     }[effect(accuracy, 0.5, n)]
+    chose = "which also chose the weights, so the number flatters" if _chose_and_reports(stage) else ""
     return [
         f"agrees with the judge's labels in {rate_text(accuracy)} of n = {n} held-out pairs",
+        chose,
         verdict,
         f"loss {held_out['loss']:.3f}, floor {held_out['entropy_floor']:.3f}, a coin's {math.log(2):.3f}",
         f"ECE {held_out['ece']:.3f}, Brier {held_out['brier']:.3f}",
     ]
+
+
+def _held_out_accuracy(held_out: dict[str, Any]) -> dict[str, Any] | None:
+    """As an estimate; None where all held-out pairs are ties."""
+    if "accuracy" not in held_out:
+        return None
+    low, high = held_out["accuracy_interval"]
+    prompts = held_out.get("prompts", held_out["pairs"])
+    return {"value": held_out["accuracy"], "low": low, "high": high, "prompts": prompts}
+
+
+def _chose_and_reports(stage: Stage) -> bool:
+    """Whether the held-out pairs have chosen the weights that they measure; `train-rm` says so where it had to."""
+    if "held_out" not in stage.results or not stage.settings.get("patience"):
+        return False
+    return bool(stage.results.get("chosen_on", {}).get("also_reported", True))  # older results: always
 
 
 def _ppo(stage: Stage, run: Run) -> list[str]:
@@ -351,9 +377,9 @@ def rates(run: Run) -> list[dict[str, Any]]:
         found += [("The longer response wins", stage, stage.results.get("longer_wins"), n)]
     for stage in run.of("train-rm"):
         if held_out := stage.results.get("held_out"):
-            low, high = held_out["accuracy_interval"]
-            accuracy = {"value": held_out["accuracy"], "low": low, "high": high}
-            found.append(("Reward model agrees with the labels", stage, accuracy, held_out["pairs"]))
+            found.append(
+                ("Reward model agrees with the labels", stage, _held_out_accuracy(held_out), held_out["pairs"])
+            )
     for stage in run.of("eval win-rate"):
         n = stage.results.get("prompts")
         found += [("Tuned model wins", stage, stage.results.get("win_rate"), n)]
