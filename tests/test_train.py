@@ -15,13 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from conftest import rlaif, rows_of
 from rlaif_cli.chat import ChatTokenizer
-from rlaif_cli.config import PPOConfig, RewardModelConfig, SftConfig
+from rlaif_cli.commands.train_rm import summary
+from rlaif_cli.config import PPOConfig, RewardModelConfig, RewardModelEvalConfig, SftConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion
-from rlaif_cli.errors import DivergedError, EngineError, ModelError, UsageError
+from rlaif_cli.errors import DivergedError, EngineError, InputError, ModelError, UsageError
 from rlaif_cli.records import Demonstration, Message, prompt_text
 from rlaif_cli.train import checkpoint
 from rlaif_cli.train.checkpoint import TrainState
+from rlaif_cli.train.evaluate import reward_model as evaluate_reward_model
 from rlaif_cli.train.folder import _claimed
 from rlaif_cli.train.loop import held_out
 from rlaif_cli.train.models import (
@@ -35,7 +37,7 @@ from rlaif_cli.train.models import (
 )
 from rlaif_cli.train.packing import Group, micro_batches, pack
 from rlaif_cli.train.ppo import check_mismatch, shaped_scores, train_ppo
-from rlaif_cli.train.reward_model import Pair, score_groups, split, train_reward_model, train_step
+from rlaif_cli.train.reward_model import Pair, hardened, score_groups, split, train_reward_model, train_step
 from rlaif_cli.train.rewards import reward_source, stored_scale
 from rlaif_cli.train.rollout import Prompt, Rollout, policy_weights
 from rlaif_cli.train.sft import mean_loss, train_sft
@@ -440,11 +442,54 @@ def test_patience_keeps_the_weights_of_the_lowest_held_out_loss(train_rm: Any) -
     assert list(losses) == list(range(2, len(log) + 1, 2))
     assert losses[weights["step"]] == min(losses.values()) < list(losses.values())[-1]
     assert len(log) == weights["step"] + 4 < weights["of"], "two measurements later it stopped"
-    held = json.loads((folder / "manifest.json").read_text())["results"]["held_out"]
-    assert held["loss"] == pytest.approx(losses[weights["step"]], abs=1e-4), "and the saved model is that one"
+    chooses = held_out(away, 0.5, 0)
+    results = json.loads((folder / "manifest.json").read_text())["results"]
+    found = [measured(folder, rows, prompts) for prompts in (chooses, away - chooses)]
+    assert found[0] == pytest.approx(losses[weights["step"]], abs=1e-3), "and the saved model is that one"
+    assert results["held_out"]["loss"] == pytest.approx(found[1], abs=1e-3), "but it is measured on the other half"
+    assert 0 < results["held_out"]["prompts"] == len(away - chooses)
+    assert results["chosen_on"] == {"pairs": 2 * len(chooses), "prompts": len(chooses), "also_reported": False}
     assert not list(folder.glob("best*"))
     train_rm("cut", rows, patience=2, **options, stop=weights["step"] + 3)
     assert_same_run(folder, train_rm("cut", rows, patience=2, **options))
+
+
+def measured(reward_model: Path, rows: list[dict[str, Any]], prompts: set[str]) -> float:
+    """The loss of a saved model on the pairs of these prompts."""
+    path = reward_model.parent / "some.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["prompt"][0]["content"] in prompts))
+    config = RewardModelEvalConfig(
+        pairs=str(path), reward_model=(str(reward_model),), output=str(path.with_suffix(".json")), precision="fp32"
+    )
+    return float(evaluate_reward_model(config)["loss"])
+
+
+def test_one_held_out_prompt_chooses_and_is_reported_and_that_is_said(
+    train_rm: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train_rm("rm", eval_fraction=0.1, patience=1)
+    results = json.loads((folder / "manifest.json").read_text())["results"]
+    assert results["chosen_on"]["also_reported"] and results["held_out"]["prompts"] == 1
+    assert "both chooses the weights and measures them" in capsys.readouterr().err
+    assert "held out 2 of 1 prompts" in summary(results) and "(which also chose the weights)" in summary(results)
+
+
+def test_a_tie_is_no_preference_for_the_rejected_one(train_rm: Any) -> None:
+    """Rounding 0.5 down would teach that `rejected` is better."""
+    torch.testing.assert_close(hardened(torch.tensor([0.5, 0.49, 0.51, 1.0])), torch.tensor([0.5, 0.0, 1.0, 1.0]))
+    tied = [preference(0, 0.5, "The same?") | {"id": f"r{i}"} for i in range(4)]
+    options = {"epochs": 40, "eval_fraction": 0, "lr": 1e-3}
+    folder = train_rm("kept", tied, hard_labels=True, **options)
+    assert log_of(folder)[-1]["margin"] == pytest.approx(0, abs=0.05)
+    results = json.loads((folder / "manifest.json").read_text())["results"]
+    assert (results["train_pairs"], results["ties"], results["ties_dropped"]) == (4, 4, 0)
+    assert "4 pairs (4 of them ties)" in summary(results)
+    rows = [tied[0] | {"id": "tie"}, *(preference(i) for i in range(6))]
+    results = json.loads((train_rm("dropped", rows, ties="drop", **options) / "manifest.json").read_text())["results"]
+    assert (results["train_pairs"], results["ties"], results["ties_dropped"]) == (6, 1, 1)
+    assert "6 pairs (1 ties left out)" in summary(results)
+    with pytest.raises(InputError, match="every pair to train on is a tie"):
+        train_rm("none", tied, ties="drop", **options)
 
 
 def test_people_measure_a_reward_model_on_prompts_it_was_not_trained_on(
