@@ -5,7 +5,7 @@
 Each kind of result is drawn many times with a known truth, for 30, 100 and 300 prompts with 1, 3 and 6 results each,
 whose correlation within a prompt is 0, 0.3 or 0.8; a cell is the share of the 95 % intervals that hold the truth.
 `rate` stands for accuracy, win rate, harmless rate, over-refusal rate, `longer_wins` and what `audit` counts; `ties`
-for the same where a fifth are one half; `probability` for `mean_p` and `human_share`; `reward` and `skewed` for rewards
+for the same where up to a fifth are one half; `probability` for `mean_p` and `human_share`; `reward` and `skewed` for rewards
 and their differences; `equal length` for the length-controlled win rate. Kappa, ECE and Brier score carry none.
 
 Correlated results come about in two ways. "graded": each prompt has a rate of its own, from a beta distribution.
@@ -57,8 +57,8 @@ def copied_rate(rng: Rng, design: Design, truth: float) -> Floats:
 
 
 def ties(rng: Rng, design: Design, truth: float) -> Floats:
-    """A fifth are ties, or what leaves room for the truth; the rest are won or lost."""
-    half, u = min(0.2, 2 * (1 - truth), 2 * truth), uniform(rng, design)
+    """A fifth are ties where as many are won as lost, else fewer."""
+    half, u = 0.8 * truth * (1 - truth), uniform(rng, design)
     return np.select([u < truth - half / 2, u < truth + half / 2], [1.0, 0.5], 0.0)
 
 

@@ -27,7 +27,7 @@ def by_prompt(values, prompts):
 def effective_n(errors, sizes, share, worth=1.0):
     """How many independent items would be as uncertain; `errors`: what each prompt adds to the error of the share."""
     squares, prompts, n = errors**2, len(sizes), sizes.sum()
-    if squares.sum() < 1e-24 or squares.sum() ** 2 / (squares**2).sum() < 3:  # all alike, or but for one or two prompts
+    if squares.sum() < 1e-24 or squares.sum() ** 2 / (squares**2).sum() < 2.5:  # all alike, or but for one or two prompts
         return worth * n**2 / (sizes**2).sum()
     return share * (1 - share) / (squares.sum() * prompts / (prompts - 1) * (n - 1) / n)
 
@@ -36,7 +36,10 @@ def share(values, prompts):
     """A mean of values from 0 to 1, with Wilson's interval at the effective number of items."""
     value = float(np.mean(values))
     sums, sizes = by_prompt(np.asarray(values, float), prompts)
-    low, high = wilson(value, effective_n((sums - value * sizes) / len(values), sizes, value))
+    n = effective_n((sums - value * sizes) / len(values), sizes, value)
+    if len(sizes) > 1 and any(each not in (0, 1) for each in values):
+        n *= (1.959963984540054 / student(len(sizes) - 1)) ** 2
+    low, high = wilson(value, n)
     return {"value": value, "low": low, "high": high, "n": len(values), "prompts": len(sizes)}
 
 
@@ -147,7 +150,7 @@ def length_controlled(wins, lengths, prompts):
     sums, sizes = by_prompt(errors, prompts)
     spread = x[:, 1].std() > 0
     worth = 1 / (np.linalg.inv(x.T @ x)[0, 0] * len(x)) if spread else 1.0
-    one_outcome = (q * (1 - q)).sum() < 1
+    one_outcome = (q * (1 - q)).sum() < 0.5
     low, high = wilson(value, effective_n(sums * (not one_outcome), sizes, value, worth))
     return {"value": value, "low": low, "high": high, "n": len(wins), "prompts": len(sizes)}
 

@@ -76,7 +76,9 @@ def _sigmoid(x: Floats) -> Floats:
 # Results of one prompt resemble each other, so every interval counts prompts and not results: its variance is the
 # cluster-robust one, of sums over prompts (Liang and Zeger 1986).
 
-CARRIERS = 3  # prompts; with fewer, how far results of one prompt resemble each other cannot be estimated
+# Participation ratio: 2 where two prompts carry all variation, 3 where three do. From two, how far results of one
+# prompt resemble each other cannot be estimated.
+CARRIERS = 2.5
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def rate_estimate(values: ArrayLike, prompts: Sequence[Hashable] | None = None, 
 
     That number is n / deff, deff being the design effect (Rao and Scott 1992): the variance of the rate by sums over
     prompts, divided by what it would be for n independent items. With one result of 0 or 1 a prompt, deff is 1 and the
-    interval is Wilson's own. Where fewer than three prompts carry the variation (by the participation ratio of
+    interval is Wilson's own. With other values the variance of one is estimated too, and their number is multiplied
+    by (z / t)^2, t of (prompts - 1) degrees of freedom (Korn and Graubard 1998). Where fewer than three prompts carry the variation (by the participation ratio of
     their squared deviations), deff cannot be estimated; results of one prompt then count as one result, which
     for prompts of different sizes is Kish's n (1965). `benchmarks/coverage.py` simulates the coverage: 93 to 97 %.
 
@@ -119,6 +122,8 @@ def rate_estimate(values: ArrayLike, prompts: Sequence[Hashable] | None = None, 
     totals, sizes = _by_prompt(items, prompts)
     rate = float(items.mean())
     n = _effective_n((totals - rate * sizes) / len(items), sizes, rate)
+    if len(sizes) > 1 and not np.isin(items, (0, 1)).all():
+        n *= (NormalDist().inv_cdf((1 + level) / 2) / student_quantile((1 + level) / 2, len(sizes) - 1)) ** 2
     return Estimate(rate, *wilson_interval(rate * n, n, level), len(items), len(sizes))
 
 
@@ -574,7 +579,7 @@ def length_controlled_estimate(
     information = (x.T * (p * (1 - p))) @ x + _RIDGE * np.eye(2)
     influence = rate * (1 - rate) * (x @ np.linalg.inv(information)[0]) * (outcome - p)
     totals, sizes = _by_prompt(influence, prompts)
-    if float(p @ (1 - p)) < 1:  # next to all comparisons have one outcome: the fit leans on its ridge
+    if float(p @ (1 - p)) < 0.5:  # next to all comparisons have one outcome: the fit leans on its ridge
         totals = np.zeros_like(totals)
     # Without a spread of lengths there is nothing to control for, and an item counts in full.
     worth = 1 / float(np.linalg.pinv(x.T @ x)[0, 0]) / len(x) if np.ptp(log_ratio) > 0 else 1.0
