@@ -27,7 +27,9 @@ def by_prompt(values, prompts):
 def effective_n(errors, sizes, share, worth=1.0):
     """How many independent items would be as uncertain; `errors`: what each prompt adds to the error of the share."""
     squares, prompts, n = errors**2, len(sizes), sizes.sum()
-    if squares.sum() < 1e-24 or squares.sum() ** 2 / (squares**2).sum() < 2.5:  # all alike, or but for one or two prompts
+    if (
+        squares.sum() < 1e-24 or squares.sum() ** 2 / (squares**2).sum() < 2.5
+    ):  # all alike, or but for one or two prompts
         return worth * n**2 / (sizes**2).sum()
     return share * (1 - share) / (squares.sum() * prompts / (prompts - 1) * (n - 1) / n)
 

@@ -214,9 +214,7 @@ def test_every_fault_is_named_by_line_and_field(write_jsonl: Write) -> None:
     lines = done.stdout.splitlines()
     assert [line.split(": ")[0] for line in lines] == [f"{path} line {n}" for n in (2, 3, 4)]
     assert "'p_chosen'" in lines[0] and "not JSON" in lines[1] and "'prompt' is missing" in lines[2]
-    assert (
-        "read as preferences" in done.stderr and "1 preferences are valid, 3 lines are not" in done.stderr
-    )
+    assert "read as preferences" in done.stderr and "1 preferences are valid, 3 lines are not" in done.stderr
     good = rlaif("data", "validate", write_jsonl("good.jsonl", [PREFERENCE]), "--kind", "preferences")
     assert good.returncode == 0 and good.stdout == ""
 

@@ -163,10 +163,10 @@ def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
     rows, baseline, alone = _by_id(config.candidates, config), None, 0
     if config.baseline:
         baseline = _by_id(config.baseline, config)
-        prompts = prompts_of_both(rows, baseline, (config.candidates, config.baseline))
-        alone = len(rows) + len(baseline) - 2 * len(prompts)
+        asked = prompts_of_both(rows, baseline, (config.candidates, config.baseline))
+        alone = len(rows) + len(baseline) - 2 * len(asked)
         rows, baseline = (
-            {key: side[key].model_copy(update={"prompt": prompt}) for key, prompt in prompts.items()}
+            {key: side[key].model_copy(update={"prompt": prompt}) for key, prompt in asked.items()}
             for side in (rows, baseline)
         )
     keys = list(rows)
