@@ -373,7 +373,7 @@ def test_eval_reward_counts_what_the_judge_left_out(tmp_path: Path, write_jsonl:
     found = reward(config, Pool())
     assert (found["n"], found["unscored"]) == (6, 8)
     items = {item["id"]: item for item in rows_of(tmp_path / "reward.items.jsonl")}
-    assert items["none"] == {"id": "none", "unscored": 2, "reward": None, "baseline": None}
+    assert items["none"].items() >= {"unscored": 2, "reward": None, "baseline": None}.items()
     assert found["reward"]["value"] == pytest.approx(np.mean([items[f"p{i}"]["reward"] for i in range(6)]), abs=1e-8)
 
 
