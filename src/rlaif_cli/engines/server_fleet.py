@@ -255,7 +255,7 @@ class Fleet:
         if all(each.fault for each in self._servers):
             raise self._faults() from fault
         if not known:
-            warn(f"{server.where} is failing and is left out: {fault.what}")
+            warn(f"{server.where} is left out: {fault.what}")
         return Failed(fault.what, True)
 
     def side_by_side(self, ask: Ask, requests: Iterable[Request]) -> Iterator[tuple[Any, Any]]:
