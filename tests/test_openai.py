@@ -196,10 +196,7 @@ def test_a_begun_reply_goes_to_those_who_can_go_on_with_it(serve: Any) -> None:
     def sent(owner: str, prefix: str) -> dict[str, Any]:
         server = serve(biased, owner=owner)
         judge = engine(server)
-        from rlaif_cli.records import Message
-
-        prompt, _ = judge.tokenizer.answers([Message(role="user", content="?")], prefix, ["1", "2"])
-        dict(judge.logprobs([Request("k", prompt, choices=["1", "2"])]))
+        dict(judge.logprobs([Request("k", (("user", "?"), ("begun", prefix)), choices=["1", "2"])]))
         judge.close()
         return server.requests[0]
 
