@@ -143,6 +143,18 @@ def test_findings_of_a_run_with_an_effect(tmp_path: Path) -> None:
     assert "90.0 % [82.0, 95.0]" in lines[7]
 
 
+def test_a_chosen_policy_is_reported_by_the_prompts_that_did_not_choose_it(tmp_path: Path) -> None:
+    summary = make_summary(tmp_path)
+    results = summary["stages"]["policy"]["results"]
+    results |= {"unscored": 3, "weights": {"step": 12, "looks": 8, "highest_win_rate": 0.75, "highest_win_rate_n": 40}}
+    results["weights"] |= {"win_rate": estimate(0.55, 0.42, 0.68, 40), "prompts": 10, "unscored": 0}
+    found = line(findings(summary, tmp_path), "PPO")
+    assert "step 12 were kept, of 8 looks" in found and "55.0 % [42.0, 68.0]" in found and "75" not in found
+    assert "3 responses without a score" in found
+    results["weights"]["win_rate"] = None
+    assert "of 8 looks" in line(findings(summary, tmp_path), "PPO")
+
+
 def test_findings_say_plainly_where_there_is_no_effect(tmp_path: Path) -> None:
     summary = make_summary(tmp_path)
     results = {name: stage["results"] for name, stage in summary["stages"].items()}

@@ -97,7 +97,7 @@ def check(config: PPOConfig, unscored: Sequence[dict[str, Any]], total: int, tra
     if trained_on and len(unscored) <= config.max_unscored * total + 1e-9:
         return
     reasons = Counter(row["reason"] for row in unscored).most_common(3)
-    said = "; ".join(f"{reason} ({count} times)" for reason, count in reasons)
+    said = "; ".join(f"{reason} ({count} of {len(unscored)})" for reason, count in reasons)
     bound = f"--max-unscored allows {config.max_unscored:.0%}" if trained_on else "which leaves nothing to compare"
     raise TooManyUnscored(
         f"{len(unscored)} of the {total} responses of step {step} got no score ({bound}): {said}",
