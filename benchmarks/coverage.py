@@ -5,8 +5,8 @@
 Each kind of result is drawn many times with a known truth, for 30, 100 and 300 prompts with 1, 3 and 6 results each,
 whose correlation within a prompt is 0, 0.3 or 0.8; a cell is the share of the 95 % intervals that hold the truth.
 `rate` stands for accuracy, win rate, harmless rate, over-refusal rate, `longer_wins` and what `audit` counts; `ties`
-for the same where up to a fifth are one half; `probability` for `mean_p` and `human_share`; `reward` and `skewed` for rewards
-and their differences; `equal length` for the length-controlled win rate. Kappa, ECE and Brier score carry none.
+for the same where up to a fifth are one half; `probability` for `mean_p` and `human_share`; `reward` and `skewed` for
+rewards and their differences; `equal length` for the length-controlled win rate. Kappa, ECE and Brier score have none.
 
 Correlated results come about in two ways. "graded": each prompt has a rate of its own, from a beta distribution.
 "copied": a result is, with the square root of the correlation as its probability, the one that its prompt has drawn
