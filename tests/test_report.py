@@ -206,6 +206,49 @@ def test_a_win_by_a_judge_that_people_do_not_share_comes_with_a_caution(tmp_path
     assert "The judge itself was not shown to agree with people" in page_of(folder)
 
 
+@pytest.mark.parametrize(
+    ("chosen_on", "flatters"),
+    [({"pairs": 60, "prompts": 30, "also_reported": False}, False), ({"also_reported": True}, True), (None, True)],
+)
+def test_a_held_out_number_that_chose_the_weights_says_so(tmp_path: Path, chosen_on: Any, flatters: bool) -> None:
+    """None: of a version that reported the pairs that had chosen."""
+    folder = make_run(tmp_path)
+    summary = make_summary(folder)
+    rm = summary["stages"]["rm"]
+    words = "which also chose the weights"
+    assert words not in line(findings(summary, folder), "Reward model:"), "without --patience nothing is chosen"
+    rm["settings"]["patience"] = 2
+    rm["results"] |= {"chosen_on": chosen_on} if chosen_on else {}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert (words in line(findings(summary, folder), "Reward model:")) is flatters
+    assert (words in page_of(folder)) is flatters
+    assert (words in write_report(folder, folder / "report.md").read_text()) is flatters
+
+
+def test_few_prompts_are_few_however_many_pairs_they_have(tmp_path: Path) -> None:
+    summary = make_summary(tmp_path)
+    results = {name: stage["results"] for name, stage in summary["stages"].items()}
+    results["alignment"]["accuracy"] |= {"prompts": 4}
+    results["rm"]["held_out"] |= {"prompts": 4}
+    lines = findings(summary, tmp_path)
+    assert "300 pairs of few prompts are too few" in line(lines, "Judge:")
+    assert "60 pairs of few prompts are too few" in line(lines, "Reward model:")
+
+
+def test_one_prompt_has_no_interval_and_held_out_ties_no_accuracy(tmp_path: Path) -> None:
+    summary = make_summary(tmp_path)
+    results = {name: stage["results"] for name, stage in summary["stages"].items()}
+    lone = {"value": 0.8, "low": None, "high": None, "n": 1, "prompts": 1}
+    results["reward"] |= {"n": 1, "reward": lone, "baseline": lone, "difference": lone}
+    for name in ("accuracy", "accuracy_interval"):
+        del results["rm"]["held_out"][name]
+    lines = findings(summary, tmp_path)
+    assert "+0.80 (one prompt has no interval)" in line(lines, "Reward:")
+    assert "every one a tie" in line(lines, "Reward model:")
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert "0.8, n = 1" in write_report(tmp_path, tmp_path / "report.md").read_text()
+
+
 def test_findings_only_of_stages_that_ran(tmp_path: Path) -> None:
     summary = make_summary(tmp_path)
     summary["stages"] = {"x": summary["stages"]["preferences"]}

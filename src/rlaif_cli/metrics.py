@@ -106,9 +106,11 @@ def rate_estimate(values: ArrayLike, prompts: Sequence[Hashable] | None = None, 
     That number is n / deff, deff being the design effect (Rao and Scott 1992): the variance of the rate by sums over
     prompts, divided by what it would be for n independent items. With one result of 0 or 1 a prompt, deff is 1 and the
     interval is Wilson's own. With other values the variance of one is estimated too, and their number is multiplied
-    by (z / t)^2, t of (prompts - 1) degrees of freedom (Korn and Graubard 1998). Where fewer than three prompts carry the variation (by the participation ratio of
-    their squared deviations), deff cannot be estimated; results of one prompt then count as one result, which
-    for prompts of different sizes is Kish's n (1965). `benchmarks/coverage.py` simulates the coverage: 93 to 97 %.
+    by (z / t)^2, t of (prompts - 1) degrees of freedom (Korn and Graubard 1998). Where one or two prompts carry all
+    the variation (by the participation ratio of their squared deviations), deff cannot be estimated; results of one
+    prompt then count as one result, which for prompts of different sizes is Kish's n (1965).
+
+    `benchmarks/coverage.py` simulates the coverage: 93 to 97 %.
 
     Args:
         values: [n] in [0, 1]: 1 for what is counted, a half for a tie, or probabilities.

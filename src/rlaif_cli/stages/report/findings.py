@@ -46,7 +46,8 @@ def effect(estimate: dict[str, Any], null: float, n: int) -> Effect:
 
 
 def _few(n: int, of: str) -> str:
-    return f"{n} {of} are too few to tell an effect from chance"
+    enough = " of few prompts" if of == "pairs" and n >= FEW else ""
+    return f"{n} {of}{enough} are too few to tell an effect from chance"
 
 
 def _number(value: Any) -> str:
