@@ -21,6 +21,11 @@ FAMILIES = {
     "llama": (transformers.LlamaConfig, {"num_key_value_heads": 2}),
     "qwen2": (transformers.Qwen2Config, {"num_key_value_heads": 1}),
     "qwen3": (transformers.Qwen3Config, {"num_key_value_heads": 2, "head_dim": 16}),
+    "gemma2": (
+        transformers.Gemma2Config,
+        {"num_key_value_heads": 2, "head_dim": 16, "attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 4},
+    ),
+    "gpt-oss": (transformers.GptOssConfig, {"num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4}),
     "gpt-neox": (transformers.GPTNeoXConfig, {"attention_dropout": 0.0, "hidden_dropout": 0.0}),
 }
 
@@ -59,13 +64,9 @@ def test_values_and_gradients_are_those_of_single_sequences(family: str, lengths
     packed = response_logprobs(model, batch, 1.0)[batch.response_mask]
     packed.mean().backward()
     from_packed = gradients(model)
-    single = []
-    for group in groups:
-        for response in group.responses:
-            logits = model(input_ids=torch.tensor([[*group.prompt, *response]])).logits[0, len(group.prompt) - 1 : -1]
-            single.append(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0])
-    torch.cat(single).mean().backward()
-    torch.testing.assert_close(packed, torch.cat(single), atol=2e-5, rtol=1e-5)
+    single = own_logprobs(model, groups)
+    single.mean().backward()
+    torch.testing.assert_close(packed, single, atol=2e-5, rtol=1e-5)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(from_packed[name], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -115,9 +116,38 @@ def test_one_kernel_for_all_branches_computes_what_one_for_each_does() -> None:
         assert (a - b).norm() < 0.01 * a.norm()
 
 
-def test_a_window_that_is_too_short_is_refused() -> None:
-    model = model_of("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt-oss"])
+def test_windows_caps_and_sinks_are_those_of_the_model(family: str) -> None:
+    """Prompt and branches are longer than the window; torch's own kernel knows neither the cap nor the sinks."""
+    model = model_of(family, sliding_window=5, **({"use_sliding_window": True} if family == "qwen2" else {}))
+    groups = [Group([1, 2, 3, 4, 5, 6, 7], [[8, 9, 10, 11], [12, 13, 14, 15, 16, 17, 18, 19]]), Group([20], [[21], [22]])]
+    batch = pack(groups)
     with torch.no_grad():
-        response_logprobs(model, pack([Group([1, 2, 3], [[4, 5]])]), 1.0)
-        with pytest.raises(ModelError, match="sliding_window"):
-            response_logprobs(model, pack([Group([1] * 9, [[4, 5]])]), 1.0)
+        packed = response_logprobs(model, batch, 1.0)[batch.response_mask]
+        sampling_sees = own_logprobs(model, groups)  # without a layout, as generation calls it
+        model.set_attn_implementation("eager")
+        torch.testing.assert_close(packed, own_logprobs(model, groups), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(packed, sampling_sees, atol=2e-5, rtol=1e-5)
+
+
+def test_what_attention_is_asked_for_and_does_not_know_is_refused() -> None:
+    with torch.no_grad(), pytest.raises(ModelError, match=r"attention uses top_keys,.* not support"):
+        call(top_keys=4)
+
+
+def call(**options: Any) -> Any:
+    """The attention of one layer, as a model of transformers calls it."""
+    inputs = [torch.randn(1, 2, 5, 8) for _ in "qkv"]
+    return transformers.AttentionInterface()[attention.register()](
+        torch.nn.Module(), *inputs, None, layout=Layout(((3, 2),)), dropout=0.0, position_ids=None, **options
+    )
+
+
+def own_logprobs(model: Any, groups: list[Group]) -> torch.Tensor:
+    """By the model's own forward, a sequence at a time."""
+    found = []
+    for group in groups:
+        for response in group.responses:
+            logits = model(input_ids=torch.tensor([[*group.prompt, *response]])).logits[0, len(group.prompt) - 1 : -1]
+            found.append(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0])
+    return torch.cat(found)

@@ -24,11 +24,12 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlaif_cli import console
 from rlaif_cli.errors import ModelError, RlaifError, UsageError
 from rlaif_cli.output import read_json
 
@@ -125,16 +126,49 @@ def _gguf_of(name: str) -> Path | None:
 
 
 def check_reward_model(folder: Path) -> None:
-    """Raises: ModelError: by its config this is no sequence-classification checkpoint."""
+    """Whether the config is that of a model with one reward at the last token of a text.
+
+    Raises:
+        ModelError: it is no sequence-classification checkpoint, has more labels, or reads text in both directions.
+    """
     if not (folder / "config.json").is_file():
         raise ModelError("there is no reward model in this folder", where=str(folder))
     config = read_json(folder / "config.json", error=ModelError)
-    if not any("SequenceClassification" in name for name in config.get("architectures") or []):
+    if not any("SequenceClassification" in str(name) for name in config.get("architectures") or []):
         raise ModelError(
             "this is not a reward model: its head would be newly initialised, and every reward would be noise",
             where=str(folder),
             hint="give a folder that `rlaif train-rm` made",
         )
+    labels = len(config.get("id2label") or ()) or config.get("num_labels") or 2  # transformers' default
+    if labels != 1:
+        raise ModelError(
+            f"a reward model has one label, this has {labels}",
+            where=str(folder),
+            hint="a classifier's logits are no reward: give a model that was trained on preferences",
+        )
+    if not _is_decoder(config):
+        raise ModelError(
+            f"this kind of model ({config.get('model_type')}) reads text in both directions; a reward is read at the "
+            "last token of a causal model",
+            where=str(folder),
+            hint="docs/models.md lists the kinds of models that can be used",
+        )
+
+
+def _is_decoder(config: dict[str, Any]) -> bool:
+    """Whether a kind of model is causal, as far as its config tells (`train.selftest` tries it)."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = str(config.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        return True  # to be refused for what it is when it is loaded
+    causal, masked = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return kind in causal and (kind not in masked or bool(config.get("is_decoder")))
 
 
 def checkpoint_hash(path: str | Path) -> str:
@@ -180,6 +214,31 @@ def not_loaded(what: str, path: Path | str, error: Exception) -> ModelError:
     return ModelError(f"{what} cannot be loaded: {type(error).__name__}: {error}", where=str(path))
 
 
+def load_config(path: Path, **options: Any) -> Any:
+    """The config of a checkpoint folder, as transformers reads it.
+
+    Args:
+        options: fields that are to differ.
+
+    Raises:
+        ModelError: transformers does not know such a model.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, **NO_PROGRAMS, **options)
+    except Exception as error:  # a config checks its own fields, each in its own way
+        raise not_loaded("the model's config", path, error) from error
+
+
+def exact_attention(config: Any) -> str | None:
+    """The attention of transformers that computes all of a model's; None: the default does.
+
+    Gemma 2 caps its scores, which torch's fused kernel, the default, leaves out without a word.
+    """
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
+
+
 def load(kind: Any, path: Path, *, fresh: frozenset[str] = frozenset(), **options: Any) -> Any:
     """A model of a transformers auto class, with every weight from the checkpoint.
 
@@ -200,13 +259,74 @@ def load(kind: Any, path: Path, *, fresh: frozenset[str] = frozenset(), **option
         model, info = kind.from_pretrained(path, use_safetensors=True, **NO_PROGRAMS, **told, **options)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise not_loaded("the model", path, error) from error
+    _check_loading(info, path, fresh)
+    return model
+
+
+def _check_loading(info: Any, path: Path, fresh: frozenset[str]) -> None:
+    """Raises: ModelError: by transformers' account of how it loaded a checkpoint, weights are missing or misshapen."""
     for fault, keys in (
         ("the checkpoint lacks weights", info["missing_keys"]),
         ("weights of the checkpoint are of another shape than its config says", info["mismatched_keys"]),
     ):
         if names := sorted({key if isinstance(key, str) else key[0] for key in keys} - fresh):
             raise ModelError(f"{fault}: {', '.join(names[:5])}", where=str(path))
-    return model
+
+
+def check_weights(path: Path) -> None:
+    """Whether a causal LM's checkpoint holds all weights that its config asks for: names and shapes, no tensor is read.
+
+    For engines that would compute with whatever lies in memory. Kinds of models that transformers does not know are
+    left to the engine.
+
+    Raises:
+        ModelError: weights are missing, or have another shape.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        _, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            device_map="meta",
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **NO_PROGRAMS,
+        )
+    except Exception as error:  # whatever transformers cannot load may still be known to the engine
+        log.debug("the weights of %s cannot be checked: %s", path, error)
+        return
+    _check_loading(info, path, frozenset())
+
+
+def stored_tensors(path: Path, prefix: str) -> dict[str, Any]:
+    """The tensors of a checkpoint whose names begin with `prefix`, in the precision that they were saved in."""
+    from safetensors import safe_open
+
+    found = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            found |= {name: opened.get_tensor(name) for name in opened.keys() if name.startswith(prefix)}  # noqa: SIM118
+    return found
+
+
+def stored_dtype(path: Path) -> str:
+    """The dtype that a checkpoint was saved in, as torch names it ("bfloat16"): by its config, else its weights."""
+    config = read_json(path / "config.json", error=ModelError)
+    for place in (config, config.get("text_config") or {}):
+        named = place.get("dtype") or place.get("torch_dtype")  # the latter up to transformers 4
+        if isinstance(named, str) and named != "auto":
+            return named.removeprefix("torch.")
+    return _dtype_of_weights(path)
+
+
+def _dtype_of_weights(path: Path) -> str:
+    from safetensors import safe_open
+
+    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    with safe_open(next(path.glob("*.safetensors")), framework="np") as file:
+        name = next(iter(file.keys()))
+        return names.get(file.get_slice(name).get_dtype(), "float32")
 
 
 def cache_dir() -> Path:
@@ -247,6 +367,12 @@ def _checked(folder: Path) -> Path:
         shards = {str(shard) for shard in read_json(index, error=ModelError, weight_map=dict)["weight_map"].values()}
         if missing := sorted(s for s in shards if not (folder / s).is_file()):
             raise ModelError(f"{len(missing)} of {len(shards)} weight files are missing: {missing[0]} …", where=where)
+    if beside := [file.name for file in sorted(folder.glob("adapter_*")) if file.suffix in (".json", ".safetensors", ".bin")]:
+        raise ModelError(
+            f"holds a whole model and a LoRA adapter ({beside[0]}): is the adapter to be added, or was it merged already?",
+            where=where,
+            hint="move the adapter_* files to a folder of their own; to use it, merge it into its base model first",
+        )
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickled = next(folder.glob("*.bin"), None)
@@ -447,9 +573,14 @@ def _write_checkpoint(gguf: Path, folder: Path) -> dict[str, str]:
     return _versions()
 
 
-def _pad_token(tokenizer: Any) -> str | None:
-    """A token of the vocabulary to pad with; None if the tokenizer has one that is not its end of text."""
-    if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
+def _pad_token(tokenizer: Any, ends: Collection[int] = ()) -> str | None:
+    """A token of the vocabulary to pad with; None if the tokenizer has one that ends nothing, or none is to be had.
+
+    Args:
+        ends: further tokens that end a turn.
+    """
+    taken = {tokenizer.eos_token, *tokenizer.convert_ids_to_tokens(list(ends))}
+    if tokenizer.pad_token is not None and tokenizer.pad_token not in taken:
         return None
     vocabulary = tokenizer.get_vocab()
     usual = (
@@ -461,7 +592,28 @@ def _pad_token(tokenizer: Any) -> str | None:
         "<|vision_pad|>",
         "<unk>",
     )
-    return next((t for t in usual if t in vocabulary and t != tokenizer.eos_token), None)
+    return next((t for t in usual if t in vocabulary and t not in taken), None)
+
+
+def set_pad_token(model: Any, tokenizer: Any, ends: Collection[int]) -> None:
+    """Give a reward model and its tokenizer a pad token that ends no turn, where they have none.
+
+    transformers reads the reward at the last token that is no pad: where padding and the end of a turn are one token,
+    at the one before. With no token to spare the model gets none, and transformers reads the very last one.
+
+    Args:
+        ends: the tokens that end a turn.
+    """
+    if pad := _pad_token(tokenizer, ends):
+        tokenizer.pad_token = pad
+    config, pad_id = model.config.get_text_config(), tokenizer.pad_token_id
+    if pad_id in {None, tokenizer.eos_token_id, *ends}:
+        console.warn(
+            "the tokenizer has no token to pad with but the end of a turn: the model is saved with no pad token, and "
+            "other tools can score one text at a time with it, not a padded batch"
+        )
+        pad_id = None
+    config.pad_token_id = model.config.pad_token_id = pad_id
 
 
 def _versions() -> dict[str, str]:

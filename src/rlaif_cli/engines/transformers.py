@@ -51,7 +51,9 @@ class TransformersEngine:
         self._torch = torch
         self.tokenizer = ChatTokenizer(path)
         if model is None:
-            model = models.load(AutoModelForCausalLM, path, dtype=dtype)
+            config = models.load_config(path)
+            attention = models.exact_attention(config)
+            model = models.load(AutoModelForCausalLM, path, config=config, dtype=dtype, attn_implementation=attention)
             model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._model = model
         self._decoder: Decoder | None = None
@@ -88,7 +90,7 @@ class TransformersEngine:
         return self._batch_logprobs(batch[:half]) + self._batch_logprobs(batch[half:])
 
     def _request_logprobs(self, request: Request, row: Any) -> list[float]:
-        logprobs = row[-len(request.continuation) - 1 :].log_softmax(-1)
+        logprobs = row[-len(request.continuation) - 1 :].float().log_softmax(-1)
         if request.choices:
             found: list[float] = logprobs[-1, list(request.choices)].tolist()
             return found
@@ -105,14 +107,14 @@ class TransformersEngine:
             yield batch
 
     def _forward(self, rows: list[list[int]], keep: int) -> Any:
-        """fp32 logits of the last `keep` positions, [rows, keep, vocabulary], left padded."""
+        """Logits of the last `keep` positions, [rows, keep, vocabulary], left padded, in the model's precision."""
         ids, mask = self._left_padded(rows)
         with self._torch.no_grad():
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             logits = self._model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep
             ).logits
-        return logits.float()
+        return logits
 
     def _left_padded(self, rows: list[list[int]]) -> tuple[Any, Any]:
         torch, width = self._torch, max(map(len, rows))
@@ -142,30 +144,24 @@ class TransformersEngine:
             max_new_tokens=max_tokens,
             eos_token_id=list(self.tokenizer.eos_ids),
             pad_token_id=self.tokenizer.eos_ids[0],
-            return_dict_in_generate=True,
-            output_logits=not self._processed,
             **_NO_DEFAULTS,
         )
-        new = output.sequences[:, ids.shape[1] :]
-        steps = self._torch.stack(draw.scores if self._processed else output.logits, 1).float().log_softmax(-1)
-        return new, steps.gather(-1, new[..., None])[..., 0]
+        return output[:, ids.shape[1] :], self._torch.stack(draw.logprobs, 1)
 
     def _replayed(self, ids: Any, mask: Any, draw: _Draw, max_tokens: int) -> tuple[Any, Any]:
         """The same by a `Decoder`."""
         torch, decoder = self._torch, self._decoder_for(len(ids), ids.shape[1] + max_tokens)
         ends = torch.tensor(self.tokenizer.eos_ids, device=ids.device)
         ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        tokens, logprobs = [], []
+        tokens: list[Any] = []
         logits = decoder.start(ids, mask)
         while True:
-            token = draw(ids, logits).argmax(-1)
-            source = draw.scores.pop() if self._processed else logits
+            token = draw.token(logits)
             tokens.append(token)
-            logprobs.append(source.log_softmax(-1).gather(-1, token[:, None])[:, 0])
             ended |= torch.isin(token, ends)
             # To ask whether all have ended is to wait for the GPU.
             if len(tokens) == max_tokens or (len(tokens) % 16 == 0 and bool(ended.all())):
-                return torch.stack(tokens, 1), torch.stack(logprobs, 1)
+                return torch.stack(tokens, 1), torch.stack(draw.logprobs, 1)
             logits = decoder.next(token)
 
     def _decoder_for(self, rows: int, length: int) -> Decoder:
@@ -189,8 +185,11 @@ class _Draw:
     """Samples by the Gumbel-max trick (arXiv 1611.01144), each request by a generator of its own: what is drawn for it
     does not depend on what else is in the batch.
 
+    Args:
+        keep: log-probs are those of the distribution that is sampled from, not the model's own.
+
     Attributes:
-        scores: where they are kept, per step [rows, vocabulary], of the distribution that was sampled from.
+        logprobs: of what was drawn, [rows] for every step; the scores of all other tokens are not kept.
     """
 
     def __init__(self, sampling: Sampling, seeds: list[int], device: Any, *, keep: bool) -> None:
@@ -204,18 +203,27 @@ class _Draw:
         self._warpers: list[Any] = [] if self._greedy else [TemperatureLogitsWarper(float(sampling.temperature))]
         if not self._greedy and sampling.top_p < 1:
             self._warpers.append(TopPLogitsWarper(sampling.top_p))
-        self.scores: list[Any] = []
+        self.logprobs: list[Any] = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """For `generate`, which takes the token with the largest score: that is the one drawn."""
+        chosen = self.token(scores)[:, None]
+        return self._torch.full_like(scores, float("-inf")).scatter_(1, chosen, 0.0)
+
+    def token(self, scores: Any) -> Any:
+        """The next token of each row, [rows], drawn by logits [rows, vocabulary]."""
+        warped = scores
         for warp in self._warpers:
-            scores = warp(input_ids, scores)
-        if self._keep:
-            self.scores.append(scores)
-        if self._greedy:
-            return scores
+            warped = warp(None, warped)
+        token = (warped if self._greedy else warped + self._gumbel(warped)).argmax(-1)
+        source = warped if self._keep else scores
+        self.logprobs.append(source.gather(1, token[:, None])[:, 0] - source.logsumexp(-1))
+        return token
+
+    def _gumbel(self, scores: Any) -> Any:
         shape, place = (self._n, scores.shape[-1]), scores.device
         noise = [self._torch.empty(shape, device=place).exponential_(generator=g) for g in self._generators]
-        return scores - self._torch.cat(noise).log()
+        return -self._torch.cat(noise).log()
 
 
 @contextlib.contextmanager

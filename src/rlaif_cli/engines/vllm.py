@@ -47,6 +47,7 @@ class VllmEngine:
 
     Raises:
         MissingDependency: vLLM is not installed.
+        ModelError: the checkpoint lacks weights.
         EngineError: vLLM cannot start.
     """
 
@@ -65,6 +66,7 @@ class VllmEngine:
         tensor_parallel_size: int = 1,
     ) -> None:
         self.tokenizer = ChatTokenizer(path)
+        models.check_weights(path)  # where one is missing, vLLM computes with memory as it lies there
         on_cpu = _prepare_environment(memory)
         vllm = _import_vllm()
         # Final outputs only: without it every decoding step hands out every growing text.

@@ -75,15 +75,12 @@ class Adapted:
     score: nn.Linear | None = None
 
     def activate(self) -> Any:
-        """The shared body, ready to compute as this model; its backward pass comes before another model's turn."""
+        """The shared model, ready to compute as this one; its backward pass comes before another model's turn."""
         for _, layer in _layers(self.shared):
             layer.enable_adapters(self.adapter is not None)
             if self.adapter is not None:
                 layer.set_adapter(self.adapter)
-        return getattr(self.shared, self.shared.base_model_prefix)
-
-    def get_output_embeddings(self) -> Any:
-        return self.shared.get_output_embeddings()
+        return self.shared
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         own = _own(self.shared, self.adapter) if self.adapter is not None else {}

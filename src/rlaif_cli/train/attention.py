@@ -4,6 +4,9 @@ Each branch attends to its prompt and itself, so the work is what the sequences 
 GPU, in half precision, all branches are one call of torch's variable-length kernel; else each is a call of its own.
 Models of transformers take it through their attention interface (`attn_implementation=NAME`); calls without a
 layout, such as generation's, are plain scaled-dot-product attention.
+
+What a model may ask of its attention is a closed list: sliding windows, caps on the scores (Gemma 2, arXiv 2408.00118)
+and sinks (gpt-oss; Xiao et al., arXiv 2309.17453) are computed; whatever is on neither list below is refused.
 """
 
 from __future__ import annotations
@@ -25,8 +28,22 @@ from rlaif_cli.train.packing import Layout
 
 NAME = "rlaif_branches"
 _SHORT = 512  # keys up to which the scores of all heads are held in memory
-# What a model may ask of its attention that is not done here; doing without it would be another model.
-_NOT_DONE = ("softcap", "s_aux", "position_bias")
+# Arguments of an attention call that say nothing about what a token sees: positions and caches are in the layout, and
+# dropout is off (`models.py`). Any other one that is not None is refused: to ignore it would be another model.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "cache_position",
+        "dropout",
+        "is_causal",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
 # Fewer heads of keys than of queries: the kernel always took them, and later versions of torch want to be told.
 _FEWER_HEADS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
@@ -48,6 +65,28 @@ def no_mask(device: torch.device | str) -> Tensor:
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a layer asks of its attention beside causality.
+
+    Attributes:
+        scale: of the scores; None: 1 / sqrt(d).
+        window: keys that a query sees, itself among them; None: all.
+        softcap: scores s become softcap * tanh(s / softcap).
+        sinks: [heads]; the score of a key that every query sees and that has no value.
+    """
+
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether a fused kernel computes it."""
+        return self.softcap is None and self.sinks is None
+
+
 def _attention(
     module: Any,
     query: Tensor,
@@ -56,21 +95,29 @@ def _attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     layout: Layout | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, heads, T, d], key and value [1, key heads, T, d] -> [1, T, heads, d]."""
-    if layout is None:
+    """query [B, heads, Q, d], key and value [B, key heads, K, d] -> [B, Q, heads, d]; with a layout B = 1, Q = K = T."""
+    rules = Rules(scaling, sliding_window or None, softcap or None, s_aux)
+    if layout is None and rules.plain:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
         return output, None
-    _refuse(options, max(map(sum, layout.groups)))
-    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotated ones come in fp32
-    if _kernel_takes(query, value):
-        return varlen_branch_attention(query, key, value, layout, scaling), None
+    if layout is not None:
+        _refuse(options)
+        query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotated ones come in fp32
+        if _kernel_takes(query, value) and rules.plain:
+            return varlen_branch_attention(query, key, value, layout, rules), None
     repeats = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(repeats, dim=1) if repeats > 1 else x for x in (key, value))
-    return branch_attention(query, key, value, layout, scaling).transpose(1, 2), None
+    if layout is None:
+        visible = _visible(query.shape[2], key.shape[2], query.device) if attention_mask is None else attention_mask
+        return _explicit_attention(query, key, value, visible, rules).transpose(1, 2).contiguous(), None
+    return branch_attention(query, key, value, layout, rules).transpose(1, 2).contiguous(), None
 
 
 # ------------------------------------------------------------------------------------------------ one call for all
@@ -124,15 +171,16 @@ def _sequences(layout: Layout) -> Iterator[tuple[int, list[int]]]:
 
 
 def varlen_branch_attention(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None = None
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules = Rules()
 ) -> Tensor:
-    """What `branch_attention` computes, as [1, T, heads, d]; key and value may have fewer heads. bf16 or fp16, CUDA."""
+    """What `branch_attention` computes by plain rules, as [1, T, heads, d]; key and value may have fewer heads. bf16 or fp16, CUDA."""
     at = branches(layout, query.device)
     key, value = (x[0].transpose(0, 1).index_select(0, at.keys) for x in (key, value))
-    # Where a sequence has fewer queries than keys, they are its last ones.
+    # Where a sequence has fewer queries than keys, they are its last ones. A window here counts the keys before a query.
+    before = -1 if rules.window is None else rules.window - 1
     output: Any = varlen_attn(
         query[0].transpose(0, 1), key, value, at.query_ends, at.key_ends, at.longest_query, at.longest_key,
-        scale=scale, window_size=(-1, 0), **_FEWER_HEADS,
+        scale=rules.scale, window_size=(before, 0), **_FEWER_HEADS,
     )  # fmt: skip
     attended: Tensor = output[None]
     return attended
@@ -141,46 +189,68 @@ def varlen_branch_attention(
 # ------------------------------------------------------------------------------------------------ a call for each
 
 
-def branch_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None = None) -> Tensor:
+def branch_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules = Rules()) -> Tensor:
     """Causal attention in which a branch sees its prompt and itself. All [1, heads, T, d]."""
-    # The first branch goes on where the prompt ends: together they are one causal sequence.
+    # The first branch starts where the prompt ends: together they are one causal sequence.
     lengths = [length for prompt, first, *rest in layout.groups for length in (prompt + first, *rest)]
     pieces = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     outputs = []
     for prompt, _, *rest in layout.groups:
         q, k, v = next(pieces)
-        outputs.append(causal_attention(q, k, v, scale))
+        outputs.append(causal_attention(q, k, v, rules))
         k_prompt, v_prompt = k[:, :, :prompt], v[:, :, :prompt]
         for _ in rest:
             q, k, v = next(pieces)
             k, v = torch.cat([k_prompt, k], dim=2), torch.cat([v_prompt, v], dim=2)
-            outputs.append(causal_attention(q, k, v, scale))
+            outputs.append(causal_attention(q, k, v, rules))
     return torch.cat(outputs, dim=2)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, rules: Rules = Rules()) -> Tensor:
     """[1, heads, Q, d] over two [1, heads, K, d] -> [1, heads, Q, d]; the queries are the last ones of the keys."""
-    queries, keys = query.shape[2], key.shape[2]
+    queries, keys, scale = query.shape[2], key.shape[2], rules.scale
+    window = rules.window if rules.window is not None and rules.window < keys else None
+    if not rules.plain:
+        return _explicit_attention(query, key, value, _visible(queries, keys, query.device, window), rules)
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and keys <= _SHORT:
         # Three plain products: torch's fused kernel is slow at bf16 gradients on a CPU (docs/benchmarks.md).
-        mask = _additive_mask(queries, keys, query.dtype)
+        mask = _additive_mask(queries, keys, query.dtype, window)
         scores = torch.baddbmm(mask, query[0], key[0].transpose(1, 2), alpha=scale or query.shape[3] ** -0.5)
         return torch.bmm(scores.softmax(-1), value[0])[None]
-    if queries == keys:
+    if queries == keys and window is None:
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    visible = _visible(queries, keys, query.device, window)
+    return scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale)
+
+
+def _explicit_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, rules: Rules) -> Tensor:
+    """Rules that no fused kernel has. [B, heads, Q, d] over two [B, heads, K, d]; visible [..., Q, K] bool."""
+    scale = query.shape[3] ** -0.5 if rules.scale is None else rules.scale
+    scores = query @ key.transpose(2, 3) * scale
+    if rules.softcap is not None:
+        scores = rules.softcap * torch.tanh(scores / rules.softcap)
+    scores = scores.masked_fill(~visible, float("-inf"))
+    if rules.sinks is not None:
+        sinks = rules.sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sinks.to(scores)], dim=-1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return weights[..., : value.shape[2]] @ value
+
+
+def _visible(queries: int, keys: int, device: torch.device, window: int | None = None) -> Tensor:
+    """[queries, keys] bool: what each query may see, the queries being the last ones of the keys."""
+    visible = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return visible if window is None else visible.triu(keys - queries - window + 1)
 
 
 @lru_cache(maxsize=512)
-def _additive_mask(queries: int, keys: int, dtype: torch.dtype) -> Tensor:
+def _additive_mask(queries: int, keys: int, dtype: torch.dtype, window: int | None) -> Tensor:
     """[queries, keys]: 0 where a query may look, -inf where it may not."""
-    return torch.full((queries, keys), float("-inf"), dtype=dtype).triu(keys - queries + 1)
+    visible = _visible(queries, keys, torch.device("cpu"), window)
+    return torch.zeros(queries, keys, dtype=dtype).masked_fill(~visible, float("-inf"))
 
 
-def _refuse(options: dict[str, Any], longest: int) -> None:
-    asked = [name for name in _NOT_DONE if options.get(name) is not None]
-    if (options.get("sliding_window") or longest) < longest:
-        asked.append("sliding_window")
+def _refuse(options: dict[str, Any]) -> None:
+    asked = sorted(name for name, value in options.items() if value is not None and name not in _WITHOUT_EFFECT)
     if asked:
-        raise ModelError(f"the model's attention uses {', '.join(asked)}, which training here does not know")
+        raise ModelError(f"the model's attention uses {', '.join(asked)}, which training does not support")

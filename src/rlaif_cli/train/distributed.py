@@ -224,6 +224,7 @@ def plain(model: Any) -> Any:
         unsplit = kind(model.config)
     unsplit.load_state_dict(weights, assign=True)
     unsplit.tie_weights()
+    unsplit._weight_conversions = getattr(model, "_weight_conversions", None)  # the names that it was loaded by
     return unsplit
 
 

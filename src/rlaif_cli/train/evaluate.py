@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from rlaif_cli import metrics, models
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import BestOfNConfig, RewardConfig, RewardModelEvalConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError
@@ -21,7 +20,7 @@ from rlaif_cli.results import agreement, estimate, nothing_scored, planned, prom
 from rlaif_cli.train.models import load_reward_model
 from rlaif_cli.train.packing import Group
 from rlaif_cli.train.reward_model import log_loss, probability, score_groups, too_long
-from rlaif_cli.train.rewards import RewardSource, check_reward_source, reward_models, reward_source
+from rlaif_cli.train.rewards import RewardReader, RewardSource, check_reward_source, reward_models, reward_source
 from rlaif_cli.train.selection import Compare
 
 
@@ -35,10 +34,10 @@ def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
     paths = [models.resolve(name) for name in config.reward_model]
     for path in paths:
         models.check_reward_model(path)
-    tokenizers = {path: ChatTokenizer(path) for path in paths}
+    readers = {path: RewardReader(path) for path in paths}
 
     def fits(pair: HumanPair) -> str | None:
-        reasons = (too_long(_group(pair, tokenizers[path]), config.max_length) for path in paths)
+        reasons = (too_long(_group(pair, readers[path]), config.max_length) for path in paths)
         return next(filter(None, reasons), None)
 
     rejected = rejected_path(config.output, "reward-model")
@@ -49,7 +48,7 @@ def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
     human = np.array([pair.human_fraction_a for pair in pairs])
     if not (human != 0.5).any():
         raise InputError("no pair has a preference to agree with", where=config.pairs)
-    scores = np.stack([_pair_scores(path, pairs, tokenizers[path], config) for path in paths])  # [models, pairs, 2]
+    scores = np.stack([_pair_scores(path, pairs, readers[path], config) for path in paths])  # [models, pairs, 2]
     p = probability(scores.reshape(-1, 2)).reshape(len(paths), -1).mean(0)
     lengths = np.array([(len(pair.response_a), len(pair.response_b)) for pair in pairs])
     prompts = [prompt_key(pair.prompt) for pair in pairs]
@@ -78,15 +77,14 @@ def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
     return save(config, result, items)
 
 
-def _group(pair: HumanPair, tokenizer: ChatTokenizer) -> Group:
-    responses = [tokenizer.response(text) for text in (pair.response_a, pair.response_b)]
-    return Group(tokenizer.chat(as_messages(pair.prompt)), responses)
+def _group(pair: HumanPair, reader: RewardReader) -> Group:
+    return reader.group(as_messages(pair.prompt), (pair.response_a, pair.response_b))
 
 
-def _pair_scores(path: Path, pairs: list[HumanPair], tokenizer: ChatTokenizer, config: RewardModelEvalConfig) -> Any:
+def _pair_scores(path: Path, pairs: list[HumanPair], reader: RewardReader, config: RewardModelEvalConfig) -> Any:
     """[pairs, 2]; the model is held no longer than this takes."""
     model = load_reward_model(path).eval().requires_grad_(False)
-    groups = [_group(pair, tokenizer) for pair in pairs]
+    groups = [_group(pair, reader) for pair in pairs]
     return score_groups(model, groups, config.precision, config.tokens_per_batch)
 
 

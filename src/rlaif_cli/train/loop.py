@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rlaif_cli import models
+from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import DivergedError, ModelError, UsageError
 from rlaif_cli.jsonl import Source
-from rlaif_cli.output import read_json, set_aside
+from rlaif_cli.output import set_aside
 from rlaif_cli.records import Record
-from rlaif_cli.train import adapters, distributed
+from rlaif_cli.train import adapters, distributed, selftest
 from rlaif_cli.train.checkpoint import saving
-from rlaif_cli.train.models import device, trained_parameters
+from rlaif_cli.train.models import device, packs, trained_parameters
 
 R = TypeVar("R", bound=Record)
 
@@ -68,7 +69,18 @@ def first_place(config: TrainConfig) -> torch.device:
 
 
 def sharded(model: Any, config: TrainConfig) -> Any:
-    """A model that is trained, or computes beside one, split over the processes; with LoRA each holds it whole."""
+    """A model that is trained, or computes beside one, split over the processes; with LoRA each holds it whole.
+
+    Raises:
+        ModelError: it reads one sequence at a time: processes would not ask for its blocks equally often.
+    """
+    if distributed.world_size() > 1 and not config.lora_rank and not packs(model):
+        raise ModelError(
+            f"this kind of model ({model.config.model_type}) is trained one sequence at a time, which cannot be split "
+            "over processes",
+            where=config.model,
+            hint="one process, or --lora-rank",
+        )
     return model if config.lora_rank else distributed.shard(model, frozen_dtype(config.precision))
 
 
@@ -163,12 +175,18 @@ def save_trained_model(config: Any, model: Any, base: Path) -> None:
 
 
 def save_checkpoint(model: Any, base: Path, folder: Path) -> None:
-    """A standard checkpoint, in the dtype of the one it started from, with that one's tokenizer."""
-    from transformers import AutoTokenizer
+    """A standard checkpoint, in the dtype of the one it started from, with that one's tokenizer.
 
-    dtype = read_json(base / "config.json", error=ModelError).get("dtype") or "float32"
-    model.to(getattr(torch, dtype))
-    model.config.use_cache = True
+    A reward model's head stays in fp32, and its pad token is none that ends a turn: transformers finds the end of a
+    text by it.
+    """
+    tokenizer = ChatTokenizer(base)
+    model.to(getattr(torch, models.stored_dtype(base)))
+    if hasattr(model, "score"):
+        model.score.float()
+        models.set_pad_token(model, tokenizer.hf, tokenizer.eos_ids)
+    for config in selftest.configs(model.config):
+        config.use_cache = True
     with saving(folder):
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(base, **models.NO_PROGRAMS).save_pretrained(folder)
+        tokenizer.hf.save_pretrained(folder)

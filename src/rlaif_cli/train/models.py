@@ -1,21 +1,39 @@
-"""Causal LMs, and reward and value models on top of them: loading, heads, and the one forward pass they share."""
+"""Causal LMs, and reward and value models on top of them: loaded, checked by a short trial, and made ready to train."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlaif_cli import models as checkpoints
 from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import ModelError
-from rlaif_cli.train import adapters, attention, distributed
+from rlaif_cli.train import adapters, selftest
 from rlaif_cli.train.adapters import Adapted
-from rlaif_cli.train.ops import gather_logprobs
-from rlaif_cli.train.packing import Packed
+from rlaif_cli.train.forward import hidden_states, packs, response_logprobs, rewards, values
+
+__all__ = [
+    "device",
+    "economical",
+    "hidden_states",
+    "load_policy",
+    "load_reward_model",
+    "new_reward_model",
+    "packs",
+    "response_logprobs",
+    "rewards",
+    "trainable",
+    "trained_parameters",
+    "values",
+]
+
+# What makes two passes over the same tokens differ: rollout and update must see the same network.
+_RANDOM = re.compile(r".*(drop(out|_?path|_?rate|$)|pdrop|layerdrop|jitter).*")
 
 
 def device() -> torch.device:
@@ -23,55 +41,90 @@ def device() -> torch.device:
 
 
 def load_policy(path: Path, dtype: torch.dtype = torch.float32, place: torch.device | None = None) -> Any:
-    """A causal LM; float32 weights where it will be trained (autocast computes in bf16)."""
+    """A causal LM; float32 weights where it will be trained (autocast computes in bf16).
+
+    Raises:
+        ModelError: it cannot be loaded, or is of a kind that cannot be trained here (see `selftest`).
+    """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, path, place, dtype=dtype)
+    config = _without_randomness(checkpoints.load_config(path))
+    return _ready(checkpoints.load(AutoModelForCausalLM, path, config=config, dtype=dtype), path, place)
 
 
 def new_reward_model(
     path: Path, seed: int, dtype: torch.dtype = torch.float32, place: torch.device | None = None
 ) -> Any:
-    """A reward model with a fresh head on the checkpoint's body: N(0, 1/(d+1)), dropout off (RESEARCH section 4)."""
-    from transformers import AutoModelForSequenceClassification
+    """A reward model with a fresh head on the checkpoint's body: N(0, 1/(d+1)), in fp32 (RESEARCH section 4).
 
-    head = frozenset({"score.weight"})
-    model = _load(AutoModelForSequenceClassification, path, place, fresh=head, dtype=dtype, num_labels=1)
+    Raises:
+        ModelError: see `load_policy`; or transformers has no reward models with such a body.
+    """
+    model = _with_head(path, frozenset({"score.weight"}), dtype, num_labels=1)
     weight = model.score.float().weight
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         fresh = torch.randn(weight.shape, generator=generator) / (weight.shape[1] + 1) ** 0.5
         weight.copy_(fresh.to(weight))
-    return model
+    return _ready(model, path, place)
 
 
 def load_reward_model(path: Path, dtype: torch.dtype = torch.float32, place: torch.device | None = None) -> Any:
-    """A trained reward model.
+    """A trained reward model, its head in fp32.
 
     Raises:
         ModelError: the folder is no one-label sequence-classification checkpoint with a trained head. transformers
             would make a random head without an error, and every reward would be noise.
     """
-    from transformers import AutoModelForSequenceClassification
-
     checkpoints.check_reward_model(path)
-    model = _load(AutoModelForSequenceClassification, path, place, dtype=dtype)
-    if model.config.num_labels != 1:
-        raise ModelError(f"a reward model has one label, this has {model.config.num_labels}", where=str(path))
+    model = _with_head(path, frozenset(), dtype)
+    if dtype != torch.float32:  # loading has rounded it
+        stored = checkpoints.stored_tensors(path, "score.")
+        model.score.float().load_state_dict({name.removeprefix("score."): tensor for name, tensor in stored.items()})
+    return _ready(model, path, place)
+
+
+def _with_head(path: Path, fresh: frozenset[str], dtype: torch.dtype, **options: Any) -> Any:
+    from transformers import AutoModelForSequenceClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as known
+
+    config = _without_randomness(checkpoints.load_config(path, **options))
+    hint = "docs/models.md lists the kinds of models that can be trained"
+    if type(config) not in known:
+        raise ModelError(
+            f"transformers has no reward models of this kind ({config.model_type})",
+            where=str(path),
+            hint=f"a reward model on another base; ppo without a value model: --advantage rloo ({hint})",
+        )
+    model = checkpoints.load(AutoModelForSequenceClassification, path, fresh=fresh, config=config, dtype=dtype)
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise ModelError(f"its head is not one linear layer on the last token ({config.model_type})", str(path), hint)
     return model
 
 
-def _load(kind: Any, path: Path, place: torch.device | None, **options: Any) -> Any:
-    """On its device (or `place`), with every dropout off: rollout and update must see the same network."""
-    model = checkpoints.load(kind, path, attn_implementation=attention.register(), **options)
+def _without_randomness(config: Any) -> Any:
+    """The config, and those inside it, with every dropout and jitter at 0.
+
+    Before the model is built: many hold the number in a layer, and apply it by a function and not by a module.
+    """
+    for part in selftest.configs(config):
+        for name, value in part.to_dict().items():
+            if isinstance(value, float) and value and _RANDOM.fullmatch(name):
+                setattr(part, name, 0.0)
+        part.use_cache = False
+        if getattr(part, "output_router_logits", False):
+            part.output_router_logits = False  # only for a loss that is not trained on
+    return config
+
+
+def _ready(model: Any, path: Path, place: torch.device | None) -> Any:
+    """On its device (or `place`), with no randomness, and the attention that `selftest` finds right for it."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-    for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"):
-        if hasattr(model.config, name):
-            setattr(model.config, name, 0.0)
-    model.config.use_cache = False
-    return model.to(place or device())
+    model = model.to(place or device())
+    selftest.admit(model, str(path))
+    return model
 
 
 # ------------------------------------------------------------------------------------------------ what is trained
@@ -104,43 +157,3 @@ def trained_parameters(model: Any) -> dict[str, nn.Parameter]:
     if isinstance(model, Adapted):
         return model.trained_parameters()
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-# ------------------------------------------------------------------------------------------------ the forward pass
-
-
-def hidden_states(model: Any, batch: Packed) -> Tensor:
-    """[T, d]: the body's last hidden states."""
-    body = model.activate() if isinstance(model, Adapted) else getattr(model, model.base_model_prefix)
-    output = body(
-        input_ids=batch.input_ids,
-        attention_mask=attention.no_mask(batch.input_ids.device),
-        position_ids=batch.position_ids,
-        layout=batch.layout,
-        use_cache=False,
-    )
-    states: Tensor = output.last_hidden_state[0]
-    return states
-
-
-@distributed.computing
-def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
-    """log p of every response token, [B, n, R], nats; 0 at padding. Logits are made at real response tokens only."""
-    mask = batch.response_mask
-    logits = model.get_output_embeddings()(hidden_states(model, batch)[batch.predictor[mask]])
-    found = gather_logprobs(logits, batch.response_ids[mask], temperature)
-    return found.new_zeros(mask.shape).masked_scatter(mask, found)
-
-
-@distributed.computing
-def rewards(model: Any, batch: Packed) -> Tensor:
-    """The reward of every branch, [B, n]: the head at its last token, found from its place, not from a pad id."""
-    reward: Tensor = model.score(hidden_states(model, batch)[batch.last])[..., 0].float()
-    return reward
-
-
-@distributed.computing
-def values(model: Any, batch: Packed) -> Tensor:
-    """The value before each response token, [B, n, R]."""
-    value: Tensor = model.score(hidden_states(model, batch)[batch.predictor])[..., 0].float()
-    return value

@@ -44,7 +44,7 @@ class Packed:
     Attributes:
         layout: where the prompts and branches lie in T.
         input_ids: [1, T].
-        position_ids: [1, T]; every branch goes on from the end of its prompt.
+        position_ids: [1, T]; every branch continues from the end of its prompt.
         response_ids: [B, n, R].
         response_mask: [B, n, R] bool; False is padding.
         predictor: [B, n, R]; the position in T whose output predicts this response token.
@@ -61,6 +61,31 @@ class Packed:
 
     def to(self, device: torch.device | str) -> Packed:
         return Packed(self.layout, *(getattr(self, name).to(device) for name in self.__slots__[1:]))
+
+    def apart(self) -> Packed:
+        """The same branches, each with a prompt of its own: for models that read one sequence at a time."""
+        ids, positions, groups = [], [], []
+        predictor, last = torch.zeros_like(self.predictor), torch.zeros_like(self.last)
+        start = begin = 0
+        for row, (prompt, *branches) in enumerate(self.layout.groups):
+            shared, begin = slice(begin, begin + prompt), begin + prompt
+            for index, length in enumerate(branches):
+                own, begin = slice(begin, begin + length), begin + length
+                for tensor, parts in ((self.input_ids, ids), (self.position_ids, positions)):
+                    parts += [tensor[:, shared], tensor[:, own]]
+                groups.append((prompt, length))
+                predictor[row, index, :length] = torch.arange(start + prompt - 1, start + prompt + length - 1)
+                start += prompt + length
+                last[row, index] = start - 1
+        return Packed(
+            Layout(tuple(groups)),
+            torch.cat(ids, dim=1),
+            torch.cat(positions, dim=1),
+            self.response_ids,
+            self.response_mask,
+            predictor,
+            last,
+        )
 
 
 def pack(groups: Sequence[Group]) -> Packed:

@@ -7,6 +7,7 @@ trained on.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -85,18 +86,43 @@ class RewardModelScorer:
 
     def __init__(self, path: Path, precision: str, token_budget: int, model: Adapted | None = None) -> None:
         self.model = model or load_reward_model(path, loop.frozen_dtype(precision)).eval().requires_grad_(False)
-        self.tokenizer = ChatTokenizer(path)
+        self.reader = RewardReader(path)
         self.mean, self.std = stored_scale(path)
         self._precision = precision
         self._token_budget = token_budget
 
     def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
-        groups = [
-            Group(self.tokenizer.chat(prompt), [self.tokenizer.response(text) for text in texts])
-            for prompt, texts in zip(prompts, responses, strict=True)
-        ]
+        groups = [self.reader.group(prompt, texts) for prompt, texts in zip(prompts, responses, strict=True)]
         raw = score_groups(self.model, groups, self._precision, self._token_budget)
         return (torch.from_numpy(raw).float() - self.mean) / self.std
+
+
+class RewardReader:
+    """The tokens that a reward model reads of a conversation; its reward is that at the last one.
+
+    A model of `train-rm` reads up to the end of the response's turn. One of another tool is read as transformers and
+    TRL do it: the whole conversation as the template writes it, up to the last token that is no pad.
+    """
+
+    def __init__(self, path: Path) -> None:
+        config = read_json(path / "config.json", error=ModelError)
+        self.tokenizer = ChatTokenizer(path)
+        self._ours = "rlaif" in config
+        self._pad = config.get("pad_token_id")
+
+    def group(self, prompt: Sequence[Message], texts: Sequence[str]) -> Group:
+        if self._ours:
+            return Group(self.tokenizer.chat(prompt), [self.tokenizer.response(text) for text in texts])
+        whole = [self._whole(prompt, text) for text in texts]
+        shared = os.path.commonprefix(whole)[: min(map(len, whole)) - 1]  # something is left of each
+        return Group(shared, [ids[len(shared) :] for ids in whole])
+
+    def _whole(self, prompt: Sequence[Message], text: str) -> list[int]:
+        reply = Message(role="assistant", content=text)
+        ids = self.tokenizer.chat([*prompt, reply], add_generation_prompt=False)
+        while ids[-1] == self._pad:
+            ids = ids[:-1]
+        return ids
 
 
 class Ensemble:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from rlaif_cli.engines import Completion, Engine, Request, Sampling, open_engine
 from rlaif_cli.records import Message
 from rlaif_cli.train import distributed, loop
 from rlaif_cli.train.adapters import Adapted
+from rlaif_cli.train.checkpoint_names import checkpoint_names
 from rlaif_cli.train.models import load_policy
 from rlaif_cli.train.packing import Group
 
@@ -57,8 +59,9 @@ class RolloutEngine:
         # "processed" log-probs are those of the distribution that was sampled from, after the temperature.
         options: dict[str, Any] = {"logprobs": "processed", "max_length": longest_prompt + config.max_tokens}
         if config.engine == "vllm":
-            # An fp32 trainer's rollouts come from an fp32 engine: "auto" would take the checkpoint's dtype or bf16.
-            dtype = "float32" if config.precision == "fp32" else "auto"
+            # An fp32 trainer's rollouts come from an fp32 engine, also where there is no bf16 and the trainer falls back
+            # to fp32: "auto" would take the checkpoint's dtype or bf16.
+            dtype = "float32" if loop.frozen_dtype(config.precision) == torch.float32 else "auto"
             options |= {"dtype": dtype, "seed": config.seed, "memory": config.engine_memory, "syncable": True}
             self.engine: Engine = open_engine("vllm", path, **options)
         else:
@@ -101,11 +104,20 @@ def policy_weights(policy: Any) -> Iterator[tuple[str, Any]]:
     """
     adapted = isinstance(policy, Adapted)
     module = policy.shared if adapted else policy
+    own = itertools.chain(policy.weights() if adapted else policy.named_parameters(), _saved_buffers(module))
     names = set()
-    for name, weight in policy.weights() if adapted else policy.named_parameters():
+    for name, weight in checkpoint_names(module, ((name, distributed.whole(weight.detach())) for name, weight in own)):
         names.add(name)
-        yield name, distributed.whole(weight.detach())
+        yield name, weight
     output = module.get_output_embeddings()
     head = next((name for name, part in module.named_modules() if part is output), None)
     if head is not None and f"{head}.weight" not in names:
         yield f"{head}.weight", distributed.whole(output.weight.detach())
+
+
+def _saved_buffers(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a checkpoint holds beside parameters: the biases of some routers, for one."""
+    for prefix, part in module.named_modules():
+        for name, buffer in part.named_buffers(prefix, recurse=False):
+            if name.rpartition(".")[2] not in part._non_persistent_buffers_set:
+                yield name, buffer

@@ -1,0 +1,105 @@
+"""The forward passes that training is made of: log-probs of responses, rewards and values of packed sequences.
+
+What is computed is the model's own: log-probs are those of its `forward`, with whatever that does to its logits (a
+scale, a cap, one more norm). A model that cannot take packed sequences (`selftest.py` finds out) reads one at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlaif_cli.train import attention, distributed
+from rlaif_cli.train.adapters import Adapted
+from rlaif_cli.train.ops import gather_logprobs
+from rlaif_cli.train.packing import Packed
+
+
+def packs(model: Any) -> bool:
+    """Whether the model takes packed sequences: it was given the attention for them."""
+    return bool(_module(model).config._attn_implementation == attention.NAME)
+
+
+@distributed.computing
+def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
+    """log p of every response token, [B, n, R], nats; 0 at padding. Logits are made at real response tokens only."""
+    mask = batch.response_mask
+    module = model.activate() if isinstance(model, Adapted) else model
+    if packs(model):
+        logits = _logits(module, batch.input_ids, batch.predictor[mask], **_packing(batch))
+        found = gather_logprobs(logits, batch.response_ids[mask], temperature)
+    else:
+        found = torch.cat([_sequence_logprobs(module, ids, prompt, temperature) for ids, prompt in _sequences(batch)])
+    return found.new_zeros(mask.shape).masked_scatter(mask, found)
+
+
+@distributed.computing
+def rewards(model: Any, batch: Packed) -> Tensor:
+    """The reward of every branch, [B, n]: the head at its last token, found from its place, not from a pad id."""
+    batch = batch if packs(model) else batch.apart()
+    return _scored(model, hidden_states(model, batch)[batch.last])
+
+
+@distributed.computing
+def values(model: Any, batch: Packed) -> Tensor:
+    """The value before each response token, [B, n, R]."""
+    batch = batch if packs(model) else batch.apart()
+    return _scored(model, hidden_states(model, batch)[batch.predictor])
+
+
+def hidden_states(model: Any, batch: Packed) -> Tensor:
+    """[T, d]: the body's last hidden states; of an `apart` batch where the model reads one sequence at a time."""
+    module = model.activate() if isinstance(model, Adapted) else model
+    body = getattr(module, module.base_model_prefix)
+    if packs(model):
+        states: Tensor = body(input_ids=batch.input_ids, use_cache=False, **_packing(batch)).last_hidden_state[0]
+        return states
+    lengths = [prompt + branch for prompt, branch in batch.layout.groups]
+    parts = batch.input_ids.split(lengths, dim=1)
+    return torch.cat([body(input_ids=ids, use_cache=False).last_hidden_state[0] for ids in parts])
+
+
+def _module(model: Any) -> Any:
+    return model.shared if isinstance(model, Adapted) else model
+
+
+def _packing(batch: Packed) -> dict[str, Any]:
+    """What a forward is told of packed sequences, beside their tokens."""
+    mask = attention.no_mask(batch.input_ids.device)
+    return {"attention_mask": mask, "position_ids": batch.position_ids, "layout": batch.layout}
+
+
+def _sequences(batch: Packed) -> list[tuple[Tensor, int]]:
+    """(token ids [1, L], tokens of its prompt) of every branch with its prompt, in the order of [B, n]."""
+    batch = batch.apart()
+    groups = batch.layout.groups
+    return [
+        (ids, prompt) for ids, (prompt, _) in zip(batch.input_ids.split([*map(sum, groups)], 1), groups, strict=True)
+    ]
+
+
+def _sequence_logprobs(model: Any, ids: Tensor, prompt: int, temperature: float) -> Tensor:
+    """Of the tokens after the prompt, [L - prompt]."""
+    predictors = torch.arange(prompt - 1, ids.shape[1] - 1, device=ids.device)
+    return gather_logprobs(_logits(model, ids, predictors), ids[0, prompt:], temperature)
+
+
+def _logits(model: Any, ids: Tensor, places: Tensor, **packing: Any) -> Tensor:
+    """The model's own logits at `places` of ids [1, T]: [places, V]."""
+    # `forward`, not a call: a sharded model's weights are gathered already, around `distributed.computing`.
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        logits: Tensor = model.forward(input_ids=ids, use_cache=False, logits_to_keep=places, **packing).logits[0]
+        return logits
+    every: Tensor = model.forward(input_ids=ids, use_cache=False, **packing).logits[0]
+    return every[places]
+
+
+def _scored(model: Any, states: Tensor) -> Tensor:
+    """The head, in fp32: rewards are compared by their differences, and bf16 holds three digits."""
+    weight, bias = model.score.weight.float(), model.score.bias
+    with torch.autocast(states.device.type, enabled=False):
+        score = torch.nn.functional.linear(states.float(), weight, None if bias is None else bias.float())
+    return score[..., 0]

@@ -1,0 +1,242 @@
+"""How a model is trained: on packed sequences, one sequence at a time, or not at all. Found by trying it.
+
+A few random tokens go through the model as training would send them and through its own plain forward. Layers that
+mix neighbouring tokens in another way than attention (convolutions, state spaces, linear attention), and models that do
+not hand the layout on to their attention, do not pack; what is not causal, or random in training, is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rlaif_cli.errors import ModelError
+from rlaif_cli.train import attention
+from rlaif_cli.train.forward import response_logprobs, rewards
+from rlaif_cli.train.packing import Group, Packed, pack
+
+# Nats, or units of a reward. In fp32 a right model differs by 1e-6 to 1e-3; the smallest fault seen was 0.07. Where
+# even another prompt changes little (small random weights), a fault does too: then it is a share of that change.
+_TOLERANCE, _SHARE, _NOISE = 1e-2, 0.02, 2e-5
+_WINDOW = 5  # tokens, in place of a model's own windows: each must matter to sequences that are this short
+_LENGTH = 12  # of every sequence of the test
+_SHAPES = ((8, 4), (3, 9))  # (prompt, response) of two groups with two branches each
+
+_found: dict[str, str | ModelError] = {}  # what was found out, by the model's class and config
+
+
+def admit(model: Any, where: str) -> None:
+    """Choose the model's attention: `attention.NAME` where packed sequences are right, else a plain one.
+
+    Raises:
+        ModelError: neither way gives what the model's own forward does.
+    """
+    config = {name: value for name, value in model.config.to_dict().items() if name not in ("dtype", "rlaif")}
+    key = f"{type(model).__name__} {json.dumps(config, sort_keys=True, default=str)}"
+    if key not in _found:
+        training = model.training
+        try:
+            _found[key] = _choose(model)
+        except ModelError as error:
+            _found[key] = error
+        finally:
+            model.train(training)
+    found = _found[key]
+    if isinstance(found, ModelError):
+        raise ModelError(str(found), where=where, hint=found.hint)
+    _set_attention(model, found)
+
+
+def _choose(model: Any) -> str:
+    """The name of the attention that the model is trained with."""
+    batch = _batch(model)
+    given = str(model.config._attn_implementation)
+    with torch.no_grad(), _in_fp32(model), _short_windows(model):
+        own = "eager" if _set_attention(model, "eager") else given  # the one that every model's authors wrote
+        expected = _expected(model.eval(), batch)
+        if own != given and _set_attention(model, given) and expected.differ(_own(model, batch)[0]):
+            given = own  # a fused attention that leaves something out
+        reasons = [_tried(model, name, batch, expected) for name in (attention.register(), given)]
+    if None in reasons:
+        return (attention.NAME, given)[reasons.index(None)]
+    raise ModelError(f"this kind of model ({model.config.model_type}) cannot be trained: {reasons[-1]}", hint=_HINT)
+
+
+_HINT = "docs/models.md lists the kinds of models that can be trained"
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What training has to compute, and how far it may be from it."""
+
+    numbers: Tensor
+    tolerance: float
+
+    def differ(self, found: Tensor) -> bool:
+        """Also where one is not a number."""
+        return not bool(((self.numbers - found).abs() <= self.tolerance).all())
+
+
+def _expected(model: Any, batch: Packed) -> _Expected:
+    """By the model's own forward.
+
+    Raises:
+        ModelError: it has none for plain text, or tokens see what comes after them.
+    """
+    kind = f"this kind of model ({model.config.model_type})"
+    prompt = batch.layout.groups[0][0]
+    tokens = _rows(batch)[0].tolist()
+    other = pack([Group(tokens[:prompt][::-1], [tokens[prompt:]])]).to(model.device)
+    try:
+        (numbers, seen), (changed, _) = _own(model, batch), _own(model, other)
+    except Exception as error:  # whatever layers raise that are given what they do not know
+        what = f"its own forward takes no plain text: {type(error).__name__}: {error}"
+        raise ModelError(f"{kind} cannot be trained: {what}", hint=_HINT) from error
+    change = float((numbers[: len(changed)] - changed).abs().max())
+    found = _Expected(numbers, min(_TOLERANCE, _NOISE + _SHARE * change))
+    if not bool(torch.isfinite(seen).all()):
+        raise ModelError("the model's own forward gives what is not a number")
+    if _Expected(seen[0, :prompt], found.tolerance).differ(seen[1, :prompt]):  # two sequences that begin alike
+        what = "reads text in both directions: its outputs depend on tokens that come later"
+        raise ModelError(f"{kind} {what}", hint=_HINT)
+    return found
+
+
+def _tried(model: Any, name: str, batch: Packed, expected: _Expected) -> str | None:
+    """Why the model is not trained right with the attention of this name; None: it is."""
+    if not _set_attention(model, name):
+        return "it does not take another attention"
+    model.train()
+    try:
+        first, second = _ours(model, batch), _ours(model, batch)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    if _Expected(first, expected.tolerance).differ(second):
+        return "it is random in training (a dropout that no setting turns off)"
+    if expected.differ(first):
+        kind = "rewards" if hasattr(model, "score") else "log-probs"
+        return f"the {kind} that training would see are not those of its own forward"
+    return None
+
+
+def _ours(model: Any, batch: Packed) -> Tensor:
+    """As training computes it: [4] rewards, or the log-probs of all responses one after the other."""
+    if hasattr(model, "score"):
+        return rewards(model, batch).flatten()
+    return response_logprobs(model, batch, 1.0)[batch.response_mask]
+
+
+def _own(model: Any, batch: Packed) -> tuple[Tensor, Tensor]:
+    """The same by the model's own forward over whole sequences; and what it computes at every token, [4, L, …]."""
+    rows = _rows(batch)
+    if hasattr(model, "score"):
+        found = [model.forward(input_ids=row[None], use_cache=False).logits[0, 0] for row in rows]
+        return torch.stack(found), getattr(model, model.base_model_prefix)(input_ids=rows, use_cache=False)[0]
+    logits = model.forward(input_ids=rows, use_cache=False).logits.float()
+    of_next = logits[:, :-1].log_softmax(-1).gather(2, rows[:, 1:, None])[..., 0]
+    prompts = [prompt for prompt, _ in batch.apart().layout.groups]
+    return torch.cat([row[prompt - 1 :] for row, prompt in zip(of_next, prompts, strict=True)]), logits
+
+
+def _batch(model: Any) -> Packed:
+    """Two groups with two branches each, all sequences equally long; no token that a config gives a meaning."""
+    config = model.config.get_text_config()
+    named = [value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index"))]
+    meant = {token for value in named for token in (value if isinstance(value, list) else [value])}
+    vocabulary = [token for token in range(min(config.vocab_size, 10_000)) if token not in meant]
+    draw = random.Random(0)
+    groups = [
+        Group(draw.choices(vocabulary, k=prompt), [draw.choices(vocabulary, k=response) for _ in range(2)])
+        for prompt, response in _SHAPES
+    ]
+    return pack(groups).to(model.device)
+
+
+def _rows(batch: Packed) -> Tensor:
+    """[4, _LENGTH]: every branch with its prompt."""
+    return batch.apart().input_ids.view(-1, _LENGTH)
+
+
+# ------------------------------------------------------------------------------------------------ for the test alone
+
+
+def _set_attention(model: Any, name: str) -> bool:
+    """Whether the model has it now."""
+    if model.config._attn_implementation == name:
+        return True
+    if not model._can_set_attn_implementation():
+        return False
+    with contextlib.suppress(ValueError):
+        model.set_attn_implementation(name)
+    return bool(model.config._attn_implementation == name)
+
+
+@contextlib.contextmanager
+def _short_windows(model: Any) -> Iterator[None]:
+    """A window as long as a checkpoint's would hide from a short test that the model's attention is not told of it."""
+    changed = []
+    for holder in [*model.modules(), *configs(model.config)]:
+        for name in ("sliding_window", "attention_chunk_size"):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and not isinstance(value, bool) and value > _WINDOW:
+                changed.append((holder, name, value))
+                setattr(holder, name, _WINDOW)
+    try:
+        yield
+    finally:
+        for holder, name, value in changed:
+            setattr(holder, name, value)
+
+
+def configs(config: Any) -> Iterator[Any]:
+    """A config and those inside it."""
+    yield config
+    for name in config.sub_configs:
+        if (part := getattr(config, name, None)) is not None:
+            yield from configs(part)
+
+
+@contextlib.contextmanager
+def _in_fp32(model: Any) -> Iterator[None]:
+    """A model in half precision computes in fp32, with one layer's weights in fp32 at a time."""
+    narrow: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def widen(key: int, tensors: list[Tensor]) -> None:
+        halves = [t for t in tensors if t.is_floating_point() and t.dtype != torch.float32]
+        narrow.setdefault(key, []).extend((t, t.data) for t in halves)
+        for tensor in halves:
+            tensor.data = tensor.data.float()
+
+    def restore(key: int) -> None:
+        for tensor, data in narrow.pop(key, []):
+            tensor.data = data
+
+    def of(module: Any) -> list[Tensor]:
+        return [*module.parameters(), *module.buffers()]
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    inside = {id(tensor) for layer in layers for tensor in of(layer)}
+    hooks = [
+        hook
+        for layer in layers
+        for hook in (
+            layer.register_forward_pre_hook(lambda module, _: widen(id(module), of(module))),
+            layer.register_forward_hook(lambda module, *_: restore(id(module)), always_call=True),
+        )
+    ]
+    try:
+        widen(0, [tensor for tensor in of(model) if id(tensor) not in inside])
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for key in list(narrow):
+            restore(key)
