@@ -8,11 +8,16 @@ windows are shorter than the sequences, factors on logits are not 1, dropout is 
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from rlaif_cli.errors import ModelError
 
 FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 VOCABULARY = 64
@@ -74,7 +79,11 @@ RULES: tuple[tuple[str, Any], ...] = tuple(
 # By family: fields that names do not settle, mostly lists with an entry a layer.
 EXTRA: dict[str, dict[str, Any]] = {
     "bert": {"is_decoder": True},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        }
+    },
     "dbrx": {
         "attn_config": {"attn_pdrop": 0.2, "kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 32},
@@ -85,7 +94,11 @@ EXTRA: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16]},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_hidden_size": 64, "attention_head_dim": 16},
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_key_value_heads": 4},
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "num_key_value_heads": 4,
+        "attention_hidden_size": 64,
+    },
     "diffllama": {"attention_dropout": 0.0},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "mamba2": {"head_dim": 16, "num_heads": 4},
@@ -133,3 +146,40 @@ def tiny_model(family: str, **options: Any) -> Any:
     """Equal at every call."""
     torch.manual_seed(1)
     return AutoModelForCausalLM.from_config(tiny_config(family), **options)
+
+
+def save(family: str, folder: Path) -> Path:
+    """A checkpoint of the family, without a tokenizer."""
+    model = tiny_model(family)
+    model.generation_config = transformers.GenerationConfig()  # a default one may name tokens that are not there
+    model.save_pretrained(folder)
+    return folder
+
+
+def verdict(family: str, folder: Path) -> str:
+    """What docs/models.md says of the family."""
+    from rlaif_cli.train.models import load_policy, packs
+
+    try:
+        save(family, folder)
+    except Exception as error:
+        return f"not tried: a small one cannot be built ({type(error).__name__})"
+    try:
+        return "packed" if packs(load_policy(folder)) else "one at a time"
+    except ModelError as error:
+        return f"refused: {reason(error)}"
+
+
+def reason(error: ModelError) -> str:
+    """Why a family is refused, without the folder and what a library raised."""
+    said = re.sub(r"^(this kind of model \(\S+\)|the model) ", "", error.what.partition("\n")[0])
+    return re.sub(r": \w*Error: .*", "", said)
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    transformers.logging.set_verbosity_error()
+    for name in sys.argv[1:] or sorted(FAMILIES):
+        with tempfile.TemporaryDirectory() as folder:
+            print(f"| `{name}` | {verdict(name, Path(folder))} |", flush=True)

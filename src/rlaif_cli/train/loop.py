@@ -181,9 +181,10 @@ def save_checkpoint(model: Any, base: Path, folder: Path) -> None:
     text by it.
     """
     tokenizer = ChatTokenizer(base)
+    head = model.score.state_dict() if hasattr(model, "score") else None
     model.to(getattr(torch, models.stored_dtype(base)))
-    if hasattr(model, "score"):
-        model.score.float()
+    if head is not None:
+        model.score.float().load_state_dict(head)
         models.set_pad_token(model, tokenizer.hf, tokenizer.eos_ids)
     for config in selftest.configs(model.config):
         config.use_cache = True

@@ -96,10 +96,12 @@ def _with_head(path: Path, fresh: frozenset[str], dtype: torch.dtype, **options:
             where=str(path),
             hint=f"a reward model on another base; ppo without a value model: --advantage rloo ({hint})",
         )
-    model = checkpoints.load(AutoModelForSequenceClassification, path, fresh=fresh, config=config, dtype=dtype)
-    if not isinstance(getattr(model, "score", None), nn.Linear):
-        raise ModelError(f"its head is not one linear layer on the last token ({config.model_type})", str(path), hint)
-    return model
+    with torch.device("meta"):
+        head = getattr(AutoModelForSequenceClassification.from_config(config), "score", None)
+    if not isinstance(head, nn.Linear):
+        what = f"the head of this kind of model ({config.model_type}) is not one linear layer on the last token"
+        raise ModelError(what, where=str(path), hint=hint)
+    return checkpoints.load(AutoModelForSequenceClassification, path, fresh=fresh, config=config, dtype=dtype)
 
 
 def _without_randomness(config: Any) -> Any:

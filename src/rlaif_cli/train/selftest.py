@@ -51,7 +51,7 @@ def admit(model: Any, where: str) -> None:
             model.train(training)
     found = _found[key]
     if isinstance(found, ModelError):
-        raise ModelError(str(found), where=where, hint=found.hint)
+        raise ModelError(found.what, where=where, hint=found.hint)
     _set_attention(model, found)
 
 
