@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import families
-from families import FAMILIES, tiny_model
+from families import FAMILIES
 from rlaif_cli.errors import ModelError
 from rlaif_cli.train.models import load_policy, new_reward_model, packs, response_logprobs, rewards
 from rlaif_cli.train.packing import Group, pack
@@ -100,7 +100,9 @@ def test_log_probs_are_the_models_own(family: str, folder: Path) -> None:
     torch.testing.assert_close(first, expected, atol=1e-4, rtol=1e-4)
     for name, gradient in gradients(model, expected.mean()).items():
         scale = float(gradient.abs().max())
-        torch.testing.assert_close(trained[name], gradient, atol=1e-3 * scale + 1e-6, rtol=1e-2, msg=f"{name}: {{}}".format)
+        torch.testing.assert_close(
+            trained[name], gradient, atol=1e-3 * scale + 1e-6, rtol=1e-2, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_rewards_are_the_models_own(family: str, folder: Path) -> None:

@@ -120,7 +120,7 @@ def test_one_kernel_for_all_branches_computes_what_one_for_each_does() -> None:
 def test_windows_caps_and_sinks_are_those_of_the_model(family: str) -> None:
     """Prompt and branches are longer than the window; torch's own kernel knows neither the cap nor the sinks."""
     model = model_of(family, sliding_window=5, **({"use_sliding_window": True} if family == "qwen2" else {}))
-    groups = [Group([1, 2, 3, 4, 5, 6, 7], [[8, 9, 10, 11], [12, 13, 14, 15, 16, 17, 18, 19]]), Group([20], [[21], [22]])]
+    groups = [Group([*range(7)], [[8, 9, 10, 11], [*range(12, 20)]]), Group([20], [[21], [22]])]
     batch = pack(groups)
     with torch.no_grad():
         packed = response_logprobs(model, batch, 1.0)[batch.response_mask]

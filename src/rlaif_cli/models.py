@@ -55,6 +55,8 @@ FAKE = "fake"
 # A name on the hub; `./x`, `~/x` and `/x` are paths.
 HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+")
 
+_ADAPTER_SUFFIXES = (".json", ".safetensors", ".bin")
+
 # What a checkpoint is made of; anything else in its folder (a README, an optimizer's state) does not count.
 MODEL_FILES = (
     "config.json",
@@ -284,8 +286,9 @@ def check_weights(path: Path) -> None:
     """
     from transformers import AutoModelForCausalLM
 
+    kind: Any = AutoModelForCausalLM
     try:
-        _, info = AutoModelForCausalLM.from_pretrained(
+        _, info = kind.from_pretrained(
             path,
             device_map="meta",
             use_safetensors=True,
@@ -303,7 +306,7 @@ def stored_tensors(path: Path, prefix: str) -> dict[str, Any]:
     """The tensors of a checkpoint whose names begin with `prefix`, in the precision that they were saved in."""
     from safetensors import safe_open
 
-    found = {}
+    found: dict[str, Any] = {}
     for file in sorted(path.glob("*.safetensors")):
         with safe_open(file, framework="pt") as opened:
             found |= {name: opened.get_tensor(name) for name in opened.keys() if name.startswith(prefix)}  # noqa: SIM118
@@ -367,9 +370,9 @@ def _checked(folder: Path) -> Path:
         shards = {str(shard) for shard in read_json(index, error=ModelError, weight_map=dict)["weight_map"].values()}
         if missing := sorted(s for s in shards if not (folder / s).is_file()):
             raise ModelError(f"{len(missing)} of {len(shards)} weight files are missing: {missing[0]} …", where=where)
-    if beside := [file.name for file in sorted(folder.glob("adapter_*")) if file.suffix in (".json", ".safetensors", ".bin")]:
+    if beside := next((f.name for f in sorted(folder.glob("adapter_*")) if f.suffix in _ADAPTER_SUFFIXES), None):
         raise ModelError(
-            f"holds a whole model and a LoRA adapter ({beside[0]}): is the adapter to be added, or was it merged already?",
+            f"holds a whole model and a LoRA adapter ({beside}): is the adapter to be added, or was it merged already?",
             where=where,
             hint="move the adapter_* files to a folder of their own; to use it, merge it into its base model first",
         )

@@ -100,7 +100,7 @@ def _attention(
     s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """query [B, heads, Q, d], key and value [B, key heads, K, d] -> [B, Q, heads, d]; with a layout B = 1, Q = K = T."""
+    """query [B, heads, Q, d], key and value [B, key heads, K, d] -> [B, Q, heads, d]; by a layout B = 1, Q = K = T."""
     rules = Rules(scaling, sliding_window or None, softcap or None, s_aux)
     if layout is None and rules.plain:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -173,10 +173,13 @@ def _sequences(layout: Layout) -> Iterator[tuple[int, list[int]]]:
 def varlen_branch_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules = Rules()
 ) -> Tensor:
-    """What `branch_attention` computes by plain rules, as [1, T, heads, d]; key and value may have fewer heads. bf16 or fp16, CUDA."""
+    """What `branch_attention` computes by plain rules, as [1, T, heads, d]; key and value may have fewer heads.
+
+    bf16 or fp16, CUDA.
+    """
     at = branches(layout, query.device)
     key, value = (x[0].transpose(0, 1).index_select(0, at.keys) for x in (key, value))
-    # Where a sequence has fewer queries than keys, they are its last ones. A window here counts the keys before a query.
+    # Where a sequence has fewer queries than keys, they are its last ones. The kernel's window leaves out the query.
     before = -1 if rules.window is None else rules.window - 1
     output: Any = varlen_attn(
         query[0].transpose(0, 1), key, value, at.query_ends, at.key_ends, at.longest_query, at.longest_key,

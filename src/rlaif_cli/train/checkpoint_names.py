@@ -22,5 +22,10 @@ def checkpoint_names(model: Any, weights: Iterable[tuple[str, Tensor]]) -> Itera
 
     Layer by layer, so that no more than one of a sharded model is whole at a time: no conversion reaches over two.
     """
-    for _, layer in itertools.groupby(weights, key=lambda weight: match[0] if (match := _LAYER.match(weight[0])) else ""):
+    for _, layer in itertools.groupby(weights, key=lambda weight: _layer_of(weight[0])):
         yield from revert_weight_conversion(model, dict(layer)).items()
+
+
+def _layer_of(name: str) -> str:
+    match = _LAYER.match(name)
+    return match[0] if match else ""

@@ -64,7 +64,9 @@ class Packed:
 
     def apart(self) -> Packed:
         """The same branches, each with a prompt of its own: for models that read one sequence at a time."""
-        ids, positions, groups = [], [], []
+        ids: list[Tensor] = []
+        positions: list[Tensor] = []
+        groups = []
         predictor, last = torch.zeros_like(self.predictor), torch.zeros_like(self.last)
         start = begin = 0
         for row, (prompt, *branches) in enumerate(self.layout.groups):

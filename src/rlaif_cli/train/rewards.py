@@ -7,8 +7,8 @@ trained on.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -114,8 +114,9 @@ class RewardReader:
         if self._ours:
             return Group(self.tokenizer.chat(prompt), [self.tokenizer.response(text) for text in texts])
         whole = [self._whole(prompt, text) for text in texts]
-        shared = os.path.commonprefix(whole)[: min(map(len, whole)) - 1]  # something is left of each
-        return Group(shared, [ids[len(shared) :] for ids in whole])
+        alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*whole, strict=False))
+        shared = min(sum(1 for _ in alike), min(map(len, whole)) - 1)  # something is left of each
+        return Group(whole[0][:shared], [ids[shared:] for ids in whole])
 
     def _whole(self, prompt: Sequence[Message], text: str) -> list[int]:
         reply = Message(role="assistant", content=text)

@@ -59,8 +59,8 @@ class RolloutEngine:
         # "processed" log-probs are those of the distribution that was sampled from, after the temperature.
         options: dict[str, Any] = {"logprobs": "processed", "max_length": longest_prompt + config.max_tokens}
         if config.engine == "vllm":
-            # An fp32 trainer's rollouts come from an fp32 engine, also where there is no bf16 and the trainer falls back
-            # to fp32: "auto" would take the checkpoint's dtype or bf16.
+            # An fp32 trainer's rollouts come from an fp32 engine, also where the trainer falls back to fp32 for want of
+            # bf16: "auto" would take the checkpoint's dtype or bf16.
             dtype = "float32" if loop.frozen_dtype(config.precision) == torch.float32 else "auto"
             options |= {"dtype": dtype, "seed": config.seed, "memory": config.engine_memory, "syncable": True}
             self.engine: Engine = open_engine("vllm", path, **options)
