@@ -146,15 +146,19 @@ def _merged(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return fields | more | both
 
 
-def tiny_model(family: str, **options: Any) -> Any:
+def tiny_model(family: str, **more: Any) -> Any:
     """Equal at every call."""
     torch.manual_seed(1)
-    return AutoModelForCausalLM.from_config(tiny_config(family), **options)
+    return AutoModelForCausalLM.from_config(tiny_config(family, **more))
 
 
-def save(family: str, folder: Path) -> Path:
-    """A checkpoint of the family, without a tokenizer."""
-    model = tiny_model(family)
+def save(family: str, folder: Path, **more: Any) -> Path:
+    """A checkpoint of the family, without a tokenizer.
+
+    Args:
+        more: fields of its config.
+    """
+    model = tiny_model(family, **more)
     model.generation_config = transformers.GenerationConfig()  # a default one may name tokens that are not there
     model.save_pretrained(folder)
     return folder

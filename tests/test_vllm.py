@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ pytest.importorskip("vllm")
 
 import torch
 
+import families
 from conftest import rows_of, vllm_serve
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
@@ -34,6 +36,18 @@ from rlaif_cli.train.rollout import policy_weights
 pytestmark = pytest.mark.vllm
 
 SMALL = "smollm2-135m"
+# Sizes that vLLM's kernels for CPUs take.
+EXPERTS: dict[str, Any] = {
+    "vocab_size": 260,
+    "hidden_size": 128,
+    "head_dim": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "sliding_window": None,
+    "max_position_embeddings": 512,
+}
 OPTIONS: dict[str, Any] = {"engine": "vllm", "dtype": "float32", "max_length": 1024}
 
 
@@ -184,6 +198,29 @@ def test_an_output_layer_that_is_not_sent_is_noticed(syncable: VllmEngine, chang
     gap = mismatch(syncable, changed_policy, tiny)
     with pytest.raises(EngineError, match="not synced"):
         check_mismatch(gap, PPOConfig.model_fields["max_mismatch"].default)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_the_engine_follows_a_mixture_of_experts(family: str, tiny: Path, tmp_path: Path) -> None:
+    """Experts lie stacked in the trainer, and one by one in what vLLM loads."""
+    folder = families.save(family, tmp_path, **EXPERTS)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny / file, folder)
+    policy = load_policy(folder)
+    options: dict[str, Any] = {"dtype": "float32", "max_length": 256, "memory": 1, "logprobs": "processed"}
+    engine = VllmEngine(folder, syncable=True, **options)
+    try:
+        assert mismatch(engine, policy, folder) < 1e-3
+        engine.load_weights(policy_weights(policy))
+        assert mismatch(engine, policy, folder) < 1e-3, "the same weights, handed over"
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
+        assert mismatch(engine, policy, folder) > 1e-2
+        engine.load_weights(policy_weights(policy))
+        assert mismatch(engine, policy, folder) < 1e-3
+    finally:
+        engine.close()
 
 
 # ------------------------------------------------------------------------------------------- PPO
