@@ -44,6 +44,7 @@ EXPERTS: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "intermediate_size": 128,
+    "moe_intermediate_size": 128,
     "num_hidden_layers": 2,
     "sliding_window": None,
     "max_position_embeddings": 512,
@@ -74,6 +75,33 @@ def tokens(count: int, seed: int) -> list[int]:
 
 def sampled(engine: Any, requests: list[Request], **sampling: Any) -> dict[Any, list[Completion]]:
     return dict(engine.generate(requests, Sampling(**sampling)))
+
+
+# ------------------------------------------------------------------------------------------- a mixture of experts
+# First, while no other engine is open: vLLM makes its group for experts with the process's first model, or never.
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_the_engine_follows_a_mixture_of_experts(family: str, tiny: Path, tmp_path: Path) -> None:
+    """Experts lie stacked in the trainer, and one by one in what vLLM loads."""
+    folder = families.save(family, tmp_path, **EXPERTS)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(tiny / file, folder)
+    policy = load_policy(folder)
+    options: dict[str, Any] = {"dtype": "float32", "max_length": 256, "memory": 1, "logprobs": "processed"}
+    engine = VllmEngine(folder, syncable=True, **options)
+    try:
+        assert mismatch(engine, policy, folder) < 1e-3
+        engine.load_weights(policy_weights(policy))
+        assert mismatch(engine, policy, folder) < 1e-3, "the same weights, handed over"
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
+        assert mismatch(engine, policy, folder) > 1e-2
+        engine.load_weights(policy_weights(policy))
+        assert mismatch(engine, policy, folder) < 1e-3
+    finally:
+        engine.close()
 
 
 # ------------------------------------------------------------------------------------------- the tiny model
@@ -198,29 +226,6 @@ def test_an_output_layer_that_is_not_sent_is_noticed(syncable: VllmEngine, chang
     gap = mismatch(syncable, changed_policy, tiny)
     with pytest.raises(EngineError, match="not synced"):
         check_mismatch(gap, PPOConfig.model_fields["max_mismatch"].default)
-
-
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_the_engine_follows_a_mixture_of_experts(family: str, tiny: Path, tmp_path: Path) -> None:
-    """Experts lie stacked in the trainer, and one by one in what vLLM loads."""
-    folder = families.save(family, tmp_path, **EXPERTS)
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(tiny / file, folder)
-    policy = load_policy(folder)
-    options: dict[str, Any] = {"dtype": "float32", "max_length": 256, "memory": 1, "logprobs": "processed"}
-    engine = VllmEngine(folder, syncable=True, **options)
-    try:
-        assert mismatch(engine, policy, folder) < 1e-3
-        engine.load_weights(policy_weights(policy))
-        assert mismatch(engine, policy, folder) < 1e-3, "the same weights, handed over"
-        with torch.no_grad():
-            for parameter in policy.parameters():
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
-        assert mismatch(engine, policy, folder) > 1e-2
-        engine.load_weights(policy_weights(policy))
-        assert mismatch(engine, policy, folder) < 1e-3
-    finally:
-        engine.close()
 
 
 # ------------------------------------------------------------------------------------------- PPO

@@ -67,7 +67,7 @@ class VllmEngine:
     ) -> None:
         self.tokenizer = ChatTokenizer(path)
         models.check_weights(path)  # where one is missing, vLLM computes with memory as it lies there
-        on_cpu = _prepare_environment(memory)
+        self._on_cpu = on_cpu = _prepare_environment(memory)
         vllm = _import_vllm()
         # Final outputs only: without it every decoding step hands out every growing text.
         self._sampling_params = functools.partial(
@@ -167,6 +167,8 @@ class VllmEngine:
         Where the output layer is tied to the embedding, `lm_head.weight` must be among them: vLLM's reload would
         otherwise keep the old one, without an error (the engine was loaded untied for that).
         """
+        if self._on_cpu:
+            self._llm.collective_rpc(_forget_packed_experts)
         dtype = self._llm.model_config.dtype
         cast = ((name, weight.to(dtype)) for name, weight in weights)  # one at a time: no second copy of the model
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast})
@@ -213,6 +215,16 @@ class VllmEngine:
         except Exception as error:
             raise EngineError(f"vLLM failed while working: {type(error).__name__}: {error}", hint=_GO_ON) from error
         return outputs
+
+
+def _forget_packed_experts(worker: Any) -> None:
+    """vLLM 0.32 on a CPU packs the experts' weights for its kernel when it first loads them, but not on a reload: it
+    would read new weights as if they were packed. Without its kernel, a layer sets itself up as at first.
+    """
+    for module in worker.get_model().modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _requested_logprobs(request: Request, output: Any) -> list[float]:
