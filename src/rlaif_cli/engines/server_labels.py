@@ -6,6 +6,9 @@ might have begun with, and its probability. A label's probability is the sum ove
 
 What goes on is seen along the sampled reply alone. Where a text could still become a longer label ("1" and "10") and
 what follows is not seen, its probability is neither label's: it is *unclear*, until an answer shows what follows.
+
+A label that goes on as a number that is none ("18", "1.5") counts as the label, as with every engine: this too is seen
+of one label alone, and taking it off would favour the others. Where that is what the label mostly is, nothing counts.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ class LabelShares:
         known: the probability of each label.
         unclear: the probability of each text that may be a label or the beginning of a longer one.
         unseen: what labels that are not listed could hold together, at most.
-        spoiled: the probability of texts that begin with a label and then are none ("18", "1.5").
+        spoiled: of the probability of each label, what goes on as a number that is none.
     """
 
     def __init__(self, choices: Sequence[str], whole: Collection[str] = ()) -> None:
@@ -40,7 +43,7 @@ class LabelShares:
         self.known = dict.fromkeys(self._labels, 0.0)
         self.unclear: dict[str, float] = defaultdict(float)
         self.unseen = 0.0
-        self.spoiled = 0.0
+        self.spoiled: dict[str, float] = defaultdict(float)
 
     @property
     def tokens(self) -> int:
@@ -78,8 +81,11 @@ class LabelShares:
             if place == taken:
                 continue
             label = self._label_of(text + word)
-            if label is None:
-                self.spoiled += share * p if begun is not None else 0.0
+            if label is None and begun is not None:
+                self.known[begun] += share * p
+                self.spoiled[begun] += share * p
+            elif label is None:
+                continue
             elif self._longer(label) and (text + word).lstrip() == label and word:  # an empty word is the end
                 self.unclear[text + word] += share * p
             else:
@@ -120,8 +126,9 @@ class LabelShares:
                 f"'{text.strip()}' may be the beginning of another label, and the server does not show what follows it "
                 f"({sum(self.unclear.values()):.3g} of the answer); --samples N counts whole answers instead"
             )
-        if self.spoiled > UNSEEN * (self.spoiled + sum(self.known.values())):
-            return f"the judge's numbers go on after a label, as '18' or '1.5' do ({self.spoiled:.3g} of the answer)"
+        for label, share in self.spoiled.items():
+            if share > self.known[label] / 2:
+                return f"where the judge begins with '{label}', it mostly goes on as another number, as 18 or 1.5 do"
         return None
 
     def logprobs(self) -> list[float]:
