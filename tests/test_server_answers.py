@@ -182,16 +182,16 @@ def test_a_ten_of_two_tokens_is_no_one() -> None:
     """Seen along the reply, it is counted as what it is; not seen, as neither."""
     first = {"1": 0.93, "9": 0.05}
     seen = shares("10", entry("1", first), entry("0", {"0": 0.98, "\n": 0.01}))
-    assert seen.settled and seen.known["10"] == pytest.approx(0.93 * 0.98)
+    assert seen.settled() and seen.known["10"] == pytest.approx(0.93 * 0.98)
     assert seen.known["1"] == pytest.approx(0.93 * 0.02) and seen.known["9"] == pytest.approx(0.05)
     unseen = shares("9", entry("9", first))
-    assert not unseen.settled and unseen.known["1"] == unseen.known["10"] == 0
+    assert not unseen.settled() and unseen.known["1"] == unseen.known["10"] == 0
     assert unseen.unclear == {"1": pytest.approx(0.93)} and "'1' may be the beginning" in (unseen.fault() or "")
 
 
 def test_a_ten_of_one_token_shows_that_a_one_is_a_one() -> None:
     found = shares("1", entry("1", {"1": 0.6, "10": 0.3, "9": 0.05}))
-    assert found.settled and found.known["1"] == pytest.approx(0.6) and found.known["10"] == pytest.approx(0.3)
+    assert found.settled() and found.known["1"] == pytest.approx(0.6) and found.known["10"] == pytest.approx(0.3)
 
 
 def test_equal_texts_add_up_and_a_token_that_is_there_twice_counts_once() -> None:

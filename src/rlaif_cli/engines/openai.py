@@ -27,6 +27,7 @@ from rlaif_cli.engines.server_fleet import Fleet, Server
 from rlaif_cli.engines.server_labels import LabelShares
 from rlaif_cli.errors import EngineError, UsageError
 
+_NEXT_TO_NOTHING = 0.002  # where a server continues a reply, more than this share of unclear answers is made clear
 _LOOKS = 16  # how often a server may be asked for a reply that shows what follows an unclear label
 
 
@@ -90,7 +91,7 @@ class OpenAIEngine:
             self._look(server, request, [shares])
             if server.dialect.begins_replies:
                 self._look_further(server, request, shares)
-            elif not shares.settled:
+            elif not shares.settled():
                 shares = self._look_again(server, request, shares)
             if fault := shares.fault():
                 raise Unusable(fault, again=False)
@@ -126,11 +127,11 @@ class OpenAIEngine:
         raise EngineError("the server tells no log-probs", where=server.where, hint=hint)
 
     def _look_further(self, server: Server, request: Request, shares: LabelShares) -> None:
-        """Have the server continue each unclear text, the likeliest first, until little is unclear."""
+        """Have the server continue each unclear text, the likeliest first, until next to nothing is unclear."""
         *turns, (role, begun) = request.prompt
         if role != "begun":
             turns, begun = list(request.prompt), ""
-        while not shares.settled:
+        while not shares.settled(_NEXT_TO_NOTHING):
             text = max(shares.unclear, key=shares.unclear.__getitem__)
             joined = (begun.rstrip() if text[:1].isspace() else begun) + text
             self._look(server, replace(request, prompt=(*turns, ("begun", joined))), [shares], text)
@@ -140,10 +141,10 @@ class OpenAIEngine:
     def _look_again(self, server: Server, request: Request, shares: LabelShares) -> LabelShares:
         """Sample replies until one begins with what was unclear and shows what follows it."""
         left = _LOOKS
-        while left > 0 and not shares.settled:
+        while left > 0 and not shares.settled():
             looks = [LabelShares(request.choices, self._whole) for _ in range(left)]
             left -= self._look(server, request, looks)
-            shares = next((look for look in looks if any(look.known.values()) and look.settled), shares)
+            shares = next((look for look in looks if any(look.known.values()) and look.settled()), shares)
         return shares
 
     def close(self) -> None:

@@ -113,14 +113,13 @@ class LabelShares:
         ahead = {label[len(begun)] for label in self._labels if label.startswith(begun) and label != begun}
         return len(ahead - {word[:1] for word in words})
 
-    @property
-    def settled(self) -> bool:
-        """Whether little enough is unclear for the labels to be read."""
-        return sum(self.unclear.values()) <= UNSEEN * sum(self.known.values())
+    def settled(self, share: float = UNSEEN) -> bool:
+        """Whether what is unclear holds at most this share of what is known; by default, so little that it may."""
+        return sum(self.unclear.values()) <= share * sum(self.known.values())
 
     def fault(self) -> str | None:
         """Why no labels can be read; None if they can."""
-        if not self.settled:
+        if not self.settled():
             text = max(self.unclear, key=self.unclear.__getitem__)
             return (
                 f"'{text.strip()}' may be the beginning of another label, and the server does not show what follows it "
