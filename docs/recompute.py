@@ -24,12 +24,11 @@ def by_prompt(values, prompts):
     return np.array([sum(each) for each in members]), np.array([len(each) for each in members])
 
 
-def effective_n(errors, sizes, share, worth=1.0):
+def effective_n(errors, sizes, share, carriers=3, worth=1.0):
     """How many independent items would be as uncertain; `errors`: what each prompt adds to the error of the share."""
     squares, prompts, n = errors**2, len(sizes), sizes.sum()
-    if (
-        squares.sum() < 1e-24 or squares.sum() ** 2 / (squares**2).sum() < 2.5
-    ):  # all alike, or but for one or two prompts
+    alike = squares.sum() < 1e-24
+    if alike or squares.sum() ** 2 / (squares**2).sum() < carriers:  # too few prompts carry the variation
         return worth * n**2 / (sizes**2).sum()
     return share * (1 - share) / (squares.sum() * prompts / (prompts - 1) * (n - 1) / n)
 
@@ -153,7 +152,7 @@ def length_controlled(wins, lengths, prompts):
     spread = x[:, 1].std() > 0
     worth = 1 / (np.linalg.inv(x.T @ x)[0, 0] * len(x)) if spread else 1.0
     one_outcome = (q * (1 - q)).sum() < 0.5
-    low, high = wilson(value, effective_n(sums * (not one_outcome), sizes, value, worth))
+    low, high = wilson(value, effective_n(sums * (not one_outcome), sizes, value, 2, worth))
     return {"value": value, "low": low, "high": high, "n": len(wins), "prompts": len(sizes)}
 
 

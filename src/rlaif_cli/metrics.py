@@ -76,9 +76,10 @@ def _sigmoid(x: Floats) -> Floats:
 # Results of one prompt resemble each other, so every interval counts prompts and not results: its variance is the
 # cluster-robust one, of sums over prompts (Liang and Zeger 1986).
 
-# Participation ratio: 2 where two prompts carry all variation, 3 where three do. From two, how far results of one
-# prompt resemble each other cannot be estimated.
-CARRIERS = 2.5
+# The fewest prompts, by the participation ratio of their squared errors (3 where three carry all the variation), that
+# tell how far results of one prompt resemble each other; found by simulation, for a rate and for one at equal length.
+CARRIERS = 3.0
+CARRIERS_AT_EQUAL_LENGTH = 2.0
 
 
 @dataclass(frozen=True)
@@ -158,21 +159,24 @@ def _by_prompt(values: Floats, prompts: Sequence[Hashable] | None) -> tuple[Floa
         return values, np.ones_like(values)
     _same_length(values=values, prompts=prompts)
     codes = _codes(prompts)
-    return np.bincount(codes, weights=values), np.bincount(codes).astype(np.float64)
+    return np.bincount(codes, weights=values).astype(np.float64), np.bincount(codes).astype(np.float64)
 
 
-def _effective_n(influence: Floats, sizes: Floats, rate: float, worth: float = 1.0) -> float:
+def _effective_n(
+    influence: Floats, sizes: Floats, rate: float, *, carriers: float = CARRIERS, worth: float = 1.0
+) -> float:
     """How many independent trials would give a rate the variance that this one has; see `rate_estimate`.
 
     Args:
         influence: [prompts] what each adds to the error of the rate.
         sizes: [prompts] its items.
+        carriers: prompts that must carry the variation for it to be estimated.
         worth: of an item, where the variance cannot be estimated.
     """
     count, items = len(sizes), float(sizes.sum())
     squares = influence**2
     total = float(squares.sum())
-    known = total > _ALL_ALIKE and total**2 >= CARRIERS * float((squares**2).sum())
+    known = total > _ALL_ALIKE and total**2 >= carriers * float((squares**2).sum())
     if not known:
         return worth * items**2 / float((sizes**2).sum())
     # Both variances, of the rate and of one trial, are unbiased: one result of 0 or 1 a prompt is one trial exactly.
@@ -585,7 +589,7 @@ def length_controlled_estimate(
         totals = np.zeros_like(totals)
     # Without a spread of lengths there is nothing to control for, and an item counts in full.
     worth = 1 / float(np.linalg.pinv(x.T @ x)[0, 0]) / len(x) if np.ptp(log_ratio) > 0 else 1.0
-    n = _effective_n(totals, sizes, rate, worth)
+    n = _effective_n(totals, sizes, rate, carriers=CARRIERS_AT_EQUAL_LENGTH, worth=worth)
     return Estimate(rate, *wilson_interval(rate * n, n, level), len(outcome), len(sizes))
 
 
