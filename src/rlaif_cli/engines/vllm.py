@@ -222,7 +222,7 @@ def _forget_packed_experts(worker: Any) -> None:
     would read new weights as if they were packed. Without its kernel, a layer sets itself up as at first.
     """
     for module in worker.get_model().modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 
