@@ -36,7 +36,7 @@ ORDER = ("demo", "run", "plan", *_STAGES, "lineage", "data", "constitution", "do
 
 
 class ErrorMappingGroup(TyperGroup):
-    """Typer carries its own click, so that a real `click.ClickException` would become a traceback (EXAMPLES 3)."""
+    """Typer carries its own click, so that a real `click.ClickException` would become a traceback."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order of use; Typer would put groups last."""

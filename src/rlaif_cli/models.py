@@ -577,7 +577,7 @@ def _write_checkpoint(gguf: Path, folder: Path) -> dict[str, str]:
 
 
 def _pad_token(tokenizer: Any, ends: Collection[int] = ()) -> str | None:
-    """A token of the vocabulary to pad with; None if the tokenizer has one that ends nothing, or none is to be had.
+    """A token of the vocabulary to pad with; None if the tokenizer has one that ends nothing, or has none to spare.
 
     Args:
         ends: further tokens that end a turn.

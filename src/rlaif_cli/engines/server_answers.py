@@ -36,7 +36,7 @@ def parsed(content: bytes) -> dict[str, Any]:
     """The JSON object of an answer.
 
     Raises:
-        Unusable: it is something else, or tells of an error.
+        Unusable: it is something else, or reports an error.
     """
     try:
         body = json.loads(content)
@@ -72,7 +72,7 @@ def completion(choice: dict[str, Any]) -> Completion:
     """The reply of a choice; a refusal's words are one. One without text says why in `no_text`.
 
     Raises:
-        Unusable: the choice tells of an error, or has no message.
+        Unusable: the choice reports an error, or has no message.
     """
     reason = choice.get("finish_reason")
     reason = reason if isinstance(reason, str) and _is_text(reason) else None

@@ -1,8 +1,7 @@
 """vLLM in this process, on a GPU or a CPU.
 
 The engine's step loop is driven here rather than through `LLM.generate`, so that requests are pulled and results
-handed out while it runs. Facts about the CPU build that shape this file are in RESEARCH section 8 of the project's
-notes and in docs/engines.md.
+handed out while it runs. Facts about the CPU build that shape this file are in docs/engines.md.
 """
 
 from __future__ import annotations

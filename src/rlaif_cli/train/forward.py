@@ -67,7 +67,7 @@ def _module(model: Any) -> Any:
 
 
 def _packing(batch: Packed) -> dict[str, Any]:
-    """What a forward is told of packed sequences, beside their tokens."""
+    """What a forward pass needs to know about packed sequences, beside their tokens."""
     mask = attention.no_mask(batch.input_ids.device)
     return {"attention_mask": mask, "position_ids": batch.position_ids, "layout": batch.layout}
 

@@ -85,7 +85,7 @@ def sharded(model: Any, config: TrainConfig) -> Any:
 
 
 def make_optimizer(groups: Iterable[tuple[Any, float]], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over (model, learning rate) groups; eps 1e-5 (RESEARCH section 4).
+    """AdamW over (model, learning rate) groups; eps 1e-5 (arXiv 2403.17031).
 
     Raises:
         UsageError: the 8-bit one is asked for, and bitsandbytes or a GPU is not there.

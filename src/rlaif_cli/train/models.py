@@ -55,7 +55,7 @@ def load_policy(path: Path, dtype: torch.dtype = torch.float32, place: torch.dev
 def new_reward_model(
     path: Path, seed: int, dtype: torch.dtype = torch.float32, place: torch.device | None = None
 ) -> Any:
-    """A reward model with a fresh head on the checkpoint's body: N(0, 1/(d+1)), in fp32 (RESEARCH section 4).
+    """A reward model with a fresh head on the checkpoint's body: N(0, 1/(d+1)), in fp32 (arXiv 2403.17031).
 
     Raises:
         ModelError: see `load_policy`; or transformers has no reward models with such a body.

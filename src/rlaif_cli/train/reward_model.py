@@ -1,7 +1,7 @@
 """Train a reward model on soft preferences: L = -[p log s(d) + (1-p) log s(-d)], d = r_chosen - r_rejected.
 
 The loss can not fall below the labels' own entropy; that floor is logged beside it. Where we depart from Lee et al.
-2023: the head starts at N(0, 1/(d+1)) and dropout is off (RESEARCH section 4).
+2023: the head starts at N(0, 1/(d+1)) and dropout is off (arXiv 2403.17031).
 """
 
 from __future__ import annotations

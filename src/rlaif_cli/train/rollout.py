@@ -59,7 +59,7 @@ class RolloutEngine:
         # "processed" log-probs are those of the distribution that was sampled from, after the temperature.
         options: dict[str, Any] = {"logprobs": "processed", "max_length": longest_prompt + config.max_tokens}
         if config.engine == "vllm":
-            # An fp32 trainer's rollouts come from an fp32 engine, also where the trainer falls back to fp32 for want of
+            # An fp32 trainer's rollouts come from an fp32 engine, also where the trainer falls back to fp32 without
             # bf16: "auto" would take the checkpoint's dtype or bf16.
             dtype = "float32" if loop.frozen_dtype(config.precision) == torch.float32 else "auto"
             options |= {"dtype": dtype, "seed": config.seed, "memory": config.engine_memory, "syncable": True}
@@ -100,7 +100,7 @@ def policy_weights(policy: Any) -> Iterator[tuple[str, Any]]:
     """The policy's weights under the checkpoint's names, with the output layer even where it is tied.
 
     vLLM's reload keeps an output layer that is not sent, without an error: the rollouts would come from a model whose
-    body is new and whose head is old (RESEARCH section 4; a test holds this).
+    body is new and whose head is old (seen with vLLM 0.32; a test holds this).
     """
     adapted = isinstance(policy, Adapted)
     module = policy.shared if adapted else policy

@@ -182,7 +182,7 @@ def _set_attention(model: Any, name: str) -> bool:
 
 @contextlib.contextmanager
 def _short_windows(model: Any) -> Iterator[None]:
-    """A window as long as a checkpoint's would hide from a short test that the model's attention is not told of it."""
+    """A short window: with one as long as a checkpoint's, a short test would not notice that attention ignores it."""
     changed = []
     for holder in [*model.modules(), *configs(model.config)]:
         for name in ("sliding_window", "attention_chunk_size"):
