@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, BertLMHeadModel
 
 import families
 from families import FAMILIES
@@ -118,6 +119,15 @@ def test_rewards_are_the_models_own(family: str, folder: Path) -> None:
         forward = own_forward(model)
         expected = [forward(input_ids=torch.tensor([ids]), use_cache=False).logits[0, 0] for ids, _ in sequences()]
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_an_encoder_is_refused_however_little_its_small_weights_show(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    BertLMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="reads text in both directions"):
+        load_policy(tmp_path)
 
 
 def test_the_page_has_every_family() -> None:
