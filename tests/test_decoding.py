@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.engines.decoding import recordable
 from rlaif_cli.engines.transformers import TransformersEngine
+from rlaif_cli.models import exact_attention
 
 PLACE = "cuda" if torch.cuda.is_available() else "cpu"
 # (prompt tokens, seed): the second fits into what the first has recorded; the others do not.
@@ -113,3 +114,23 @@ def test_no_penalty_of_a_checkpoint_changes_what_is_sampled(tiny: Path, model: A
         engine._recorded = False
         found += dict(engine.generate(requests, Sampling(n=4, max_tokens=30)))[0]
     same(found[:4], found[4:])
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_of_what_is_sampled_only_the_chosen_tokens_scores_are_kept(
+    tiny: Path, model: Any, monkeypatch: pytest.MonkeyPatch, decoder: bool
+) -> None:
+    """All scores would be rows x tokens x vocabulary numbers: gigabytes, at a real vocabulary."""
+    stacked = []
+    stack = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda tensors, dim=0: stacked.append(tensors[0].shape) or stack(tensors, dim))
+    engine = TransformersEngine(tiny, model=model)
+    engine._recorded = decoder
+    list(engine.generate([Request(0, [5, 6, 7], seed=1)], Sampling(n=3, max_tokens=4)))
+    assert stacked and set(stacked) == {(3,)}
+
+
+def test_an_engine_takes_the_attention_that_computes_all_of_a_model() -> None:
+    """torch's fused kernel leaves out Gemma 2's cap on the scores."""
+    assert exact_attention(transformers.Gemma2Config()) == "eager"
+    assert exact_attention(transformers.LlamaConfig()) is None

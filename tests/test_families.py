@@ -16,7 +16,9 @@ from transformers import BertConfig, BertLMHeadModel
 
 import families
 from families import FAMILIES
+from rlaif_cli.config import SftConfig
 from rlaif_cli.errors import ModelError
+from rlaif_cli.train import loop
 from rlaif_cli.train.models import load_policy, new_reward_model, packs, response_logprobs, rewards
 from rlaif_cli.train.packing import Group, pack
 
@@ -128,6 +130,17 @@ def test_an_encoder_is_refused_however_little_its_small_weights_show(tmp_path: P
     BertLMHeadModel(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="reads text in both directions"):
         load_policy(tmp_path)
+
+
+def test_a_model_that_reads_one_sequence_at_a_time_is_not_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes would ask for its blocks unequally often, and wait for each other for ever."""
+    model = load_policy(families.save("mamba2", tmp_path))
+    monkeypatch.setattr(loop.distributed, "world_size", lambda: 2)
+    with pytest.raises(ModelError, match=r"one sequence at a time, which cannot be split") as refused:
+        loop.sharded(model, SftConfig(records="-", model=str(tmp_path), output="-"))
+    assert refused.value.hint == "one process, or --lora-rank"
 
 
 def test_the_page_has_every_family() -> None:
