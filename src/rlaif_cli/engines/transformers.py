@@ -12,6 +12,7 @@ from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.engines.decoding import Decoder, recordable
+from rlaif_cli.engines.trial import works_padded
 from rlaif_cli.errors import EngineError, is_out_of_memory
 
 # What a model's generation_config.json may say and no request asked for (Qwen2.5's has a repetition penalty): the
@@ -55,10 +56,14 @@ class TransformersEngine:
             attention = models.exact_attention(config)
             model = models.load(AutoModelForCausalLM, path, config=config, dtype=dtype, attn_implementation=attention)
             model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+            self._model = model
+            padded = works_padded(model, self._left_padded, self.tokenizer.eos_ids)
+        else:
+            padded = True  # a trainer compares what is sampled with its own log-probs in every step
         self._model = model
         self._decoder: Decoder | None = None
         self._recorded = model.device.type == "cuda" and recordable(model)
-        self._batch_size = batch_size
+        self._batch_size = batch_size if padded else 1  # samples of one prompt need no padding
         self._seed = seed
         self._processed = logprobs == "processed"
         self.max_length = max_length or int(model.config.max_position_embeddings)
