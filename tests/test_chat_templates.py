@@ -101,7 +101,7 @@ def test_a_lost_system_turn_is_the_rows_error_and_moves_for_a_judge(
     models: dict[str, Path], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = ChatTokenizer(models[name])
-    with pytest.raises(ConversationError, match=r"refuses this conversation|leaves out the system turn"):
+    with pytest.raises(ConversationError, match=r"refuses this conversation|leaves out or rewrites the system turn"):
         tokenizer.chat([SYSTEM, ASKED])
     moved = tokenizer.question([SYSTEM, ASKED])
     assert moved == tokenizer.chat([Message(role="user", content="Be brief.\n\nName a red fruit.")])
@@ -114,6 +114,9 @@ def test_a_template_that_renders_nothing_of_the_user_is_refused(tiny: Path, tmp_
     for template, reason in (
         ("{% for m in messages %}<|im_start|>{% endfor %}", "leaves the user's text out"),
         ("{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}", "refuses"),
+        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "rewrites"),
+        ("{% for m in messages %}{{ m['content'][:20] }}{% endfor %}", "rewrites"),
+        ("{% for m in messages %}{{ m['content'] | e }}{% endfor %}", "rewrites"),
     ):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny)
         tokenizer.chat_template = template

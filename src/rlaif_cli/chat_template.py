@@ -79,7 +79,7 @@ class ChatTemplate:
         """
         roles = tuple(message.role for message in messages)
         if lost := self.lost(roles):
-            what = f"the chat template leaves out the {lost} turn of this conversation"
+            what = f"the chat template leaves out or rewrites the {lost} turn of this conversation"
             raise ConversationError(what, where=self._hf.name_or_path)
         return self._render(roles, [message.content for message in messages], add_generation_prompt)
 
@@ -94,7 +94,7 @@ class ChatTemplate:
 
     def _reads_parts(self) -> bool:
         """Whether it reads a message's content as a list of parts, as templates of multimodal models do."""
-        fault = "it leaves the user's text out"
+        fault = "it leaves the user's text out, or rewrites it"
         for self._in_parts in (False, True):
             try:
                 if _mark(0) in self._render(("user",), [_mark(0)], True):
@@ -154,7 +154,8 @@ class ChatTemplate:
 
 
 def _mark(number: int) -> str:
-    return f"\ue000{number}\ue001"  # private-use characters: no template writes them
+    """Private-use characters, which no template writes, around text that a rewriting template would change."""
+    return f"\ue000{number} Some <text>, 'quoted' & cut\ue001"
 
 
 def named_turns(roles: Sequence[str], texts: Sequence[str], add_generation_prompt: bool) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from rlaif_cli.errors import ModelError
 
 _LENGTHS = (3, 11)  # of the prompts that are tried together
-_NEW = 3  # tokens that are sampled after each
+_NEW = 3  # tokens that are sampled after each; the last one's distribution is looked at
 _SHARE = 0.2  # of what another prompt changes; a fault that is smaller is not told from rounding in half precision
 
 
@@ -83,12 +83,17 @@ def _error(model: Any, padded: Callable[[list[list[int]]], tuple[Any, Any]], bat
             output_logits=True,
             return_dict_in_generate=True,
         )
-    errors = [_distance(row.float().softmax(-1), _next(model, alone)) for row, alone in zip(scored, batch, strict=True)]
-    new = sampled.sequences[:, ids.shape[1] :].tolist()
-    for step, logits in enumerate(sampled.logits):
-        for row, alone, tokens in zip(logits, batch, new, strict=True):
-            errors.append(_distance(row.float().softmax(-1), _next(model, alone + tokens[:step])))
-    return max(errors)
+    new = sampled.sequences[:, ids.shape[1] : -1].tolist()
+    return max(
+        max(
+            _distance(first.float().softmax(-1), _next(model, alone))
+            for first, alone in zip(scored, batch, strict=True)
+        ),
+        *(
+            _distance(last.float().softmax(-1), _next(model, alone + tokens))
+            for last, alone, tokens in zip(sampled.logits[-1], batch, new, strict=True)
+        ),
+    )
 
 
 def _distance(p: Any, q: Any) -> float:
