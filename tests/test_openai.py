@@ -230,7 +230,7 @@ def test_a_label_that_may_hold_much_leaves_the_row_unscored(serve: Any, label: A
 
     done, output = label(serve(short_list))
     assert done.returncode == 3 and output.read_text() == ""
-    assert "does not list could hold 0.2" in rows_of(output.parent / "prefs.unscored.jsonl")[0]["reason"]
+    assert "list of likely tokens may have up to 0.2 of" in rows_of(output.parent / "prefs.unscored.jsonl")[0]["reason"]
 
 
 def keys(count: int) -> Iterator[Request]:

@@ -21,7 +21,8 @@ from rlaif_cli.engines.server_answers import Unusable
 from rlaif_cli.engines.server_dialect import Dialect
 from rlaif_cli.engines.server_labels import LabelShares
 from rlaif_cli.errors import EngineError, UsageError
-from rlaif_cli.judge.labels import sampled_label
+from rlaif_cli.judge.labels import Labels, sampled_label
+from rlaif_cli.records import Message
 
 SCORES = [spelled for number in range(1, 11) for spelled in (str(number), f" {number}")]
 SCORE_LABELS = [str(number) for number in range(1, 11)]
@@ -88,6 +89,9 @@ def test_a_reply_that_was_cut_is_no_answer() -> None:
         (choice("It is", reason="length"), "It is", "length"),
         (choice("It is blue.", reason=None), "It is blue.", None),
         (choice(None, refusal="I cannot help with that."), "I cannot help with that.", "refusal"),
+        (choice("Sure: ", refusal="I cannot help with that."), "I cannot help with that.", "refusal"),
+        (choice("I cannot.", refusal=True), "I cannot.", "refusal"),
+        (choice([{"type": "refusal", "refusal": "No."}]), "No.", "refusal"),  # type: ignore[arg-type]
         (choice([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Yes."}]), "Yes.", "stop"),  # type: ignore[arg-type]  # noqa: E501
         (choice(["It is ", {"type": "text", "text": "blue."}, {"type": "image_url"}, 3]), "It is blue.", "stop"),  # type: ignore[arg-type]
     ],
@@ -108,6 +112,9 @@ def test_the_text_of_an_answer(answer: dict[str, Any], text: str, reason: str | 
         (choice({"text": "x"}), "finish reason: stop"),  # type: ignore[arg-type]
         (choice(5), "finish reason: stop"),  # type: ignore[arg-type]
         (choice("half \ud800"), "half a character"),
+        (choice("It is", reason="content_filter"), "content filter"),
+        (choice("Let me look.", tool_calls=[{"id": "1"}]), "a tool call beside the text"),
+        (choice("Let me look.", reason="function_call"), "a tool call beside the text"),
     ],
 )
 def test_an_answer_without_text_is_no_response(answer: dict[str, Any], why: str) -> None:
@@ -319,6 +326,71 @@ def test_a_ten_that_the_server_never_shows_leaves_the_row_unscored(serve: Any) -
     [(_, found)] = engine(server).logprobs([asked()])
     assert isinstance(found, Failed) and not found.again and "--samples N" in found.reason
     assert len(server.requests) <= 1 + 16
+
+
+LISTED_ONE = entry("1", {"1": 0.9, "2": 0.08})
+NO_ANSWERS = [
+    (choice(None, LISTED_ONE, reason="tool_calls", tool_calls=[{"id": "1"}]), "a tool call"),
+    (choice("1", LISTED_ONE, tool_calls=[{"id": "1"}]), "a tool call"),
+    (choice(None, LISTED_ONE, function_call={"name": "f"}), "a tool call"),
+    (choice("1", LISTED_ONE, reason="content_filter"), "content filter"),
+    (choice("1", LISTED_ONE, refusal=True), "refused"),
+    (choice("1", LISTED_ONE, refusal="I cannot."), "refused to answer: I cannot."),
+    (choice(None, LISTED_ONE), "without text"),
+    (choice(5, LISTED_ONE), "without text"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("answer", "why"), NO_ANSWERS)
+@pytest.mark.parametrize("sampled", [False, True])
+def test_what_is_no_answer_is_no_label_whatever_comes_with_it(serve: Any, answer: Any, why: str, sampled: bool) -> None:
+    one = engine(serve(lambda body, text: answer))
+    labels = Labels(one.tokenizer, ["1", "2"], samples=2 if sampled else 0)
+    question = labels.question([Message(role="user", content="Which?")], "Number: ")
+    [(_, [found])] = labels.ask(one, [("pair", [question])])
+    assert found.failed is not None and why in found.failed.reason and not found.failed.again
+
+
+def test_an_empty_reply_still_shows_what_could_have_been_said(serve: Any) -> None:
+    """The judge ended at once, as it does once in twenty times; its log-probs are as good as any others."""
+    server = serve(lambda body, text: choice("", entry("<|end|>", {"1": 0.8, "2": 0.15, "<|end|>": 0.05})))
+    [(_, found)] = engine(server).logprobs([Request(0, (("user", "?"),), choices=["1", "2"])])
+    assert found == pytest.approx([math.log(0.8), math.log(0.15)])
+
+
+# ------------------------------------------------------------------------------------------ answers without log-probs
+
+UNREADABLE = {"token": "1", "logprob": "x", "top_logprobs": [{"token": "1", "logprob": "-0.1"}]}
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"), [(choice("1"), "no log-probs"), (choice("1", UNREADABLE), "log-probs that cannot be read")]
+)
+@pytest.mark.parametrize("place", [0, 3])
+def test_one_answer_without_log_probs_is_that_rows_fault_wherever_it_comes(
+    serve: Any, bad: Any, said: str, place: int
+) -> None:
+    server = serve(lambda body, text: bad if text == "?bad" else choice("1", LISTED_ONE))
+    requests = [Request(key, (("user", f"?{key}"),), choices=["1", "2"]) for key in range(6)]
+    requests.insert(place, Request("bad", (("user", "?bad"),), choices=["1", "2"]))
+    found = dict(engine(server, concurrency=1).logprobs(requests))
+    assert len(found) == 7 and [key for key, each in found.items() if isinstance(each, Failed)] == ["bad"]
+    assert said in found["bad"].reason and not found["bad"].again  # type: ignore[union-attr]
+
+
+def test_the_only_row_left_can_be_the_one_without_log_probs(serve: Any) -> None:
+    [(_, found)] = engine(serve(lambda body, text: choice("1"))).logprobs([asked()])
+    assert isinstance(found, Failed) and "no log-probs" in found.reason and "--samples" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"), [(choice("1"), "no log-probs"), (choice("1", UNREADABLE), "log-probs that cannot be read")]
+)
+def test_a_server_without_log_probs_stops_the_run_after_a_few_answers(serve: Any, bad: Any, said: str) -> None:
+    server = serve(lambda body, text: bad)
+    with pytest.raises(EngineError, match=f"the server returns {said}") as stopped:
+        list(engine(server).logprobs([asked(key) for key in range(30)]))
+    assert "--samples" in (stopped.value.hint or "") and len(server.requests) <= 7
 
 
 # ------------------------------------------------------------------------------------------ what a server does not take

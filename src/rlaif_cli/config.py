@@ -642,7 +642,7 @@ class RewardSourceConfig(InputConfig):
         if self.base_url and self.judge_engine != "openai":
             raise ValueError("--base-url needs --judge-engine openai")
         if self.judge_engine == "openai" and self.method == "contrast":
-            raise ValueError("--judge-engine openai needs --method score: a server tells no log-probs of texts")
+            raise ValueError("--judge-engine openai needs --method score: a server returns no log-probs of texts")
         if self.reward_model:
             for name in ("constitution", "principles", "method", "contrast_scale", "judge_engine"):
                 if getattr(self, name) != type(self).model_fields[name].default:

@@ -57,6 +57,8 @@ class Completion:
         finish_reason: "stop" (ended by itself or by a stop text) or "length"; of a server also "refusal" (the text is
             its words), its own word, or None where it does not say.
         no_text: of a server: why there is no response, only an empty text.
+
+    `no_answer` says why it cannot be read as a judge's answer either; empty where it can.
     """
 
     text: str
@@ -70,6 +72,10 @@ class Completion:
         """The text as files of responses hold it, and so as judges and reward models read it: white space around it
         is no part of a reply."""
         return self.text.strip()
+
+    @property
+    def no_answer(self) -> str:
+        return self.no_text or (f"the judge refused to answer: {self.text}" if self.finish_reason == "refusal" else "")
 
 
 @dataclass(frozen=True, slots=True)

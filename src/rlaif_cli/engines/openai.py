@@ -4,7 +4,7 @@ What such a server cannot do, and what is done about it:
 
 - It lists the log-probs of its likeliest next tokens alone. A label that is not among them gets a bound, not a guess:
   it cannot be likelier than the last one listed (`server_labels.py`).
-- It cannot score a text that is given (contrast judges), and tells no token ids.
+- It cannot score a text that is given (contrast judges), and returns no token ids.
 - Most cannot continue a reply that was begun. vLLM's can, and is asked to; for others the begun reply is left out,
   since the question already asks for the number alone (`server_dialect.py`).
 
@@ -23,7 +23,7 @@ from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines.base import Completion, Failed, Request, Sampling
 from rlaif_cli.engines.server_answers import Unusable
 from rlaif_cli.engines.server_dialect import LISTED
-from rlaif_cli.engines.server_fleet import Fleet, Server
+from rlaif_cli.engines.server_fleet import Doubtful, Fleet, Server
 from rlaif_cli.engines.server_labels import LabelShares
 from rlaif_cli.errors import EngineError, UsageError
 
@@ -50,7 +50,7 @@ class OpenAIEngine:
         self.tokenizer = RemoteTokenizer()
         self._fleet = Fleet(model, base_url=base_url, concurrency=concurrency, retries=retries, timeout=timeout)
         self.usage, self.max_length = self._fleet.usage, self._fleet.max_length
-        self._tells_logprobs = False  # then an answer without is that answer's fault, not the server's
+        self._returns_logprobs = False  # then an answer without is that answer's fault, not the server's
         self._whole: set[str] = set()  # labels of several digits that were seen as one token
 
     def generate(
@@ -106,25 +106,26 @@ class OpenAIEngine:
             options["n"] = len(looks)
         found = answers.choices(self._fleet.create(server, request, **options), len(looks))
         for choice, shares in zip(found, looks, strict=False):
+            reply = answers.completion(choice, may_be_empty=True)
+            if reply.no_answer:
+                raise Unusable(reply.no_answer, again=False)
             positions = answers.positions(choice)
-            reply = answers.completion(choice)
             if not positions:
-                self._no_logprobs(server, reply)
-            self._tells_logprobs = True
-            shares.add(positions, reply.text if not reply.no_text else None, before)
+                raise self._no_logprobs(server, reply, answers.has_logprobs(choice))
+            self._returns_logprobs = True
+            shares.add(positions, reply.text, before)
             self._whole = self._whole | {label for label in shares.whole if len(label) > 1}
         return len(found)
 
-    def _no_logprobs(self, server: Server, reply: Completion) -> None:
-        """Raises: Unusable: it is this answer's fault; EngineError: the server tells none."""
-        if reply.no_text and reply.finish_reason not in (None, "stop", "length"):
-            raise Unusable(reply.no_text, again=False)
-        if reply.finish_reason == "refusal":
-            raise Unusable(f"the judge refused to answer: {reply.text}", again=False)
-        if self._tells_logprobs:
-            raise Unusable(f"an answer without log-probs (finish reason: {reply.finish_reason})", again=False)
+    def _no_logprobs(self, server: Server, reply: Completion, given: bool) -> Doubtful:
+        """An answer that is at fault by itself if another one has log-probs, and else shows what the server does."""
+        what = "log-probs that cannot be read" if given else "no log-probs"
         hint = "--samples N counts sampled answers instead"
-        raise EngineError("the server tells no log-probs", where=server.where, hint=hint)
+        return Doubtful(
+            f"an answer with {what} (finish reason: {reply.finish_reason or 'not given'}); {hint}",
+            EngineError(f"the server returns {what}", where=server.where, hint=hint),
+            own=lambda done: done or self._returns_logprobs,
+        )
 
     def _look_further(self, server: Server, request: Request, shares: LabelShares) -> None:
         """Have the server continue each unclear text, the likeliest first, until next to nothing is unclear."""

@@ -68,8 +68,13 @@ def choices(body: dict[str, Any], wanted: int = 1) -> list[dict[str, Any]]:
     return found[:wanted]
 
 
-def completion(choice: dict[str, Any]) -> Completion:
-    """The reply of a choice; a refusal's words are one. One without text says why in `no_text`.
+def completion(choice: dict[str, Any], *, may_be_empty: bool = False) -> Completion:
+    """The reply of a choice; a refusal's words are one. One that cannot be used has no text, and `no_text` says why.
+
+    Whatever is wanted of an answer, this is looked at first: log-probs that come with a tool call are of that call.
+
+    Args:
+        may_be_empty: text that is there and empty is a reply: its log-probs may show what else could have been said.
 
     Raises:
         Unusable: the choice reports an error, or has no message.
@@ -81,14 +86,12 @@ def completion(choice: dict[str, Any]) -> Completion:
     message = choice.get("message")
     if not isinstance(message, dict):
         raise Unusable("an answer without a message", again=True)
-    text, refusal = _content(message.get("content")), message.get("refusal")
-    if not text.strip() and isinstance(refusal, str) and refusal.strip():
-        text, reason = refusal, "refusal"
-    if not _is_text(text):
-        return Completion("", finish_reason=reason, no_text="an answer with half a character (a lone surrogate)")
-    if not text.strip():
-        return Completion("", finish_reason=reason, no_text=_why_no_text(message, reason))
-    return Completion(text, finish_reason=reason)
+    text = _content(message.get("content"))
+    refused, refusal = _refusal(message)
+    if refused:
+        text, reason = refusal or text, "refusal"
+    no_text = _why_no_text(message, text, reason, may_be_empty)
+    return Completion("" if no_text else text, finish_reason=reason, no_text=no_text)
 
 
 def _content(content: Any) -> str:
@@ -100,13 +103,29 @@ def _content(content: Any) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-def _why_no_text(message: dict[str, Any], reason: str | None) -> str:
+def _refusal(message: dict[str, Any]) -> tuple[bool, str]:
+    """Whether a message says that it is a refusal, and its words, if they are not the message's text."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    found = [message.get("refusal"), *(field(part, "refusal") for part in parts)]
+    found = [each.strip() if isinstance(each, str) else each for each in found]
+    return any(found), next((each for each in found if isinstance(each, str) and each), "")
+
+
+def _why_no_text(message: dict[str, Any], text: str, reason: str | None, may_be_empty: bool) -> str:
+    """Why a message has no text, or one that is not the whole reply; empty where nothing speaks against its text."""
     if message.get("tool_calls") or message.get("function_call") or reason in ("tool_calls", "function_call"):
-        return "an answer without text: a tool call"
+        return "a tool call" + (" beside the text" if text.strip() else ", and no text")
+    if reason == "content_filter":
+        return "an answer that the server's content filter stopped (finish reason: content_filter)"
+    if not _is_text(text):
+        return "an answer with half a character (a lone surrogate)"
+    thoughts = any(message.get(name) for name in ("reasoning_content", "reasoning"))
+    if text.strip() or (may_be_empty and isinstance(message.get("content"), str) and not thoughts):
+        return ""
     if reason == "length":
-        thought = any(message.get(name) for name in ("reasoning_content", "reasoning"))
-        return "an answer without text: cut at --max-tokens" + (" while it was still thinking" if thought else "")
-    return f"an answer without text (finish reason: {reason or 'not told'})"
+        return "an answer without text: cut at --max-tokens" + (" while it was still thinking" if thoughts else "")
+    return f"an answer without text (finish reason: {reason or 'not given'})"
 
 
 def _is_text(text: str) -> bool:
@@ -174,6 +193,12 @@ class Position:
     @property
     def text(self) -> str | None:
         return None if self.taken is None else self.listed[self.taken][0]
+
+
+def has_logprobs(choice: dict[str, Any]) -> bool:
+    """Whether a choice comes with something in the place of log-probs, whether it can be read or not."""
+    logprobs = choice.get("logprobs")
+    return bool(logprobs.get("content") if isinstance(logprobs, dict) else logprobs)
 
 
 def positions(choice: dict[str, Any]) -> list[Position]:

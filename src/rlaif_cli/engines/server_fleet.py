@@ -30,7 +30,7 @@ from rlaif_cli.engines.server_dialect import Dialect, sent_names
 from rlaif_cli.errors import EngineError, MissingDependency
 
 _SILENCE = 20  # failures in a row, with nothing done before or between, after which a server counts as dead
-_ALIKE = 5  # requests that are refused with the same words, before any is answered, after which every one would be
+_ALIKE = 5  # requests that fail in the same way before any succeeds, after which every one is taken to fail so
 _REFUSED = {401, 403, 404}  # status codes that a server will give to every request
 
 
@@ -53,12 +53,18 @@ class Server:
     fault: EngineError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    """A request that a server refused without a word on which part of it."""
+class Doubtful(Exception):
+    """A fault that is either this request's own or every request's: what others bring decides.
 
-    reason: str
-    error: EngineError
+    Args:
+        reason: why the request failed, if it is its own fault.
+        error: what ends the run, if it is every request's.
+        own: whether it is known to be the request's own; told whether all others are done.
+    """
+
+    def __init__(self, reason: str, error: EngineError, own: Callable[[bool], bool]) -> None:
+        super().__init__(reason)
+        self.reason, self.error, self.own = reason, error, own
 
 
 Ask = Callable[[Server, Request], Any]
@@ -223,6 +229,8 @@ class Fleet:
     def _tried(self, ask: Ask, server: Server, request: Request) -> Any:
         try:
             return ask(server, request)
+        except Doubtful as fault:
+            return fault
         except _Stop as stop:
             with self._lock:
                 return self._leave_out(server, stop.error)
@@ -235,7 +243,7 @@ class Fleet:
                     return self._leave_out(server, errors.failing(server.where, error))
             if error.status_code in SETTLED:
                 what = f"the server refuses every request: {errors.told(error)}"
-                return _Refusal(reason, EngineError(what, where=server.where))
+                return Doubtful(reason, EngineError(what, where=server.where), own=lambda _: self._answered)
             return self._failed(server, error, again=True)
         except self._openai.APIConnectionError as error:  # timeouts are among these
             return self._failed(server, error, again=True)
@@ -261,7 +269,7 @@ class Fleet:
     def side_by_side(self, ask: Ask, requests: Iterable[Request]) -> Iterator[tuple[Any, Any]]:
         """Keep `concurrency` requests in flight at each server; yield what is done, as it is done."""
         waiting, running = iter(requests), dict[Future[Any], Request]()
-        held: list[tuple[Any, _Refusal]] = []
+        held: list[tuple[Any, Doubtful]] = []
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="rlaif-openai")
         try:
             while True:
@@ -272,7 +280,7 @@ class Fleet:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     request, found = running.pop(future), future.result()
-                    if isinstance(found, _Refusal):
+                    if isinstance(found, Doubtful):
                         held.append((request.key, found))
                     else:
                         yield request.key, found
@@ -280,21 +288,19 @@ class Fleet:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _released(self, held: list[tuple[Any, _Refusal]], done: bool) -> Iterator[tuple[Any, Failed]]:
-        """Refused requests, once others are answered: until then, what is refused may be refused to all.
+    def _released(self, held: list[tuple[Any, Doubtful]], done: bool) -> Iterator[tuple[Any, Failed]]:
+        """Those of the requests held back whose fault is known to be their own.
 
         Raises:
-            EngineError: it is.
+            EngineError: every request would fail like those that are left.
         """
-        if not held:
-            return
-        if not self._answered:
-            alike = {re.sub(r"\d+", "", refused.reason) for _, refused in held}
+        sorted_out = [(key, fault, fault.own(done)) for key, fault in held]
+        held[:] = [(key, fault) for key, fault, own in sorted_out if not own]
+        yield from ((key, Failed(fault.reason, False)) for key, fault, own in sorted_out if own)
+        if held:
+            alike = {re.sub(r"\d+", "", fault.reason) for _, fault in held}
             if done or len(held) >= (_ALIKE if len(alike) == 1 else _SILENCE):
                 raise held[-1][1].error
-            return
-        yield from ((key, Failed(refused.reason, False)) for key, refused in held)
-        held.clear()
 
 
 class _Stop(Exception):

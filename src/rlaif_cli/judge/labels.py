@@ -52,8 +52,8 @@ def unusable(answers: Sequence[Answer], min_mass: float) -> Failed | None:
         return Failed(f"the labels hold {min(masses):.3g} of the judge's answer, less than {min_mass:g}", False)
     for answer in answers:
         if answer.unseen > UNSEEN * answer.mass:
-            could = f"labels that the server does not list could hold {answer.unseen:.3g}"
-            return Failed(f"{could} beside the {answer.mass:.3g} of those it lists", False)
+            missing = f"labels missing from the server's list of likely tokens may have up to {answer.unseen:.3g}"
+            return Failed(f"{missing} of the probability; those on the list have {answer.mass:.3g}", False)
     return None
 
 
@@ -127,6 +127,8 @@ class Labels:
     def _counted(self, sampled: list[Completion] | Failed) -> Answer:
         if isinstance(sampled, Failed):
             return Answer(failed=sampled)
+        if all(completion.no_answer for completion in sampled):
+            return Answer(failed=Failed(sampled[0].no_answer, False))
         said = [sampled_label(completion, self._labels) for completion in sampled]
         return Answer(tuple(said.count(label) / len(sampled) for label in self._labels))
 
@@ -141,7 +143,7 @@ def sampled_label(completion: Completion, labels: Sequence[str]) -> str | None:
     ended. A reply that was cut has not come to its last line.
     """
     reply = completion.text.rpartition("</think>")[2]
-    if completion.finish_reason == "length" or "<think>" in reply:
+    if completion.no_answer or completion.finish_reason == "length" or "<think>" in reply:
         return None
     lines = reply.strip().splitlines()
     answer = _ANSWER.fullmatch(lines[-1].strip()) if lines else None

@@ -13,7 +13,7 @@ from typing import Any
 
 from rlaif_cli import prompts
 from rlaif_cli.constitution import Constitution
-from rlaif_cli.engines.base import Engine, Failed, Request, Sampling
+from rlaif_cli.engines.base import Completion, Engine, Failed, Request, Sampling
 from rlaif_cli.judge.base import Approval, Comparison, Judgement, Single, direction, mean, position_won
 from rlaif_cli.judge.labels import Answer, Labels, Question, unusable
 from rlaif_cli.records import Message
@@ -87,7 +87,7 @@ class PairwiseJudge:
         ]
         sampling = Sampling(temperature=0.0, max_tokens=self._rationale_tokens, stop=(prompts.ANSWER_PREFIX.strip(),))
         said = {
-            key: found if isinstance(found, Failed) else found[0].text.strip()
+            key: found if isinstance(found, Failed) else _said(found[0])
             for key, found in self._engine.generate(asked, sampling)
         }
         found: dict[int, list[Any]] = {place: [] for place in range(len(comparisons))}
@@ -168,6 +168,10 @@ class PairwiseJudge:
             flipped=position_won(p_first),
             rationales=rationales,
         )
+
+
+def _said(completion: Completion) -> str | Failed:
+    return Failed(completion.no_answer, False) if completion.no_answer else completion.text.strip()
 
 
 def _all_text(said: Sequence[Any]) -> bool:
