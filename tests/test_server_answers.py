@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
 import pytest
 
 from chat_server import Server, message, oracle
 from conftest import rlaif, rows_of
 from rlaif_cli.config import address_fault
-from rlaif_cli.engines import server_answers
+from rlaif_cli.engines import server_answers, server_errors
 from rlaif_cli.engines.base import Bound, Completion, Failed, Request, Sampling
 from rlaif_cli.engines.openai import OpenAIEngine
 from rlaif_cli.engines.server_answers import Unusable
@@ -547,11 +549,11 @@ def test_answers_without_text_are_set_aside_or_left_out(
 
     path = write_jsonl("prompts.jsonl", [{"id": f"q{i}", "prompt": f"q{i}"} for i in range(4)])
     done = generate(serve(moody), path, tmp_path / "out.jsonl", "-n", "3")
-    assert done.returncode == 3 and "1 answers of the server had no text" in done.stderr, done.stderr
+    assert done.returncode == 3 and "1 answers were no responses" in done.stderr, done.stderr
     rows = {row["id"]: [r["text"] for r in row["responses"]] for row in rows_of(tmp_path / "out.jsonl")}
     assert rows == {"q0": ["a", "b"], "q3": ["No.", "a", "b"]}
     rejected = {row["id"]: row["reason"] for row in rows_of(tmp_path / "out.rejected.jsonl")}
-    assert "content_filter" in rejected["q1"] and "2 of 3 answers had no text" in rejected["q2"]
+    assert "content_filter" in rejected["q1"] and "2 of 3 answers are no responses" in rejected["q2"]
     counts = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())["counts"]
     assert counts["refused"] == 1 and counts["without_text"] == 1 and counts["rejected"] == 2
 
@@ -563,6 +565,69 @@ def test_an_error_in_a_choice_is_asked_again_within_the_run(serve: Any) -> None:
     server = serve(once)
     [(_, found)] = engine(server, retries=1).generate([Request(0, (("user", "?"),))], Sampling())
     assert [completion.text for completion in found] == ["fine"] and len(server.requests) == 2
+
+
+THOUGHTS = [
+    "<think>Hm.</think>Blue.",
+    "<think>Hm, so the",
+    "Hm.</think>\n\nBlue.",
+    "<|channel|>analysis<|message|>Hm.<|end|>",
+    "[THINK]Hm.[/THINK]Blue.",
+]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_thoughts_are_no_response(serve: Any, write_jsonl: Callable[..., str], tmp_path: Path, n: int) -> None:
+    texts = [*THOUGHTS, "Blue. <|end|>"]
+    path = write_jsonl("prompts.jsonl", [{"id": str(i), "prompt": str(i)} for i in range(len(texts))])
+    server = serve(lambda body, text: [choice(texts[int(text)], reason="length") for _ in range(n)])
+    done = generate(server, path, tmp_path / "out.jsonl", "-n", str(n))
+    assert done.returncode == 3 and [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == ["5"], done.stderr
+    rejected = {row["id"]: row["reason"] for row in rows_of(tmp_path / "out.rejected.jsonl")}
+    assert len(rejected) == 5 and all("rlaif does not support thinking models yet" in each for each in rejected.values())
+    assert "the reply holds the model's thoughts (</think>)" in rejected["2"]
+
+
+# ------------------------------------------------------------------------------------------------ the server's words
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"detail": "Model is not loaded"}',
+        b'{"error": "Model is not loaded"}',
+        b'{"error": {"message": "Model is not loaded", "code": 400}}',
+        b'{"message": "Model is not loaded", "object": "error"}',
+        b'{"detail": [{"loc": ["body", "x"], "msg": "Model is not loaded", "input": 3}]}',
+        b'{"reason": {"text": "Model is not loaded"}}',
+        b"Model is not loaded",
+    ],
+)
+def test_a_servers_words_are_shown_whatever_form_it_gives_them(body: bytes) -> None:
+    told = server_errors.told(status_error(body))
+    assert told.startswith("Error code: 400 - ") and "Model is not loaded" in told, told
+    assert ("body.x: Model" in told) == (b"loc" in body)
+    assert len(server_errors.told(status_error(body + b" and so on" * 99))) <= 300
+
+
+def status_error(body: bytes) -> Exception:
+    """As the client raises it."""
+    answered = httpx.MockTransport(lambda request: httpx.Response(400, content=body))
+    client = openai.OpenAI(api_key="k", base_url="http://h/v1", http_client=httpx.Client(transport=answered))
+    with pytest.raises(openai.APIStatusError) as raised:
+        client.models.list()
+    return raised.value
+
+
+def test_an_error_inside_an_answer_is_said_in_the_same_words() -> None:
+    with pytest.raises(Unusable, match="in place of an answer: body.x: bad"):
+        server_answers.parsed(b'{"error": {"detail": [{"loc": ["body", "x"], "msg": "bad"}]}}')
+
+
+@pytest.mark.parametrize(("key", "shown"), [("x", "x-ray sk-12345"), ("sk-12345", "x-ray …")])
+def test_a_key_is_hidden_and_a_placeholder_hides_nothing(monkeypatch: Any, key: str, shown: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    assert server_errors.told(ValueError("x-ray sk-12345")) == shown
 
 
 # --------------------------------------------------------------------------------------------- addresses and settings

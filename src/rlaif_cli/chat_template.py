@@ -15,7 +15,7 @@ from rlaif_cli.errors import ConversationError, ModelError
 from rlaif_cli.records import Message
 
 # How models mark the beginning and the end of their thoughts.
-_THOUGHTS = (
+THOUGHTS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
@@ -29,6 +29,14 @@ _THOUGHTS = (
     ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
     ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
 )
+_ENDS_TURNS_TOO = "<|end|>"  # shows thoughts only where they were begun
+
+
+def mark_of_thoughts(text: str) -> str | None:
+    """The first mark in a text that shows thoughts: whole ones, cut ones, or the end of some that began before it."""
+    marks = [mark for pair in THOUGHTS for mark in pair if mark in text and mark != _ENDS_TURNS_TOO]
+    return min(marks, key=text.index, default=None)
+
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ class ChatTemplate:
     def opens_thoughts(self) -> str | None:
         """The mark with which the generation prompt begins thoughts that it does not end."""
         text = self.frame.opening
-        return next((begin for begin, end in _THOUGHTS if text.rfind(begin) > text.rfind(end)), None)
+        return next((begin for begin, end in THOUGHTS if text.rfind(begin) > text.rfind(end)), None)
 
     def _render(self, roles: Sequence[str], texts: Sequence[str], add_generation_prompt: bool) -> str:
         if not self.given:

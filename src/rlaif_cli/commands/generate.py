@@ -29,7 +29,7 @@ def run(config: GenerateConfig) -> int:
         + (f", {summary.refused} refusals" if summary.refused else "")
     )
     if summary.without_text:
-        console.warn(f"{summary.without_text} answers of the server had no text; their rows have fewer responses")
+        console.warn(f"{summary.without_text} answers were no responses; their rows have fewer")
     return partial(summary.rejected, str(rejected_path(config.output, "generate")))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from rlaif_cli.chat import AnyTokenizer
+from rlaif_cli.chat_template import mark_of_thoughts
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -58,7 +59,8 @@ class Completion:
             its words), its own word, or None where it does not say.
         no_text: of a server: why there is no response, only an empty text.
 
-    `no_answer` says why it cannot be read as a judge's answer either; empty where it can.
+    `no_answer` says why it cannot be read as a judge's answer either, `no_response` why it is no response; empty where
+    it can or is.
     """
 
     text: str
@@ -76,6 +78,12 @@ class Completion:
     @property
     def no_answer(self) -> str:
         return self.no_text or (f"the judge refused to answer: {self.text}" if self.finish_reason == "refusal" else "")
+
+    @property
+    def no_response(self) -> str:
+        mark = mark_of_thoughts(self.text)
+        thoughts = f"the reply holds the model's thoughts ({mark}), and rlaif does not support thinking models yet"
+        return self.no_text or (thoughts if mark else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif_cli.engines.base import Completion
+from rlaif_cli.engines.server_errors import said
 
 SETTLED = {400, 413, 422}  # status codes that a server will give again to the same request
 
@@ -138,10 +139,9 @@ def _is_text(text: str) -> bool:
 
 
 def _failure(error: Any) -> Unusable:
-    """What a server tells inside of an answer that claims to be one."""
-    message, code = field(error, "message"), field(error, "code")
-    said = message if isinstance(message, str) else error if isinstance(error, str) else "no reason given"
-    return Unusable(f"an error in place of an answer: {said}", again=not (isinstance(code, int) and code in SETTLED))
+    """What a server says is wrong inside of an answer that claims to be one."""
+    code = field(error, "code")
+    return Unusable(f"an error in place of an answer: {said(error) or 'no reason given'}", again=not (isinstance(code, int) and code in SETTLED))
 
 
 def usage(body: dict[str, Any]) -> tuple[int, int]:

@@ -34,6 +34,9 @@ _HINTS = {
     "max_completion_tokens": "set --max-tokens to what the server takes",
     "stop": "leave out --stop",
 }
+_TEXTS = ("message", "msg", "detail", "error", "errors", "reason")  # where servers put their words, the best first
+_DEPTH = 9  # of nested objects that are looked into
+_SECRET = 8  # characters; what is shorter is no key but a placeholder, and stands in ordinary words too
 _WORDY = {"n", "stop", "seed", "temperature"}  # names that are also words: they count where they are quoted
 
 
@@ -118,11 +121,11 @@ def _words(value: Any, depth: int = 0) -> Iterator[str]:
     """The texts of a refusal; not what it repeats of the request."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, list) and depth < 9:
+    elif isinstance(value, list) and depth < _DEPTH:
         for each in value:
             yield from _words(each, depth + 1)
-    elif isinstance(value, dict) and depth < 9:
-        for key in ("message", "msg", "detail", "error", "errors", "code", "param", "loc", "type"):
+    elif isinstance(value, dict) and depth < _DEPTH:
+        for key in (*_TEXTS, "code", "param", "loc", "type"):
             yield from _words(value.get(key), depth + 1)
 
 
@@ -135,11 +138,28 @@ def shown_address(url: str) -> str:
         return "…"
 
 
+def said(body: Any, depth: int = 0) -> str:
+    """A server's own words for a fault, whatever form it gives them: a text, or objects and lists that hold one."""
+    if isinstance(body, str):
+        return body.strip()
+    if isinstance(body, list) and depth < _DEPTH:
+        return "; ".join(filter(None, (said(each, depth + 1) for each in body)))
+    if not isinstance(body, dict) or depth >= _DEPTH:
+        return ""
+    text = next(filter(None, (said(body.get(key), depth + 1) for key in _TEXTS)), "")
+    place = body.get("loc")
+    if text and isinstance(place, list) and place:
+        return f"{'.'.join(map(str, place))}: {text}"
+    return text
+
+
 def told(error: Exception) -> str:
     """One line, and nothing that might hold a key."""
     text = str(getattr(error, "message", error))
+    if (status := getattr(error, "status_code", None)) is not None and hasattr(error, "response"):
+        text = f"Error code: {status} - {said(getattr(error, 'body', None)) or error.response.text}".rstrip(" -")
     if error.__cause__ is not None and not hasattr(error, "status_code") and str(error.__cause__) not in text:
         text += f" ({error.__cause__})"
     text = " ".join(text.split())
-    key = os.environ.get(KEY)
-    return (text.replace(key, "…") if key else text)[:300]
+    key = os.environ.get(KEY, "")
+    return (text.replace(key, "…") if len(key) >= _SECRET else text)[:300]

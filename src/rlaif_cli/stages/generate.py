@@ -30,7 +30,7 @@ class GenerateSummary:
     tokens_out: int = 0
     unfinished: int = 0  # responses cut by --max-tokens
     refused: int = 0  # responses that are a refusal, by the server's word
-    without_text: int = 0  # answers of a server that had no text, in rows that have other responses
+    without_text: int = 0  # answers that are no responses, in rows that have others
     rejected: int = 0
 
     def add(self, row: dict[str, Any]) -> None:
@@ -136,9 +136,12 @@ def _responses(completions: list[Completion] | Failed) -> tuple[list[Completion]
     """The completions that are responses, and why there are not more."""
     if isinstance(completions, Failed):
         return [], completions.reason
-    missing = [completion.no_text for completion in completions if completion.no_text]
-    reason = f"{len(missing)} of {len(completions)} answers had no text; the last: {missing[-1]}" if missing else ""
-    return [completion for completion in completions if not completion.no_text], reason
+    faults = [completion.no_response for completion in completions]
+    missing = [fault for fault in faults if fault]
+    reason = f"{len(missing)} of {len(completions)} answers are no responses; the last: {missing[-1]}" if missing else ""
+    if len(missing) == len(completions) == 1:
+        reason = missing[0]
+    return [completion for completion, fault in zip(completions, faults, strict=True) if not fault], reason
 
 
 def _candidates(

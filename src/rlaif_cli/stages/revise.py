@@ -178,6 +178,8 @@ def _say(
     for place, found in engine.generate(requests, sampling):
         if isinstance(found, Failed):
             drafts[place].failed = found
+        elif found[0].no_response:
+            drafts[place].failed = Failed(found[0].no_response, False)
         else:
             yield drafts[place], found[0].text.strip()
 
