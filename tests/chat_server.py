@@ -78,8 +78,8 @@ class Server:
                 self._send(200, {"id": "x", "object": "chat.completion", "created": 0, "model": "judge",
                                  "choices": choices, "usage": usage})  # fmt: skip
 
-            def _send(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
-                data = json.dumps(body).encode()
+            def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
                 for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
                     self.send_header(name, value)

@@ -210,8 +210,13 @@ def test_a_response_that_one_principle_leaves_out_has_no_score() -> None:
     constitution = constitutions.load("helpfulness")
     one, other = (principle.id for principle in constitution.principles[:2])
     words = constitution.select([other]).principles[0].text
-    scorer = scorer_of(ScriptedJudge(lambda text: words in text), one, other)
-    assert scorer.score([[Message(role="user", content="q")]], [["r"]]).isnan().all()
+    scorer, prompt = (
+        scorer_of(ScriptedJudge(lambda text: words in text), one, other),
+        [Message(role="user", content="q")],
+    )
+    assert scorer.score([prompt], [["r"]]).isnan().all()
+    said = why_unscored(scorer, prompt, "r")
+    assert said.startswith("1 of its 2 questions (one for each principle) failed: the labels hold")
 
 
 @pytest.mark.parametrize("method", ["score", "contrast"])

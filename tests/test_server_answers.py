@@ -7,24 +7,25 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import httpx
-import openai
 import pytest
 
 from chat_server import Server, message, oracle
 from conftest import rlaif, rows_of
-from rlaif_cli.config import address_fault
+from rlaif_cli.config import GenerateConfig, address_fault
 from rlaif_cli.engines import server_answers, server_errors
-from rlaif_cli.engines.base import Bound, Completion, Failed, Request, Sampling
+from rlaif_cli.engines.base import Bound, Completion, Failed, Request, Sampling, Usage
 from rlaif_cli.engines.openai import OpenAIEngine
 from rlaif_cli.engines.server_answers import Unusable
 from rlaif_cli.engines.server_dialect import Dialect
 from rlaif_cli.engines.server_labels import LabelShares
 from rlaif_cli.errors import EngineError, UsageError
 from rlaif_cli.judge.labels import Labels, sampled_label
-from rlaif_cli.records import Message
+from rlaif_cli.output import Output
+from rlaif_cli.records import Message, PromptRecord
+from rlaif_cli.stages.files import accounted
 
 SCORES = [spelled for number in range(1, 11) for spelled in (str(number), f" {number}")]
 SCORE_LABELS = [str(number) for number in range(1, 11)]
@@ -159,13 +160,43 @@ def test_what_is_no_answer_at_all(content: bytes, again: bool) -> None:
 
 
 def test_usage_counts_what_can_be_counted() -> None:
-    def counted(usage: Any) -> tuple[int, int]:
+    def counted(usage: Any) -> tuple[int | None, int | None]:
         return server_answers.usage({"usage": usage})
 
-    assert counted({"prompt_tokens": 10, "completion_tokens": None}) == (10, 0)
-    assert counted({"prompt_tokens": True, "completion_tokens": 10**400}) == (0, 0)
+    assert counted({"prompt_tokens": 10, "completion_tokens": None}) == (10, None)
+    assert counted({"prompt_tokens": True, "completion_tokens": 10**400}) == (None, None)
     for odd in (None, [], "10", {"input_tokens": 10}, {"prompt_tokens": -1, "completion_tokens": "7"}):
-        assert counted(odd) == (0, 0)
+        assert counted(odd) == (None, None)
+
+
+def test_a_cost_that_is_not_known_is_not_written(tmp_path: Path, capfd: Any) -> None:
+    """Not in this sitting, nor where a later one is counted."""
+    config = GenerateConfig(prompts="-", model="m", engine="openai", price_in=1.0, price_out=2.0)
+    output = Output(tmp_path / "out.jsonl", {})
+    output.write(PromptRecord(id="a", prompt="q"))
+
+    def sitting(*counts: tuple[int | None, int | None]) -> dict[str, float]:
+        counting: Any = SimpleNamespace(usage=Usage())
+        with accounted(output, [counting], config):
+            for each in counts:
+                counting.usage.add(*each)
+        return dict(output.usage)
+
+    assert sitting((10, 5)) == {"tokens_in": 10, "tokens_out": 5, "cost": pytest.approx(2e-5)}
+    assert sitting((10, None), (None, None)) == {"tokens_in": 20, "tokens_out": 5, "uncounted": 2}
+    assert capfd.readouterr().err.count("does not report the tokens of 2 answers, so the cost is not known") == 1
+    assert sitting((10, 5)) == {"tokens_in": 30, "tokens_out": 10, "uncounted": 2}
+    output.close()
+    assert Output(tmp_path / "out.jsonl", {}).usage["uncounted"] == 2
+
+
+def test_a_panels_tokens_add_up(tmp_path: Path) -> None:
+    output, config = Output(tmp_path / "out.jsonl", {}), GenerateConfig(prompts="-", model="m", engine="openai")
+    judges: Any = [SimpleNamespace(usage=Usage(7, 0)), SimpleNamespace(usage=Usage()), SimpleNamespace()]
+    with accounted(output, judges, config):
+        judges[0].usage.add(10, 0)
+        judges[1].usage.add(20, 0)
+    assert output.usage == {"tokens_in": 30, "tokens_out": 0}
 
 
 @pytest.mark.parametrize("listed", ["<html>", "[]", '{"data": null}', '{"data": []}', '{"data": [{"id": null}]}', "3"])
@@ -504,6 +535,7 @@ def test_a_few_refused_rows_among_answered_ones_are_unscored(picky: Any, label: 
     server = picky(lambda body: "q1?" if "[Prompt]\nq1\n" in body["messages"][-1]["content"] else None)
     done, output = label(server)
     assert done.returncode == 3 and len(rows_of(output)) == 29, done.stderr
+    assert "--overwrite judges all pairs again" in done.stderr
     assert len(rows_of(output.with_name("prefs.unscored.jsonl"))) == 1
 
 
@@ -584,7 +616,9 @@ def test_thoughts_are_no_response(serve: Any, write_jsonl: Callable[..., str], t
     done = generate(server, path, tmp_path / "out.jsonl", "-n", str(n))
     assert done.returncode == 3 and [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == ["5"], done.stderr
     rejected = {row["id"]: row["reason"] for row in rows_of(tmp_path / "out.rejected.jsonl")}
-    assert len(rejected) == 5 and all("rlaif does not support thinking models yet" in each for each in rejected.values())
+    assert len(rejected) == 5 and all(
+        "rlaif does not support thinking models yet" in each for each in rejected.values()
+    )
     assert "the reply holds the model's thoughts (</think>)" in rejected["2"]
 
 
@@ -603,24 +637,22 @@ def test_thoughts_are_no_response(serve: Any, write_jsonl: Callable[..., str], t
         b"Model is not loaded",
     ],
 )
-def test_a_servers_words_are_shown_whatever_form_it_gives_them(body: bytes) -> None:
-    told = server_errors.told(status_error(body))
-    assert told.startswith("Error code: 400 - ") and "Model is not loaded" in told, told
-    assert ("body.x: Model" in told) == (b"loc" in body)
-    assert len(server_errors.told(status_error(body + b" and so on" * 99))) <= 300
+def test_a_servers_words_are_shown_whatever_form_it_gives_them(serve: Any, body: bytes) -> None:
+    server = serve(oracle, refuse=lambda _: (400, body))
+    with pytest.raises(EngineError) as stopped:
+        list(engine(server).generate([Request(0, (("user", "?"),))], Sampling()))
+    assert "Error code: 400 - " in stopped.value.what and "Model is not loaded" in stopped.value.what
+    assert ("body.x: Model" in stopped.value.what) == (b"loc" in body)
 
 
-def status_error(body: bytes) -> Exception:
-    """As the client raises it."""
-    answered = httpx.MockTransport(lambda request: httpx.Response(400, content=body))
-    client = openai.OpenAI(api_key="k", base_url="http://h/v1", http_client=httpx.Client(transport=answered))
-    with pytest.raises(openai.APIStatusError) as raised:
-        client.models.list()
-    return raised.value
+def test_a_long_refusal_is_cut(serve: Any) -> None:
+    with pytest.raises(EngineError) as stopped:
+        list(engine(serve(oracle, refuse=lambda _: (400, b"no " * 999))).generate([asked()], Sampling()))
+    assert len(stopped.value.what.partition("every request: ")[2]) in (299, 300)
 
 
 def test_an_error_inside_an_answer_is_said_in_the_same_words() -> None:
-    with pytest.raises(Unusable, match="in place of an answer: body.x: bad"):
+    with pytest.raises(Unusable, match=r"in place of an answer: body\.x: bad"):
         server_answers.parsed(b'{"error": {"detail": [{"loc": ["body", "x"], "msg": "bad"}]}}')
 
 

@@ -38,7 +38,6 @@ def mark_of_thoughts(text: str) -> str | None:
     return min(marks, key=text.index, default=None)
 
 
-
 @dataclass(frozen=True)
 class Frame:
     """What a template writes around the reply to a user's turn.

@@ -398,6 +398,8 @@ class Output:
     def spend(self, usage: dict[str, float]) -> None:
         """Add to what the rows cost; kept in `<output>.run.json`, so that a run that goes on later knows of it."""
         self.usage.update(usage)
+        if self.usage["uncounted"]:  # then what is known of the cost is a part of it
+            self.usage.pop("cost", None)
         if self.path is not None:
             self._write_run()
 
@@ -452,7 +454,7 @@ class Output:
 
 
 def _numbers(found: Any, where: Path) -> dict[str, float]:
-    counted = isinstance(found, dict) and found.keys() <= {"tokens_in", "tokens_out", "cost"}
+    counted = isinstance(found, dict) and found.keys() <= {"tokens_in", "tokens_out", "uncounted", "cost"}
     if not counted or not all(isinstance(value, int | float) for value in found.values()):
         raise InputError("'usage' is not what it should be", where=str(where), hint=START_ANEW)
     return found

@@ -103,14 +103,17 @@ class Bound(float):
 
 @dataclass
 class Usage:
-    """Tokens that a server counted."""
+    """Tokens that a server counted; `uncounted`: answers for which it did not."""
 
     tokens_in: int = 0
     tokens_out: int = 0
+    uncounted: int = 0
 
-    def add(self, tokens_in: int, tokens_out: int) -> None:
-        self.tokens_in += tokens_in
-        self.tokens_out += tokens_out
+    def add(self, tokens_in: int | None, tokens_out: int | None) -> None:
+        """None: not counted."""
+        self.tokens_in += tokens_in or 0
+        self.tokens_out += tokens_out or 0
+        self.uncounted += tokens_in is None or tokens_out is None
 
 
 class Engine(Protocol):

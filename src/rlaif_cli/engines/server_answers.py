@@ -141,16 +141,19 @@ def _is_text(text: str) -> bool:
 def _failure(error: Any) -> Unusable:
     """What a server says is wrong inside of an answer that claims to be one."""
     code = field(error, "code")
-    return Unusable(f"an error in place of an answer: {said(error) or 'no reason given'}", again=not (isinstance(code, int) and code in SETTLED))
+    return Unusable(
+        f"an error in place of an answer: {said(error) or 'no reason given'}",
+        again=not (isinstance(code, int) and code in SETTLED),
+    )
 
 
-def usage(body: dict[str, Any]) -> tuple[int, int]:
-    """Tokens in and out, as the server counts them; 0 where it does not."""
+def usage(body: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Tokens in and out, as the server counts them; None where it does not, or not in a way that can be read."""
     return _count(field(body, "usage", "prompt_tokens")), _count(field(body, "usage", "completion_tokens"))
 
 
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 50 else 0
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 50 else None
 
 
 def model_list(content: bytes) -> dict[str, dict[str, Any]] | None:
@@ -169,8 +172,8 @@ def model_list(content: bytes) -> dict[str, dict[str, Any]] | None:
 
 
 def context_length(model: dict[str, Any]) -> int:
-    """Tokens; 0: not told."""
-    return _count(model.get("max_model_len"))
+    """Tokens; 0: the server does not say."""
+    return _count(model.get("max_model_len")) or 0
 
 
 # ------------------------------------------------------------------------------------------------------- log-probs

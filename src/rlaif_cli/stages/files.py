@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rlaif_cli import models
 from rlaif_cli.chat import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTokenizer
 from rlaif_cli.config import EngineConfig
+from rlaif_cli.console import warn_once
 from rlaif_cli.engines import FAKE, LOCAL, SERVER, Engine, computing_engine, engine_name
 from rlaif_cli.errors import EngineError
 from rlaif_cli.output import Output
@@ -86,22 +87,24 @@ class InOrder:
 def accounted(output: Output, engines: Sequence[Engine], config: EngineConfig) -> Iterator[None]:
     """What servers count meanwhile goes to the output's account, also where it ends in an error or by Ctrl-C.
 
-    With `--price-in` and `--price-out` its cost too. Other engines count nothing.
+    With `--price-in` and `--price-out` its cost too, if every answer was counted. Other engines count nothing.
     """
     counted = [usage for engine in engines if (usage := getattr(engine, "usage", None)) is not None]
 
-    def totals() -> tuple[int, int]:
-        return sum(usage.tokens_in for usage in counted), sum(usage.tokens_out for usage in counted)
+    def totals() -> Counter[str]:
+        return sum((Counter(vars(usage)) for usage in counted), Counter())
 
     before = totals()
     try:
         yield
     finally:
-        tokens_in, tokens_out = (now - then for now, then in zip(totals(), before, strict=True))
-        if tokens_in or tokens_out:
-            spent: dict[str, float] = {"tokens_in": tokens_in, "tokens_out": tokens_out}
+        spent: dict[str, float] = dict(totals() - before)
+        if spent:
+            tokens_in, tokens_out = spent.setdefault("tokens_in", 0), spent.setdefault("tokens_out", 0)
             if config.price_in is not None and config.price_out is not None:
                 spent["cost"] = round((tokens_in * config.price_in + tokens_out * config.price_out) / 1e6, 6)
+                if uncounted := spent.get("uncounted"):
+                    warn_once(f"the server does not report the tokens of {uncounted} answers, so the cost is not known")
             output.spend(spent)
 
 

@@ -138,7 +138,9 @@ def _responses(completions: list[Completion] | Failed) -> tuple[list[Completion]
         return [], completions.reason
     faults = [completion.no_response for completion in completions]
     missing = [fault for fault in faults if fault]
-    reason = f"{len(missing)} of {len(completions)} answers are no responses; the last: {missing[-1]}" if missing else ""
+    reason = (
+        f"{len(missing)} of {len(completions)} answers are no responses; the last: {missing[-1]}" if missing else ""
+    )
     if len(missing) == len(completions) == 1:
         reason = missing[0]
     return [completion for completion, fault in zip(completions, faults, strict=True) if not fault], reason

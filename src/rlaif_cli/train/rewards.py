@@ -167,11 +167,11 @@ class JudgeScorer:
             found.setdefault(key, []).append(reward)
         self.reasons = {}
         for key, rewards in found.items():
-            missing = next((reward for reward in rewards if not math.isfinite(reward)), None)
-            if missing is None:
-                self._cache[key] = sum(rewards) / len(rewards)
+            missing = [reward for reward in rewards if not math.isfinite(reward)]
+            if missing:
+                self.reasons[key] = _why(missing, len(rewards))
             else:
-                self.reasons[key] = missing.reason if isinstance(missing, NoReward) else NOT_FINITE
+                self._cache[key] = sum(rewards) / len(rewards)
         return torch.tensor([[self._cache.get(key, math.nan) for key in row] for row in keys])
 
 
@@ -201,6 +201,14 @@ class _Fitting:
 
 
 NOT_FINITE = "its score is no finite number"
+
+
+def _why(missing: Sequence[float], asked: int) -> str:
+    """Why a response has no score, of whose questions (one for each principle) these have no reward."""
+    reason = missing[0].reason if isinstance(missing[0], NoReward) else NOT_FINITE
+    return (
+        reason if asked == 1 else f"{len(missing)} of its {asked} questions (one for each principle) failed: {reason}"
+    )
 
 
 def why_unscored(source: RewardSource, prompt: list[Message], response: str) -> str:

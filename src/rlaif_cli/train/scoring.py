@@ -96,12 +96,15 @@ def check(config: PPOConfig, unscored: Sequence[dict[str, Any]], total: int, tra
     """
     if trained_on and len(unscored) <= config.max_unscored * total + 1e-9:
         return
+    fewer = (
+        " A response needs an answer for every principle: fewer --principles fail less often." if config.judge else ""
+    )
     reasons = Counter(row["reason"] for row in unscored).most_common(3)
     said = "; ".join(f"{reason} ({count} of {len(unscored)})" for reason, count in reasons)
     bound = f"--max-unscored allows {config.max_unscored:.0%}" if trained_on else "which leaves nothing to compare"
     raise TooManyUnscored(
         f"{len(unscored)} of the {total} responses of step {step} got no score ({bound}): {said}",
         hint=f"{Path(config.output) / UNSCORED} has them. Nothing is lost: once the judge answers, run the same "
-        "command to resume before this step; or train without these responses by a higher --max-unscored. Another "
-        "judge, --method or --max-tokens makes another run (--overwrite)",
+        f"command to resume before this step; or train without these responses by a higher --max-unscored.{fewer} "
+        "Another judge, --method, --principles or --max-tokens makes another run (--overwrite)",
     )
