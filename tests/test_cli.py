@@ -744,7 +744,7 @@ def test_a_matrix_runs_what_differs_and_shares_what_is_equal(questions: str, tmp
     [
         ({"matrix": {"rm": [1]}}, "'rm' is named twice"),
         ({"values": {"run": "x"}}, "'run' is named twice"),
-        ({"matrix": {"hard": []}}, "'matrix.hard' needs at least 1 items"),
+        ({"matrix": {"hard": []}}, "'matrix.hard' needs at least 1 item"),
         ({"matrix": {"hard": [[1]]}}, "matrix.hard"),
         ({"matrix": {}}, "${hard} is no earlier stage and no value"),
     ],

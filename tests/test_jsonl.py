@@ -49,7 +49,7 @@ def test_a_fault_names_its_line_and_reason(write_jsonl, bad, said):
     [
         ({"prompt": ""}, "'prompt' is empty"),
         ({"prompt": [{"content": "x"}]}, "'prompt.0.role' is missing"),
-        ({"prompt": []}, "'prompt' needs at least 1 items, found 0"),
+        ({"prompt": []}, "'prompt' needs at least 1 item, found 0"),
     ],
 )
 def test_a_prompt_is_told_what_is_wrong_with_the_kind_that_it_is(write_jsonl, bad, reason):

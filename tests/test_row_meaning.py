@@ -130,6 +130,27 @@ def test_sides_that_are_no_two_replies_to_one_prompt(kind: type[Record], row: Ro
     assert said in why_not(kind, row)
 
 
+WHOLE = {"chosen": [user("Why?"), assistant("a")], "rejected": [user("Why?"), assistant("b")]}
+NO_P = "'p_chosen' is missing; `rlaif data convert --from trl-preference` reads rows of verdicts"
+
+
+@pytest.mark.parametrize("kind", [Preference, HumanPair])
+def test_whole_conversations_say_their_prompt_but_not_how_sure_their_label_is(kind: type[Record]) -> None:
+    """TRL's rows with an implicit prompt: what is missing is `p_chosen`, and nothing else."""
+    assert why_not(kind, WHOLE) == NO_P
+    assert why_not(kind, {"prompt": "Why?", "chosen": "a", "rejected": "b"}) == NO_P
+    read = kind.model_validate(WHOLE | {"p_chosen": 0.9})
+    assert as_messages(read.prompt) == as_messages("Why?")  # type: ignore[attr-defined]
+
+
+def test_a_list_of_the_wrong_length_is_told_in_plain_words() -> None:
+    two = [assistant("x"), assistant("y")]
+    row = {"prompt": "", "chosen": two, "rejected": two, "p_chosen": 1.0}
+    assert "should" not in why_not(Preference, row)
+    assert why_not(Preference, pair([], "b")) == "'chosen' needs at least 1 item, found 0"
+    assert why_not(PairsOnly, {"prompt": "q", "responses": ["a"]}) == "'responses' needs at least 2 items, found 1"
+
+
 def test_turns_that_both_sides_begin_with_belong_to_the_prompt() -> None:
     row = pair([*SIDE, assistant("a")], [*SIDE, assistant("b")], [user("Why?")])
     preference, people = Preference.model_validate(row), HumanPair.model_validate(row)
@@ -515,7 +536,7 @@ def test_whatever_a_row_holds_is_read_or_refused_in_one_line() -> None:
                 record = kind.model_validate(copy.deepcopy(row))
             except ValueError as error:
                 refused += 1
-                assert "\n" not in describe(error) and "Input should" not in describe(error)
+                assert "\n" not in describe(error) and " should " not in describe(error)
                 continue
             for each in FORMATS.values():
                 if isinstance(record, each.record):

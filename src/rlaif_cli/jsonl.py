@@ -126,7 +126,9 @@ def _describe_one(found: Any) -> str:
     if kind == "missing":
         return f"'{place}' is missing"
     if kind == "too_short":
-        return f"'{place}' needs at least {context['min_length']} items, found {context['actual_length']}"
+        return f"'{place}' needs at least {_items(context['min_length'])}, found {context['actual_length']}"
+    if kind == "too_long":
+        return f"'{place}' must have no more than {_items(context['max_length'])}, found {context['actual_length']}"
     if kind == "string_too_short":
         return f"'{place}' is empty"
     if kind == "extra_forbidden":
@@ -135,6 +137,10 @@ def _describe_one(found: Any) -> str:
         return f"'{place}' must be {_TYPES[kind]}"
     message = found["msg"].removeprefix("Value error, ").replace("Input should ", "must ", 1)
     return f"'{place}'{'' if message.startswith('must ') else ':'} {message}" if place else message
+
+
+def _items(count: int) -> str:
+    return "1 item" if count == 1 else f"{count} items"
 
 
 def parse_record(kind: type[R], line: str) -> R:

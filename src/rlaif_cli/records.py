@@ -21,6 +21,7 @@ from rlaif_cli.turns import (
     plain_message,
     plain_row,
     refuse_repeated_text,
+    shared_turns_as_prompt,
 )
 
 Text = Annotated[str, Field(min_length=1)]
@@ -115,8 +116,10 @@ class Record(BaseModel):
         unknown = {key: value for key, value in row.items() if key not in cls.model_fields}
         if isinstance(meta := known.get("meta", {}), dict):
             known["meta"] = _checked_meta(meta, unknown)
-        if isinstance(known.get("id"), int):
-            known["id"] = str(known["id"])
+        if not isinstance(name := known.get("id"), str | int | None) or isinstance(name, bool):
+            raise ValueError("'id' must be a text or a whole number")
+        if isinstance(name, int):
+            known["id"] = str(name)
         if known.get("id") is None:
             known["id"] = content_id(*(known.get(field) for field in cls.identity()))
         return known
@@ -266,8 +269,8 @@ class PairsOnly(Candidates):
     responses: Annotated[list[Response], Field(min_length=2)]
 
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(ge=0)]  # a sum of rounded probabilities may be a little above one
+Probability = Annotated[float, Field(ge=0, le=1, strict=True)]  # neither true nor "1"
+Share = Annotated[float, Field(ge=0, strict=True)]  # a sum of rounded probabilities may be a little above one
 
 
 class Judged(BaseModel):
@@ -299,29 +302,41 @@ class Verdict(Judged):
     panel: list[Vote] | None = None
 
 
+_NO_P_CHOSEN = "'p_chosen' is missing; `rlaif data convert --from trl-preference` reads rows of verdicts"
+
+
 class Preference(Record):
     """TRL's conversational preference format, made soft by `p_chosen` = P(the judge prefers `chosen`)."""
 
     prompt: Conversation
     chosen: Annotated[list[Message], Field(min_length=1, max_length=1)]  # the assistant's reply to `prompt`
     rejected: Annotated[list[Message], Field(min_length=1, max_length=1)]
-    p_chosen: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+    p_chosen: Probability
     judge: Verdict | None = None
 
     @classmethod
     def accept(cls, row: dict[str, Any]) -> dict[str, Any]:
         """Also a `HumanPair`: `p_chosen` is then the share of people who preferred `chosen`.
 
-        Turns that `chosen` and `rejected` both begin with (TRL allows them) become part of the prompt.
+        Turns that `chosen` and `rejected` both begin with (TRL allows them) become part of the prompt, or are the
+        prompt where there is none.
+
+        Raises:
+            ValueError: the two are no replies to one conversation, or their row does not say how sure its label is.
         """
         refuse_repeated_text(row, "chosen", "rejected")
         row = accept_prompt(row)
         if {"response_a", "response_b"} <= row.keys() and not {"chosen", "rejected"} & row.keys():
             row = HumanPair.accept(row)
-            texts, p = [row.pop("response_a"), row.pop("response_b")], row.pop("human_fraction_a", None)
-            if isinstance(p, int | float):
-                texts, p = (texts[::-1], 1 - p) if p < 0.5 else (texts, p)
-                row |= {"chosen": texts[0], "rejected": texts[1], "p_chosen": p}
+            texts, p = [row.pop("response_a"), row.pop("response_b")], row.pop("human_fraction_a")
+            if not isinstance(p, int | float) or isinstance(p, bool):
+                raise ValueError("'human_fraction_a' must be a number")
+            texts, p = (texts[::-1], 1 - p) if p < 0.5 else (texts, p)
+            row |= {"chosen": texts[0], "rejected": texts[1], "p_chosen": p}
+        if {"chosen", "rejected"} <= row.keys():
+            row = shared_turns_as_prompt(row, "chosen", "rejected")
+            if "p_chosen" not in row:
+                raise ValueError(_NO_P_CHOSEN if "prompt" in row else f"'prompt' is missing; {_NO_P_CHOSEN}")
         for field, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
             if field in row:
                 row[field] = as_turns(row[field], role)
@@ -346,14 +361,14 @@ class HumanPair(Record):
     prompt: Prompt
     response_a: str
     response_b: str
-    human_fraction_a: Annotated[float, Field(ge=0, le=1)]  # share of annotators for a; 0.5 is a tie
+    human_fraction_a: Probability  # share of annotators for a; 0.5 is a tie
     source: str | None = None
     task: str | None = None
 
     @classmethod
     def accept(cls, row: dict[str, Any]) -> dict[str, Any]:
         """Also a `Preference`, whose labels then stand for people's."""
-        if {"chosen", "rejected", "p_chosen"} <= row.keys() and not {"response_a", "response_b"} & row.keys():
+        if {"chosen", "rejected"} <= row.keys() and not {"response_a", "response_b"} & row.keys():
             row = Preference.accept(row)
             row |= {"response_a": _text_of_one(row.pop("chosen")), "response_b": _text_of_one(row.pop("rejected"))}
             row["human_fraction_a"] = row.pop("p_chosen")
@@ -365,6 +380,8 @@ class HumanPair(Record):
                 raise ValueError("'human_preference' must be a, b or tie, where there is no 'human_fraction_a'")
             if isinstance(fraction, float | int) and whole is not None and _sign(fraction) != _sign(whole):
                 raise ValueError("'human_preference' and 'human_fraction_a' contradict each other")
+        elif "human_fraction_a" not in row and {"response_a", "response_b"} <= row.keys():
+            raise ValueError("'human_fraction_a' or 'human_preference' is missing: which response people preferred")
         return row
 
     @classmethod

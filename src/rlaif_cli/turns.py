@@ -140,6 +140,14 @@ def one_reply_each(row: Row, *sides: str) -> Row:
     return row | grown | dict(zip(sides, rest, strict=True))
 
 
+def shared_turns_as_prompt(row: Row, *sides: str) -> Row:
+    """A row without a prompt whose sides are whole conversations: the prompt is what all of them begin with."""
+    talks: list[Any] = [row.get(name) for name in sides]
+    if "prompt" in row or not all(map(is_talk, talks)) or not (shared := common_turns(talks)):
+        return row
+    return row | {"prompt": talks[0][:shared]} | {name: talk[shared:] for name, talk in zip(sides, talks, strict=True)}
+
+
 def common_turns(talks: Sequence[list[Any]]) -> int:
     """How many turns all conversations begin with; the last one of each is never counted."""
     same = 0
