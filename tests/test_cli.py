@@ -509,7 +509,7 @@ def test_train_rm_on_labels_that_are_all_undecided(write_jsonl: Write, tmp_path:
     rows = [{"prompt": f"{i}?", "chosen": "a", "rejected": "b", "p_chosen": 0.5} for i in range(4)]
     done = rlaif("train-rm", write_jsonl("prefs.jsonl", rows), "--model", "fake", "-o", "rm", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "no held-out pair with a preference" in done.stderr
+    assert "not measured, because no pair with a preference was held out" in done.stderr
 
 
 def test_ppo_by_group_logs_what_it_has(questions: str, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_money_is_of_all_gpus_for_the_whole_time(forecast: Any) -> None:
     [
         ({"gpus": 8}, "'gpu' is missing"),
         ({"gpus": 8, "machines": 1} | H100, "either 'gpus' or 'machines'"),
-        ({"gpus": 8, "prise": 1} | H100, "'prise' is no setting"),
+        ({"gpus": 8, "prise": 1} | H100, "'prise' is not a known field"),
         ({"gpus": 8} | H100, "how fast the model 'org/policy' is (read, sampled) is not known"),
         ({"machines": 1}, "--calibrate"),
     ],

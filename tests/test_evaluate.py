@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from conftest import ROOT, rlaif, rows_of
 from rlaif_cli import metrics
 from rlaif_cli.config import RewardModelEvalConfig
 from rlaif_cli.records import HumanPair, Preference
+from rlaif_cli.results import nothing_scored
 from rlaif_cli.train.evaluate import reward_model as evaluate_reward_model
 from rlaif_cli.train.models import new_reward_model
 
@@ -143,6 +146,34 @@ def test_where_nothing_could_be_scored_the_reasons_are_kept(write_jsonl: Callabl
     assert len(items) == 60 and all(row["p_a"] is None and "labels hold" in row["reason"] for row in items)
     assert not (tmp_path / "result.json").exists()
     assert "labels hold" in rlaif(*command, cwd=tmp_path).stderr, "without a file, the reasons are shown"
+
+
+@pytest.mark.parametrize("kind", ["alignment", "reward-model"])
+def test_ties_alone_are_no_preference_to_agree_with(
+    kind: str, reward_model: str, write_jsonl: Callable[..., str], tmp_path: Path
+) -> None:
+    pairs = write_jsonl("pairs.jsonl", [pair | {"human_fraction_a": 0.5} for pair in human_pairs()])
+    by = JUDGE if kind == "alignment" else ("--reward-model", reward_model)
+    done = rlaif("eval", kind, pairs, *by, cwd=tmp_path)
+    assert done.returncode == 1 and "no pair has a preference to agree with" in done.stderr, done.stderr
+    assert "None" not in done.stderr
+    items = [{"reason": None}, {"reason": "no answer"}]  # a tie that was scored, and a preference that was not
+    refused = nothing_scored(SimpleNamespace(output="-"), kind, "nothing", pairs, items)
+    assert refused.faults == ["no answer"]
+
+
+def test_a_number_of_other_items_than_the_rest_says_of_how_many(
+    write_jsonl: Callable[..., str], tmp_path: Path
+) -> None:
+    """Ties count in `human_share` alone."""
+    rows = [
+        {"id": f"{i}", "prompt": f"q {i % 3}", "response_a": "a", "response_b": "bb", "human_fraction_a": share}
+        for i, share in enumerate([1.0, 0.0, 1.0, 0.0, 0.5])
+    ]
+    done = rlaif("eval", "alignment", write_jsonl("pairs.jsonl", rows), *JUDGE, cwd=tmp_path)
+    parts = dict(re.findall(r"(\w+) [\d.]+ \[[^]]*\]( \(n \d+ of \d+ prompts\))?", done.stderr))
+    assert parts["human_share"] == " (n 5 of 3 prompts)" and parts["accuracy"] == "", done.stderr
+    assert ", n 4 of 3 prompts" in done.stderr
 
 
 def test_a_dry_run_reads_all_and_scores_nothing(write_jsonl: Callable[..., str], tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_a_held_out_number_that_chose_the_weights_says_so(tmp_path: Path, chosen
     folder = make_run(tmp_path)
     summary = make_summary(folder)
     rm = summary["stages"]["rm"]
-    words = "which also chose the weights"
+    words = "the same pairs chose the weights"
     assert words not in line(findings(summary, folder), "Reward model:"), "without --patience nothing is chosen"
     rm["settings"]["patience"] = 2
     rm["results"] |= {"chosen_on": chosen_on} if chosen_on else {}

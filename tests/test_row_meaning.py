@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from conftest import rlaif, rows_of
+from conftest import ROOT, rlaif, rows_of
 from rlaif_cli.config import (
     AnnotateConfig,
     AuditConfig,
@@ -141,6 +141,48 @@ def test_whole_conversations_say_their_prompt_but_not_how_sure_their_label_is(ki
     assert why_not(kind, {"prompt": "Why?", "chosen": "a", "rejected": "b"}) == NO_P
     read = kind.model_validate(WHOLE | {"p_chosen": 0.9})
     assert as_messages(read.prompt) == as_messages("Why?")  # type: ignore[attr-defined]
+
+
+PEOPLE = {"prompt": "Why?", "response_a": "a", "response_b": "b"}
+
+
+@pytest.mark.parametrize("kind", [Preference, HumanPair])
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ({}, "'human_fraction_a' or 'human_preference' is missing: which response people preferred"),
+        ({"human_fraction_a": False}, "must be a number"),
+        ({"human_fraction_a": "1"}, "must be a number"),
+        ({"human_preference": "first"}, "'human_preference' must be a, b or tie"),
+    ],
+)
+def test_a_human_pair_says_what_people_preferred(kind: type[Record], label: Row, said: str) -> None:
+    assert said in why_not(kind, PEOPLE | label)
+
+
+@pytest.mark.parametrize("label", [{}, {"human_preference": "a"}])
+def test_human_pairs_are_never_taken_for_candidates(label: Row, write_jsonl: Write) -> None:
+    config = ValidateConfig(records=write_jsonl("p.jsonl", [PEOPLE | label, PEOPLE | {"human_fraction_a": 0.2}]))
+    assert data.kind_of(config) == "pairs"
+    good, faults = data.faults(config, "pairs")
+    assert good == (2 if label else 1) and len(faults) == (0 if label else 1)
+
+
+def test_the_documented_human_pair_is_one() -> None:
+    rows = [line for line in (ROOT / "docs" / "inputs.md").read_text().splitlines() if line.startswith("{")]
+    found = [HumanPair.model_validate_json(row) for row in rows]
+    assert [(row.human_fraction_a, row.source, row.meta) for row in found] == [(0.8, "hh", {"n_annotators": 5})]
+
+
+@pytest.mark.parametrize("value", [True, "1", "0.9"])
+def test_a_probability_is_a_number(value: Any) -> None:
+    assert why_not(Preference, pair("a", "b") | {"p_chosen": value}) == "'p_chosen' must be a number"
+
+
+@pytest.mark.parametrize("value", [["a"], True, 1.5, {}])
+def test_an_id_is_a_text_or_a_whole_number(value: Any) -> None:
+    assert why_not(PromptRecord, {"prompt": "q", "id": value}) == "'id' must be a text or a whole number"
+    assert PromptRecord.model_validate({"prompt": "q", "id": 7}).id == "7"
 
 
 def test_a_list_of_the_wrong_length_is_told_in_plain_words() -> None:
@@ -399,7 +441,7 @@ def test_the_command_says_what_has_no_counterpart(write_jsonl: Write, tmp_path: 
     done = rlaif(
         "eval", "win-rate", a, b, "--judge", "fake", "--constitution", "helpfulness", "-o", "w.json", cwd=tmp_path
     )
-    assert done.returncode == 0 and "2 responses have no counterpart on the other side" in done.stderr, done.stderr
+    assert done.returncode == 0 and "2 responses have no counterpart in the other file" in done.stderr, done.stderr
 
 
 def test_another_system_turn_asks_the_same() -> None:

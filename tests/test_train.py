@@ -471,7 +471,20 @@ def test_one_held_out_prompt_chooses_and_is_reported_and_that_is_said(
     results = json.loads((folder / "manifest.json").read_text())["results"]
     assert results["chosen_on"]["also_reported"] and results["held_out"]["prompts"] == 1
     assert "both chooses the weights and measures them" in capsys.readouterr().err
-    assert "held out 2 of 1 prompts" in summary(results) and "(which also chose the weights)" in summary(results)
+    assert "held out 2 pairs of 1 prompt: " in summary(results)
+    assert "(the same pairs chose the weights)" in summary(results)
+
+
+def test_patience_without_a_held_out_prompt_is_said_and_claims_nothing(
+    train_rm: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All pairs are of one prompt, which has to be trained on."""
+    rows = [preference(0, 0.9, "The same?") | {"id": f"r{i}"} for i in range(4)]
+    results = json.loads((train_rm("rm", rows, patience=1) / "manifest.json").read_text())["results"]
+    assert not {"chosen_on", "held_out"} & results.keys()
+    assert "--patience has nothing to measure by: no prompt is held out" in capsys.readouterr().err
+    assert "not measured, because no pair with a preference was held out" in summary(results)
+    assert "chose the weights" not in summary(results)
 
 
 def test_a_tie_is_no_preference_for_the_rejected_one(train_rm: Any) -> None:
@@ -487,7 +500,7 @@ def test_a_tie_is_no_preference_for_the_rejected_one(train_rm: Any) -> None:
     rows = [tied[0] | {"id": "tie"}, *(preference(i) for i in range(6))]
     results = json.loads((train_rm("dropped", rows, ties="drop", **options) / "manifest.json").read_text())["results"]
     assert (results["train_pairs"], results["ties"], results["ties_dropped"]) == (6, 1, 1)
-    assert "6 pairs (1 ties left out)" in summary(results)
+    assert "6 pairs (1 tie left out)" in summary(results)
     with pytest.raises(InputError, match="every pair to train on is a tie"):
         train_rm("none", tied, ties="drop", **options)
 

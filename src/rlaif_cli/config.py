@@ -86,6 +86,7 @@ def setting(
 
 
 # What may stand where an input is asked for; see `inputs`.
+HUMAN_PAIRS = "response pairs with human preferences (response_a, response_b, human_fraction_a; see docs/inputs.md)"
 FROM = "a file, a 'pattern-*', a folder, - (stdin), hf:org/name:split, or an address (s3://…)"
 ORDERED = "Rows in the order of the input; one that is ready waits for those before it."
 
@@ -784,7 +785,7 @@ class AlignmentConfig(CompareConfig):
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif eval alignment human.jsonl --judge org/judge --constitution helpfulness -o alignment.json",
     )
-    pairs: str = setting(help=f"JSONL of response pairs with human preferences: {FROM}.", argument=True)
+    pairs: str = setting(help=f"JSONL of {HUMAN_PAIRS}: {FROM}.", argument=True)
     output: str = result_output()
 
 
@@ -853,9 +854,7 @@ class RewardModelEvalConfig(InputConfig):
     """How often a reward model agrees with people or with labels, beside the rule that the longer response wins."""
 
     examples: ClassVar[tuple[str, ...]] = ("rlaif eval reward-model human.jsonl --reward-model rm -o quality.json",)
-    pairs: str = setting(
-        help=f"JSONL of response pairs with human preferences, or of preferences: {FROM}.", argument=True
-    )
+    pairs: str = setting(help=f"JSONL of {HUMAN_PAIRS}, or of preferences: {FROM}.", argument=True)
     reward_model: Judges = setting(help="A reward model's folder. Several times: their probabilities are averaged.")
     output: str = result_output()
     max_length: int = setting(1024, "Prompt and response together, tokens; longer pairs are refused.", ge=8)

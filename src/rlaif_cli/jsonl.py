@@ -132,7 +132,7 @@ def _describe_one(found: Any) -> str:
     if kind == "string_too_short":
         return f"'{place}' is empty"
     if kind == "extra_forbidden":
-        return f"'{place}' is no setting or field that is known here"
+        return f"'{place}' is not a known field"
     if kind in _TYPES:
         return f"'{place}' must be {_TYPES[kind]}"
     message = found["msg"].removeprefix("Value error, ").replace("Input should ", "must ", 1)

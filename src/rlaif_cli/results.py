@@ -16,7 +16,7 @@ from rlaif_cli.config import DATA_FIELDS, StageConfig
 from rlaif_cli.errors import InputError
 from rlaif_cli.inputs import files, names_records
 from rlaif_cli.output import beside, file_of, open_for_writing, sidecar, write_json
-from rlaif_cli.records import Candidates, Message, prompt_text, shared_prompt
+from rlaif_cli.records import Candidates, HumanPair, Message, prompt_text, shared_prompt
 
 
 def estimate(values: Any, prompts: Sequence[Hashable]) -> dict[str, Any]:
@@ -183,11 +183,17 @@ def planned(metric: str, count: int) -> dict[str, Any]:
     return {"metric": metric, "n": count}
 
 
+def check_preferences(pairs: Iterable[HumanPair], where: str) -> None:
+    """Raises: InputError: people are split evenly over every pair."""
+    if all(pair.human_fraction_a == 0.5 for pair in pairs):
+        raise InputError("no pair has a preference to agree with", where=where)
+
+
 def nothing_scored(config: Any, metric: str, what: str, where: str, items: Iterable[dict[str, Any]]) -> InputError:
     """There is no number to give; why not stands in the per-item rows, which are saved."""
     output = config.output
     if file_of(output) is None:
-        reasons = {str(item.get("reason")) for item in items}
+        reasons = {str(reason) for item in items if (reason := item.get("reason")) is not None}
         return InputError(what, where=where, faults=sorted(reasons))
     return InputError(what, where=where, hint=f"{_save_items(output, metric, items)} has the reasons")
 

@@ -28,7 +28,7 @@ def _kind(config: DataConfig) -> str:
 
     kind = kind_of(config)
     if config.kind is None:
-        console.say(f"read as {kind}; --kind says otherwise")
+        console.say(f"read as {kind}; use --kind to read it as something else")
     return kind
 
 

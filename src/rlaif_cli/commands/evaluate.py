@@ -30,6 +30,11 @@ def shown(name: str, found: dict[str, Any]) -> str:
     return f"{name} {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
+def behind(found: dict[str, Any]) -> str:
+    """The items and prompts that a number is of."""
+    return f"n {found['n']}" + (f" of {found['prompts']} prompts" if found["prompts"] != found["n"] else "")
+
+
 def _report(config: Any, result: dict[str, Any]) -> int:
     """The result on stdout if it has no file, a line about it on stderr, and the exit code."""
     if config.dry_run:
@@ -37,16 +42,19 @@ def _report(config: Any, result: dict[str, Any]) -> int:
         return 0
     if config.output == "-":
         console.data_stream().write(json.dumps(result, ensure_ascii=False) + "\n")
-    estimates = [shown(name, found) for name, found in result.items() if isinstance(found, dict) and "value" in found]
-    prompts = f" of {result['prompts']} prompts" if result["prompts"] != result["n"] else ""
-    console.say(f"{result['metric']}: " + ", ".join([*estimates, f"n {result['n']}{prompts}"]))
+    found = {name: each for name, each in result.items() if isinstance(each, dict) and "value" in each}
+    estimates = [
+        shown(name, each) + ("" if behind(each) == behind(result) else f" ({behind(each)})")
+        for name, each in found.items()
+    ]
+    console.say(f"{result['metric']}: " + ", ".join([*estimates, behind(result)]))
     if alone := result.get("prompts_of_one_side"):
-        console.warn(f"{alone} prompts stand on one side alone and are in no number")
+        console.warn(f"{alone} prompts are in only one of the two files and are not counted")
     if alone := result.get("samples_of_one_side"):
-        console.warn(f"{alone} responses have no counterpart on the other side and are in no number")
+        console.warn(f"{alone} responses have no counterpart in the other file and are not counted")
     unscored = result.get("unscored", 0)
     if unscored:
-        console.warn(f"{unscored} items could not be scored and are in no number")
+        console.warn(f"{unscored} items could not be scored and are not counted")
         return EXIT_PARTIAL
     return 0
 

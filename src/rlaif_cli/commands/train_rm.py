@@ -28,16 +28,23 @@ def run(config: RewardModelConfig) -> int:
 
 def summary(results: dict[str, Any]) -> str:
     weights = results["weights"]
-    text = f"train-rm: {results['train_pairs']} pairs"
+    text = f"train-rm: {count(results['train_pairs'], 'pair')}"
     if ties := results["ties"]:
-        text += f" ({ties} ties left out)" if results["ties_dropped"] else f" ({ties} of them ties)"
+        text += f" ({count(ties, 'tie')} left out)" if results["ties_dropped"] else f" ({ties} of them ties)"
     if weights["step"] < weights["of"]:
         text += f"; the weights of step {weights['step']} of {weights['of']}, whose held-out loss was the lowest"
-    text += _measured("held out", results.get("held_out")) or "; no held-out pair with a preference to measure by"
-    if results.get("chosen_on", {}).get("also_reported"):
-        text += " (which also chose the weights)"
+    if held_out := results.get("held_out"):
+        text += _measured("held out", held_out)
+        if results.get("chosen_on", {}).get("also_reported"):
+            text += " (the same pairs chose the weights)"
+    else:
+        text += "; not measured, because no pair with a preference was held out"
     text += _measured("people", results.get("human"))
     return text + f"; reward {results['reward_mean']:.3f} ± {results['reward_std']:.3f}"
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _measured(name: str, found: dict[str, Any] | None) -> str:
@@ -48,7 +55,7 @@ def _measured(name: str, found: dict[str, Any] | None) -> str:
         low, high = found["accuracy_interval"]
         accuracy = f"accuracy {found['accuracy']:.3f} [{low:.3f}, {high:.3f}], "
     return (
-        f"; {name} {found['pairs']} of {found['prompts']} prompts: {accuracy}"
+        f"; {name} {count(found['pairs'], 'pair')} of {count(found['prompts'], 'prompt')}: {accuracy}"
         f"loss {found['loss']:.4f} (floor {found['entropy_floor']:.4f}), "
         f"ECE {found['ece']:.3f}, Brier {found['brier']:.3f}"
     )

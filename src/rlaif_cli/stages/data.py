@@ -97,10 +97,10 @@ def _looks_like(row: dict[str, Any]) -> str:
     fields = row.keys()
     if {"chosen", "rejected"} <= fields:
         return "preferences"
-    if {"response_a", "response_b"} <= fields and fields & {"human_fraction_a", "human_preference"}:
-        return "pairs"
-    if "responses" in fields or {"response_a", "response_b"} <= fields:
+    if "responses" in fields:
         return "candidates"
+    if {"response_a", "response_b"} <= fields:  # what people preferred may be what is wrong with the row
+        return "pairs"
     if {"initial", "rounds"} <= fields:
         return "revisions"
     messages = row.get("messages")

@@ -29,7 +29,16 @@ from rlaif_cli.jsonl import Source
 from rlaif_cli.judge import Approval, Comparison, Judgement, Single, choose_principles, named_principles
 from rlaif_cli.output import beside, rejected_path
 from rlaif_cli.records import Candidates, HumanPair, prompt_key
-from rlaif_cli.results import agreement, as_json, nothing_scored, planned, prompts_of_both, rate, save
+from rlaif_cli.results import (
+    agreement,
+    as_json,
+    check_preferences,
+    nothing_scored,
+    planned,
+    prompts_of_both,
+    rate,
+    save,
+)
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.judging import Room, check_principles, open_judge
 
@@ -40,6 +49,9 @@ def alignment(
     """AI Labeler Alignment (Lee et al. 2023): z = mean 1[argmax P_AI = human], beside "longer wins".
 
     Human ties are left out; a judge that is exactly undecided counts one half.
+
+    Raises:
+        InputError: the pairs cannot be used, none has a preference, or none of those that have one could be scored.
     """
     constitution = constitutions.load(config.constitution)
     check_principles(config, constitution)
@@ -54,6 +66,7 @@ def alignment(
     pairs = list(source)
     if config.dry_run:
         return planned("alignment", len(pairs))
+    check_preferences(pairs, config.pairs)
     texts = [(pair.prompt, pair.response_a, pair.response_b) for pair in pairs]
     judgements = _judge(config, constitution, room, engines, texts, progress)
     items = [

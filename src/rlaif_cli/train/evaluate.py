@@ -12,11 +12,19 @@ import numpy as np
 from rlaif_cli import metrics, models
 from rlaif_cli.config import BestOfNConfig, RewardConfig, RewardModelEvalConfig
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import rejected_path
 from rlaif_cli.records import Candidates, HumanPair, PairsOnly, as_messages, content_id, prompt_key
-from rlaif_cli.results import agreement, estimate, nothing_scored, planned, prompts_of_both, rate, save
+from rlaif_cli.results import (
+    agreement,
+    check_preferences,
+    estimate,
+    nothing_scored,
+    planned,
+    prompts_of_both,
+    rate,
+    save,
+)
 from rlaif_cli.train.models import load_reward_model
 from rlaif_cli.train.packing import Group
 from rlaif_cli.train.reward_model import log_loss, probability, score_groups, too_long
@@ -45,9 +53,8 @@ def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
     pairs = list(source)
     if config.dry_run:
         return planned("reward-model", len(pairs))
+    check_preferences(pairs, config.pairs)
     human = np.array([pair.human_fraction_a for pair in pairs])
-    if not (human != 0.5).any():
-        raise InputError("no pair has a preference to agree with", where=config.pairs)
     scores = np.stack([_pair_scores(path, pairs, readers[path], config) for path in paths])  # [models, pairs, 2]
     p = probability(scores.reshape(-1, 2)).reshape(len(paths), -1).mean(0)
     lengths = np.array([(len(pair.response_a), len(pair.response_b)) for pair in pairs])

@@ -87,7 +87,7 @@ def _train(
     measured = held_out_loss if choosing else None
     weights = run_epochs(config, settings, model, len(train), step, measured, progress)
     found: dict[str, Any] = {"weights": weights, "ties": ties, "ties_dropped": ties if config.ties == "drop" else 0}
-    if config.patience:
+    if config.patience and choosing:
         found["chosen_on"] = {"pairs": len(choosing), "prompts": len({pair.prompt for pair in choosing})}
         found["chosen_on"]["also_reported"] = choosing is reported
     return found | _finish(config, model, base, train, reported, people)

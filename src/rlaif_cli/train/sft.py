@@ -71,7 +71,7 @@ def _train(
     held_out_loss = (lambda: mean_loss(model, choosing, config)) if choosing else None
     results: dict[str, Any] = {"records": len(train)}
     results["weights"] = run_epochs(config, settings, model, len(train), step, held_out_loss, progress)
-    if config.patience:
+    if config.patience and choosing:
         results["chosen_on"] = {"records": len(choosing), "also_reported": halves[0] is halves[1]}
     if before is not None:
         after = mean_loss(model, test, config)

@@ -74,13 +74,15 @@ def choosing_and_reporting(
 ) -> tuple[list[T], list[T]]:
     """(what `patience` watches, what is reported): halves by prompt, since the lowest of several losses is partly luck.
 
-    Without `patience` nothing is chosen, and both are the same list; so they are where one prompt is held out.
+    Without `patience` nothing is chosen, and both are the same list; so they are where one prompt is held out, or none.
     """
     everything = list(held_out)
     chooses = loop.held_out(map(prompt_of, everything), 0.5, config.seed) if config.patience else set()
     if not chooses:
         if config.patience and everything:
             console.warn("one held-out prompt both chooses the weights and measures them: a larger --eval-fraction?")
+        elif config.patience:
+            console.warn("--patience has nothing to measure by: no prompt is held out")
         return everything, everything
     sides = [[each for each in everything if (prompt_of(each) in chooses) == side] for side in (True, False)]
     return sides[0], sides[1]

@@ -173,7 +173,7 @@ def _reward_model(stage: Stage, run: Run) -> list[str]:
     if not held_out:
         return [
             f"trained on {stage.results.get('train_pairs', 0):,} pairs",
-            "none was held out to measure it",
+            "not measured, because no pair with a preference was held out",
         ]
     n, accuracy = held_out["pairs"], _held_out_accuracy(held_out)
     if accuracy is None:
@@ -184,7 +184,7 @@ def _reward_model(stage: Stage, run: Run) -> list[str]:
         "none": "shows no effect: the interval holds 50 %",
         "few": _few(n, "pairs"),
     }[effect(accuracy, 0.5, n)]
-    chose = "which also chose the weights, so the number flatters" if _chose_and_reports(stage) else ""
+    chose = "the same pairs chose the weights, so the number flatters" if _chose_and_reports(stage) else ""
     return [
         f"agrees with the judge's labels in {rate_text(accuracy)} of n = {n} held-out pairs",
         chose,
