@@ -279,3 +279,10 @@ def test_audit_counts_prompts(write_jsonl: Callable[..., str]) -> None:
         assert five[name]["value"] == once[name]["value"] and five[name]["prompts"] == once[name]["prompts"] == 20
         assert five[name]["low"] == pytest.approx(once[name]["low"], abs=0.01)
     assert (once["flip_rate"]["n"], five["flip_rate"]["n"], five["first_share"]["n"]) == (20, 100, 200)
+
+
+def test_the_docs_tell_the_numbers_that_are_used() -> None:
+    """How many prompts must differ for an interval to be estimated from them."""
+    said = " ".join((ROOT / "docs" / "judging.md").read_text().split())
+    assert f"(Σ e²)² / Σ e⁴, with e_i = S_i - x n_i; below {metrics.CARRIERS:.0f} is too few" in said
+    assert f"Where that measure is below {metrics.CARRIERS_AT_EQUAL_LENGTH:.0f}" in said

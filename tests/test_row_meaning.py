@@ -35,6 +35,7 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, RlaifError
 from rlaif_cli.formats import FORMATS
 from rlaif_cli.jsonl import Source, describe
+from rlaif_cli.output import rejected_path
 from rlaif_cli.records import (
     Candidates,
     Demonstration,
@@ -374,11 +375,41 @@ def test_fix_takes_a_repeated_prompt_off(write_jsonl: Write, tmp_path: Path) -> 
     good, faults = data.faults(ValidateConfig(records=path), "preferences")
     assert good == 0 and len(faults) == 3 and "--fix" in faults[0] and "--fix" in faults[1]
     found = mend(ValidateConfig(records=path, fix=str(out)), Preference)
-    assert found["rows"] == 3 and found["fixed"]["a prompt that stood in its replies again"] == 2
+    assert found["rows"] == 3 and found["fixed"]["a prompt repeated in its replies"] == 2
     first, second, third = map(Preference.model_validate, rows_of(out))
     assert [(row.chosen_text, row.rejected_text) for row in (first, second)] == [("a", "b")] * 2
     assert first.meta == {"note": "kept"}
     assert third.meta == {"human_harmless": False, "prompt_is_unsafe": True}
+
+
+def test_fix_counts_what_it_fixed_in_rows_that_it_keeps(write_jsonl: Write, tmp_path: Path) -> None:
+    half = {"note": "\ud800"}
+    rows = [
+        pair("a", "b", id="1") | {"p_chosen": "much"} | half,  # refused, so the next row is the first of its id
+        pair("a", "b", id=1) | {"p_chosen": "0.8"},
+        pair("a", "b", id="1") | half,
+        *(pair("a", "b", id=name) | half for name in (["a"], True, 1.5)),
+        pair("a", "b") | {"p_chosen": True},
+    ]
+    lines, out = [json.dumps(row) for row in rows], tmp_path / "fixed.jsonl"
+    found = mend(ValidateConfig(records=write_jsonl("p.jsonl", lines), fix=str(out)), Preference)
+    assert [row["id"] for row in rows_of(out)] == ["1", "1-2"]
+    assert (found["rows"], found["rejected"]) == (2, 5)
+    fixed = {what: count for what, count in found["fixed"].items() if count}
+    assert fixed == {"'p_chosen' was a text": 1, "half a character": 1, "a repeated id": 1}
+    reasons = [row["reason"] for row in rows_of(rejected_path(str(out), "validate"))]
+    assert reasons == ["'p_chosen' must be a number", *["'id' must be a text or a whole number"] * 3, reasons[0]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-be"])
+@pytest.mark.parametrize("fix", [None, "new.jsonl"])
+def test_utf_32_is_not_taken_for_utf_16(encoding: str, fix: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    mark = "" if encoding == "utf-32" else "\ufeff"
+    path.write_bytes((mark + "".join(json.dumps(row) + "\n" for row in ROWS)).encode(encoding))
+    with pytest.raises(InputError, match="this is UTF-32 text, not JSONL") as caught:
+        data.kind_of(ValidateConfig(records=str(path), kind="prompts", fix=fix and str(tmp_path / fix)))
+    assert "iconv -f UTF-32 -t UTF-8" in (caught.value.hint or "")
 
 
 def test_audit_counts_replies_that_begin_with_their_prompt(write_jsonl: Write) -> None:

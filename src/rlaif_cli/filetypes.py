@@ -42,7 +42,10 @@ def _pandas(reader: str) -> str:
 
 
 _ARRAY, UTF16, _SEVERAL_LINES = map(FileType, ("a JSON array", "UTF-16 text", "JSON with rows over several lines"))
+_UTF32 = FileType("UTF-32 text", "iconv -f UTF-32 -t UTF-8 {} > NEW.jsonl")
 _BINARY: dict[bytes, FileType] = {
+    codecs.BOM_UTF32_LE: _UTF32,  # it begins as UTF-16's mark does
+    codecs.BOM_UTF32_BE: _UTF32,
     b"PAR1": FileType("Parquet", _pandas("read_parquet")),
     b"ARROW1": FileType("Arrow (Feather)", _pandas("read_feather")),
     b"\xff\xff\xff\xff": FileType(
@@ -69,11 +72,11 @@ _LISTS_OF_A_ROW = {*MESSAGE_FIELDS, "responses", "completions", "conversations",
 def by_first_bytes(file: InputFile) -> FileType | None:
     """What a file is that cannot be JSONL, whatever its lines say."""
     start = _start(file, 512)
-    if start.startswith(_UTF16_MARKS):
-        return UTF16
     for magic, found in _BINARY.items():
         if start.startswith(magic):
             return found
+    if start.startswith(_UTF16_MARKS):
+        return UTF16
     if start[257:262] == b"ustar":
         return _TAR
     text = start.removeprefix(codecs.BOM_UTF8).lstrip()

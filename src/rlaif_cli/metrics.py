@@ -76,7 +76,7 @@ def _sigmoid(x: Floats) -> Floats:
 # Results of one prompt resemble each other, so every interval counts prompts and not results: its variance is the
 # cluster-robust one, of sums over prompts (Liang and Zeger 1986).
 
-# The fewest prompts, by the participation ratio of their squared errors (3 where three carry all the variation), that
+# The fewest prompts, by the participation ratio of their squared errors (3 where three of them make up all of it), that
 # tell how far results of one prompt resemble each other; found by simulation, for a rate and for one at equal length.
 CARRIERS = 3.0
 CARRIERS_AT_EQUAL_LENGTH = 2.0

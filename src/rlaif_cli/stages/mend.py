@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ def mend(config: ValidateConfig, kind: type[Record], *, progress: ProgressCallba
     """Write the fixed copy.
 
     Returns:
-        rows, rejected, and how often each thing was fixed.
+        rows, rejected, and how often each thing was fixed in the rows of the copy.
 
     Raises:
         InputError: a file is of a type that cannot be fixed.
@@ -42,6 +43,7 @@ def mend(config: ValidateConfig, kind: type[Record], *, progress: ProgressCallba
             try:
                 row = repair.row(line)
                 kind.model_validate(row)
+                row = repair.kept(row)
             except (ValueError, RecursionError) as error:
                 bad.write(rejected_row(file, number, describe(error), line))
                 rejected += 1
@@ -75,14 +77,15 @@ def _name_other_files(address: str) -> None:
 
 
 class Repair:
-    """Fixes rows one by one.
+    """Fixes rows one by one: `row`, then `kept` for those that can be used.
 
     Attributes:
-        fixed: how often what was fixed.
+        fixed: how often what was fixed, in files and in rows that were kept.
     """
 
     def __init__(self) -> None:
         self.fixed: Counter[str] = Counter()
+        self._of_row: Counter[str] = Counter()  # what was fixed in the row at hand
         self._ids: Counter[str] = Counter()
 
     def lines(self, address: str) -> Iterator[tuple[InputFile, int, bytes]]:
@@ -95,16 +98,18 @@ class Repair:
             found = by_first_bytes(file)
             self.fixed["UTF-16"] += found is UTF16
             if read_by_value(file):
-                self.fixed["rows that did not stand on a line each"] += 1
+                self.fixed["rows not on a line of their own"] += 1
                 for number, text in values(file):
+                    self._of_row.clear()
                     yield file, number, text.encode("utf-8", "surrogatepass")
             else:
                 for number, line in _decoded(file.path) if found is UTF16 else file.lines():
                     if line.strip() in (b"[", b"]"):
                         self.fixed["a JSON array's brackets"] += 1
                         continue
+                    self._of_row.clear()
                     if line.rstrip().endswith(b"},"):
-                        self.fixed["a comma after a row"] += 1
+                        self._of_row["a comma after a row"] += 1
                         line = line.rstrip()[:-1] + b"\n"
                     yield file, number, line
 
@@ -119,19 +124,24 @@ class Repair:
             raise ValueError(f"expected an object with fields, found {type(row).__name__}")
         row = self._without_prompt(row)
         for name in _NUMBERS:
-            if isinstance(row.get(name), str):
-                row[name] = float(row[name])
-                self.fixed[f"'{name}' was a text"] += 1
+            if isinstance(row.get(name), str) and (number := _number(row[name])) is not None:
+                row[name] = number
+                self._of_row[f"'{name}' was a text"] += 1
         for name in FLAGS:
             for holder in (row, row.get("meta")):
                 if isinstance(holder, dict) and (text := str(holder.get(name)).lower()) in ("true", "false"):
-                    self.fixed[f"'{name}' was a text"] += isinstance(holder[name], str)
+                    self._of_row[f"'{name}' was a text"] += isinstance(holder[name], str)
                     holder[name] = text == "true"
         if row.get("id") in ("", []):
             del row["id"]
-            self.fixed["an empty id"] += 1
+            self._of_row["an empty id"] += 1
+        return row
+
+    def kept(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row that can be used, with an id that no row before it has; what was fixed in it is counted."""
         if row.get("id") is not None:
             row["id"] = self._one_id(str(row["id"]))
+        self.fixed.update(self._of_row)
         return row
 
     def _without_prompt(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +151,7 @@ class Repair:
         shorter = without_prompt(plain, *sides) if sides else plain
         if shorter is plain:
             return row
-        self.fixed["a prompt that stood in its replies again"] += 1
+        self._of_row["a prompt repeated in its replies"] += 1
         return shorter
 
     def _fields(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -150,7 +160,7 @@ class Repair:
         for name, value in pairs:
             if name in row and row[name] != value:
                 raise ValueError(f"the field '{name}' stands twice, with two values")
-            self.fixed["a field twice"] += name in row
+            self._of_row["a field twice"] += name in row
             row[name] = value
         return row
 
@@ -158,7 +168,7 @@ class Repair:
         """Half characters (lone surrogates), which no file can hold, as the mark for what cannot be read."""
         if isinstance(value, str):
             whole, count = _HALF.subn("\N{REPLACEMENT CHARACTER}", value)
-            self.fixed["half a character"] += count
+            self._of_row["half a character"] += count
             return whole
         if isinstance(value, list):
             return [self._whole(item) for item in value]
@@ -171,6 +181,12 @@ class Repair:
             return name
         self.fixed["a repeated id"] += 1
         return self._one_id(f"{name}-{self._ids[name]}")
+
+
+def _number(text: str) -> float | None:
+    with contextlib.suppress(ValueError):
+        return number if math.isfinite(number := float(text)) else None
+    return None  # what is no number is the record's to refuse
 
 
 def _decoded(path: Path) -> Iterator[tuple[int, bytes]]:
