@@ -8,6 +8,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -305,6 +306,14 @@ def test_a_first_step_without_scores_can_be_resumed_too(run: Any) -> None:
     with pytest.raises(EngineError, match="16 of the 16 responses of step 1"):
         run("cut", ScriptedJudge(lambda _: True), steps=2)
     assert_same_run(whole, run("cut", ScriptedJudge(), steps=2))
+
+
+@pytest.mark.parametrize(("principles", "hinted"), [(("all",), True), (("one", "two"), True), (("one",), False)])
+def test_where_several_principles_are_asked_fewer_are_hinted_at(principles: tuple[str, ...], hinted: bool) -> None:
+    config: Any = SimpleNamespace(judge="j", principles=principles, max_unscored=0.2, output="policy")
+    with pytest.raises(EngineError) as error:
+        scoring.check(config, [{"reason": "r"}], total=2, trained_on=1, step=1)
+    assert ("fewer --principles" in str(error.value.hint)) == hinted
 
 
 def test_a_run_that_stopped_goes_on_with_a_higher_bound(run: Any) -> None:

@@ -29,9 +29,9 @@ def run(config: LabelConfig) -> int:
             "most verdicts follow the position and not the responses, so these labels say little; see `rlaif audit`, "
             "and for small judges --method contrast"
         )
+    code = partial(summary.unscored, str(beside(config.output, "label", "unscored")))
     if summary.unscored:
         console.warn("resuming does not judge unscored pairs again; --overwrite judges all pairs again")
-    code = partial(summary.unscored, str(beside(config.output, "label", "unscored")))
     return partial(summary.rejected, str(rejected_path(config.output, "label"))) or code
 
 

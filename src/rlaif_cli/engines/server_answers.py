@@ -116,7 +116,7 @@ def _refusal(message: dict[str, Any]) -> tuple[bool, str]:
 def _why_no_text(message: dict[str, Any], text: str, reason: str | None, may_be_empty: bool) -> str:
     """Why a message has no text, or one that is not the whole reply; empty where nothing speaks against its text."""
     if message.get("tool_calls") or message.get("function_call") or reason in ("tool_calls", "function_call"):
-        return "a tool call" + (" beside the text" if text.strip() else ", and no text")
+        return "an answer with a tool call" + (" beside the text" if text.strip() else ", without text")
     if reason == "content_filter":
         return "an answer that the server's content filter stopped (finish reason: content_filter)"
     if not _is_text(text):

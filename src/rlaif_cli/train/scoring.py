@@ -96,9 +96,8 @@ def check(config: PPOConfig, unscored: Sequence[dict[str, Any]], total: int, tra
     """
     if trained_on and len(unscored) <= config.max_unscored * total + 1e-9:
         return
-    fewer = (
-        " A response needs an answer for every principle: fewer --principles fail less often." if config.judge else ""
-    )
+    several = config.judge and (len(config.principles) > 1 or tuple(config.principles) == ("all",))
+    fewer = " A score needs an answer for every principle, so fewer --principles fail less often." if several else ""
     reasons = Counter(row["reason"] for row in unscored).most_common(3)
     said = "; ".join(f"{reason} ({count} of {len(unscored)})" for reason, count in reasons)
     bound = f"--max-unscored allows {config.max_unscored:.0%}" if trained_on else "which leaves nothing to compare"
