@@ -622,6 +622,16 @@ def test_thoughts_are_no_response(serve: Any, write_jsonl: Callable[..., str], t
     assert "the reply holds the model's thoughts (</think>)" in rejected["2"]
 
 
+def test_thoughts_are_no_revision(serve: Any, write_jsonl: Callable[..., str], tmp_path: Path) -> None:
+    path = write_jsonl("prompts.jsonl", [{"id": key, "prompt": key} for key in ("plain", "thinks")])
+    server = serve(lambda body, text: choice("<think>Hm.</think>Blue." if "thinks" in text else "Blue."))
+    where = ("--engine", "openai", "--base-url", server.url, "--model", "judge", "--constitution", "helpfulness")
+    done = rlaif("revise", path, "-o", str(tmp_path / "out.jsonl"), *where)
+    assert done.returncode == 3 and [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == ["plain"], done.stderr
+    [rejected] = rows_of(tmp_path / "out.rejected.jsonl")
+    assert rejected["id"] == "thinks" and "the model's thoughts (<think>)" in rejected["reason"]
+
+
 # ------------------------------------------------------------------------------------------------ the server's words
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from rlaif_cli.config import EngineConfig
 from rlaif_cli.console import warn_once
 from rlaif_cli.engines import FAKE, LOCAL, SERVER, Engine, computing_engine, engine_name
 from rlaif_cli.errors import EngineError
-from rlaif_cli.output import Output
+from rlaif_cli.output import Output, open_for_writing, rejected_path
+from rlaif_cli.records import PromptRecord
 
 
 def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int | None]:
@@ -117,6 +119,12 @@ def finish(
         return of(config, model) if isinstance(model, str) else {name: of(config, name) for name in model}
 
     output.finish({"stage": stage, "model_sha256": each(model_hash), "engine": each(engine_name), "counts": counts})
+
+
+def reject(output: str, stage: str, record: PromptRecord, reason: str) -> None:
+    """A prompt that the server will never answer goes where lines go that cannot be used."""
+    with open_for_writing(rejected_path(output, stage), "a") as file:
+        file.write(json.dumps({"id": record.id, "reason": reason, "text": record.model_dump_json()}) + "\n")
 
 
 def too_long(tokens: int, limit: int | None, what: str) -> str | None:

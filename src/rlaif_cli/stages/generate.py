@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +13,9 @@ from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.jsonl import Source
-from rlaif_cli.output import Output, file_of, open_for_writing, rejected_path
+from rlaif_cli.output import Output, file_of, rejected_path
 from rlaif_cli.records import Candidates, Message, PromptRecord, Response, as_messages
-from rlaif_cli.stages.files import InOrder, Unanswered, accounted, finish, open_tokenizer, too_long
+from rlaif_cli.stages.files import InOrder, Unanswered, accounted, finish, open_tokenizer, reject, too_long
 
 
 @dataclass
@@ -119,7 +118,7 @@ def _sample(
             return
         responses, reason = _responses(completions)
         if len(responses) < min(config.n, 2):  # of several, two can still be compared
-            _reject(config, record, reason)
+            reject(config.output, "generate", record, reason)
             summary.rejected += 1
         else:
             row = _candidates(config, record, messages(record), responses)
@@ -165,9 +164,3 @@ def _candidates(
         model=config.model,
         meta=record.meta | ({"reference": record.reference} if record.reference else {}),
     )
-
-
-def _reject(config: GenerateConfig, record: PromptRecord, reason: str) -> None:
-    """A prompt that the server will never answer goes where lines go that cannot be used."""
-    with open_for_writing(rejected_path(config.output, "generate"), "a") as file:
-        file.write(json.dumps({"id": record.id, "reason": reason, "text": record.model_dump_json()}) + "\n")

@@ -22,7 +22,7 @@ from rlaif_cli.engines.base import request_seed
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import Output, file_of, rejected_path
 from rlaif_cli.records import PromptRecord, Revision, Round, as_messages
-from rlaif_cli.stages.files import Unanswered, accounted, finish, open_tokenizer, too_long
+from rlaif_cli.stages.files import Unanswered, accounted, finish, open_tokenizer, reject, too_long
 
 _AT_ONCE = 64  # prompts that go through all their rounds together
 
@@ -122,7 +122,11 @@ def _revise_all(
         _write_drafts(config, constitution, engine, chunk)
         for draft in chunk:
             if draft.failed is not None:
-                unanswered.add(draft.failed.reason)
+                if draft.failed.again:
+                    unanswered.add(draft.failed.reason)
+                else:
+                    reject(config.output, "revise", draft.record, draft.failed.reason)
+                    summary.rejected += 1
                 continue
             output.write(_revision(config, draft))
             summary.rows += 1
