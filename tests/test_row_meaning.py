@@ -468,11 +468,12 @@ def test_what_has_no_counterpart_is_counted(run: Any, write_jsonl: Write, tmp_pa
 
 def test_the_command_says_what_has_no_counterpart(write_jsonl: Write, tmp_path: Path) -> None:
     a = candidates(write_jsonl, "a.jsonl", ("1", "q", ["long answer", "two", "three"]))
-    b = candidates(write_jsonl, "b.jsonl", ("1", "q", ["short"]))
+    b = candidates(write_jsonl, "b.jsonl", ("1", "q", ["short"]), ("2", "r", ["x"]), ("3", "s", ["y"]))
     done = rlaif(
         "eval", "win-rate", a, b, "--judge", "fake", "--constitution", "helpfulness", "-o", "w.json", cwd=tmp_path
     )
     assert done.returncode == 0 and "2 responses have no counterpart in the other file" in done.stderr, done.stderr
+    assert "2 prompts are in only one of the two files and are not counted" in done.stderr
 
 
 def test_another_system_turn_asks_the_same() -> None:
@@ -623,6 +624,8 @@ def test_a_wrong_type_is_told_in_plain_words() -> None:
     assert why_not(Candidates, {"prompt": "q", "responses": "a"}) == "'responses' must be a list"
     assert why_not(Preference, pair("a", "b") | {"p_chosen": "much"}) == "'p_chosen' must be a number"
     assert "'prompt.0' must be an object" in why_not(PromptRecord, {"prompt": ["q"]})
+    named = {"prompt": [user("q") | {"name": "Ann"}]}
+    assert why_not(PromptRecord, named) == "'prompt.0.name' is not a known field"
 
 
 # ------------------------------------------------------------------------------------------------ what is no JSONL
