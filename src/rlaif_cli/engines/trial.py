@@ -83,17 +83,13 @@ def _error(model: Any, padded: Callable[[list[list[int]]], tuple[Any, Any]], bat
             output_logits=True,
             return_dict_in_generate=True,
         )
+    errors = [
+        _distance(logits.float().softmax(-1), _next(model, row)) for logits, row in zip(scored, batch, strict=True)
+    ]
     new = sampled.sequences[:, ids.shape[1] : -1].tolist()
-    return max(
-        max(
-            _distance(first.float().softmax(-1), _next(model, alone))
-            for first, alone in zip(scored, batch, strict=True)
-        ),
-        *(
-            _distance(last.float().softmax(-1), _next(model, alone + tokens))
-            for last, alone, tokens in zip(sampled.logits[-1], batch, new, strict=True)
-        ),
-    )
+    for logits, row, tokens in zip(sampled.logits[-1], batch, new, strict=True):
+        errors.append(_distance(logits.float().softmax(-1), _next(model, row + tokens)))
+    return max(errors)
 
 
 def _distance(p: Any, q: Any) -> float:
