@@ -146,9 +146,10 @@ def _each_file(config: ParallelConfig) -> Iterator[Each]:
             hint = "it may have run out of memory; --num-workers takes fewer"
             raise RlaifError("a worker process was ended from outside", where=config.records, hint=hint) from error
         except BaseException:  # nobody waits for what the others still do
-            pool.shutdown(wait=False, cancel_futures=True)
             for worker in active_children():
                 worker.terminate()
+            # Its thread is waited for: one that still closes its pipe while Python exits prints a traceback.
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
