@@ -37,6 +37,7 @@ LAYERS = [
         "formats",
         "doctor",
         "rates",
+        "diversity",
     },
     {"engines.base"},
     {"judge"},

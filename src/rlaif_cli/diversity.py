@@ -1,0 +1,63 @@
+"""How much responses repeat each other: a small policy that is trained for too long says the same thing everywhere."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+OPENING = 3  # words
+
+
+def openings(texts: Sequence[str]) -> dict[str, Any]:
+    """How alike texts begin: by their first three words, without case and without punctuation around words.
+
+    A text of fewer words counts with those it has; one without a word is an opening of its own kind, "".
+
+    Returns:
+        `share` of the texts that begin with the commonest opening (of equally common ones the first), that opening as
+        `commonest`, in its most frequent spelling, and the number of `distinct` openings.
+
+    Raises:
+        ValueError: there is no text.
+    """
+    if not texts:
+        raise ValueError("no texts to compare the openings of")
+    spelled = [_words(text)[:OPENING] for text in texts]
+    keys = [tuple(word.lower() for word in words) for words in spelled]
+    counts = Counter(keys)
+    commonest, count = counts.most_common(1)[0]
+    spellings = Counter(" ".join(words) for key, words in zip(keys, spelled, strict=True) if key == commonest)
+    return {
+        "share": count / len(texts),
+        "commonest": spellings.most_common(1)[0][0],
+        "distinct": len(counts),
+    }
+
+
+def distinct_ngrams(texts: Sequence[str], n: int) -> float | None:
+    """Distinct word n-grams over all word n-grams of the texts (distinct-n, arXiv 1510.03055).
+
+    Words as in `openings`; no n-gram goes from one text into the next. More texts have more n-grams in common, so only
+    numbers of equally many texts can be compared.
+
+    Returns:
+        None where no text has n words.
+    """
+    found = Counter(ngram for text in texts for ngram in _ngrams(_words(text.lower()), n))
+    return len(found) / found.total() if found else None
+
+
+def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+
+
+def _words(text: str) -> list[str]:
+    """What stands between white space, without the punctuation around it; punctuation alone is no word."""
+    return [word for part in text.split() if (word := _bare(part))]
+
+
+def _bare(word: str) -> str:
+    kept = [place for place, character in enumerate(word) if unicodedata.category(character)[0] != "P"]
+    return word[kept[0] : kept[-1] + 1] if kept else ""
