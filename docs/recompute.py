@@ -199,8 +199,16 @@ def harmless_rate(rows):
 def reward(rows):
     unscored = sum(row["unscored"] for row in rows)
     rows = [row for row in rows if row["reward"] is not None]
-    rewards, prompts = np.array([row["reward"] for row in rows]), [row["prompt_key"] for row in rows]
-    found = {"n": len(rows), "prompts": len(set(prompts)), "unscored": unscored, "reward": mean(rewards, prompts)}
+    prompts = [row["prompt_key"] for row in rows]
+    found = {"n": len(rows), "prompts": len(set(prompts)), "unscored": unscored, **compared(rows, prompts)}
+    sources = rows[0].get("sources", {})
+    own = {name: compared([row["sources"][name] for row in rows], prompts) for name in sources}
+    return found | ({"sources": own} if own else {})
+
+
+def compared(rows, prompts):
+    rewards = np.array([row["reward"] for row in rows])
+    found = {"reward": mean(rewards, prompts)}
     if "baseline" in rows[0]:
         baseline = np.array([row["baseline"] for row in rows])
         found |= {"baseline": mean(baseline, prompts), "difference": mean(rewards - baseline, prompts)}
@@ -213,8 +221,11 @@ def best_of_n(rows):
         p = np.array([row[f"p_over_{name}"] for row in decided])
         return share((p > 0.5) + (p == 0.5) / 2, [row["prompt_key"] for row in decided])
 
+    without = sum(row["best"] is None for row in rows)
+    rows = [row for row in rows if row["best"] is not None]
     prompts = [row["prompt_key"] for row in rows]
     found = {"prompts": len(set(prompts)), "chose_the_first": share([row["best"] == 0 for row in rows], prompts)}
+    found |= {"n": len(rows), "rows_without_scores": without}
     return found | {f"win_rate_over_{name}": wins(name) for name in ("first", "random")}
 
 

@@ -38,6 +38,7 @@ LAYERS = [
         "doctor",
         "rates",
         "diversity",
+        "user_function",
     },
     {"engines.base"},
     {"judge"},

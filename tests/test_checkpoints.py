@@ -23,6 +23,7 @@ from rlaif_cli.records import Message
 from rlaif_cli.train import loop, rollout
 from rlaif_cli.train.models import load_policy, load_reward_model, new_reward_model, response_logprobs, rewards
 from rlaif_cli.train.packing import Group, pack
+from rlaif_cli.train.reward_function import PromptRow
 from rlaif_cli.train.reward_model import train_reward_model
 from rlaif_cli.train.rewards import RewardModelScorer
 from rlaif_cli.train.rollout import policy_weights
@@ -163,7 +164,7 @@ def test_a_saved_reward_model_is_read_alike_by_transformers(copied: Path, traine
     text = tokenizer.apply_chat_template(TURNS, tokenize=False).rstrip("\n")
     theirs = transformers.pipeline("text-classification", model=str(folder), function_to_apply="none")(text)[0]["score"]
     scorer = RewardModelScorer(folder, "fp32", 1000)
-    ours = scorer.score([PROMPT], [["A cherry."]]) * scorer.std + scorer.mean
+    ours = scorer.score([PromptRow("p", PROMPT)], [["A cherry."]]) * scorer.std + scorer.mean
     assert tokenizer.pad_token == "<|pad|>" and theirs == pytest.approx(float(ours), abs=1e-4)
 
 
@@ -190,7 +191,9 @@ def test_a_reward_model_of_another_tool_is_read_as_it_was_trained(copied: Path, 
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
     with torch.no_grad():
         theirs = AutoModelForSequenceClassification.from_pretrained(copied)(ids).logits[0, 0]
-    found = RewardModelScorer(copied, "fp32", 1000).score([PROMPT], [["A cherry.", "A lime.", "A cherry."]])[0]
+    found = RewardModelScorer(copied, "fp32", 1000).score(
+        [PromptRow("p", PROMPT)], [["A cherry.", "A lime.", "A cherry."]]
+    )[0]
     torch.testing.assert_close(found[0], theirs, atol=1e-5, rtol=1e-5)
     assert found[2] == found[0] != found[1]
 

@@ -325,7 +325,7 @@ BAD_INPUT = {
         2,
         ["--top-p must be 1"],
     ),
-    "ppo without a reward": ("ppo", GOOD, GENERATE, 2, ["exactly one of --reward-model and --judge"]),
+    "ppo without a reward": ("ppo", GOOD, GENERATE, 2, ["--reward-model, --judge or --reward-function"]),
     "ppo's constitution": (
         "ppo",
         GOOD,
@@ -548,7 +548,7 @@ def test_ppo_refuses_a_policy_as_its_reward_model(questions: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "exactly one of --reward-model and --judge"),
+        ((), "a source of rewards is needed: --reward-model, --judge or --reward-function"),
         (("--judge", "fake"), "--judge needs --constitution"),
         (("--reward-model", "rm", "--principles", "clarity"), "--principles belongs to --judge"),
         ((*FAKE_JUDGE, "--principles", "sample"), "--principles sample is for comparisons"),

@@ -61,7 +61,7 @@ def human_pairs() -> list[dict[str, Any]]:
     ]
 
 
-SETTINGS = {"metric", "judge", "method", "constitution", "a", "b", "reward_model", "items"}
+SETTINGS = {"metric", "judge", "method", "constitution", "a", "b", "reward_model", "reward_function", "items"}
 NOT_IN_THE_ROWS = {"prompts_of_one_side", "samples_of_one_side", "fitted_contrast_scale"}
 
 
@@ -87,13 +87,25 @@ def reward_model(tiny: Path, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", ["alignment", "alignment pairwise", "win-rate", "harmless-rate", "reward-model", "best-of-n", "reward"]
+    "kind",
+    [
+        "alignment",
+        "alignment pairwise",
+        "win-rate",
+        "harmless-rate",
+        "reward-model",
+        "best-of-n",
+        "reward",
+        "reward by several",
+    ],
 )
 def test_every_number_can_be_computed_again(
     kind: str, write_jsonl: Callable[..., str], tmp_path: Path, recompute: Any, reward_model: str
 ) -> None:
     rows = [row | {"human_harmless": i % 3 > 0} for i, row in enumerate(candidates("a", prompt_is_unsafe=False))]
     a, b = write_jsonl("a.jsonl", rows), write_jsonl("b.jsonl", candidates("b"))
+    (tmp_path / "own.py").write_text("def size(responses):\n    return [len(text) / 100 for text in responses]\n")
+    sources = ("--reward-function", "own.py:size")
     arguments = {
         "alignment": (write_jsonl("pairs.jsonl", human_pairs()), *JUDGE, "--method", "contrast"),
         "alignment pairwise": (write_jsonl("pairs.jsonl", human_pairs()), *JUDGE),
@@ -102,6 +114,7 @@ def test_every_number_can_be_computed_again(
         "reward-model": (write_jsonl("pairs.jsonl", human_pairs()), "--reward-model", reward_model),
         "best-of-n": (write_jsonl("n.jsonl", distinct()), "--reward-model", reward_model, *JUDGE),
         "reward": (a, "--baseline", b, *JUDGE),
+        "reward by several": (a, "--baseline", b, *JUDGE, *sources, "--reward-weights", "1", "--reward-weights", "-2"),
     }[kind]
     done = rlaif("eval", kind.split()[0], *arguments, "-o", "result.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

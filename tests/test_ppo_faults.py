@@ -29,6 +29,7 @@ from rlaif_cli.stages.generate import _candidates
 from rlaif_cli.train import loop, ops, scoring, selection
 from rlaif_cli.train.evaluate import reward
 from rlaif_cli.train.ppo import sample_seeds, shaped_scores, step_prompts, train_ppo
+from rlaif_cli.train.reward_function import PromptRow
 from rlaif_cli.train.rewards import JudgeScorer, why_unscored
 from rlaif_cli.train.rollout import Prompt, Rollout
 from rlaif_cli.train.selection import Selection
@@ -195,7 +196,7 @@ def scorer_of(judge: ScriptedJudge, *principles: str) -> JudgeScorer:
 def test_a_judge_that_does_not_answer_is_asked_again_and_its_silence_is_no_score() -> None:
     judge = ScriptedJudge(lambda text: "bad" in text)
     scorer = scorer_of(judge)
-    prompts = [[Message(role="user", content="q")]]
+    prompts = [PromptRow("p", [Message(role="user", content="q")])]
     first = scorer.score(prompts, [["good", "bad"]])
     assert first.isnan().tolist() == [[False, True]]
     assert "the labels hold" in why_unscored(scorer, prompts[0], "bad")
@@ -213,7 +214,7 @@ def test_a_response_that_one_principle_leaves_out_has_no_score() -> None:
     words = constitution.select([other]).principles[0].text
     scorer, prompt = (
         scorer_of(ScriptedJudge(lambda text: words in text), one, other),
-        [Message(role="user", content="q")],
+        PromptRow("p", [Message(role="user", content="q")]),
     )
     assert scorer.score([prompt], [["r"]]).isnan().all()
     said = why_unscored(scorer, prompt, "r")
@@ -225,7 +226,7 @@ def test_a_response_too_long_for_the_judge_is_unscored_and_never_sent(method: st
     judge = ScriptedJudge()
     judge.max_length = 2000
     settings = JudgeConfig(judge=("fake",), constitution="helpfulness", method=method, principles=("all",))
-    scorer, prompt = JudgeScorer(settings, judge), [Message(role="user", content="q")]
+    scorer, prompt = JudgeScorer(settings, judge), PromptRow("p", [Message(role="user", content="q")])
     found = scorer.score([prompt], [["short", "long " * 400]])
     assert found.isnan().tolist() == [[False, True]]
     assert "its context holds 2000" in why_unscored(scorer, prompt, "long " * 400)
@@ -237,7 +238,7 @@ def test_what_is_scored_is_what_files_of_responses_hold(tiny: Path) -> None:
     texts = []
 
     class Source:
-        def score(self, prompts: Any, responses: Any) -> torch.Tensor:
+        def score(self, rows: Any, responses: Any) -> torch.Tensor:
             texts.extend(responses)
             return torch.zeros(len(responses), len(responses[0]))
 

@@ -37,6 +37,7 @@ from rlaif_cli.train.models import (
 )
 from rlaif_cli.train.packing import Group, micro_batches, pack
 from rlaif_cli.train.ppo import check_mismatch, shaped_scores, train_ppo
+from rlaif_cli.train.reward_function import PromptRow
 from rlaif_cli.train.reward_model import Pair, hardened, score_groups, split, train_reward_model, train_step
 from rlaif_cli.train.rewards import reward_source, stored_scale
 from rlaif_cli.train.rollout import Prompt, Rollout, policy_weights
@@ -694,7 +695,7 @@ def test_ppo_does_not_depend_on_the_token_budget(tiny: Path) -> None:
 class Lowercase:
     """A known reward: the share of lowercase letters in the response."""
 
-    def score(self, prompts: Sequence[Any], responses: Sequence[Sequence[str]]) -> torch.Tensor:
+    def score(self, rows: Sequence[Any], responses: Sequence[Sequence[str]]) -> torch.Tensor:
         return torch.tensor([[_lowercase(text) for text in texts] for texts in responses])
 
 
@@ -890,7 +891,7 @@ def test_reinforce_compares_what_is_still_to_come() -> None:
 
 def test_several_reward_models_give_their_mean(tiny: Path, train_rm: Any) -> None:
     folders = [str(train_rm("one")), str(train_rm("other", seed=5))]
-    arguments = [[Message(role="user", content="q")]], [["good", "bad!"]]
+    arguments = [PromptRow("p", [Message(role="user", content="q")])], [["good", "bad!"]]
 
     def score(*reward_models: str) -> torch.Tensor:
         config = ppo_config(tiny, judge=None, constitution=None, reward_model=reward_models)

@@ -60,6 +60,36 @@ def _addresses(given: tuple[str, ...]) -> tuple[str, ...]:
 
 Addresses = Annotated[Names, AfterValidator(_addresses)]
 
+# The fields that name Python functions, whose files are run as code.
+FUNCTION_FIELDS = ("reward_function", "eval_function")
+
+
+def function_place(spec: str) -> tuple[str, str]:
+    """ "a/gold.py:tone" -> ("a/gold.py", "tone")"""
+    file, _, name = spec.rpartition(":")
+    return file, name
+
+
+def _functions(specs: tuple[str, ...]) -> tuple[str, ...]:
+    for spec in specs:
+        file, name = function_place(spec)
+        if not file.endswith(".py") or not name.isidentifier():
+            raise ValueError(f"'{spec}' does not name a function: FILE.py:NAME")
+    if twice := sorted({spec for spec in specs if specs.count(spec) > 1}):
+        raise ValueError(f"'{twice[0]}' is there twice")
+    return specs
+
+
+Functions = Annotated[Names, AfterValidator(_functions)]
+# Numbers, any number of them; one is written as it is.
+Numbers = Annotated[
+    tuple[float, ...],
+    BeforeValidator(
+        lambda given: given if isinstance(given, list | tuple) else (given,),
+        json_schema_input_type=float | tuple[float, ...],
+    ),
+]
+
 
 # The fields that name files of records.
 DATA_FIELDS = ("prompts", "candidates", "preferences", "records", "pairs", "a", "b", "baseline", "human")
@@ -128,7 +158,11 @@ class StageConfig(BaseModel):
             if not Path(output).name:
                 raise ValueError(f"--{where.replace('_', '-')} '{output}' names no file")
             written = {Path(output).resolve(), Path(output).with_suffix(".items.jsonl").resolve()}
-            texts = ((name, text) for name in type(self).model_fields for text in _texts(getattr(self, name)))
+            texts = (
+                (name, function_place(text)[0] if name in FUNCTION_FIELDS else text)
+                for name in type(self).model_fields
+                for text in _texts(getattr(self, name))
+            )
             for name, text in texts:
                 replaced = Path(text).resolve() in written or _lies_in(text, Path(output))
                 if name != where and (
@@ -608,10 +642,62 @@ class RewardModelConfig(EpochsConfig):
     )
 
 
-class RewardSourceConfig(InputConfig):
-    """What scores single responses: a reward model, or a judge directly."""
+class ScorersConfig(InputConfig):
+    """What scores single responses, and what each of several counts."""
 
     reward_model: Names = setting((), "A reward model's folder. Several times: the mean of their normalised rewards.")
+    reward_function: Functions = setting(
+        (),
+        "FILE.py:NAME, a Python function that scores responses; the file is run as code. May be given several times, "
+        "and beside another source: the weighted sum counts. See docs/ppo.md.",
+    )
+    reward_weights: Numbers = setting(
+        (),
+        "The weight of each source, one option each: the reward model's (or judge's) first, then the functions' in "
+        "order. Default: all 1.",
+    )
+
+    @property
+    def other_source(self) -> str | None:
+        """What scores beside functions, by its short name."""
+        return "model" if self.reward_model else None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of all that scores, in the order of the weights; a function's has its file's where two are alike.
+
+        Raises:
+            ValueError: two functions would have one name.
+        """
+        first = (self.other_source,) if self.other_source else ()
+        places = [function_place(spec) for spec in self.reward_function]
+        plain = [*first, *(name for _, name in places)]
+        named = (name if plain.count(name) == 1 else f"{Path(file).stem}.{name}" for file, name in places)
+        found = (*first, *named)
+        if twice := [name for name in found if found.count(name) > 1]:
+            raise ValueError(f"--reward-function: two are named {twice[0]} in the log; rename a function or its file")
+        return found
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of `sources`."""
+        return self.reward_weights or (1.0,) * len(self.sources)
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> ScorersConfig:
+        names, given = self.sources, self.reward_weights
+        if given and len(given) != len(names):
+            order = ", ".join(names) or "none"
+            raise ValueError(f"--reward-weights: {len(given)} for {len(names)} sources, in this order: {order}")
+        if 0 in given:
+            measured = "to measure without training on it, use --eval-function or `rlaif eval reward`"
+            raise ValueError(f"--reward-weights: the weight of {names[given.index(0)]} is 0; {measured}")
+        return self
+
+
+class RewardSourceConfig(ScorersConfig):
+    """What scores single responses: a reward model or a judge directly, and functions of one's own."""
+
     judge: str | None = setting(None, "Instead of a reward model: a judge (needs --constitution).")
     constitution: str | None = setting(None, "For --judge: a shipped constitution's name, or a YAML file.")
     principles: tuple[str, ...] = setting(("all",), "For --judge: 'all' averages over all principles; or ids.")
@@ -636,19 +722,25 @@ class RewardSourceConfig(InputConfig):
 
     @model_validator(mode="after")
     def _one_source(self) -> RewardSourceConfig:
-        if bool(self.reward_model) == (self.judge is not None):
-            raise ValueError("exactly one of --reward-model and --judge is needed")
+        if self.reward_model and self.judge is not None:
+            raise ValueError("--reward-model and --judge: only one of them can be given")
+        if not self.sources:
+            raise ValueError("a source of rewards is needed: --reward-model, --judge or --reward-function")
         if self.judge is not None and self.constitution is None:
             raise ValueError("--judge needs --constitution")
         if self.base_url and self.judge_engine != "openai":
             raise ValueError("--base-url needs --judge-engine openai")
         if self.judge_engine == "openai" and self.method == "contrast":
             raise ValueError("--judge-engine openai needs --method score: a server returns no log-probs of texts")
-        if self.reward_model:
+        if self.judge is None:
             for name in ("constitution", "principles", "method", "contrast_scale", "judge_engine"):
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"--{name.replace('_', '-')} belongs to --judge, and there is a --reward-model")
+                    raise ValueError(f"--{name.replace('_', '-')} belongs to --judge, and there is none")
         return self
+
+    @property
+    def other_source(self) -> str | None:
+        return "judge" if self.judge is not None else super().other_source
 
     @property
     def reward_judge(self) -> JudgeConfig:
@@ -669,11 +761,13 @@ class RewardSourceConfig(InputConfig):
 
 
 class PPOConfig(TrainConfig, RewardSourceConfig):
-    """Tune a policy by PPO against a reward model or a judge."""
+    """Tune a policy by PPO against a reward model, a judge or functions of your own."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif ppo prompts.jsonl --model org/model --reward-model rm --steps 200 -o policy",
         "rlaif ppo prompts.jsonl --model org/model --judge org/judge --constitution helpfulness -o policy",
+        "rlaif ppo prompts.jsonl --model org/model --reward-model rm --reward-function checks.py:exact "
+        "--reward-weights 1 --reward-weights 0.5 -o policy",
     )
     prompts: str = setting(help=f"JSONL of prompts: {FROM}.", argument=True)
     engine: EngineName = setting("vllm", "What samples the rollouts, and runs a judge: vllm, transformers or fake.")
@@ -824,10 +918,11 @@ class HarmlessRateConfig(JudgeConfig):
 
 
 class RewardConfig(RewardSourceConfig):
-    """The mean reward of candidates by a reward model or a judge; of two files, and their difference."""
+    """The mean reward of candidates by a reward model, a judge or functions; of two files, and their difference."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif eval reward after.jsonl --baseline before.jsonl --reward-model rm -o reward.json",
+        "rlaif eval reward after.jsonl --baseline before.jsonl --reward-function checks.py:exact -o exact.json",
     )
     candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
     baseline: str | None = setting(None, "Other candidates for the same prompts, to compare with.")
@@ -837,17 +932,22 @@ class RewardConfig(RewardSourceConfig):
     tokens_per_batch: int = setting(4096, "Tokens that go through the model at once.", ge=64, output=False)
 
 
-class BestOfNConfig(CompareConfig):
-    """Whether a judge prefers the response that a reward model chooses of n: to the first, and to a random one."""
+class BestOfNConfig(ScorersConfig, CompareConfig):
+    """Whether a judge prefers the one of n responses that scores best to the first, and to a random one."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif eval best-of-n candidates.jsonl --reward-model rm --judge J --constitution helpfulness -o best.json",
     )
     candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
-    reward_model: Judges = setting(help="A reward model's folder. Several times: the mean of their normalised rewards.")
     output: str = result_output()
     precision: Precision = setting("auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.")
     tokens_per_batch: int = setting(4096, "Tokens that go through the model at once.", ge=64, output=False)
+
+    @model_validator(mode="after")
+    def _a_chooser(self) -> BestOfNConfig:
+        if not self.sources:
+            raise ValueError("something must choose: --reward-model or --reward-function")
+        return self
 
 
 class RewardModelEvalConfig(InputConfig):

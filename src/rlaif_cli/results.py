@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_cli import __version__, constitution, metrics, models
+from rlaif_cli import __version__, constitution, metrics, models, user_function
 from rlaif_cli.compression import content_sha256
-from rlaif_cli.config import DATA_FIELDS, StageConfig
+from rlaif_cli.config import DATA_FIELDS, FUNCTION_FIELDS, StageConfig
 from rlaif_cli.errors import InputError
 from rlaif_cli.inputs import files, names_records
 from rlaif_cli.output import beside, file_of, open_for_writing, sidecar, write_json
@@ -163,12 +163,15 @@ def _settings(config: StageConfig) -> dict[str, Any]:
 
 
 def judging_hashes(config: StageConfig) -> dict[str, Any]:
-    """Of the judges, reward models and constitution that a config names; a judge behind a server has none."""
+    """Of the judges, reward models, functions and constitution that a config names; of no judge behind a server."""
     settings, found = config.deciding(), dict[str, Any]()
     for role in ("judge", "reward_model"):
         if settings.get(role) and not _behind_a_server(config, role):
             named = [settings[role]] if isinstance(settings[role], str) else settings[role]
             found[f"{role}_sha256"] = {name: models.checkpoint_hash(models.resolve(name)) for name in named}
+    for role in FUNCTION_FIELDS:
+        if specs := getattr(config, role, ()):
+            found[f"{role}_sha256"] = {spec: user_function.sha256_of(spec) for spec in specs}
     if settings.get("constitution"):
         found["constitution_sha256"] = constitution.load(settings["constitution"]).sha256
     return found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlaif_cli import metrics, models
 from rlaif_cli.config import BestOfNConfig, RewardConfig, RewardModelEvalConfig
@@ -27,8 +29,16 @@ from rlaif_cli.results import (
 )
 from rlaif_cli.train.models import load_reward_model
 from rlaif_cli.train.packing import Group
+from rlaif_cli.train.reward_function import PromptRow
 from rlaif_cli.train.reward_model import log_loss, probability, score_groups, too_long
-from rlaif_cli.train.rewards import RewardReader, RewardSource, check_reward_source, reward_models, reward_source
+from rlaif_cli.train.rewards import (
+    RewardReader,
+    RewardSource,
+    check_reward_source,
+    reward_source,
+    scores_and_parts,
+    why_unscored,
+)
 from rlaif_cli.train.selection import Compare
 
 
@@ -96,22 +106,28 @@ def _pair_scores(path: Path, pairs: list[HumanPair], reader: RewardReader, confi
 
 
 def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
-    """How often a judge prefers the response that the reward model likes best to the first, and to a random one.
+    """How often a judge prefers the response that scores best to the first, and to a random one.
 
-    A reward model can only be of use to a policy if its choice among the policy's own samples is a better one.
+    A reward model or function can only be of use to a policy if its choice among the policy's own samples is a better
+    one. A row in which a response has no score is left out.
 
     Raises:
-        InputError: the candidates cannot be used, or no comparison could be decided.
+        InputError: the candidates cannot be used, a reward function fails, or no comparison could be decided.
         ModelError: a folder holds no reward model.
     """
-    for name in config.reward_model:
-        models.check_reward_model(models.resolve(name))
+    check_reward_source(config)
     rejected = rejected_path(config.output, "best-of-n")
     rows = list(Source(config.candidates, PairsOnly, skip_invalid=config.skip_invalid, rejected_path=rejected))
     if config.dry_run:
         return planned("best-of-n", len(rows))
-    scorer = reward_models(config.reward_model, config.precision, config.tokens_per_batch)
-    rewards = _rewards(scorer, rows)
+    scores = _scores(reward_source(config, None), rows)
+    left_out = [row for row in rows if not np.isfinite(scores[row.id].total).all()]
+    missing = [_without_best(row, scores[row.id]) for row in left_out]
+    rows = [row for row in rows if np.isfinite(scores[row.id].total).all()]
+    if not rows:
+        what = "in every row a response has no score"
+        raise nothing_scored(config, "best-of-n", what, config.candidates, missing)
+    rewards = [scores[row.id].total for row in rows]
     best = [int(np.argmax(found)) for found in rewards]
     others = {
         "first": [0] * len(rows),
@@ -130,7 +146,7 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
         {
             "id": row.id,
             "prompt_key": prompt,
-            "rewards": [round(value, 6) for value in found],
+            "rewards": _rounded(found),
             "best": chosen,
             **{name: places[index] for name, places in others.items()},
             **{f"p_over_{name}": verdicts[name][index] for name in others},
@@ -140,29 +156,37 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
     result: dict[str, Any] = {
         "metric": "best-of-n",
         "reward_model": list(config.reward_model),
+        "reward_function": list(config.reward_function),
         "judge": config.judge_name,
         "n": len(rows),
         "prompts": len(set(prompts)),
-        "unscored": sum(each is None for each in p),
+        "unscored": sum(each is None for each in p) + len(left_out),
+        "rows_without_scores": len(left_out),
     }
     for name in others:
         decided = [(each, prompt) for each, prompt in zip(verdicts[name], prompts, strict=True) if each is not None]
         if not decided:
             what = "no comparison could be decided"
-            raise nothing_scored(config, "best-of-n", what, config.candidates, items)
+            raise nothing_scored(config, "best-of-n", what, config.candidates, [*items, *missing])
         result[f"win_rate_over_{name}"] = rate(metrics.wins([each for each, _ in decided]), [key for _, key in decided])
     result["chose_the_first"] = rate([place == 0 for place in best], prompts)
-    return save(config, result, items)
+    return save(config, result, [*items, *missing])
+
+
+def _without_best(row: Candidates, scores: RowScores) -> dict[str, Any]:
+    """The item of a row that is left out, with the reason."""
+    found = {"id": row.id, "prompt_key": prompt_key(row.prompt), "rewards": _rounded(scores.total), "best": None}
+    return found | {"reason": scores.reason}
 
 
 def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
     """The mean reward of candidates; with a baseline, of both, and the mean paired difference.
 
     A reward model's are in its standard deviations over its training responses, from its mean; a judge's are logits,
-    as in `ppo`.
+    as in `ppo`. Of several sources the weighted sum, and each one's own mean under `sources`.
 
     Raises:
-        InputError: an id stands on different prompts in the two files.
+        InputError: an id stands on different prompts in the two files, or a reward function fails.
     """
     check_reward_source(config)
     rows, baseline, alone = _by_id(config.candidates, config), None, 0
@@ -179,29 +203,63 @@ def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
         return planned("reward", len(keys))
     scorer = reward_source(config, engines)
     sides = {"reward": rows} | ({} if baseline is None else {"baseline": baseline})
-    rewards = {name: _rewards(scorer, [side[key] for key in keys]) for name, side in sides.items()}
-    means = {name: np.array([_mean_of_scored(each) for each in found]) for name, found in rewards.items()}
+    found = {name: _scores(scorer, [side[key] for key in keys]) for name, side in sides.items()}
+    of_rows = {name: [scores[key] for key in keys] for name, scores in found.items()}
+    means = {name: np.array([each.mean(each.total) for each in side]) for name, side in of_rows.items()}
+    parts = _means_by_source(of_rows)
     scored = np.isfinite(np.stack([*means.values()])).all(0)
-    unscored = [
-        sum(not math.isfinite(value) for each in of_row for value in each)
-        for of_row in zip(*rewards.values(), strict=True)
-    ]
+    unscored = [sum(each.unscored for each in of_row) for of_row in zip(*of_rows.values(), strict=True)]
     prompts = [prompt_key(rows[key].prompt) for key in keys]
-    items = [
-        {"id": key, "prompt_key": prompts[place], "unscored": unscored[place]}
-        | {name: round(float(found[place]), 9) if scored[place] else None for name, found in means.items()}
-        for place, key in enumerate(keys)
-    ]
+
+    def item(place: int, key: str) -> dict[str, Any]:
+        reasons = [side[place].reason for side in of_rows.values() if side[place].reason]
+        own = {
+            source: {name: _rounded(values[place]) for name, values in of_sides.items()}
+            for source, of_sides in parts.items()
+        }
+        return (
+            {"id": key, "prompt_key": prompts[place], "unscored": unscored[place]}
+            | {name: round(float(values[place]), 9) if scored[place] else None for name, values in means.items()}
+            | ({"sources": own} if own else {})
+            | ({"reason": reasons[0]} if reasons else {})
+        )
+
+    items = [item(place, key) for place, key in enumerate(keys)]
     if not scored.any():
         raise nothing_scored(config, "reward", "no response could be scored", config.candidates, items)
     of_scored = [prompt for prompt, is_scored in zip(prompts, scored, strict=True) if is_scored]
     result: dict[str, Any] = {"metric": "reward", "n": len(of_scored), "prompts": len(set(of_scored))}
     result["unscored"] = sum(unscored)
-    result |= {name: estimate(found[scored], of_scored) for name, found in means.items()}
+    result |= _compared(means, scored, of_scored)
     if baseline is not None:
         result["prompts_of_one_side"] = alone
-        result["difference"] = estimate((means["reward"] - means["baseline"])[scored], of_scored)
+    if parts:
+        result["sources"] = {source: _compared(of_sides, scored, of_scored) for source, of_sides in parts.items()}
     return save(config, result, items)
+
+
+def _compared(means: Mapping[str, NDArray[Any]], scored: NDArray[Any], prompts: Sequence[str]) -> dict[str, Any]:
+    """Each side's mean with its interval; of two, also that of their paired difference.
+
+    Args:
+        means: the row's mean rewards by side (`reward`, `baseline`), [rows] each.
+        scored: [rows] which of them count.
+        prompts: of those.
+    """
+    found = {name: estimate(values[scored], prompts) for name, values in means.items()}
+    if "baseline" in means:
+        found["difference"] = estimate((means["reward"] - means["baseline"])[scored], prompts)
+    return found
+
+
+def _means_by_source(sides: Mapping[str, Sequence[RowScores]]) -> dict[str, dict[str, NDArray[Any]]]:
+    """source -> side -> [rows]: each source's mean over the responses that have a score; {} of one source."""
+    first = next(iter(sides.values()))
+    names = list(first[0].by_source) if first else []
+    return {
+        name: {side: np.array([each.mean(each.by_source[name]) for each in rows]) for side, rows in sides.items()}
+        for name in names
+    }
 
 
 def _by_id(path: str, config: RewardConfig) -> dict[str, Candidates]:
@@ -214,19 +272,56 @@ def _by_id(path: str, config: RewardConfig) -> dict[str, Candidates]:
     return {row.id: row for row in source}
 
 
-def _mean_of_scored(rewards: Sequence[float]) -> float:
-    """NaN where no response of a prompt has a score."""
-    known = [reward for reward in rewards if math.isfinite(reward)]
-    return float(np.mean(known)) if known else math.nan
+@dataclass(frozen=True)
+class RowScores:
+    """What the responses of a row scored.
+
+    Attributes:
+        total: [n]; NaN where there is none.
+        by_source: [n] each; empty where there is one source.
+        reason: why one of them has none.
+    """
+
+    total: NDArray[Any]
+    by_source: dict[str, NDArray[Any]]
+    reason: str | None
+
+    @property
+    def unscored(self) -> int:
+        return int((~np.isfinite(self.total)).sum())
+
+    def mean(self, values: NDArray[Any]) -> float:
+        """Of those of the responses that have a score; NaN where none has one."""
+        known = values[np.isfinite(self.total)]
+        return float(known.mean()) if len(known) else math.nan
 
 
-def _rewards(scorer: RewardSource, rows: Sequence[Candidates]) -> list[list[float]]:
-    """The reward of every response of every row, NaN where it has none; rows with equally many go together."""
-    found: dict[str, list[float]] = {}
+def _scores(scorer: RewardSource, rows: Sequence[Candidates]) -> dict[str, RowScores]:
+    """The scores of every row by its id; rows with equally many responses go together."""
+    found: dict[str, RowScores] = {}
     for count in {len(row.responses) for row in rows}:
-        alike = [row for row in rows if len(row.responses) == count]
-        scores = scorer.score(
-            [as_messages(row.prompt) for row in alike], [[r.text for r in row.responses] for row in alike]
-        )
-        found |= {row.id: values for row, values in zip(alike, scores.tolist(), strict=True)}
-    return [found[row.id] for row in rows]
+        alike = [_with_own_fields(row) for row in rows if len(row.responses) == count]
+        texts = [[response.text for response in row.responses] for row in rows if len(row.responses) == count]
+        totals, parts = scores_and_parts(scorer, alike, texts)
+        for place, (row, of_row) in enumerate(zip(alike, texts, strict=True)):
+            total = totals[place].double().numpy()
+            without = next((text for text, score in zip(of_row, total, strict=True) if not math.isfinite(score)), None)
+            reason = None if without is None else why_unscored(scorer, row, without)
+            found[row.id] = RowScores(
+                total, {name: each[place].double().numpy() for name, each in parts.items()}, reason
+            )
+    return found
+
+
+def _with_own_fields(row: Candidates) -> PromptRow:
+    """As `ppo` has it: `generate` keeps a prompt's reference in `meta`."""
+    meta = dict(row.meta)
+    reference = meta.pop("reference", None)
+    return PromptRow(row.id, as_messages(row.prompt), reference, meta)
+
+
+def _rounded(values: Any) -> Any:
+    """As JSON: 6 digits, and null where there is no number."""
+    if isinstance(values, np.ndarray):
+        return [_rounded(each) for each in values]
+    return round(float(values), 6) if math.isfinite(values) else None

@@ -98,8 +98,11 @@ def _source(config: PPOConfig, base: Path, judge_fits: Callable[[list[Message]],
 
 def _prompts(config: PPOConfig, source: Source[PromptRecord], base: Path) -> list[Prompt]:
     tokenizer = ChatTokenizer(base)
-    rows = ((record.id, with_system(as_messages(record.prompt), config.system)) for record in source)
-    return [Prompt(name, messages, tokenizer.chat(messages)) for name, messages in rows]
+    rows = ((record, with_system(as_messages(record.prompt), config.system)) for record in source)
+    return [
+        Prompt(record.id, messages, tokenizer.chat(messages), record.reference, record.meta)
+        for record, messages in rows
+    ]
 
 
 def _run(
@@ -201,9 +204,9 @@ def ppo_step(
         rollouts = distributed.whole_of(sampled)
     completions = [c for r in rollouts for c in r.completions]
     with clock("reward"):
-        raw, reasons = scoring.ask(reward, sampled)
-        scores = shaped_scores(config, raw, completions)
-        unscored = scoring.set_aside(folder, step + 1, rollouts, scores, reasons)
+        asked = scoring.ask(reward, sampled)
+        scores = shaped_scores(config, asked.values, completions)
+        unscored = scoring.set_aside(folder, step + 1, rollouts, scores, asked.reasons)
         trained_on, their_scores = scoring.comparable(config, rollouts, scores)
         scoring.check(config, unscored, len(completions), len(trained_on), step + 1)
     with clock("forward"):
@@ -219,7 +222,8 @@ def ppo_step(
     samples_per_second = len(completions) / sum(clock.seconds.values())
     seconds = {f"seconds_{name}": value for name, value in clock.seconds.items()}
     return numbers | {
-        "reward": float(raw.nanmean()),
+        "reward": float(asked.values.nanmean()),
+        **asked.means(),
         "unscored": len(unscored),
         "ended": sum(c.finish_reason == "stop" for c in completions) / len(completions),
         "lr": lr,

@@ -1,4 +1,4 @@
-"""Where PPO's scores come from: a reward model, or a judge directly. Both read decoded text.
+"""Where PPO's scores come from: a reward model, a judge directly, or functions of one's own. All read decoded text.
 
 So a reward model may have another tokenizer and chat template than the policy, and is asked exactly what it was
 trained on.
@@ -7,7 +7,7 @@ trained on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,52 +17,65 @@ import torch
 from rlaif_cli import console, models
 from rlaif_cli import constitution as constitutions
 from rlaif_cli.chat import ChatTokenizer
-from rlaif_cli.config import JudgeConfig, PPOConfig, RewardConfig, RewardSourceConfig
+from rlaif_cli.config import BestOfNConfig, JudgeConfig, PPOConfig, RewardConfig, RewardSourceConfig, ScorersConfig
 from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines import LOCAL, Engine, EnginePool, Failed, Request
 from rlaif_cli.errors import ModelError, UsageError
 from rlaif_cli.judge import NoReward, RewardingJudge, make_judge, named_principles
 from rlaif_cli.output import read_json
 from rlaif_cli.records import Message, content_id
-from rlaif_cli.train import loop
+from rlaif_cli.train import loop, reward_function
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.models import load_reward_model
 from rlaif_cli.train.packing import Group
+from rlaif_cli.train.reward_function import RewardFunction, Row, response_key
 from rlaif_cli.train.reward_model import NO_SPREAD, score_groups
 
 
 class RewardSource(Protocol):
-    def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
-        """The score of every response: [prompts, n]; NaN where it has none (`why_unscored`)."""
+    def score(self, rows: Sequence[Row], responses: Sequence[Sequence[str]]) -> torch.Tensor:
+        """The score of every response: [rows, n]; NaN where it has none (`why_unscored`)."""
         ...
 
 
-def check_reward_source(config: RewardSourceConfig) -> None:
+def check_reward_source(config: ScorersConfig) -> None:
     """Whatever can be wrong with it, before compute is spent.
 
     Raises:
-        InputError, ModelError: no such constitution, principle or model, or the model is no reward model.
+        InputError, ModelError: no such constitution, principle, function or model, or the model is no reward model.
     """
+    for spec in config.reward_function:
+        reward_function.load(spec)
     for name in config.reward_model:
         models.check_reward_model(models.resolve(name))
-    if config.judge is not None and config.constitution is not None:
+    if isinstance(config, RewardSourceConfig) and config.judge is not None and config.constitution is not None:
         _principles(constitutions.load(config.constitution), config.principles)
         if config.judge != models.FAKE and config.judge_engine in (None, *LOCAL):
             models.resolve(config.judge)
 
 
 def reward_source(
-    config: PPOConfig | RewardConfig, engines: EnginePool, on_body: Callable[[Path], Adapted | None] = lambda _: None
+    config: PPOConfig | RewardConfig | BestOfNConfig,
+    engines: EnginePool | None,
+    on_body: Callable[[Path], Adapted | None] = lambda _: None,
 ) -> RewardSource:
-    """The reward models or the judge that `config` names.
+    """What `config` names: the reward models or the judge, and the functions; of several, the weighted sum.
 
     Args:
+        engines: where a judge is run; not needed without one.
         on_body: a reward model as an adapter on a body that is there already, where it can be one.
     """
+    found = list[RewardSource]()
     if config.reward_model:
-        return reward_models(config.reward_model, config.precision, config.tokens_per_batch, on_body)
-    wanted = config.reward_judge
-    return JudgeScorer(wanted, engines.get(wanted, wanted.judge[0]))
+        found.append(reward_models(config.reward_model, config.precision, config.tokens_per_batch, on_body))
+    elif isinstance(config, RewardSourceConfig) and config.judge is not None:
+        assert engines is not None
+        wanted = config.reward_judge
+        found.append(JudgeScorer(wanted, engines.get(wanted, wanted.judge[0])))
+    found += [reward_function.load(spec) for spec in config.reward_function]
+    if config.weights == (1.0,):
+        return found[0]
+    return WeightedSum(dict(zip(config.sources, found, strict=True)), config.weights)
 
 
 def reward_models(
@@ -91,8 +104,8 @@ class RewardModelScorer:
         self._precision = precision
         self._token_budget = token_budget
 
-    def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
-        groups = [self.reader.group(prompt, texts) for prompt, texts in zip(prompts, responses, strict=True)]
+    def score(self, rows: Sequence[Row], responses: Sequence[Sequence[str]]) -> torch.Tensor:
+        groups = [self.reader.group(row.messages, texts) for row, texts in zip(rows, responses, strict=True)]
         raw = score_groups(self.model, groups, self._precision, self._token_budget)
         return (torch.from_numpy(raw).float() - self.mean) / self.std
 
@@ -132,8 +145,43 @@ class Ensemble:
     def __init__(self, sources: Sequence[RewardSource]) -> None:
         self._sources = sources
 
-    def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
-        return torch.stack([source.score(prompts, responses) for source in self._sources]).mean(0)
+    def score(self, rows: Sequence[Row], responses: Sequence[Sequence[str]]) -> torch.Tensor:
+        return torch.stack([source.score(rows, responses) for source in self._sources]).mean(0)
+
+
+class WeightedSum:
+    """The weighted sum of several sources; a response that one of them leaves without a score has none.
+
+    Args:
+        sources: by name.
+        weights: in the same order.
+    """
+
+    def __init__(self, sources: Mapping[str, RewardSource], weights: Sequence[float]) -> None:
+        self.sources = sources
+        self._weights = weights
+
+    def score(self, rows: Sequence[Row], responses: Sequence[Sequence[str]]) -> torch.Tensor:
+        return self.total(self.of_each(rows, responses))
+
+    def of_each(self, rows: Sequence[Row], responses: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
+        """The scores by each source, before its weight: [rows, n] by name."""
+        return {name: source.score(rows, responses) for name, source in self.sources.items()}
+
+    def total(self, scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """[rows, n], of what `of_each` returned."""
+        weighted = [weight * each for weight, each in zip(self._weights, scores.values(), strict=True)]
+        return torch.stack(weighted).sum(0)
+
+
+def scores_and_parts(
+    source: RewardSource, rows: Sequence[Row], responses: Sequence[Sequence[str]]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The scores, [rows, n], and where they come from several sources, those of each by name, before its weight."""
+    if not isinstance(source, WeightedSum):
+        return source.score(rows, responses), {}
+    each = source.of_each(rows, responses)
+    return source.total(each), each if len(each) > 1 else {}
 
 
 class JudgeScorer:
@@ -143,7 +191,7 @@ class JudgeScorer:
     of number than its neighbours'. It is asked about again if it comes again.
 
     Attributes:
-        reasons: why, by `content_id` of prompt and response; of the last call.
+        reasons: why, by `response_key`; of the last call.
     """
 
     def __init__(self, config: JudgeConfig, engine: Engine) -> None:
@@ -153,26 +201,31 @@ class JudgeScorer:
         self._cache: dict[str, float] = {}
         self.reasons: dict[str, str] = {}
 
-    def score(self, prompts: Sequence[list[Message]], responses: Sequence[Sequence[str]]) -> torch.Tensor:
-        keys = [[content_id(prompt, text) for text in texts] for prompt, texts in zip(prompts, responses, strict=True)]
+    def score(self, rows: Sequence[Row], responses: Sequence[Sequence[str]]) -> torch.Tensor:
+        asked = [
+            [(content_id(row.messages, text), row, text) for text in texts]
+            for row, texts in zip(rows, responses, strict=True)
+        ]
         items = {
-            (key, principle.id): ((key, principle.id), prompt, text, principle)
-            for prompt, texts, row in zip(prompts, responses, keys, strict=True)
-            for text, key in zip(texts, row, strict=True)
+            (key, principle.id): ((key, principle.id), row.messages, text, principle)
+            for of_row in asked
+            for key, row, text in of_row
             if key not in self._cache
             for principle in self._principles
         }
         found: dict[str, list[float]] = {}
         for (key, _), reward in self._judge.rewards(items.values()):
             found.setdefault(key, []).append(reward)
-        self.reasons = {}
+        missing: dict[str, str] = {}
         for key, rewards in found.items():
-            missing = [reward for reward in rewards if not math.isfinite(reward)]
-            if missing:
-                self.reasons[key] = _why(missing, len(rewards))
+            if failed := [reward for reward in rewards if not math.isfinite(reward)]:
+                missing[key] = _why(failed, len(rewards))
             else:
                 self._cache[key] = sum(rewards) / len(rewards)
-        return torch.tensor([[self._cache.get(key, math.nan) for key in row] for row in keys])
+        self.reasons = {
+            response_key(row, text): missing[key] for of_row in asked for key, row, text in of_row if key in missing
+        }
+        return torch.tensor([[self._cache.get(key, math.nan) for key, _, _ in of_row] for of_row in asked])
 
 
 class _Fitting:
@@ -211,10 +264,16 @@ def _why(missing: Sequence[float], asked: int) -> str:
     )
 
 
-def why_unscored(source: RewardSource, prompt: list[Message], response: str) -> str:
+def why_unscored(source: RewardSource, row: Row, response: str) -> str:
     """Why a source gave a response no score in its last call."""
-    known = source.reasons if isinstance(source, JudgeScorer) else {}
-    return known.get(content_id(prompt, response), NOT_FINITE)
+    key = response_key(row, response)
+    if isinstance(source, WeightedSum):
+        return next((known for each in source.sources.values() if (known := _reason(each, key))), NOT_FINITE)
+    return _reason(source, key) or NOT_FINITE
+
+
+def _reason(source: RewardSource, key: str) -> str | None:
+    return source.reasons.get(key) if isinstance(source, JudgeScorer | RewardFunction) else None
 
 
 def _principles(constitution: Constitution, wanted: Sequence[str]) -> tuple[Principle, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from rlaif_cli.train.packing import Group
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of the training set, as messages and as the policy's token ids."""
+    """A prompt of the training set, as messages and as the policy's token ids, with what its row says besides."""
 
     id: str
     messages: list[Message]
     token_ids: list[int]
+    reference: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rlaif_cli.config import PPOConfig
 from rlaif_cli.errors import EngineError
 from rlaif_cli.output import open_for_writing
 from rlaif_cli.train import distributed
-from rlaif_cli.train.rewards import RewardSource, why_unscored
+from rlaif_cli.train.rewards import RewardSource, scores_and_parts, why_unscored
 from rlaif_cli.train.rollout import Prompt, Rollout
 
 UNSCORED = "unscored.jsonl"
@@ -31,26 +32,51 @@ class TooManyUnscored(EngineError):
     """A step's responses lack more scores than the run may do without. Nothing was learned from the step."""
 
 
-def ask(source: RewardSource, mine: Sequence[Rollout]) -> tuple[Tensor, list[str | None]]:
-    """The score of every response of a step, [S], NaN where there is none; and for those, why.
+@dataclass(frozen=True)
+class Scores:
+    """What a step's responses scored, S of them.
+
+    Attributes:
+        values: [S]; NaN where there is none.
+        reasons: [S]; why there is none.
+        by_source: [S] each, before its weight; empty where there is one source.
+    """
+
+    values: Tensor
+    reasons: list[str | None]
+    by_source: dict[str, Tensor]
+
+    def means(self) -> dict[str, float]:
+        """Of each source, over the responses that have a score; as a step's log names them."""
+        scored = self.values.isfinite()
+        return {f"reward_{name}": float(each[scored].mean()) for name, each in self.by_source.items()}
+
+
+def ask(source: RewardSource, mine: Sequence[Rollout]) -> Scores:
+    """The score of every response of a step.
 
     Args:
         mine: this process's share of the step's rollouts.
     """
     # As files of responses hold them: what reward models are trained on and judges label.
     texts = [[completion.reply for completion in rollout.completions] for rollout in mine]
-    scores = source.score([rollout.prompt.messages for rollout in mine], texts).tolist()
+    rows = [rollout.prompt for rollout in mine]
+    scores, parts = scores_and_parts(source, rows, texts)
 
     def with_reason(prompt: Prompt, text: str, score: float) -> tuple[float, str | None]:
         known = math.isfinite(score)
-        return (score, None) if known else (math.nan, why_unscored(source, prompt.messages, text))
+        return (score, None) if known else (math.nan, why_unscored(source, prompt, text))
 
     found = [
-        [with_reason(rollout.prompt, text, score) for text, score in zip(of_prompt, row, strict=True)]
-        for rollout, of_prompt, row in zip(mine, texts, scores, strict=True)
+        [with_reason(prompt, text, score) for text, score in zip(of_prompt, row, strict=True)]
+        for prompt, of_prompt, row in zip(rows, texts, scores.tolist(), strict=True)
     ]
     flat = [each for row in distributed.whole_of(found) for each in row]
-    return torch.tensor([score for score, _ in flat]), [reason for _, reason in flat]
+    by_source = {
+        name: torch.tensor([score for row in distributed.whole_of(each.tolist()) for score in row])
+        for name, each in parts.items()
+    }
+    return Scores(torch.tensor([score for score, _ in flat]), [reason for _, reason in flat], by_source)
 
 
 def set_aside(
@@ -105,5 +131,5 @@ def check(config: PPOConfig, unscored: Sequence[dict[str, Any]], total: int, tra
         f"{len(unscored)} of the {total} responses of step {step} got no score ({bound}): {said}",
         hint=f"{Path(config.output) / UNSCORED} has them. Nothing is lost: once the judge answers, run the same "
         f"command to resume before this step; or train without these responses by a higher --max-unscored.{fewer} "
-        "Another judge, --method, --principles or --max-tokens makes another run (--overwrite)",
+        "Another judge, function, --method, --principles or --max-tokens makes another run (--overwrite)",
     )

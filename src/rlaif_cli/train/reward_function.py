@@ -1,0 +1,110 @@
+"""Reward functions of one's own: `FILE.py:NAME`, called with prompts, responses and the prompt rows' own fields."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlaif_cli import user_function
+from rlaif_cli.records import Message, content_id
+from rlaif_cli.user_function import UserFunction
+
+
+class Row(Protocol):
+    """A prompt whose responses are scored."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def messages(self) -> list[Message]: ...
+    @property
+    def reference(self) -> str | None: ...
+    @property
+    def meta(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt of a file, with what its row says besides."""
+
+    id: str
+    messages: list[Message]
+    reference: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def response_key(row: Row, response: str) -> str:
+    """Names a response to a row among the reasons for which responses have no score."""
+    return content_id(row.id, row.messages, response)
+
+
+class RewardFunction:
+    """A source of scores that is a function of the user's own.
+
+    Attributes:
+        reasons: why a response has no score, by `response_key`; of the last call.
+    """
+
+    def __init__(self, function: UserFunction) -> None:
+        self._function = function
+        self.reasons: dict[str, str] = {}
+
+    @property
+    def spec(self) -> str:
+        return self._function.spec
+
+    @property
+    def name(self) -> str:
+        return self._function.name
+
+    @property
+    def sha256(self) -> str:
+        """Of the file whose code runs."""
+        return self._function.sha256
+
+    def score(self, rows: Sequence[Row], responses: Sequence[Sequence[str]]) -> Tensor:
+        """The score of every response, [rows, n]; NaN where the function returned None or NaN.
+
+        The function is called once, with flat lists in which a prompt stands once for each of its responses. What it
+        gets are copies, so that it may change them.
+
+        Args:
+            responses: [rows, n].
+
+        Raises:
+            InputError: the function failed, or returned something else than numbers; with the row, where one is known.
+        """
+        flat = [
+            (row, text, f"row '{row.id}', response {number}")
+            for row, texts in zip(rows, responses, strict=True)
+            for number, text in enumerate(texts, start=1)
+        ]
+        arguments: dict[str, list[Any]] = {
+            "prompts": [[message.model_dump() for message in row.messages] for row, _, _ in flat],
+            "responses": [text for _, text, _ in flat],
+            "reference": [row.reference for row, _, _ in flat],
+            "meta": [copy.deepcopy(row.meta) for row, _, _ in flat],
+        }
+        found = self._function.scores([place for _, _, place in flat], arguments)
+        self.reasons = {
+            response_key(row, text): f"{self.name} returned {'None' if value is None else 'NaN'}"
+            for (row, text, _), value in zip(flat, found, strict=True)
+            if value is None or math.isnan(value)
+        }
+        values = torch.tensor([math.nan if value is None else value for value in found])
+        return values.view(len(rows), -1) if rows else torch.empty(0, 0)
+
+
+def load(spec: str) -> RewardFunction:
+    """The function that `FILE.py:NAME` names; the file is run.
+
+    Raises:
+        InputError: see `user_function.load`.
+    """
+    return RewardFunction(user_function.load(spec))
