@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +28,7 @@ from rlaif_cli.records import Message, PromptRecord
 from rlaif_cli.stages.generate import _candidates
 from rlaif_cli.train import loop, ops, scoring, selection
 from rlaif_cli.train.evaluate import reward
-from rlaif_cli.train.ppo import sample_seeds, shaped_scores, step_prompts, train_ppo
+from rlaif_cli.train.ppo import VERSION, sample_seeds, shaped_scores, step_prompts, train_ppo
 from rlaif_cli.train.reward_function import PromptRow
 from rlaif_cli.train.rewards import JudgeScorer, why_unscored
 from rlaif_cli.train.rollout import Prompt, Rollout
@@ -344,7 +344,7 @@ def test_a_run_of_an_earlier_version_is_not_mixed_with_this_one(run: Any) -> Non
     position = json.loads((folder / "state" / "position.json").read_text())
     del position["settings"]["ppo_version"]
     (folder / "state" / "position.json").write_text(json.dumps(position))
-    with pytest.raises(UsageError, match="ppo_version: None before, 2 now"):
+    with pytest.raises(UsageError, match=f"ppo_version: None before, {VERSION} now"):
         run("old", ScriptedJudge())
 
 
@@ -395,18 +395,9 @@ def test_eval_reward_counts_what_the_judge_left_out(tmp_path: Path, write_jsonl:
 # ------------------------------------------------------------------------------------------- choosing and measuring
 
 
-class Sampler:
-    """An engine whose policy answers each time something else."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def sync(self) -> None:
-        pass
-
-    def sample(self, prompts: Any, seeds: Any) -> list[Rollout]:
-        self.calls += 1
-        return [rollout(*(f"{self.calls} {prompt.id} {k}" for k in range(4)), prompt=prompt.id) for prompt in prompts]
+def answers_to(prompts: Sequence[Prompt], *texts: str, call: int = 0) -> dict[str, list[str]]:
+    """The same to each prompt; without `texts`, four that are different at every `call`."""
+    return {prompt.id: list(texts) or [f"{call} {prompt.id} {k}" for k in range(4)] for prompt in prompts}
 
 
 def coin(texts: Any) -> list[float]:
@@ -414,19 +405,17 @@ def coin(texts: Any) -> list[float]:
     return [request_seed(*pair) / 2**31 for _, *pair in texts]
 
 
-def test_the_highest_of_many_looks_is_too_high_and_the_reported_win_rate_is_not(tiny: Path, tmp_path: Path) -> None:
+def test_the_highest_of_many_looks_is_too_high_and_the_reported_win_rate_is_not(tiny: Path) -> None:
     """No effect at all: 10 looks at 12 comparisons, 60 runs."""
     highest, reported = [], []
     for seed in range(60):
         config = ppo_config(tiny, eval_judge="fake", eval_fraction=0.4, seed=seed)
         prompts = [rollout(prompt=f"{seed} {i}").prompt for i in range(15)]
         held_out = selection.split(config, prompts)[1]
-        folder = tmp_path / str(seed)
-        choice = Selection(config, folder, held_out, coin)
-        engine = Sampler()
-        choice.remember_start(engine)
-        highest.append(max(choice.look(engine).value for _ in range(10)))
-        reported.append(choice.report(engine).value)
+        choice = Selection(held_out, coin)
+        start, *looks = (answers_to(held_out.prompts, call=call) for call in range(11))
+        highest.append(max(choice.look(now, start).value for now in looks))
+        reported.append(choice.report(looks[-1], start).value)
     assert np.mean(highest) > 0.62
     assert np.mean(reported) == pytest.approx(0.5, abs=3 * 0.5 / (12 * 60) ** 0.5)
 
@@ -444,22 +433,31 @@ def test_held_out_prompts_are_split_by_content_and_each_serves_once(tiny: Path) 
     assert list(map(len, (trained, held_out.choosing, held_out.reporting))) == [1, 1, 1]
 
 
-def test_equal_answers_are_ties_and_nobody_is_asked(tiny: Path, tmp_path: Path) -> None:
+def test_without_a_judge_that_chooses_all_held_out_prompts_report(tiny: Path) -> None:
+    prompts = [rollout(prompt=str(i)).prompt for i in range(10)]
+    trained, held_out = selection.split(ppo_config(tiny, eval_function="gold.py:tone", eval_fraction=0.3), prompts)
+    assert (len(trained), held_out.choosing, len(held_out.reporting)) == (7, [], 3)
+    judged = selection.split(ppo_config(tiny, eval_judge="fake", eval_fraction=0.3), prompts)[1]
+    assert {p.id for p in judged.prompts} == {p.id for p in held_out.prompts}, "the same, with a judge and without"
+    assert selection.split(ppo_config(tiny), prompts) == (prompts, selection.HeldOut([], []))
+
+
+def test_equal_answers_are_ties_and_nobody_is_asked(tiny: Path) -> None:
     config = ppo_config(tiny, eval_judge="fake", eval_fraction=0.5)
     held_out = selection.split(config, [rollout(prompt=str(i)).prompt for i in range(10)])[1]
+    choice = Selection(held_out, lambda texts: [0.4] * len(texts))
+    start = answers_to(held_out.prompts, "same", "same")
+    assert choice.look(start, start).value == 0.5
+    assert choice.look(answers_to(held_out.prompts, "same", "another"), start).value == 0.25
 
-    class Unchanged(Sampler):
-        def sample(self, prompts: Any, seeds: Any) -> list[Rollout]:
-            return [rollout("same ", " same", prompt=prompt.id) for prompt in prompts]
 
-    class Changed(Unchanged):
-        def sample(self, prompts: Any, seeds: Any) -> list[Rollout]:
-            return [rollout("same", "another", prompt=prompt.id) for prompt in prompts]
-
-    choice = Selection(config, tmp_path, held_out, lambda texts: [0.4] * len(texts))
-    choice.remember_start(Unchanged())
-    assert choice.look(Unchanged()).value == 0.5
-    assert choice.look(Changed()).value == 0.25
+def test_what_the_judge_cannot_decide_is_counted_and_left_out(tiny: Path) -> None:
+    config = ppo_config(tiny, eval_judge="fake", eval_fraction=0.5)
+    held_out = selection.split(config, [rollout(prompt=str(i)).prompt for i in range(8)])[1]
+    choice = Selection(held_out, lambda texts: [None if "maybe" in a else 0.9 for _, a, _ in texts])
+    found = choice.look(answers_to(held_out.prompts, "good", "maybe"), answers_to(held_out.prompts, "a", "b"))
+    assert found.wins == [1, None] * 2 and (found.value, found.unscored) == (1, 2)
+    assert found.as_json()["win_rate"]["n"] == found.as_json()["prompts"] == 2
 
 
 def test_a_look_that_decides_nothing_chooses_nothing(run: Any, capsys: pytest.CaptureFixture[str]) -> None:

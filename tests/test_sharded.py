@@ -22,6 +22,7 @@ from rlaif_cli.engines import EnginePool, open_engine
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.errors import UsageError
 from rlaif_cli.train import distributed
+from rlaif_cli.train.evaluations import EVALUATIONS
 from rlaif_cli.train.packing import Group, deal
 from rlaif_cli.train.ppo import train_ppo
 from rlaif_cli.train.reward_model import train_reward_model
@@ -54,8 +55,12 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("ppo", PPO | JUDGED),
     "ppo-rm": ("ppo", PPO | FEW | {"reward_model": "rm", "advantage": "reinforce", "minibatches": 2}),
     "ppo-lora": ("ppo", PPO | FEW | JUDGED | {"lora_rank": 4}),
-    "ppo-chosen": ("ppo", PPO | FEW | JUDGED | {"advantage": "rloo", "eval_judge": "fake", "eval_every": 2}),
+    "ppo-chosen": (
+        "ppo",
+        PPO | FEW | JUDGED | {"advantage": "rloo", "eval_judge": "fake", "eval_every": 2, "eval_function": "length"},
+    ),
 }
+GOLD = "def length(responses):\n    return [None if text.startswith('a') else len(text) for text in responses]\n"
 
 
 def train(stage: str, name: str, tiny: Path, folder: Path, stop: int | None = None, **settings: Any) -> None:
@@ -76,6 +81,8 @@ def train(stage: str, name: str, tiny: Path, folder: Path, stop: int | None = No
         else:
             if "reward_model" in shared:
                 shared["reward_model"] = str(folder.parent / "one" / shared["reward_model"])
+            if "eval_function" in shared:
+                shared["eval_function"] = f"{folder.parent}/gold.py:{shared['eval_function']}"
             tuned = PPOConfig(**shared, prompts=str(folder.parent / "prompts.jsonl"))
             compare = _longer_is_better if tuned.eval_judge else None
             with EnginePool() as engines:
@@ -119,6 +126,7 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
     write(folder / "preferences.jsonl", [preference(i) for i in range(26)])
     write(folder / "prompts.jsonl", [{"id": f"p{i}", "prompt": f"Say {i}"} for i in range(10)])
+    (folder / "gold.py").write_text(GOLD)
     for name, (stage, settings) in RUNS.items():
         train(stage, name, tiny, folder / "one", **settings)
     for name, stop in BEGUN.items():
@@ -129,7 +137,7 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-BEGUN = {"rm": 8, "ppo": 9, "ppo-lora": 2}
+BEGUN = {"rm": 8, "ppo": 9, "ppo-lora": 2, "ppo-chosen": 2}
 
 
 def _all(tiny: str, folder: str) -> None:
@@ -148,6 +156,9 @@ def assert_same_run(a: Path, b: Path, tolerance: float = 1e-4) -> None:
     assert len(first) == len(second)
     for row, other in zip(first, second, strict=True):
         assert other == pytest.approx(row, abs=tolerance, rel=tolerance), f"step {row['step']}"
+    if (a / EVALUATIONS).exists():
+        first, second = (flat(rows_of(path / EVALUATIONS)) for path in (a, b))
+        assert second == pytest.approx(first, abs=tolerance, rel=tolerance) and len(first) > 50
     weights, others = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
     assert weights.keys() == others.keys()
     for name in weights:
@@ -156,6 +167,14 @@ def assert_same_run(a: Path, b: Path, tolerance: float = 1e-4) -> None:
     assert found | {"preferences": None} == again | {"preferences": None}
     assert json.loads((a / "config.json").read_text()).keys() == json.loads((b / "config.json").read_text()).keys()
     assert sorted(path.name for path in a.iterdir()) == sorted(path.name for path in b.iterdir())
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Whatever stands in nested rows, by its path."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if inner is None:
+        return {name: value}
+    return {path: each for key, part in inner for path, each in flat(part, f"{name}/{key}").items()}
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:

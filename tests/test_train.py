@@ -854,8 +854,8 @@ def test_the_policy_with_the_best_win_rate_is_kept(ppo: Any) -> None:
     assert (kept["highest_win_rate"], kept["looks"]) == (round(rates[highest], 4), 8)
     assert kept["prompts"] == 2 and kept["win_rate"]["n"] == 8 == kept["highest_win_rate_n"]
     trained_on = {row["prompt"][0]["content"] for row in rows_of(folder / "samples.jsonl")}
-    start = json.loads((folder / "held_out.start.json").read_text())
-    assert len(start) == 4 and not {f"Say {name[1:]}" for name in start} & trained_on
+    held_out = {item["id"] for item in rows_of(folder / "evaluations.items.jsonl")}
+    assert len(held_out) == 4 and not {f"Say {name[1:]}" for name in held_out} & trained_on
     ppo("cut", stop=10, save_every=4, **options)
     assert_same_run(folder, ppo("cut", save_every=4, **options))
 

@@ -253,9 +253,15 @@ def test_ppo_steps_with_vllm(syncable: VllmEngine, tiny: Path, tmp_path: Path, w
         max_tokens=8,
         temperature=0.7,  # "processed" log-probs: of the distribution that was sampled from
         lr=1e-3,
+        eval_function=f"{tmp_path}/gold.py:length",
+        eval_fraction=0.5,
     )
+    (tmp_path / "gold.py").write_text("def length(responses):\n    return [len(text) for text in responses]\n")
     train_ppo(config, lambda _: Length())
     rows = rows_of(tmp_path / "policy" / "metrics.jsonl")
+    start, end = rows_of(tmp_path / "policy" / "evaluations.jsonl")
+    assert abs(start["kl"]["value"]) < 1e-4 and abs(end["kl"]["value"]) > 0.1, "of the weights of each time"
+    assert all(row["functions"]["length"] == row["reward"] and row["responses"] == 4 for row in (start, end))
     assert [row["step"] for row in rows] == [1, 2]
     # The engine works in bfloat16 here, so a little is left; stale weights would be beyond 0.2 in the second step.
     assert all(row["mismatch"] < 0.05 for row in rows) and abs(rows[1]["kl"]) > 0.1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -89,6 +90,23 @@ Numbers = Annotated[
         json_schema_input_type=float | tuple[float, ...],
     ),
 ]
+
+
+def function_names(option: str, specs: Sequence[str], others: Sequence[str] = ()) -> tuple[str, ...]:
+    """What functions are called in results: NAME of FILE.py:NAME, with the file's name before it where two are alike.
+
+    Args:
+        others: names that stand beside them.
+
+    Raises:
+        ValueError: two would have one name all the same.
+    """
+    places = [function_place(spec) for spec in specs]
+    plain = [*others, *(name for _, name in places)]
+    found = [name if plain.count(name) == 1 else f"{Path(file).stem}.{name}" for file, name in places]
+    if twice := [name for name in found if [*others, *found].count(name) > 1]:
+        raise ValueError(f"{option}: two are named {twice[0]} in the results; rename a function or its file")
+    return tuple(found)
 
 
 # The fields that name files of records.
@@ -670,13 +688,7 @@ class ScorersConfig(InputConfig):
             ValueError: two functions would have one name.
         """
         first = (self.other_source,) if self.other_source else ()
-        places = [function_place(spec) for spec in self.reward_function]
-        plain = [*first, *(name for _, name in places)]
-        named = (name if plain.count(name) == 1 else f"{Path(file).stem}.{name}" for file, name in places)
-        found = (*first, *named)
-        if twice := [name for name in found if found.count(name) > 1]:
-            raise ValueError(f"--reward-function: two are named {twice[0]} in the log; rename a function or its file")
-        return found
+        return (*first, *function_names("--reward-function", self.reward_function, first))
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -816,17 +828,30 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
         le=1,
         output=False,
     )
+    eval_function: Functions = setting(
+        (),
+        "FILE.py:NAME, a Python function that scores the answers to held-out prompts: a measure that nothing is "
+        "trained on; the file is run as code. May be given several times. See docs/ppo.md.",
+    )
     eval_judge: str | None = setting(
         None,
-        "Every --eval-every steps this judge compares the policy's answers to held-out prompts with the start's, and "
-        "the weights with the highest win rate are kept. Half of the held-out prompts choose; on the other half the "
-        "chosen weights are measured. Use a different judge from the reward's.",
+        "This judge compares the policy's answers to held-out prompts with the start's, and the weights with the "
+        "highest win rate are kept. Half of the held-out prompts choose; on the other half the chosen weights are "
+        "measured. Use a different judge from the reward's.",
     )
     eval_constitution: str | None = setting(None, "For --eval-judge: a constitution. Default: --constitution.")
     eval_method: Literal["pairwise", "score", "contrast"] = setting("pairwise", "For --eval-judge: as in `label`.")
-    eval_every: int = setting(10, "For --eval-judge: steps between comparisons.", ge=1)
+    eval_every: int = setting(
+        10,
+        "For --eval-function and --eval-judge: steps between evaluations; there is one at the start and one at the "
+        "end too.",
+        ge=1,
+    )
     eval_fraction: float = setting(
-        0.1, "For --eval-judge: the share of the prompts held out, two at least.", gt=0, lt=1
+        0.1,
+        "For --eval-function and --eval-judge: the share of the prompts held out, two at least.",
+        gt=0,
+        lt=1,
     )
     samples_every: int = setting(10, "Steps between samples written to samples.jsonl; 0: never.", ge=0, output=False)
 
@@ -837,12 +862,7 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
                 "--top-p must be 1 with ppo: truncated sampling draws from another distribution than the one whose "
                 "log-probs are trained, which biases the gradient; lower --temperature instead"
             )
-        if self.eval_judge is None:
-            for name in ("eval_constitution", "eval_method", "eval_every", "eval_fraction"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"--{name.replace('_', '-')} belongs to --eval-judge")
-        elif self.eval_constitution is None and self.constitution is None:
-            raise ValueError("--eval-judge needs --eval-constitution")
+        self._check_evaluation()
         if self.kl_form == "convex" and (self.kl_target or self.kl_coef > 1):
             raise ValueError("--kl-form convex needs a fixed --kl-coef from 0 to 1")
         if self.advantage != "gae":
@@ -854,6 +874,28 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
                     option = name.replace("_", "-")
                     raise ValueError(f"--{option} belongs to --advantage gae: {self.advantage} has no value model")
         return self
+
+    def _check_evaluation(self) -> None:
+        function_names("--eval-function", self.eval_function)
+        owners = {name: "--eval-judge" for name in ("eval_constitution", "eval_method") if self.eval_judge is None}
+        if not self.evaluates:
+            owners |= dict.fromkeys(("eval_every", "eval_fraction"), "--eval-function and --eval-judge")
+        for name, owner in owners.items():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"--{name.replace('_', '-')} belongs to {owner}")
+        if self.eval_judge is not None and self.eval_constitution is None and self.constitution is None:
+            raise ValueError("--eval-judge needs --eval-constitution")
+
+    @property
+    def eval_functions(self) -> dict[str, str]:
+        """What each of `eval_function` is called in results -> FILE.py:NAME."""
+        names = function_names("--eval-function", self.eval_function)
+        return dict(zip(names, self.eval_function, strict=True))
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether prompts are held out to measure the policy on."""
+        return bool(self.eval_function) or self.eval_judge is not None
 
     @property
     def eval_comparison(self) -> CompareConfig:

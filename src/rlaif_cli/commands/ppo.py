@@ -53,11 +53,34 @@ def summary(results: dict[str, Any]) -> str:
         stopped += f", {unscored} responses without a score (not trained on; unscored.jsonl there has them)"
     if weights := results.get("weights"):
         stopped += f", {choice(weights)}"
+    measured = f"; {found}" if (found := held_out(results.get("evaluations"))) else ""
     return (
         f"ppo: {results['steps']} steps{stopped}, reward {results['reward_first']:.3f} -> {results['reward_last']:.3f} "
         f"(first and last fifth), KL {results['kl_last']:.2f} nats a response, "
-        f"{results['samples_per_second']:.1f} samples/s"
+        f"{results['samples_per_second']:.1f} samples/s{measured}"
     )
+
+
+def held_out(evaluations: dict[str, Any] | None) -> str:
+    """The functions of --eval-function at the start and of the weights that the run ends with; "" without any."""
+    if not evaluations or not evaluations["last"]["functions"]:
+        return ""
+    end = evaluations.get("kept", evaluations["last"])
+    said = [_from_start_to_end(name, evaluations, end) for name in end["functions"]]
+    return f"on {end['prompts']} held-out prompts {', '.join(said)}"
+
+
+def _from_start_to_end(name: str, evaluations: dict[str, Any], end: dict[str, Any]) -> str:
+    change = end["functions_change"][name]
+    if change is None:
+        return f"{name}: no scores to compare"
+    before, after = (row["functions"][name]["value"] for row in (evaluations["first"], end))
+    bounds = "" if change["low"] is None else f" [{change['low']:+.3f}, {change['high']:+.3f}]"
+    peak = evaluations["peak"][name]
+    below = peak["last_below"]
+    fell = end is evaluations["last"] and below is not None and below["high"] is not None and below["high"] < 0
+    lower = f"; highest after step {peak['step']}, and clearly lower at the end" if fell else ""
+    return f"{name} {before:.3f} -> {after:.3f} (change {change['value']:+.3f}{bounds}{lower})"
 
 
 def choice(weights: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,29 +18,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlaif_cli import console, models
+from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer, with_system
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.diversity import openings
 from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import read_rows
 from rlaif_cli.records import Message, PromptRecord, as_messages
 from rlaif_cli.results import judging_hashes
-from rlaif_cli.train import distributed, loop, ops, scoring, selection
+from rlaif_cli.train import distributed, evaluations, loop, ops, reward_function, scoring, selection
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState, keep_through
+from rlaif_cli.train.evaluations import Evaluations
 from rlaif_cli.train.folder import run_in_folder
 from rlaif_cli.train.rewards import RewardSource, check_reward_source
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
 from rlaif_cli.train.selection import Compare, Selection
-from rlaif_cli.train.trainer import Experience, Trainer
+from rlaif_cli.train.trainer import Experience, Trainer, response_kl
 
 SAMPLES = "samples.jsonl"
 # Counts changes of what a step computes: a run that an earlier version began would go on as a mixture of two.
 # 2: GRPO normalises scores alone; texts are scored without white space around them; held-out prompts by content.
-VERSION = 2
+# 3: held-out answers are in evaluations.items.jsonl.
+VERSION = 3
 
 
 def train_ppo(
@@ -64,6 +67,7 @@ def train_ppo(
         EngineError: the engine's log-probs do not follow the trainer's, or too many responses get no score.
     """
     check_reward_source(config)
+    functions = {name: reward_function.load(spec) for name, spec in config.eval_functions.items()}
     base = models.resolve(config.model)
     reward_path = models.resolve(config.reward_model[0]) if config.reward_model else None
     source = _source(config, base, judge_fits)
@@ -74,9 +78,9 @@ def train_ppo(
         prompts = _prompts(config, source, base)
         trainer = Trainer(config, base, reward_path)
         reward = make_reward(trainer.on_body)
-        weights = _run(config, settings, base, trainer, reward, prompts, compare, progress)
+        weights = _run(config, settings, base, trainer, reward, prompts, compare, functions, progress)
         loop.save_trained_model(config, trainer.policy, base)
-        found = distributed.from_main(lambda: _results(config)) | {"rejected": source.rejected}
+        found = distributed.from_main(lambda: _results(config, weights)) | {"rejected": source.rejected}
         return found | ({"weights": weights} if weights else {})
 
     inputs = {"input_sha256": source.sha256, "ppo_version": VERSION, **judging_hashes(config)}
@@ -113,6 +117,7 @@ def _run(
     reward: RewardSource,
     prompts: list[Prompt],
     compare: Compare | None,
+    functions: Mapping[str, RewardSource],
     progress: ProgressCallback,
 ) -> dict[str, Any] | None:
     """All steps; what is known of the weights that are kept, where they were chosen."""
@@ -125,7 +130,10 @@ def _run(
         keep_through(folder / name, position["step"])
     engine = RolloutEngine(config, trainer.policy, base, max(len(p.token_ids) for p in prompts))
     prompts, held_out = selection.split(config, prompts)
-    choice = Selection(config, folder, held_out, compare) if compare and held_out.choosing else None
+    choice = Selection(held_out, compare) if compare and held_out.choosing else None
+    measured = Evaluations(
+        config, held_out.prompts, trainer.response_kl, reward, functions, choice, through=position["step"]
+    )
     best = BestWeights(folder, trainer.policy, position["best"])
 
     def save(done: int) -> None:
@@ -133,18 +141,17 @@ def _run(
         best.saved()
 
     try:
-        if choice and not position["step"]:
-            choice.remember_start(engine)
+        measured.evaluate(engine, 0)
         for step in range(position["step"], config.steps):
             done = step + 1
             try:
-                numbers = ppo_step(config, trainer, engine, reward, prompts, step, folder)
+                numbers = ppo_step(config, trainer, engine, reward, functions, prompts, step, folder)
             except scoring.TooManyUnscored:
                 save(step)
                 raise
             stop = too_far(config, numbers)
-            if choice and (done % config.eval_every == 0 or done == config.steps) and not stop:
-                numbers |= look(choice, engine, best, done)
+            # A step that is too far has no update, and weights beyond the bound are measured but never chosen.
+            numbers |= look(measured, engine, best, done - stop, last=stop or done == config.steps, choose=not stop)
             log.add(done, **numbers)
             if stop:
                 break
@@ -152,34 +159,47 @@ def _run(
                 save(done)
             note = f"reward {numbers['reward']:.3f}, KL {numbers['kl']:.2f}"
             progress(done, config.steps, note, numbers["reward"])
-        return chosen_weights(choice, engine, best, log.path) if choice and best.found else None
+        return chosen_weights(measured, best) if choice and best.found else None
     finally:
         engine.close()
         log.close()
 
 
-def look(choice: Selection, engine: RolloutEngine, best: BestWeights, step: int) -> dict[str, Any]:
-    """Compare the policy with the start, and keep its weights where they are the best so far."""
-    found = choice.look(engine)
-    if not found.wins:
-        console.warn(f"--eval-judge could decide none of the {found.unscored} comparisons after step {step}")
+def look(
+    measured: Evaluations, engine: RolloutEngine, best: BestWeights, step: int, *, last: bool, choose: bool
+) -> dict[str, Any]:
+    """Evaluate the policy where it is time, and keep its weights where they are the best so far.
+
+    Args:
+        step: updates done.
+        last: there will be no further ones.
+        choose: whether these weights may be kept.
+    """
+    if not measured.due(step, last=last):
         return {}
+    clock = Clock()
+    with clock("evaluation"):
+        found = measured.evaluate(engine, step, choose=choose)
+    seconds = {"seconds_evaluation": clock.seconds["evaluation"]}
+    if found is None or not found.decided:
+        return seconds
     best.offer(-found.value, step)
-    return {"win_rate": found.value, "win_rate_n": len(found.wins)}
+    return {"win_rate": found.value, "win_rate_n": len(found.decided)} | seconds
 
 
-def chosen_weights(choice: Selection, engine: RolloutEngine, best: BestWeights, log: Path) -> dict[str, Any]:
+def chosen_weights(measured: Evaluations, best: BestWeights) -> dict[str, Any]:
     """Put the best weights back, and measure them on prompts that took no part in the choice."""
     assert best.found is not None
     best.restore()
-    looks = distributed.from_main(lambda: [row for row in read_rows(log) if "win_rate" in row])
-    chosen_by = next(row for row in looks if row["step"] == best.found["step"])
+    step = best.found["step"]
+    looks = [row for row in measured.rows() if "win_rate" in row]
+    chosen_by = next(row["win_rate"] for row in looks if row["step"] == step)
     return {
-        "step": best.found["step"],
+        "step": step,
         "looks": len(looks),
-        "highest_win_rate": round(chosen_by["win_rate"], 4),
-        "highest_win_rate_n": chosen_by["win_rate_n"],
-        **choice.report(engine).as_json(),
+        "highest_win_rate": round(chosen_by["value"], 4),
+        "highest_win_rate_n": chosen_by["n"],
+        **measured.report(step).as_json(),
     }
 
 
@@ -188,11 +208,16 @@ def ppo_step(
     trainer: Trainer,
     engine: RolloutEngine,
     reward: RewardSource,
+    functions: Mapping[str, RewardSource],
     prompts: list[Prompt],
     step: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """One round of the algorithm; returns what is logged of it."""
+    """One round of the algorithm; returns what is logged of it.
+
+    Args:
+        functions: by name; nothing is trained on them, and the samples that are written down carry their scores.
+    """
     clock = Clock()
     lr = loop.set_learning_rate(trainer.optimizer, config, step, config.steps)
     with clock("sync"):
@@ -218,13 +243,14 @@ def ppo_step(
             numbers |= trainer.update(experience, step)
     trainer.kl.update(numbers["kl"], int(their_scores.isfinite().sum()))
     if config.samples_every and step % config.samples_every == 0 and distributed.is_main():
-        write_samples(folder, step + 1, rollouts, scores)
+        write_samples(folder, step + 1, rollouts, scores, functions)
     samples_per_second = len(completions) / sum(clock.seconds.values())
     seconds = {f"seconds_{name}": value for name, value in clock.seconds.items()}
     return numbers | {
         "reward": float(asked.values.nanmean()),
         **asked.means(),
         "unscored": len(unscored),
+        "openings_share": openings([c.reply for c in completions])["share"],
         "ended": sum(c.finish_reason == "stop" for c in completions) / len(completions),
         "lr": lr,
         "samples_per_second": samples_per_second,
@@ -236,7 +262,7 @@ def ppo_step(
 def describe(experience: Experience, kl_coef: float) -> dict[str, float]:
     """What is logged of a step's responses with a score; docs/metrics.md explains each number."""
     e, mask, scored = experience, experience.mask, experience.scores.isfinite()
-    kl = (ops.kl_estimate(e.old_logprobs, e.ref_logprobs, "k1") * mask).sum(1)
+    kl = response_kl(e.old_logprobs, e.ref_logprobs, mask)
     values = {}
     if e.old_values is not None and e.returns is not None:
         values["explained_variance"] = float(ops.explained_variance(e.old_values, e.returns, mask))
@@ -293,19 +319,44 @@ def sample_seeds(batch: Sequence[Prompt], seed: int, step: int) -> list[int]:
     return seeds
 
 
-def write_samples(folder: Path, step: int, rollouts: Sequence[Rollout], scores: Tensor, count: int = 4) -> None:
-    """The first sample of a few prompts, for people to read."""
-    n = len(rollouts[0].completions)
+def write_samples(
+    folder: Path,
+    step: int,
+    rollouts: Sequence[Rollout],
+    scores: Tensor,
+    functions: Mapping[str, RewardSource],
+    count: int = 4,
+) -> None:
+    """The first sample of a few prompts, for people to read: what is trained on, and what else is measured.
+
+    Args:
+        scores: [S].
+        functions: by name; those that the evaluations ask.
+    """
+    shown, n = rollouts[:count], len(rollouts[0].completions)
+    texts = [rollout.completions[0].reply for rollout in shown]
+    asked = {name: of_first(source, shown, texts) for name, source in functions.items()}
     with open(folder / SAMPLES, "a", encoding="utf-8") as file:
-        for index, rollout in enumerate(rollouts[:count]):
-            score = float(scores[index * n])
+        for index, (rollout, text) in enumerate(zip(shown, texts, strict=True)):
             row = {
                 "step": step,
                 "prompt": [message.model_dump() for message in rollout.prompt.messages],
-                "response": rollout.completions[0].reply,
-                "score": round(score, 4) if math.isfinite(score) else None,
+                "response": text,
+                "score": rounded(float(scores[index * n])),
             }
+            row |= {"functions": {name: found[index] for name, found in asked.items()}} if asked else {}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def of_first(source: RewardSource, rollouts: Sequence[Rollout], texts: Sequence[str]) -> list[float | None]:
+    """The score of one response to each prompt."""
+    scores = source.score([rollout.prompt for rollout in rollouts], [[text] for text in texts])
+    return [rounded(score) for score in scores.flatten().tolist()]
+
+
+def rounded(score: float) -> float | None:
+    """For people to read; None where there is none."""
+    return round(score, 4) if math.isfinite(score) else None
 
 
 class Clock:
@@ -323,8 +374,12 @@ class Clock:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - started
 
 
-def _results(config: PPOConfig) -> dict[str, Any]:
-    """First and last steps side by side, from the log."""
+def _results(config: PPOConfig, weights: dict[str, Any] | None) -> dict[str, Any]:
+    """First and last steps side by side, from the log; and so the evaluations.
+
+    Args:
+        weights: those that are kept, where they were chosen.
+    """
     rows = read_rows(Path(config.output) / "metrics.jsonl")
     edge = max(1, len(rows) // 5)
 
@@ -339,4 +394,9 @@ def _results(config: PPOConfig) -> dict[str, Any]:
         "reward_last": mean("reward", rows[-edge:]),
         "kl_last": mean("kl", rows[-edge:]),
         "samples_per_second": mean("samples_per_second", rows),
+        **(
+            {"evaluations": evaluations.summary(config, weights["step"] if weights else None)}
+            if config.evaluates
+            else {}
+        ),
     }

@@ -105,6 +105,8 @@ class RewardModelScorer:
         self._token_budget = token_budget
 
     def score(self, rows: Sequence[Row], responses: Sequence[Sequence[str]]) -> torch.Tensor:
+        if not rows:  # a process without a held-out prompt, where there are fewer of them than processes
+            return torch.empty(0, 0)
         groups = [self.reader.group(row.messages, texts) for row, texts in zip(rows, responses, strict=True)]
         raw = score_groups(self.model, groups, self._precision, self._token_budget)
         return (torch.from_numpy(raw).float() - self.mean) / self.std

@@ -9,34 +9,36 @@ other, which took no part in the choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlaif_cli import metrics
 from rlaif_cli.config import PPOConfig
-from rlaif_cli.engines.base import request_seed
 from rlaif_cli.errors import UsageError
-from rlaif_cli.output import read_json, write_json
 from rlaif_cli.records import Message, content_id
 from rlaif_cli.results import rate
-from rlaif_cli.train import distributed, loop
-from rlaif_cli.train.rollout import Prompt, RolloutEngine
+from rlaif_cli.train import loop
+from rlaif_cli.train.rollout import Prompt
 
-START = "held_out.start.json"
 # (prompt, a, b) triples -> P(a is better), None where the judge cannot tell
 Compare = Callable[[Sequence[tuple[list[Message], str, str]]], list[float | None]]
+# A prompt's id -> its responses, as many under each id.
+Answers = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Prompts that are not trained on."""
+    """Prompts that are not trained on. Without a judge that chooses weights, all of them are in `reporting`."""
 
     choosing: list[Prompt]
     reporting: list[Prompt]
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [*self.choosing, *self.reporting]
 
 
 @dataclass(frozen=True)
@@ -44,23 +46,35 @@ class WinRate:
     """How often a policy's answers are preferred to the start's.
 
     Attributes:
-        wins: of each decided comparison: 1, 0, or 0.5 for a tie.
+        wins: of each comparison: 1, 0, or 0.5 for a tie; None where the judge could not decide.
         prompts: the id of each one's prompt.
-        unscored: comparisons that the judge could not decide.
     """
 
-    wins: list[float]
+    wins: list[float | None]
     prompts: list[str]
-    unscored: int
+
+    @property
+    def decided(self) -> list[float]:
+        return [win for win in self.wins if win is not None]
+
+    @property
+    def unscored(self) -> int:
+        """Comparisons that the judge could not decide."""
+        return len(self.wins) - len(self.decided)
 
     @property
     def value(self) -> float:
-        return float(np.mean(self.wins))
+        return float(np.mean(self.decided))
+
+    @property
+    def estimate(self) -> dict[str, Any] | None:
+        """With its interval over prompts, and its n; None where nothing was decided."""
+        prompts = [prompt for prompt, win in zip(self.prompts, self.wins, strict=True) if win is not None]
+        return rate(np.array(self.decided), prompts) if prompts else None
 
     def as_json(self) -> dict[str, Any]:
-        """With its interval over prompts, and its n."""
-        found = rate(np.array(self.wins), self.prompts) if self.wins else None
-        return {"win_rate": found, "prompts": len(set(self.prompts)), "unscored": self.unscored}
+        found = self.estimate
+        return {"win_rate": found, "prompts": found["prompts"] if found else 0, "unscored": self.unscored}
 
 
 def split(config: PPOConfig, prompts: list[Prompt]) -> tuple[list[Prompt], HeldOut]:
@@ -69,17 +83,17 @@ def split(config: PPOConfig, prompts: list[Prompt]) -> tuple[list[Prompt], HeldO
     Raises:
         UsageError: there are too few to hold two out.
     """
-    if config.eval_judge is None:
+    if not config.evaluates:
         return prompts, HeldOut([], [])
     content = [content_id(prompt.messages) for prompt in prompts]
     away = loop.held_out(content, config.eval_fraction, config.seed, least=2)
     if not away:
         raise UsageError(
-            "--eval-judge needs at least three different prompts: two are held out, one to choose the weights and one "
-            "to measure them",
+            "--eval-judge and --eval-function need at least three different prompts: two are held out (with a judge, "
+            "one to choose the weights and one to measure them)",
             where=config.prompts,
         )
-    reporting = loop.held_out(away, 0.5, config.seed)
+    reporting = loop.held_out(away, 0.5, config.seed) if config.eval_judge is not None else away
 
     def those(wanted: set[str]) -> list[Prompt]:
         return [prompt for prompt, key in zip(prompts, content, strict=True) if key in wanted]
@@ -88,58 +102,27 @@ def split(config: PPOConfig, prompts: list[Prompt]) -> tuple[list[Prompt], HeldO
 
 
 class Selection:
-    """Win rates over the start's answers to held-out prompts.
+    """Win rates over the start's answers to held-out prompts. The judge is asked in the process that calls."""
 
-    Args:
-        folder: keeps the start's answers, so that a resumed run compares with the same.
-    """
-
-    def __init__(self, config: PPOConfig, folder: Path, held_out: HeldOut, compare: Compare) -> None:
-        self._seed = config.seed
-        self._path = folder / START
+    def __init__(self, held_out: HeldOut, compare: Compare) -> None:
         self._held_out = held_out
         self._compare = compare
 
-    def remember_start(self, engine: RolloutEngine) -> None:
-        """Before the first update: the answers to compare with."""
-        if distributed.from_main(self._path.exists):
-            return
-        engine.sync()
-        prompts = [*self._held_out.choosing, *self._held_out.reporting]
-        answers = self._answers(engine, prompts)
-        start = {prompt.id: texts for prompt, texts in zip(prompts, answers, strict=True)}
-        distributed.from_main(lambda: write_json(self._path, start))
+    def look(self, now: Answers, start: Answers) -> WinRate:
+        """On the prompts that choose."""
+        return self._win_rate(self._held_out.choosing, now, start)
 
-    def look(self, engine: RolloutEngine) -> WinRate:
-        """Of the policy as it is now, on the prompts that choose."""
-        return self._win_rate(engine, self._held_out.choosing)
+    def report(self, now: Answers, start: Answers) -> WinRate:
+        """On the prompts that took no part in the choice."""
+        return self._win_rate(self._held_out.reporting, now, start)
 
-    def report(self, engine: RolloutEngine) -> WinRate:
-        """Of the policy as it is now, on the prompts that took no part in the choice."""
-        return self._win_rate(engine, self._held_out.reporting)
-
-    def _win_rate(self, engine: RolloutEngine, prompts: list[Prompt]) -> WinRate:
-        engine.sync()
-        answers = self._answers(engine, prompts)
-        return distributed.from_main(lambda: self._compared(prompts, answers))
-
-    def _compared(self, prompts: list[Prompt], answers: list[list[str]]) -> WinRate:
-        start = read_json(self._path)
-        texts = [
-            (prompt, now, then)
-            for prompt, of_now in zip(prompts, answers, strict=True)
-            for now, then in zip(of_now, start[prompt.id], strict=True)
-        ]
+    def _win_rate(self, prompts: list[Prompt], now: Answers, start: Answers) -> WinRate:
+        texts = [(p, a, b) for p in prompts for a, b in zip(now[p.id], start[p.id], strict=True)]
         # Equal texts are a tie; the judge is not asked.
-        asked = iter(self._compare([(prompt.messages, now, then) for prompt, now, then in texts if now != then]))
-        p = [next(asked) if now != then else 0.5 for _, now, then in texts]
-        decided = [(prompt.id, each) for (prompt, _, _), each in zip(texts, p, strict=True) if each is not None]
-        wins = metrics.wins([each for _, each in decided]).tolist() if decided else []
-        return WinRate(wins, [key for key, _ in decided], len(texts) - len(decided))
+        asked = iter(self._compare([(prompt.messages, a, b) for prompt, a, b in texts if a != b]))
+        p_better = [next(asked) if a != b else 0.5 for _, a, b in texts]
+        return WinRate([_win(p) for p in p_better], [prompt.id for prompt, _, _ in texts])
 
-    def _answers(self, engine: RolloutEngine, prompts: list[Prompt]) -> list[list[str]]:
-        """Sampled with the same seeds every time, so that chance differs as little as it can."""
-        mine = distributed.share_of(prompts)
-        seeds = [request_seed(self._seed, "held out", prompt.id) for prompt in mine]
-        sampled = [[c.reply for c in rollout.completions] for rollout in engine.sample(mine, seeds)]
-        return distributed.whole_of(sampled)
+
+def _win(p_better: float | None) -> float | None:
+    return None if p_better is None else float(metrics.wins([p_better])[0])

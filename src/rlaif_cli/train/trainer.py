@@ -138,26 +138,37 @@ class Trainer:
             scores: [S]; NaN where a response has none: it is no part of any mean, deviation, baseline or loss.
         """
         config = self.config
-        shape = (len(rollouts) * config.n, max(len(c.token_ids) for r in rollouts for c in r.completions))
-        found = torch.zeros(3, *shape)
-        old, ref, value = found.unbind()
-        with loop.autocast(config.precision):
-            for rows, packed, weight in self._micro_batches(rollouts):
-                width = packed.response_ids.shape[-1]
-                old[rows, :width] += weight * self._logprobs(self.policy, packed)
-                ref[rows, :width] += weight * self._logprobs(self.reference, packed)
-                if self.value_model is not None:
-                    value[rows, :width] += weight * values(self.value_model, packed).flatten(0, 1).cpu()
-        distributed.sum_(found)
-        sampled, mask = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+        mask = response_mask(rollouts)
+        old, ref, value = self._forward(rollouts, mask, values_too=self.value_model is not None)
+        sampled = torch.zeros(mask.shape)
         for row, completion in enumerate(c for r in rollouts for c in r.completions):
             sampled[row, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
-            mask[row, : len(completion.token_ids)] = True
         mask &= scores.isfinite()[:, None]
         weights = ops.truncated_importance_weights(old, sampled, mask, cap=config.importance_cap)
         advantages, returns = self._advantages(scores, old, ref, value, mask)
         values_of = (value, returns) if self.value_model is not None else (None, None)
         return Experience(rollouts, scores, mask, sampled, old, ref, advantages, weights, *values_of)
+
+    @torch.no_grad()
+    def response_kl(self, rollouts: list[Rollout]) -> Tensor:
+        """How far each response shows the policy to be from the reference: [S], see `response_kl`."""
+        mask = response_mask(rollouts)
+        policy, reference, _ = self._forward(rollouts, mask, values_too=False)
+        return response_kl(policy, reference, mask)
+
+    def _forward(self, rollouts: list[Rollout], mask: Tensor, *, values_too: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """(the policy's log-probs, the reference's, values), [S, R] each; zeros where no values are asked for."""
+        found = torch.zeros(3, *mask.shape)
+        policy, reference, value = found.unbind()
+        with loop.autocast(self.config.precision):
+            for rows, packed, weight in self._micro_batches(rollouts):
+                width = packed.response_ids.shape[-1]
+                policy[rows, :width] += weight * self._logprobs(self.policy, packed)
+                reference[rows, :width] += weight * self._logprobs(self.reference, packed)
+                if values_too:
+                    value[rows, :width] += weight * values(self.value_model, packed).flatten(0, 1).cpu()
+        distributed.sum_(found)
+        return policy, reference, value
 
     def _advantages(
         self, scores: Tensor, old: Tensor, ref: Tensor, value: Tensor, mask: Tensor
@@ -255,6 +266,20 @@ class Trainer:
             numbers = [places[i] if places is not None else i for i in indices]
             rows = [number * n + k for number in numbers for k in range(n)]
             yield rows, pack([groups[i] for i in indices]).to(device()), weight
+
+
+def response_mask(rollouts: Sequence[Rollout]) -> Tensor:
+    """[S, R] bool, real tokens of the responses."""
+    lengths = torch.tensor([len(c.token_ids) for rollout in rollouts for c in rollout.completions])
+    return torch.arange(int(lengths.max())) < lengths[:, None]
+
+
+def response_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """log p - log p_ref summed over a response's tokens (k1), nats a response. [S, R] -> [S].
+
+    Over samples of the policy its mean is the KL to the reference.
+    """
+    return (ops.kl_estimate(logprobs, ref_logprobs, "k1") * mask).sum(1)
 
 
 def part_of(rows: list[int], packed: Packed) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,298 @@
+"""The policy on prompts that it is not trained on, again and again during PPO: its reward, measures that nothing is
+trained on, and how far it has gone from the start.
+
+The reward that is climbed (the proxy) goes on rising where what was meant (the gold) falls again; both against the KL
+to the start are the curve that shows it (Gao et al., arXiv 2210.10760).
+
+Every evaluation samples the same prompts with the same seeds. Its numbers are a row of `evaluations.jsonl`; the
+responses that they are of, with each one's numbers, are in `evaluations.items.jsonl`. All that is reported is computed
+from the numbers in these files, so that anybody can compute it again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rlaif_cli import console
+from rlaif_cli.config import PPOConfig
+from rlaif_cli.diversity import distinct_ngrams, openings
+from rlaif_cli.engines.base import request_seed
+from rlaif_cli.output import open_for_writing, read_rows
+from rlaif_cli.results import estimate
+from rlaif_cli.train import distributed, loop, scoring
+from rlaif_cli.train.checkpoint import keep_through
+from rlaif_cli.train.rewards import RewardSource
+from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
+from rlaif_cli.train.selection import Answers, Selection, WinRate
+
+EVALUATIONS = "evaluations.jsonl"
+ITEMS = "evaluations.items.jsonl"
+# A response of an evaluation, as its line in ITEMS.
+Item = dict[str, Any]
+Value = Callable[[Item], float | None]
+
+
+class Evaluations:
+    """The evaluations of one run. All processes call every method together.
+
+    Args:
+        prompts: held out; each gets `config.n` responses.
+        kl_of: log p - log p_ref of every response, summed over its tokens: rollouts -> [S].
+        reward: what the policy is trained on.
+        functions: by name, what it is not trained on.
+        choice: compares answers with the start's, to choose weights; None: nothing is chosen.
+        through: the step that the run goes on from; later evaluations will be made again.
+    """
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        prompts: Sequence[Prompt],
+        kl_of: Callable[[list[Rollout]], Tensor],
+        reward: RewardSource,
+        functions: Mapping[str, RewardSource],
+        choice: Selection | None = None,
+        *,
+        through: int = 0,
+    ) -> None:
+        self._config, self._prompts = config, prompts
+        self._kl_of, self._reward, self._functions, self._choice = kl_of, reward, functions, choice
+        self._folder = Path(config.output)
+        keep_through(self._folder / EVALUATIONS, through)
+        self._last = distributed.from_main(self._last_written)
+        # An evaluation is there once its row is: before that, a kill may have left some of its items.
+        keep_through(self._folder / ITEMS, self._last)
+
+    def due(self, step: int, *, last: bool) -> bool:
+        """Whether to evaluate after so many updates: every `eval_every` and after the last one."""
+        return bool(self._prompts) and (step % self._config.eval_every == 0 or last)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All evaluations so far."""
+        return distributed.from_main(lambda: read_rows(self._folder / EVALUATIONS))
+
+    def evaluate(self, engine: RolloutEngine, step: int, *, choose: bool = True) -> WinRate | None:
+        """Sample, score and write down; what the judge that chooses weights says, where it is asked.
+
+        Nothing is done where the evaluation of `step` is there already, or no prompt is held out.
+
+        Args:
+            step: updates done.
+            choose: whether these weights may be chosen; the start's never are.
+        """
+        if step <= self._last or not self._prompts:
+            return None
+        engine.sync()
+        items = self._items(step, self._answer(engine))
+        self._last = step
+        return distributed.from_main(lambda: self._write(items, choose and step > 0))
+
+    def report(self, step: int) -> WinRate:
+        """How often the answers of an evaluation win over the start's, on the prompts that chose nothing."""
+        assert self._choice is not None
+        choice = self._choice
+        return distributed.from_main(lambda: choice.report(*(answers(self._read(at)) for at in (step, 0))))
+
+    def _answer(self, engine: RolloutEngine) -> list[Rollout]:
+        """Sampled with the same seeds every time, so that chance differs as little as it can."""
+        mine = distributed.share_of(self._prompts)
+        seeds = [request_seed(self._config.seed, "held out", prompt.id) for prompt in mine]
+        return distributed.whole_of(engine.sample(mine, seeds))
+
+    def _items(self, step: int, rollouts: list[Rollout]) -> list[Item]:
+        mine = distributed.share_of(rollouts)
+        kl = self._kl_of(rollouts).tolist()
+        reward = scoring.ask(self._reward, mine).values.tolist()
+        functions = {name: scoring.ask(source, mine).values.tolist() for name, source in self._functions.items()}
+        responses = [(rollout.prompt.id, completion) for rollout in rollouts for completion in rollout.completions]
+        return [
+            {
+                "step": step,
+                "id": key,
+                "response": completion.reply,
+                "tokens": len(completion.token_ids),
+                "kl": _number(kl[place]),
+                "reward": _number(reward[place]),
+                "functions": {name: _number(found[place]) for name, found in functions.items()},
+            }
+            for place, (key, completion) in enumerate(responses)
+        ]
+
+    def _write(self, items: list[Item], choose: bool) -> WinRate | None:
+        """The items, and then the row, which says that they are complete."""
+        step = items[0]["step"]
+        start = self._read(0) if step else items
+        found = self._choice.look(answers(items), answers(start)) if choose and self._choice else None
+        if found is not None:
+            _note_wins(items, found)
+            if not found.decided:
+                console.warn(f"--eval-judge could decide none of the {found.unscored} comparisons after step {step}")
+        self._append(ITEMS, items)
+        self._append(EVALUATIONS, [row_of(items, start, found)])
+        return found
+
+    def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        with open_for_writing(self._folder / name, "a") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def _read(self, step: int) -> list[Item]:
+        return [item for item in read_rows(self._folder / ITEMS) if item["step"] == step]
+
+    def _last_written(self) -> int:
+        path = self._folder / EVALUATIONS
+        rows = read_rows(path) if path.exists() else []
+        return rows[-1]["step"] if rows else -1
+
+
+def answers(items: Sequence[Item]) -> Answers:
+    found: dict[str, list[str]] = {}
+    for item in items:
+        found.setdefault(item["id"], []).append(item["response"])
+    return found
+
+
+def _note_wins(items: Sequence[Item], found: WinRate) -> None:
+    """`win` on the items of the prompts that choose: their k-th comparison is of their k-th response."""
+    wins: dict[str, list[float | None]] = {}
+    for prompt, win in zip(found.prompts, found.wins, strict=True):
+        wins.setdefault(prompt, []).append(win)
+    for prompt, of_prompt in wins.items():
+        for item, win in zip((item for item in items if item["id"] == prompt), of_prompt, strict=True):
+            item["win"] = win
+
+
+def _number(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
+
+
+# ------------------------------------------------------------------------------------------- the numbers of a row
+
+
+def row_of(items: Sequence[Item], start: Sequence[Item], found: WinRate | None = None) -> dict[str, Any]:
+    """What stands in `evaluations.jsonl` about an evaluation.
+
+    Args:
+        start: the items of step 0, of the same prompts in the same order.
+        found: what the judge that chooses weights says.
+    """
+    step, names = items[0]["step"], list(items[0]["functions"])
+    texts = [item["response"] for item in items]
+
+    def change(value: Value) -> dict[str, Any] | None:
+        return difference(items, start, value) if step else None
+
+    row = {
+        "step": step,
+        "prompts": len({item["id"] for item in items}),
+        "responses": len(items),
+        "unscored": sum(None in (item["reward"], *item["functions"].values()) for item in items),
+        "kl": mean(items, lambda item: item["kl"]),
+        "reward": mean(items, _reward),
+        "reward_change": change(_reward),
+        "functions": {name: mean(items, function(name)) for name in names},
+        "functions_change": {name: change(function(name)) for name in names},
+        "openings": openings(texts),
+        "distinct_bigrams": distinct_ngrams(texts, 2),
+        "response_length": sum(item["tokens"] for item in items) / len(items),
+    }
+    if found is None or not found.decided:
+        return row
+    return row | {"win_rate": found.estimate, "win_rate_unscored": found.unscored}
+
+
+def _reward(item: Item) -> float | None:
+    found: float | None = item["reward"]
+    return found
+
+
+def function(name: str) -> Value:
+    """Reads what the function of that name said of an item."""
+    return lambda item: item["functions"][name]
+
+
+def mean(items: Sequence[Item], value: Value) -> dict[str, Any] | None:
+    """Over the items that have the value, with an interval over prompts; None where none has it."""
+    found = [(number, item["id"]) for item in items if (number := value(item)) is not None]
+    return estimate(*map(list, zip(*found, strict=True))) if found else None
+
+
+def difference(items: Sequence[Item], others: Sequence[Item], value: Value) -> dict[str, Any] | None:
+    """Mean of `items` minus `others`, item by item: the same prompt and the same seed; None where no pair has both."""
+    pairs = [
+        {"id": item["id"], "difference": after - before}
+        for item, other in zip(items, others, strict=True)
+        if (after := value(item)) is not None and (before := value(other)) is not None
+    ]
+    return mean(pairs, lambda pair: pair["difference"])
+
+
+# ------------------------------------------------------------------------------------------- what a run comes to
+
+
+def summary(config: PPOConfig, kept: int | None = None) -> dict[str, Any]:
+    """First and last evaluation of a run, and where each function had its peak.
+
+    Args:
+        kept: the step whose weights were kept, where they were chosen.
+    """
+    rows, items = (read_rows(Path(config.output) / name) for name in (EVALUATIONS, ITEMS))
+    by_step: dict[int, list[Item]] = {}
+    for item in items:
+        by_step.setdefault(item["step"], []).append(item)
+    peaks = {name: peak(by_step, function(name), config.seed) for name in rows[0]["functions"]}
+    found = {"first": rows[0], "last": rows[-1], "peak": {name: at for name, at in peaks.items() if at is not None}}
+    return found | ({"kept": next(row for row in rows if row["step"] == kept)} if kept is not None else {})
+
+
+def peak(evaluations: Mapping[int, Sequence[Item]], value: Value, seed: int) -> dict[str, Any] | None:
+    """Where a measure was highest, and how far below that it ended.
+
+    The highest of several means is too high, so that the last one would seem to lie below it also where nothing fell.
+    Therefore the prompts are split in two halves. Each half says where the peak is, and the other half how far below
+    it the last evaluation lies: no prompt measures a peak that it had a part in choosing.
+
+    Args:
+        evaluations: their items by step, in the order of the steps.
+
+    Returns:
+        `step` and `value` of the highest mean over all prompts, and `last_below`, the last evaluation minus the peak
+        (0 where the other half says that the last one is the peak; None where there are fewer than two prompts).
+        None where no response has a value.
+    """
+    step = _highest(evaluations, value)
+    if step is None:
+        return None
+    found = mean(evaluations[step], value)
+    assert found is not None
+    return {"step": step, "value": found["value"], "last_below": _last_below(evaluations, value, seed)}
+
+
+def _last_below(evaluations: Mapping[int, Sequence[Item]], value: Value, seed: int) -> dict[str, Any] | None:
+    last = max(evaluations)
+    prompts = {item["id"] for item in evaluations[last]}
+    half = loop.held_out(prompts, 0.5, seed)
+    pairs: list[Item] = []
+    for measuring, choosing in ((half, prompts - half), (prompts - half, half)):
+        highest = _highest({step: _of(items, choosing) for step, items in evaluations.items()}, value)
+        if highest is not None:
+            ends, tops = (_of(evaluations[step], measuring) for step in (last, highest))
+            pairs += [
+                {"id": end["id"], "end": value(end), "top": value(top)} for end, top in zip(ends, tops, strict=True)
+            ]
+    return mean(pairs, lambda pair: None if None in pair.values() else pair["end"] - pair["top"]) if half else None
+
+
+def _of(items: Sequence[Item], prompts: set[str]) -> list[Item]:
+    return [item for item in items if item["id"] in prompts]
+
+
+def _highest(evaluations: Mapping[int, Sequence[Item]], value: Value) -> int | None:
+    """The step with the highest mean, of equal ones the first; None where no response has a value."""
+    means = {step: found["value"] for step, items in evaluations.items() if (found := mean(items, value))}
+    return max(means, key=lambda step: means[step]) if means else None
