@@ -304,10 +304,20 @@ def input_hashes(settings: dict[str, Any]) -> dict[str, str | None]:
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
-    if name.endswith("_sha256"):
-        what = name.removesuffix("_sha256")
-        return f"the {what} has changed: its sha256 was {str(before)[:12]}…, and is {str(now)[:12]}…"
-    return f"{name}: {before!r} before, {now!r} now"
+    if not name.endswith("_sha256"):
+        return f"{name}: {before!r} before, {now!r} now"
+    what = name.removesuffix("_sha256").replace("_", " ")
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return _changed(f"the {what}", before, now)
+    # Of several by name: those that changed, not two long lists of hashes.
+    changed = [key for key in now if key in before and before[key] != now[key]]
+    return "\n    ".join(_changed(f"the {what} {key}", before[key], now[key]) for key in changed) or (
+        f"{what}: {', '.join(before)} before, {', '.join(now)} now"
+    )
+
+
+def _changed(what: str, before: Any, now: Any) -> str:
+    return f"{what} has changed: its sha256 was {str(before)[:12]}…, and is {str(now)[:12]}…"
 
 
 class Output:

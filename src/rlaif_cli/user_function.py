@@ -137,9 +137,10 @@ def sha256_of(spec: str) -> str:
 def _content(file: Path, spec: str) -> bytes:
     try:
         return file.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter of a name that no file can have
         hint = "FILE.py:NAME names a Python file, seen from the folder where rlaif is run, and a function in it"
-        raise InputError(f"the file cannot be read: {error.strerror}", where=spec, hint=hint) from None
+        reason = getattr(error, "strerror", error)
+        raise InputError(f"the file cannot be read: {reason}", where=spec, hint=hint) from None
 
 
 def _module(file: Path, content: bytes, sha256: str) -> ModuleType:

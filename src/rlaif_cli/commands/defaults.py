@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.config import FUNCTION_FIELDS
 from rlaif_cli.errors import InputError
 
 if sys.version_info >= (3, 11):
@@ -26,8 +27,13 @@ else:
 
 FILE = Path("rlaif.toml")
 MAX_BYTES = 1 << 20
-# A folder that somebody else made must not say where an API key is sent, or what is to be replaced.
-_NOT_HERE = {"base_url": "the environment or the command line", "overwrite": "the command line"}
+# A folder that somebody else made must not say where an API key is sent, what is to be replaced, or what code is run.
+_CODE = "the command line or a pipeline file that you run, because it names Python code that is run"
+_NOT_HERE = {
+    "base_url": "the environment or the command line",
+    "overwrite": "the command line",
+    **dict.fromkeys(FUNCTION_FIELDS, _CODE),
+}
 
 
 # What these run says everything itself.

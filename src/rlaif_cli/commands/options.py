@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from rlaif_cli import console
 from rlaif_cli.commands import launch
-from rlaif_cli.config import StageConfig, TrainConfig
+from rlaif_cli.config import FUNCTION_FIELDS, StageConfig, TrainConfig
 from rlaif_cli.errors import EXIT_PARTIAL, UsageError
 
 SET_HELP = "NAME=VALUE: another of the file's `values`, or STAGE.SETTING=VALUE; several times."
@@ -61,6 +61,9 @@ def say_sources(context: typer.Context) -> None:
             console.say(f"from {told}: {', '.join(found)}")
             if "--overwrite" in found:
                 raise UsageError(f"--overwrite may only come from the command line, not from {told}")
+            if code := [name for name in map(flag, FUNCTION_FIELDS) if name in found]:
+                what = f"{code[0]} names Python code that is run, so it may not come from {told}"
+                raise UsageError(what, hint="give it on the command line, or in a pipeline file")
 
 
 def parse(config: type[StageConfig], values: dict[str, Any]) -> Any:

@@ -110,11 +110,16 @@ def run_pipeline(
     dry_run: bool = False,
     measure: bool = False,
     recorded: bool = False,
+    run_code: bool = False,
     changed: Mapping[str, str] = {},
     only: Sequence[str] = (),
     start: str | None = None,
 ) -> int:
-    """Run a pipeline file, or some of its stages; or (`recorded`) what made the output at `path`, into `folder`."""
+    """Run a pipeline file, or some of its stages; or (`recorded`) what made the output at `path`, into `folder`.
+
+    Args:
+        run_code: of what was recorded, also stages that run Python functions.
+    """
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.stages import again, pipeline, preflight
 
@@ -125,7 +130,7 @@ def run_pipeline(
         available = kinds(engines)
         overrides = {"overwrite": True} if overwrite else {}
         if recorded:
-            plan, steps = again.again(path, folder, available, **overrides)
+            plan, steps = again.again(path, folder, available, run_code=run_code, **overrides)
         else:
             plan, steps = pipeline.load(path, folder, available, changed, **overrides)
         wanted = pipeline.select(steps, only, start)
@@ -248,6 +253,7 @@ def register(app: typer.Typer) -> None:
         ),
     )
     def _run(
+        context: typer.Context,
         pipeline: Annotated[
             str | None, typer.Argument(help="A pipeline file (YAML), or the name of a shipped one.")
         ] = None,
@@ -258,6 +264,15 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Option("--from-manifest", help="Instead: repeat what made this output, or a whole run's folder."),
         ] = None,
+        run_code: Annotated[
+            bool,
+            typer.Option(
+                "--run-code",
+                help="With --from-manifest: also run stages with a reward function, whose Python file is run as code; "
+                "only where it is the recorded one.",
+                show_envvar=False,
+            ),
+        ] = False,
         changes: Annotated[
             list[str] | None,
             typer.Option("--set", help=SET_HELP),
@@ -299,6 +314,10 @@ def register(app: typer.Typer) -> None:
             raise UsageError("--set changes a pipeline file, and --from-manifest repeats what was recorded")
         if from_manifest is not None and output is None:
             raise UsageError("--from-manifest needs -o: where it goes this time")
+        if run_code and str(context.get_parameter_source("run_code")).endswith("ENVIRONMENT"):
+            raise UsageError("--run-code may only come from the command line, not from the environment")
+        if run_code and from_manifest is None:
+            raise UsageError("--run-code belongs to --from-manifest: a pipeline file's functions run without it")
         if measure and not dry_run:
             raise UsageError("--calibrate belongs to --dry-run")
         folder = output or Path("runs") / read(str(pipeline)).name
@@ -309,6 +328,7 @@ def register(app: typer.Typer) -> None:
             dry_run=dry_run,
             measure=measure,
             recorded=from_manifest is not None,
+            run_code=run_code,
             changed=changed_values(changes or []),
             only=only or (),
             start=start,

@@ -6,41 +6,48 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import strict_yaml
-from rlaif_cli.config import LineageConfig
-from rlaif_cli.errors import InputError
+from rlaif_cli import strict_yaml, user_function
+from rlaif_cli.config import FUNCTION_FIELDS, LineageConfig
+from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.jsonl import describe
 from rlaif_cli.output import read_json
-from rlaif_cli.stages.lineage import lineage, manifest_of
+from rlaif_cli.stages.lineage import lineage, manifest_of, recorded_function
 from rlaif_cli.stages.pipeline import SUMMARY, PipelineFile, StageKind, Step
 
 
-def again(path: str, output: Path, kinds: Mapping[str, StageKind], **overrides: Any) -> tuple[PipelineFile, list[Step]]:
+def again(
+    path: str, output: Path, kinds: Mapping[str, StageKind], *, run_code: bool = False, **overrides: Any
+) -> tuple[PipelineFile, list[Step]]:
     """What made an output, or a whole run's folder, as steps that make it again, elsewhere.
 
     Args:
         path: the output, its manifest, or the folder of a run.
         output: where it goes now; a folder for a whole run.
+        run_code: stages may run the Python functions that they name, where the files are those that were recorded.
 
     Raises:
-        InputError: there is no record of what made it.
+        InputError: there is no record of what made it, or it was made of something else than is there now.
+        UsageError: a stage runs Python code, without `run_code`.
     """
     place = Path(path.removesuffix(".manifest.json"))
     if (place / SUMMARY).is_file():
-        return _run_again(place, output, kinds, overrides)
+        return _run_again(place, output, kinds, run_code, overrides)
     manifest = manifest_of(place) if place.exists() else None
     if manifest is None or manifest.get("stage") not in kinds:
         raise InputError("no manifest says what made this", where=path, hint="an output of a stage, or a run's folder")
     _refuse_changed([place], place)
     kind, settings = manifest["stage"], manifest["settings"] | {"output": str(output)}
     try:
-        return PipelineFile(name=output.name, stages={kind: {}}), [_recorded(kind, kind, settings, kinds, overrides)]
+        step = _recorded(kind, kind, settings, kinds, overrides)
+        pipeline = PipelineFile(name=output.name, stages={kind: {}})
     except ValueError as error:  # pydantic's are ValueErrors too
         raise _not_recorded(path, error) from None
+    _check_code(step, place, run_code)
+    return pipeline, [step]
 
 
 def _run_again(
-    folder: Path, output: Path, kinds: Mapping[str, StageKind], overrides: Mapping[str, Any]
+    folder: Path, output: Path, kinds: Mapping[str, StageKind], run_code: bool, overrides: Mapping[str, Any]
 ) -> tuple[PipelineFile, list[Step]]:
     summary = read_json(folder / SUMMARY, name=str, stages=dict)
 
@@ -58,11 +65,47 @@ def _run_again(
     steps = []
     try:
         for name, stage in stages.items():
-            settings = {key: moved(value) for key, value in stage["settings"].items()}
+            # Nothing makes a function's file: one in the run's folder is where it was.
+            settings = {
+                key: value if key in FUNCTION_FIELDS else moved(value) for key, value in stage["settings"].items()
+            }
             steps.append(_recorded(name, str(stage.get("run")), settings, kinds, overrides))
-        return PipelineFile(name=summary["name"], stages={step.stage: {} for step in steps}), steps
+        pipeline = PipelineFile(name=summary["name"], stages={step.stage: {} for step in steps})
     except ValueError as error:
         raise _not_recorded(str(folder / SUMMARY), error) from None
+    for step, stage in zip(steps, stages.values(), strict=True):
+        _check_code(step, Path(str(stage["settings"].get("output"))), run_code)
+    return pipeline, steps
+
+
+def _check_code(step: Step, made: Path, run_code: bool) -> None:
+    """A record that somebody else wrote must not run code: the user says so, and the file is the recorded one.
+
+    Args:
+        made: what the stage made then.
+
+    Raises:
+        UsageError: without the user's consent.
+        InputError: a file is not the one that was recorded, or its hash was not.
+    """
+    named = [(role, spec) for role in FUNCTION_FIELDS for spec in getattr(step.config, role, ())]
+    if not named:
+        return
+    where = f"stage '{step.name}'"
+    if not run_code:
+        what = f"it runs Python code: {', '.join(spec for _, spec in named)}"
+        hint = "read the file; where you trust it, add --run-code (the file must be the one that was recorded)"
+        raise UsageError(what, where=where, hint=hint)
+    manifest = manifest_of(made) if _has_record(made) else None
+    settings = manifest["settings"] if manifest else {}
+    for role, spec in named:
+        recorded = recorded_function(settings, role, spec)
+        if recorded is None:
+            hint = f"run the stage with --{role.replace('_', '-')} yourself"
+            raise InputError(f"no manifest has the sha256 of {spec}", where=where, hint=hint)
+        if user_function.sha256_of(spec) != recorded:
+            hint = "put back the file as it was, or run the stage with the file as it is now"
+            raise InputError(f"{spec} is not the file that was recorded: its sha256 differs", where=where, hint=hint)
 
 
 def _refuse_changed(outputs: Iterable[Path], inside: Path) -> None:

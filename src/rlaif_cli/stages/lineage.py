@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlaif_cli import constitution, models
+from rlaif_cli import constitution, models, user_function
 from rlaif_cli.compression import content_sha256
-from rlaif_cli.config import LineageConfig
+from rlaif_cli.config import FUNCTION_FIELDS, LineageConfig
 from rlaif_cli.errors import InputError, RlaifError
 from rlaif_cli.inputs import files, is_elsewhere
 from rlaif_cli.output import input_hashes, read_json, sidecar
@@ -21,7 +21,7 @@ MODELS = ("model", "judge", "reward_model")
 
 @dataclass
 class Node:
-    """A file, checkpoint or constitution, and what it was made of.
+    """A file, checkpoint, function or constitution, and what it was made of.
 
     Attributes:
         role: what it was to the output it stands under (`prompts`, `judge`, …); "" at the root.
@@ -96,6 +96,10 @@ def _inputs(output: Path, manifest: dict[str, Any], verify: bool, above: tuple[P
             hashes = settings.get(f"{role}_sha256") or manifest.get("model_sha256")
             recorded = hashes.get(name) if isinstance(hashes, dict) else hashes
             yield _model(name, role, recorded, verify, above)
+    for role in FUNCTION_FIELDS:
+        specs = settings.get(role) or ()
+        for spec in [specs] if isinstance(specs, str) else specs:
+            yield _function(spec, role, recorded_function(settings, role, spec))
     if isinstance(name := settings.get("constitution"), str):
         yield _constitution(name, settings.get("constitution_sha256"))
 
@@ -129,6 +133,24 @@ def _model(name: str, role: str, recorded: str | None, verify: bool, above: tupl
     except RlaifError:
         state = "missing"
     return Node(name, role, None, state, recorded)
+
+
+def recorded_function(settings: Mapping[str, Any], role: str, spec: str) -> str | None:
+    """The sha256 of a function's file that recorded settings hold; None if they hold none."""
+    hashes = settings.get(f"{role}_sha256")
+    found = hashes.get(spec) if isinstance(hashes, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _function(spec: str, role: str, recorded: str | None) -> Node:
+    """The file that is named is only hashed, never run."""
+    if recorded is None:
+        return Node(spec, role, None, "no record", None)
+    try:
+        found = user_function.sha256_of(spec)
+    except InputError:
+        return Node(spec, role, None, "missing", recorded)
+    return Node(spec, role, None, "as recorded" if found == recorded else "changed", recorded)
 
 
 def _constitution(name: str, recorded: str | None) -> Node:

@@ -1,7 +1,7 @@
 """What a run would stop at, all of it, before its first stage spends compute.
 
-Looked at are the files, constitutions and models that every stage names and no earlier one makes. Nothing is started,
-converted or downloaded, but for the config of a model on the hub.
+Looked at are the files, constitutions, models and functions that every stage names and no earlier one makes. Nothing is
+started, converted or downloaded, but for the config of a model on the hub; a function's file is run to find it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli import constitution as constitutions
-from rlaif_cli import models
+from rlaif_cli import models, user_function
 from rlaif_cli.config import (
     DATA_FIELDS,
+    FUNCTION_FIELDS,
     GenerateConfig,
     JudgeConfig,
     LabelConfig,
@@ -23,6 +24,7 @@ from rlaif_cli.config import (
     StageConfig,
     TrainConfig,
     WinRateConfig,
+    function_place,
 )
 from rlaif_cli.engines import LOCAL, computing_engine
 from rlaif_cli.errors import InputError, RlaifError
@@ -86,6 +88,9 @@ def _needs(config: Any) -> Iterator[Need]:
             yield name, _file
     for name in getattr(config, "reward_model", ()):
         yield name, _reward_model
+    for field in FUNCTION_FIELDS:
+        for spec in getattr(config, field, ()):
+            yield function_place(spec)[0], lambda _, spec=spec: user_function.load(spec)  # type: ignore[misc]
     for part in _parts(config):
         yield from _constitution(part)
         yield from ((name, models.look_up) for name in _local_models(part))

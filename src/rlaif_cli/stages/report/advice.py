@@ -26,14 +26,22 @@ def _policy(stage: Stage, run: Run) -> str:
 
 
 def _reward(settings: dict[str, Any], run: Run) -> str:
+    functions = [f"the function {Path(spec).name}" for spec in _named(settings.get("reward_function"))]
+    return " + ".join([*_model_or_judge(settings, run), *functions])
+
+
+def _named(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def _model_or_judge(settings: dict[str, Any], run: Run) -> list[str]:
     if settings.get("judge"):
-        return _by(settings)
-    named = settings.get("reward_model") or []
-    models = [named] if isinstance(named, str) else list(named)
+        return [_by(settings)]
+    models = _named(settings.get("reward_model"))
     made = [stage for stage in run.of("train-rm") if stage.settings.get("output") in models]
     if len(models) == len(made) == 1:
-        return f"a reward model, {_learned(made[0], run)}"
-    return f"reward model {' + '.join(models)}"
+        return [f"a reward model, {_learned(made[0], run)}"]
+    return [f"reward model {' + '.join(models)}"] if models else []
 
 
 def _reward_model(stage: Stage, run: Run) -> str:

@@ -28,6 +28,8 @@ _TOLD = (
     *(
         "model",
         "reward_model",
+        "reward_function",
+        "reward_weights",
         "judge",
         "method",
         "constitution",

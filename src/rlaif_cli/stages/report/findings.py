@@ -237,6 +237,10 @@ def _chosen_weights(weights: dict[str, Any]) -> str:
 
 
 def _reward_unit(stage: Stage) -> str:
+    if functions := stage.settings.get("reward_function"):
+        named = [functions] if isinstance(functions, str) else list(functions)
+        others = stage.settings.get("judge") or stage.settings.get("reward_model")
+        return "a weighted sum of several sources" if others or len(named) > 1 else f"by {Path(named[0]).name}"
     return "on the judge's scale" if stage.settings.get("judge") else "in the reward model's standard deviations"
 
 
