@@ -54,13 +54,14 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": ("sft", {"batch_size": 5, "tokens_per_batch": 64, "eval_fraction": 0.2, "lr": 3e-3}),
     "ppo": ("ppo", PPO | JUDGED),
     "ppo-rm": ("ppo", PPO | FEW | {"reward_model": "rm", "advantage": "reinforce", "minibatches": 2}),
+    # Scores that come from a row's own fields: a process must not give a response those of another's rows.
+    "ppo-function": ("ppo", PPO | {"steps": 6} | JUDGED | {"reward_function": "own.py:size", "max_unscored": 0.5}),
     "ppo-lora": ("ppo", PPO | FEW | JUDGED | {"lora_rank": 4}),
     "ppo-chosen": (
         "ppo",
-        PPO | FEW | JUDGED | {"advantage": "rloo", "eval_judge": "fake", "eval_every": 2, "eval_function": "length"},
+        PPO | FEW | JUDGED | {"advantage": "rloo", "eval_judge": "fake", "eval_every": 2, "eval_function": "own.py:size"},
     ),
 }
-GOLD = "def length(responses):\n    return [None if text.startswith('a') else len(text) for text in responses]\n"
 
 
 def train(stage: str, name: str, tiny: Path, folder: Path, stop: int | None = None, **settings: Any) -> None:
@@ -81,8 +82,8 @@ def train(stage: str, name: str, tiny: Path, folder: Path, stop: int | None = No
         else:
             if "reward_model" in shared:
                 shared["reward_model"] = str(folder.parent / "one" / shared["reward_model"])
-            if "eval_function" in shared:
-                shared["eval_function"] = f"{folder.parent}/gold.py:{shared['eval_function']}"
+            for name in {"reward_function", "eval_function"} & shared.keys():
+                shared[name] = str(folder.parent / shared[name])
             tuned = PPOConfig(**shared, prompts=str(folder.parent / "prompts.jsonl"))
             compare = _longer_is_better if tuned.eval_judge else None
             with EnginePool() as engines:
@@ -125,8 +126,11 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All of RUNS by one process (`one/`) and by two (`two/`), and some that were begun by the one, the other."""
     folder = tmp_path_factory.mktemp("sharded")
     write(folder / "preferences.jsonl", [preference(i) for i in range(26)])
-    write(folder / "prompts.jsonl", [{"id": f"p{i}", "prompt": f"Say {i}"} for i in range(10)])
-    (folder / "gold.py").write_text(GOLD)
+    write(folder / "prompts.jsonl", [{"id": f"p{i}", "prompt": f"Say {i}", "size": i} for i in range(10)])
+    (folder / "own.py").write_text(
+        "def size(responses, meta):\n"
+        "    return [None if m['size'] == 4 else len(r) - m['size'] for r, m in zip(responses, meta)]\n"
+    )
     for name, (stage, settings) in RUNS.items():
         train(stage, name, tiny, folder / "one", **settings)
     for name, stop in BEGUN.items():
@@ -192,6 +196,7 @@ def test_the_runs_that_are_compared_are_long_enough_to_differ(runs: Path) -> Non
     assert len(rows_of(runs / "one" / "rm" / "metrics.jsonl")) == 20
     assert len(rows_of(runs / "one" / "ppo" / "metrics.jsonl")) == 20
     assert rows_of(runs / "one" / "ppo" / "metrics.jsonl")[-1]["kl"] > 0.1
+    assert 0 < sum(row["unscored"] for row in rows_of(runs / "one" / "ppo-function" / "metrics.jsonl")) < 36
 
 
 @pytest.mark.slow
