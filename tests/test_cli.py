@@ -516,7 +516,7 @@ def test_ppo_by_group_logs_what_it_has(questions: str, tmp_path: Path) -> None:
     command = ("ppo", questions, "--model", "fake", "--engine", "fake", *FAKE_JUDGE, "-o", "policy", *SHORT)
     done = rlaif(*command, "--advantage", "rloo", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    others = {"explained_variance", "value_loss", "value_clip_fraction", "win_rate", "win_rate_n"}
+    others = {"explained_variance", "value_loss", "value_clip_fraction", "win_rate", "win_rate_n", "seconds_evaluation"}
     assert rows_of(tmp_path / "policy" / "metrics.jsonl")[0].keys() - {"step"} == documented("ppo") - others
 
 
@@ -531,6 +531,8 @@ def test_ppo(reward: str, questions: str, tmp_path: Path, reward_model: Path) ->
     metrics = rows_of(tmp_path / "policy" / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2] and metrics[0].keys() >= LOGGED_BY_PPO
     assert metrics[0].keys() - {"step"} == documented("ppo")
+    evaluations = rows_of(tmp_path / "policy" / "evaluations.jsonl")
+    assert evaluations[-1].keys() - {"step"} == documented("ppo's evaluations")
     assert {row["step"] for row in rows_of(tmp_path / "policy" / "samples.jsonl")} == {1}
     config = json.loads((tmp_path / "policy" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
@@ -562,7 +564,7 @@ def test_a_reward_comes_from_one_place(options: tuple[str, ...], said: str, ques
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--eval-every", "3"), 2, "--eval-every belongs to --eval-judge"),
+        (("--eval-every", "3"), 2, "--eval-every belongs to --eval-function and --eval-judge"),
         (("--eval-judge", "./nope"), 1, "./nope: no such model"),
         (("--eval-judge", "fake", "--eval-constitution", "nope"), 2, "nope"),
         (("--kl-form", "convex", "--kl-coef", "2"), 2, "--kl-form convex needs"),

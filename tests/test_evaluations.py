@@ -257,9 +257,12 @@ def test_samples_carry_what_the_functions_say_and_the_log_how_alike_they_begin(r
     assert not (plain / EVALUATIONS).exists() and "evaluations" not in results_of(plain)
 
 
-def test_evaluating_changes_nothing_of_the_training(run: Any) -> None:
-    often, seldom = (run(f"every {every}", "half", eval_every=every) for every in (1, 5))
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 4}, {"advantage": "gae", "precision": "bf16"}])
+def test_evaluating_changes_nothing_of_the_training(run: Any, options: dict[str, Any]) -> None:
+    often, seldom = (run(f"every {every}", "half", eval_every=every, **options) for every in (1, 5))
     assert_same_run(seldom, often)
+    first, *_, last = rows_of(often / EVALUATIONS)
+    assert abs(first["kl"]["value"]) < 0.01 < last["kl"]["value"]
 
 
 def test_a_function_that_scores_nothing_is_null_and_has_no_peak(run: Any) -> None:
@@ -314,7 +317,7 @@ def test_a_changed_function_is_refused_on_the_way(run: Any, gold: str) -> None:
     with pytest.raises(Interrupted):
         run("cut", "half", stop=3)
     Path(gold).write_text(GOLD + "\n# another\n")
-    with pytest.raises(UsageError, match="the eval_function has changed"):
+    with pytest.raises(UsageError, match=r"the eval function .*gold.py:half has changed"):
         run("cut", "half")
 
 
