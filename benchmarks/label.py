@@ -3,7 +3,7 @@
     python benchmarks/label.py [--pairs 200] [--rounds 3] [--model smollm2-135m] [--pairs-file FILE]
 
 All in one process, on one engine, in turn, `--rounds` times: on a shared machine only the ratios hold. The prefix
-cache is emptied before each. Real pairs: the demo's human_pairs.jsonl, unless another file is given.
+cache is emptied before each. Real pairs: examples/no-signal/human_pairs.jsonl, unless another file is given.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--pairs-file", type=Path, default=shipped_path("examples") / "demo" / "human_pairs.jsonl")
+    parser.add_argument("--pairs-file", type=Path, default=shipped_path("examples") / "no-signal" / "human_pairs.jsonl")
     options = parser.parse_args()
     pairs = read_pairs(options.pairs_file, options.pairs)
     engine = VllmEngine(models.resolve(options.model), max_length=2048)

@@ -853,12 +853,12 @@ def test_what_a_run_cannot_be_told_together(options: tuple[str, ...], said: str,
 
 @pytest.mark.parametrize("option", ["--only", "--from"])
 def test_an_unknown_stage_is_named(option: str, questions: str, tmp_path: Path) -> None:
-    done = rlaif("run", "demo", "-o", str(tmp_path / "run"), option, "canidates")
+    done = rlaif("run", "no-signal", "-o", str(tmp_path / "run"), option, "canidates")
     assert done.returncode == 2 and "did you mean 'candidates'" in done.stderr
 
 
 def test_only_and_from_that_leave_no_stage_are_refused(tmp_path: Path) -> None:
-    done = rlaif("run", "demo", "-o", str(tmp_path / "run"), "--only", "candidates", "--from", "report")
+    done = rlaif("run", "no-signal", "-o", str(tmp_path / "run"), "--only", "candidates", "--from", "report")
     fails(done, 2, "no stage that --only names stands at or after 'report'")
 
 

@@ -1,8 +1,8 @@
 """A pipeline file: stages with inputs, outputs and settings, run one after another into one folder.
 
-    name: demo
+    name: mine
     stages:
-      candidates: {run: generate, prompts: "${examples}/demo/train.jsonl", model: smollm2-135m, n: 2}
+      candidates: {run: generate, prompts: "${examples}/no-signal/train.jsonl", model: smollm2-135m, n: 2}
       preferences: {run: label, candidates: "${candidates}", judge: smollm2-135m, constitution: helpfulness}
 
 `${stage}` is that stage's output, `${examples}` the folder of shipped examples, `${run}` the run's own folder. A stage
