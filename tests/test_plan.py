@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from chat_server import message
 from rlaif_cli.commands.run import kinds
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.fake import FakeEngine
@@ -77,9 +78,54 @@ def test_lengths_and_money_come_from_the_files_that_are_there(write_jsonl: Any, 
     file = tmp_path / "pipeline.yaml"
     file.write_text(json.dumps({"name": "x", "stages": {"preferences": stage, "next": stage | {"candidates": "gone"}}}))
     (_, first), (_, second) = plan(pipeline.load(str(file), tmp_path / "run", kinds(None))[1])
-    assert first.tokens_in == 20 * (100 + 120 + 30) and first.tokens_out == 20
-    assert first.cost == pytest.approx((5000 * 1.0 + 20 * 2.0) / 1e6, abs=1e-4)
+    assert first.tokens_in == 20 * (100 + 120 + 30) and first.tokens_out == 20 * 3
+    assert first.cost == pytest.approx((5000 * 1.0 + 60 * 2.0) / 1e6, abs=1e-4)
     assert second.rows is None and second.cost is None, "a file that is not there is no reason to stop"
+
+
+@pytest.mark.parametrize(
+    ("kind", "judging"),
+    [
+        ("label", {}),
+        ("label", {"method": "score"}),
+        ("label", {"samples": 5}),
+        ("label", {"cot": True, "rationale_tokens": 8}),
+        ("label", {"cot": True, "rationale_tokens": 8, "samples": 5}),
+        ("eval harmless-rate", {}),
+        ("eval harmless-rate", {"samples": 5}),
+    ],
+)
+def test_a_server_may_write_as_many_tokens_as_the_plan_says(
+    kind: str, judging: dict[str, Any], serve: Any, write_jsonl: Any, tmp_path: Path
+) -> None:
+    label = "7" if judging.get("method") == "score" else "1"
+
+    def answer(body: dict[str, Any], text: str) -> Any:
+        return [message(label, {label: 0.9, "2": 0.1})] * body.get("n", 1)
+
+    server = serve(answer)
+    rows = [{"id": str(i), "prompt": f"Why {i}?", "responses": ["So.", "Thus."]} for i in range(3)]
+    stage = {"run": kind, "candidates": write_jsonl("candidates.jsonl", rows), "judge": "judge", "engine": "openai"}
+    stage |= {"base_url": server.url, "constitution": "helpfulness", **judging}
+    with EnginePool() as engines:
+        (step,) = steps_of(tmp_path, {"judged": stage})
+        ((_, found),) = plan([step])
+        kinds(engines)[step.kind].run(step.config, lambda *_: None)
+    limits = [body.get("max_tokens") or body["max_completion_tokens"] for body in server.requests]
+    allowed = sum(limit * body.get("n", 1) for limit, body in zip(limits, server.requests, strict=True))
+    assert found.tokens_out == allowed
+    assert found.calls == len(server.requests)
+
+
+def test_samples_take_an_engine_of_this_machine_time_to_write(write_jsonl: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": "p" * 400, "responses": ["r" * 80, "r" * 40]} for _ in range(10)]
+    judged = {**JUDGED, "run": "label", "candidates": write_jsonl("candidates.jsonl", rows), "judge": "org/j"}
+    stages = {"read": judged, "sampled": judged | {"samples": 4}}
+    stages["reasoned"] = stages["sampled"] | {"cot": True, "rationale_tokens": 8}
+    found = {step.name: each for step, each in plan(steps_of(tmp_path, stages))}
+    assert found["read"].tokens_out == 20, "the next token's log-probs come with one token"
+    written = {name: sum(work.sampled for work in each.work or ()) for name, each in found.items()}
+    assert written == {"read": 0, "sampled": 20 * 4 * 16, "reasoned": 20 * (8 + 4 * 16)}
 
 
 # --------------------------------------------------------------------------------------------- time and memory

@@ -47,8 +47,8 @@ class LabelShares:
 
     @property
     def tokens(self) -> int:
-        """How many tokens of a reply show its label, whatever they are: a space, every digit, and what comes next."""
-        return max(map(len, self._labels)) + 2
+        """How many tokens of a reply are asked for to see its label, see `reply_tokens`."""
+        return reply_tokens(self._labels)
 
     def add(self, positions: Sequence[Position], reply: str | None, before: str = "") -> None:
         """Count what an answer shows.
@@ -145,6 +145,11 @@ class LabelShares:
             left += p[unknown[0]]
         bound = Bound(_log(left / len(unknown))) if unknown else None
         return [bound if bound is not None and i in unknown else _log(share) for i, share in enumerate(p)]
+
+
+def reply_tokens(labels: Iterable[str]) -> int:
+    """How many tokens of a reply show which label it is, at most: a space, every character, and what comes next."""
+    return max(map(len, labels)) + 2
 
 
 def _along(positions: Sequence[Position], reply: str | None) -> Sequence[Position]:

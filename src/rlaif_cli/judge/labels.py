@@ -18,7 +18,7 @@ Job = TypeVar("Job")
 
 # The tokens of a sampled answer: room for "Number: 10." written byte by byte, and for the end, without which a reply is
 # cut and no answer. What needs more says more than its answer.
-_ANSWER_TOKENS = 16
+ANSWER_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Labels:
             for job, questions in jobs
         )
         if self._samples:
-            sampling = Sampling(n=self._samples, max_tokens=_ANSWER_TOKENS)
+            sampling = Sampling(n=self._samples, max_tokens=ANSWER_TOKENS)
             for (job, _), sampled in gather(lambda requests: engine.generate(requests, sampling), asked):
                 yield job, [self._counted(completions) for completions in sampled]
             return

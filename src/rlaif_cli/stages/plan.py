@@ -9,7 +9,7 @@ what this machine was measured to do with the same models (`rates`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -17,9 +17,12 @@ from typing import Any
 from rlaif_cli import constitution as constitutions
 from rlaif_cli.config import EngineConfig
 from rlaif_cli.engines import FAKE, SERVER, computing_engine, engine_name
+from rlaif_cli.engines.server_labels import reply_tokens
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.inputs import raw_lines
 from rlaif_cli.judge import named_principles
+from rlaif_cli.judge.labels import ANSWER_TOKENS
+from rlaif_cli.prompts import LABELS, SCORES
 from rlaif_cli.rates import Rate
 from rlaif_cli.records import Candidates, Response
 from rlaif_cli.stages.label import pair_chooser
@@ -251,28 +254,42 @@ def _judged(config: Any, pairs: int, texts: File) -> Plan:
     """Comparisons by a judge, or by each of a panel."""
     asked = _principles(config) * len(config.judge)
     whole = texts.prompt + _FRAME
-    # (prompts, calls, their length, tokens sampled, what a prefix cache leaves to read of all prompts); a score's "10"
+    # (prompts, calls, their length, labels, what a prefix cache leaves to read of all prompts); a score's "10"
     # is two tokens nearly everywhere, and asked apart.
-    prompts, calls, length, sampled, read_once = {
-        "pairwise": (2, 2, whole + 2 * texts.response, 1, whole + 4 * texts.response),
+    prompts, calls, length, labels, read_once = {
+        "pairwise": (2, 2, whole + 2 * texts.response, LABELS, whole + 4 * texts.response),
         "score": (
             2,
-            2 if config.engine == "openai" or config.samples else 4,
+            2 if config.engine == SERVER or config.samples else 4,
             whole + texts.response,
-            1,
+            SCORES,
             whole + 2 * texts.response,
         ),
-        "contrast": (4, 4, whole + texts.response, 0, 2 * whole + 4 * texts.response),
+        "contrast": (4, 4, whole + texts.response, (), 2 * whole + 4 * texts.response),
     }[config.method]
-    sampled *= config.samples or 1
+    sampled = _answer_tokens(config, labels)
     read, asked_in_all = pairs * asked * prompts, pairs * asked * calls
+    counted = read * sampled if config.samples else 0  # a label that is read off log-probs takes no time to write
     if config.cot:  # the reasoning, and then the label after it
         tokens_in = round(read * (2 * length + config.rationale_tokens))
         reasons = read * config.rationale_tokens
-        work = _judges_work(config, pairs * asked * read_once + reasons, reasons)
+        work = _judges_work(config, pairs * asked * read_once + reasons, reasons + counted)
         return Plan(pairs, 2 * asked_in_all, tokens_in, read * (config.rationale_tokens + sampled), work=work)
-    work = _judges_work(config, pairs * asked * read_once, read * sampled if config.samples else 0)
+    work = _judges_work(config, pairs * asked * read_once, counted)
     return Plan(pairs, asked_in_all, round(read * length), read * sampled, work=work)
+
+
+def _answer_tokens(config: Any, labels: Sequence[str]) -> int:
+    """Tokens that a judge writes to answer one question, at most: all samples, or what a server needs to show a label.
+
+    In-process engines write one token to read the next token's log-probs. Not counted: the further replies that some
+    servers are asked for where a "1" may still become "10". How often that is, only the judge's answers tell.
+    """
+    if not labels:
+        return 0
+    if config.samples:
+        return int(config.samples) * ANSWER_TOKENS
+    return reply_tokens(labels) if config.engine == SERVER else 1
 
 
 def _judges_work(config: Any, read: float, sampled: float) -> tuple[Work, ...] | None:
@@ -313,7 +330,9 @@ def _harmless_rate(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     singles = found.rows * found.responses
     asked = singles * 2 * _principles(config)  # with the labels either way round
     read = asked * (found.prompt + _FRAME + found.response)
-    return Plan(singles, asked, round(read), asked, work=_judges_work(config, read, 0)), None
+    written = asked * _answer_tokens(config, LABELS)
+    work = _judges_work(config, read, written if config.samples else 0)
+    return Plan(singles, asked, round(read), written, work=work), None
 
 
 def _reward(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
