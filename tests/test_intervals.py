@@ -15,9 +15,11 @@ from transformers import AutoTokenizer
 
 from conftest import ROOT, rows_of
 from rlaif_cli import metrics, results
-from rlaif_cli.config import AuditConfig, RewardModelEvalConfig
+from rlaif_cli.config import AlignmentConfig, AuditConfig, RewardModelEvalConfig
+from rlaif_cli.engines import EnginePool
 from rlaif_cli.records import prompt_key
 from rlaif_cli.stages.audit import audit
+from rlaif_cli.stages.evaluate import alignment
 from rlaif_cli.train.evaluate import reward_model as evaluate_reward_model
 from rlaif_cli.train.models import new_reward_model
 from rlaif_cli.train.reward_model import evaluate
@@ -260,6 +262,30 @@ def test_a_prompt_is_one_by_its_content_not_by_the_id_of_its_row(
         assert six[name]["prompts"] == 24
     assert len({row["prompt_key"] for row in rows_of(tmp_path / "six.items.jsonl")}) == 24
     assert prompt_key("q1") == prompt_key([{"role": "user", "content": "q1"}])  # type: ignore[list-item]
+
+
+def test_pairs_of_one_prompt_are_independent_where_their_rows_name_groups(
+    write_jsonl: Callable[..., str], tmp_path: Path
+) -> None:
+    def measured(name: str, **fields: Callable[[int], str]) -> dict[str, Any]:
+        pairs = [
+            {"prompt": "q", "response_a": "x" * (i + 2), "response_b": "y", "human_preference": "ab"[i % 3 == 0]}
+            | {field: of(i) for field, of in fields.items()}
+            for i in range(24)
+        ]
+        config = AlignmentConfig(
+            pairs=write_jsonl(f"{name}.jsonl", pairs),
+            judge=("fake",),
+            constitution="helpfulness",
+            output=str(tmp_path / f"{name}.json"),
+        )
+        with EnginePool() as engines:
+            return alignment(config, engines)
+
+    one_prompt, each, six = (measured("one"), measured("each", group=str), measured("six", group=lambda i: str(i % 6)))
+    assert (one_prompt["prompts"], six["prompts"], each["prompts"]) == (1, 6, 24)
+    assert each["longer_wins"]["low"] > 0.4 and one_prompt["longer_wins"]["prompts"] == 1
+    assert len({row["prompt_key"] for row in rows_of(tmp_path / "six.items.jsonl")}) == 6
 
 
 def test_audit_counts_prompts(write_jsonl: Callable[..., str]) -> None:

@@ -364,6 +364,12 @@ class HumanPair(Record):
     human_fraction_a: Probability  # share of annotators for a; 0.5 is a tie
     source: str | None = None
     task: str | None = None
+    group: str | None = None  # what intervals are over, where the prompt is not it
+
+    @property
+    def cluster(self) -> str:
+        """Pairs that share it are not independent: the prompt, unless the row names another group."""
+        return prompt_key(self.prompt) if self.group is None else content_id("group", self.group)
 
     @classmethod
     def accept(cls, row: dict[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def alignment(
     items = [
         {
             "id": pair.id,
-            "prompt_key": prompt_key(pair.prompt),
+            "prompt_key": pair.cluster,
             "source": pair.source,
             "p_a": j.p_a,
             "human_fraction_a": pair.human_fraction_a,
@@ -102,7 +102,7 @@ def alignment(
             human,
             lengths,
             [pair.source for pair, _ in scored],
-            [prompt_key(pair.prompt) for pair, _ in scored],
+            [pair.cluster for pair, _ in scored],
         ),
         "flip_rate": _mean([j.flipped for _, j in scored]) if config.method == "pairwise" else None,
         "mean_mass": _mean([mass for j in judgements for mass in j.mass]),

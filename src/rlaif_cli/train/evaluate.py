@@ -68,7 +68,7 @@ def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
     scores = np.stack([_pair_scores(path, pairs, readers[path], config) for path in paths])  # [models, pairs, 2]
     p = probability(scores.reshape(-1, 2)).reshape(len(paths), -1).mean(0)
     lengths = np.array([(len(pair.response_a), len(pair.response_b)) for pair in pairs])
-    prompts = [prompt_key(pair.prompt) for pair in pairs]
+    prompts = [pair.cluster for pair in pairs]
     result = {
         "metric": "reward-model",
         "reward_model": list(config.reward_model),
