@@ -21,7 +21,7 @@ from rlaif_cli.constitution import Constitution, Principle, load, shipped
 from rlaif_cli.errors import EXIT_FAILED, EXIT_USAGE, InputError, RlaifError, UsageError
 from rlaif_cli.strict_yaml import MAX_BYTES
 
-SHIPPED = ["harmlessness", "helpfulness", "summarization"]
+SHIPPED = ["harmlessness", "helpfulness", "summarization", "tone"]
 
 
 def minimal(**changes: Any) -> dict[str, Any]:
@@ -75,12 +75,12 @@ def test_shipped_names() -> None:
 def test_a_shipped_constitution_is_complete(name: str) -> None:
     constitution = load(name)
     assert constitution.name == name
-    assert 5 <= len(constitution.principles) <= 8
+    assert 4 <= len(constitution.principles) <= 8
     assert constitution.warnings() == []  # balanced answers and lengths, contrast prompts of similar length
     for principle in constitution.principles:
         for_, against = principle.contrast_prompts()
         assert for_ != against
-        assert for_.startswith("You are ") and against.startswith("You are ")
+        assert for_.startswith("You ") and against.startswith("You ")
         assert for_.count(".") == against.count(".")  # parallel in form
         assert constitution.exemplars_for(principle), principle.id
 
