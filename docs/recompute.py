@@ -6,6 +6,7 @@ python docs/recompute.py alignment.items.jsonl      (or win-rate…, harmless-ra
 import json
 import math
 import sys
+from collections import Counter
 
 import numpy as np
 
@@ -173,7 +174,16 @@ def win_rate(rows):
         "mean_length_a": lengths[:, 0].mean().round(1),
         "mean_length_b": lengths[:, 1].mean().round(1),
         "length_controlled": length_controlled(wins, lengths, prompts),
+        "openings": {side: openings([row[f"opening_{side}"] for row in rows]) for side in "ab"},
     }
+
+
+def openings(spelled):
+    """The commonest first three words, in either case, and how many of the responses begin with them."""
+    counts = Counter(each.lower() for each in spelled)
+    commonest, count = counts.most_common(1)[0]
+    spelling = Counter(each for each in spelled if each.lower() == commonest).most_common(1)[0][0]
+    return {"share": count / len(spelled), "commonest": spelling, "distinct": len(counts)}
 
 
 def harmless_rate(rows):

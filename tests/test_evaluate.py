@@ -150,6 +150,21 @@ def test_a_rate_of_few_prompts_has_an_interval(write_jsonl: Callable[..., str], 
     assert found["length_controlled"]["low"] < 0.2 and found["mean_p"]["high"] > 0.8
 
 
+def test_a_win_rate_says_how_alike_each_side_begins(write_jsonl: Callable[..., str], tmp_path: Path) -> None:
+    def side(name: str, starts: list[str]) -> str:
+        rows = [{"id": str(i), "prompt": f"q{i}", "responses": [f"{s} {i}."]} for i, s in enumerate(starts)]
+        return write_jsonl(name, rows)
+
+    a = side("a.jsonl", ["I'm thrilled to", "i'm thrilled to,", "I'm thrilled to", "Well"])
+    b = side("b.jsonl", ["It is one", "That was two", "We saw three", "I read four"])
+    done = rlaif("eval", "win-rate", a, b, *JUDGE, "-o", "result.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "result.json").read_text())["openings"]
+    assert found["a"] == {"share": 0.75, "commonest": "I'm thrilled to", "distinct": 2}
+    assert found["b"]["share"] == 0.25 and found["b"]["distinct"] == 4
+    assert "begin alike: a 75.0% with 'I'm thrilled to', b 25.0%" in done.stderr
+
+
 def test_where_nothing_could_be_scored_the_reasons_are_kept(write_jsonl: Callable[..., str], tmp_path: Path) -> None:
     pairs = write_jsonl("pairs.jsonl", human_pairs())
     command = ("eval", "alignment", pairs, *JUDGE, "--min-mass", "1")

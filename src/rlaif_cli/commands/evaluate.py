@@ -48,6 +48,9 @@ def _report(config: Any, result: dict[str, Any]) -> int:
         for name, each in found.items()
     ]
     console.say(f"{result['metric']}: " + ", ".join([*estimates, behind(result)]))
+    if openings := result.get("openings"):
+        begin = (f"{side} {each['share']:.1%} with '{each['commonest']}'" for side, each in openings.items())
+        console.say(f"begin alike: {', '.join(begin)}")
     if alone := result.get("prompts_of_one_side"):
         console.warn(f"{alone} prompts are in only one of the two files and are not counted")
     if alone := result.get("samples_of_one_side"):

@@ -22,6 +22,7 @@ from rlaif_cli.config import (
 )
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution
+from rlaif_cli.diversity import openings
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.inputs import names_records
@@ -117,6 +118,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     """The share of comparisons in which the judge prefers A; the interval is over prompts.
 
     `length_controlled` is the win rate at equal length, by Lee et al.'s logistic regression on the length ratio.
+    `openings` says how alike each side's responses begin: a small policy cheats by one opening for everything.
 
     Raises:
         InputError: an id stands on different prompts in A and B, or no comparison could be scored.
@@ -152,6 +154,8 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
             "equal": left == right,
             "length_a": len(left),
             "length_b": len(right),
+            "opening_a": openings([left])["commonest"],
+            "opening_b": openings([right])["commonest"],
             **({"rationales": list(j.rationales)} if j.rationales else {}),
             "reason": j.reason,
         }
@@ -185,6 +189,10 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         "length_controlled": as_json(metrics.length_controlled_estimate(wins, lengths[:, 0], lengths[:, 1], prompts)),
         "mean_length_a": round(float(lengths[:, 0].mean()), 1),
         "mean_length_b": round(float(lengths[:, 1].mean()), 1),
+        "openings": {
+            "a": openings([left for _, (_, left, _), _ in scored]),
+            "b": openings([right for _, (_, _, right), _ in scored]),
+        },
     }
     return save(config, result, items)
 
