@@ -773,7 +773,7 @@ class RewardSourceConfig(ScorersConfig):
 
 
 class PPOConfig(TrainConfig, RewardSourceConfig):
-    """Tune a policy by PPO against a reward model, a judge or functions of your own."""
+    """Tune a policy by PPO. Against a reward model, a judge or reward functions of your own."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif ppo prompts.jsonl --model org/model --reward-model rm --steps 200 -o policy",
