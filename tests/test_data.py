@@ -196,7 +196,7 @@ def test_only_answers_that_were_submitted_count(write_jsonl: Write) -> None:
     assert first["meta"] == {"answers_not_submitted": 2, "annotators": 1, "judge_p_a": 0.3}
     assert second["p_chosen"] == 0.7 and second["meta"] == {"answers_not_submitted": 1}, "the judge's label stays"
     assert third["meta"]["annotators"] == 1
-    assert "3 answers were drafts or discarded" in done.stderr and "1 answers tell no status" in done.stderr
+    assert "3 answers left out: drafts or discarded" in done.stderr and "1 answer without a status" in done.stderr
 
 
 def test_formats_of_other_records_do_not_meet(write_jsonl: Write) -> None:
@@ -214,7 +214,7 @@ def test_every_fault_is_named_by_line_and_field(write_jsonl: Write) -> None:
     lines = done.stdout.splitlines()
     assert [line.split(": ")[0] for line in lines] == [f"{path} line {n}" for n in (2, 3, 4)]
     assert "'p_chosen'" in lines[0] and "not JSON" in lines[1] and "'prompt' is missing" in lines[2]
-    assert "read as preferences" in done.stderr and "1 preferences are valid, 3 lines are not" in done.stderr
+    assert "read as preferences" in done.stderr and "preferences: 1 valid, 3 invalid" in done.stderr
     good = rlaif("data", "validate", write_jsonl("good.jsonl", [PREFERENCE]), "--kind", "preferences")
     assert good.returncode == 0 and good.stdout == ""
 
@@ -360,5 +360,5 @@ def test_dedupe_takes_rows_that_are_there_twice_with_their_ids(write_jsonl: Any,
     assert [row["id"] for row in rows_of(tmp_path / "once.jsonl")] == ["r0", "r1", "r2"]
     other = write_jsonl("other.jsonl", [*rows, {"id": "r0", "prompt": "Something else"}])
     done = rlaif("data", "dedupe", other, "-o", str(tmp_path / "none.jsonl"))
-    assert done.returncode == 1 and "1 ids stand on rows of different content" in done.stderr
+    assert done.returncode == 1 and "1 id shared by rows of different content" in done.stderr
     assert not (tmp_path / "none.jsonl").exists()

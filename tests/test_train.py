@@ -933,4 +933,4 @@ def test_a_trainer_says_which_lines_it_left_out(tiny: Path, tmp_path: Path) -> N
     command = ["train-rm", "p.jsonl", "--model", str(tiny), "-o", "rm", "--skip-invalid", "--batch-size", "8"]
     for _ in range(2):  # the second run finds it complete
         done = rlaif(*command, cwd=tmp_path)
-        assert done.returncode == 3 and "1 rows could not be used; they are in rm.rejected.jsonl" in done.stderr
+        assert done.returncode == 3 and "1 row could not be used; see rm.rejected.jsonl" in done.stderr

@@ -82,6 +82,11 @@ _VISIBLE = {
 }
 
 
+def counted(number: int, thing: str) -> str:
+    """A number and what it counts, whose plural ends in -s: "1 row", "2 rows"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def visible(text: str) -> str:
     """`text` with control characters written out, as Python would: `\\x1b`."""
     return text.translate(_VISIBLE)

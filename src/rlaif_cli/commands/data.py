@@ -18,6 +18,7 @@ from rlaif_cli.config import (
     StatsConfig,
     ValidateConfig,
 )
+from rlaif_cli.console import counted
 from rlaif_cli.errors import EXIT_FAILED
 
 app = typer.Typer(help="Check, fix, count, convert, split, dedupe or shard records.", no_args_is_help=True)
@@ -41,12 +42,12 @@ def _validate(config: ValidateConfig) -> int:
     if config.fix is not None and not config.dry_run:
         found = mend(config, KINDS[kind])
         fixed = ", ".join(f"{what}: {count}" for what, count in found["fixed"].items() if count) or "nothing"
-        console.say(f"validate: {found['rows']} {kind} in {config.fix}; fixed: {fixed}")
+        console.say(f"validate: {counted(found['rows'], 'row')} ({kind}) written to {config.fix}; fixed: {fixed}")
         return partial(found["rejected"], str(rejected_path(config.fix, "validate")))
     good, bad = faults(config, kind)
     for fault in bad:
         console.show_line(fault)
-    console.say(f"validate: {good} {kind} are valid, {len(bad)} lines are not")
+    console.say(f"validate: {kind}: {good} valid, {len(bad)} invalid")
     return EXIT_FAILED if bad else 0
 
 
@@ -84,11 +85,11 @@ def _convert(config: ConvertConfig) -> int:
         return 0
     with console.progress("convert") as progress:
         found = convert(config, progress=progress)
-    console.say(f"convert: {found['rows']} rows")
+    console.say(f"convert: {counted(found['rows'], 'row')}")
     if left_out := found.get("answers_not_submitted"):
-        console.warn(f"{left_out} answers were drafts or discarded, and do not count")
+        console.warn(f"{counted(left_out, 'answer')} left out: drafts or discarded")
     if unknown := found.get("answers_without_status"):
-        console.warn(f"{unknown} answers tell no status: if drafts or discarded ones are among them, they were counted")
+        console.warn(f"{counted(unknown, 'answer')} without a status, counted: some may be drafts or discarded")
     return partial(found["rejected"], str(rejected_path(config.output, "convert")))
 
 
@@ -101,7 +102,7 @@ def _split(config: SplitConfig) -> int:
         return 0
     with console.progress("split") as progress:
         found = split(config, kind, progress=progress)
-    console.say(f"split: {found['rows']} rows in {config.output}, {found['held_out']} in {config.held_out}")
+    console.say(f"split: {counted(found['rows'], 'row')} in {config.output}, {found['held_out']} in {config.held_out}")
     if not found["rows"] or not found["held_out"]:
         console.warn("one side is empty: there are few prompts, or --fraction is near 0 or 1")
     return partial(found["rejected"], str(rejected_path(config.output, "split")))
@@ -116,7 +117,7 @@ def _dedupe(config: DedupeConfig) -> int:
         return 0
     with console.progress("dedupe") as progress:
         found = dedupe(config, kind, progress=progress)
-    console.say(f"dedupe: {found['rows']} rows, {found['repeats']} repeats left out")
+    console.say(f"dedupe: {counted(found['rows'], 'row')} kept, {counted(found['repeats'], 'duplicate')} removed")
     return partial(found["rejected"], str(rejected_path(config.output, "dedupe")))
 
 
@@ -127,7 +128,8 @@ def _shard(config: ShardConfig) -> int:
         return 0
     with console.progress("shard") as progress:
         found = shard(config, progress=progress)
-    console.say(f"shard: {found['rows']} rows in {found['shards']} files in {config.output}")
+    rows, shards = counted(found["rows"], "row"), counted(found["shards"], "file")
+    console.say(f"shard: {rows} in {shards} in {config.output}")
     return 0
 
 

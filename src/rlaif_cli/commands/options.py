@@ -140,5 +140,5 @@ def partial(unusable: int, where: str) -> int:
     """The exit code, and the word about it, for rows that could not be used."""
     if not unusable:
         return 0
-    console.warn(f"{unusable} rows could not be used; they are in {where}, each with the reason")
+    console.warn(f"{console.counted(unusable, 'row')} could not be used; see {where}, with the reason for each")
     return EXIT_PARTIAL

@@ -29,7 +29,7 @@ from rlaif_cli.config import (
     StatsConfig,
     ValidateConfig,
 )
-from rlaif_cli.console import ProgressCallback, no_progress
+from rlaif_cli.console import ProgressCallback, counted, no_progress
 from rlaif_cli.errors import InputError, RlaifError, UsageError
 from rlaif_cli.filetypes import by_first_bytes, first_value, without_rows
 from rlaif_cli.formats import FORMATS, NO_STATUS, NOT_SUBMITTED
@@ -369,8 +369,8 @@ def dedupe(config: DedupeConfig, kind: str, *, progress: ProgressCallback = no_p
                 put(row.model_dump_json(exclude_none=True))
             progress(count, len(source))
         if twice := ids.repeated():
-            what = f"{len(twice)} ids stand on rows of different content"
-            raise InputError(what, where=config.records, hint="`rlaif data validate` names them")
+            what = f"{counted(len(twice), 'id')} shared by rows of different content"
+            raise InputError(what, where=config.records, hint="`rlaif data validate` lists them")
     kept = int(is_first.sum())
     return {"rows": kept, "repeats": len(source) - kept, "rejected": source.rejected}
 
