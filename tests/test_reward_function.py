@@ -1,4 +1,4 @@
-"""Reward functions of one's own: what they are called with, what they may return, and that only the user names them."""
+"""Reward functions that users write: what they are called with and may return, and that only the user names them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rlaif_cli.stages import pipeline, preflight
 from rlaif_cli.train import evaluate, scoring
 from rlaif_cli.train.ppo import train_ppo
 from rlaif_cli.train.reward_function import PromptRow, RewardFunction, load
-from rlaif_cli.train.rewards import WeightedSum, check_reward_source, reward_source, why_unscored
+from rlaif_cli.train.rewards import WeightedSum, check_reward_source, reward_source, scores_and_parts, why_unscored
 from test_train import PPO_DEFAULTS, Interrupted, assert_same_run, interrupt_after, log_of, mean
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -240,6 +240,14 @@ def test_several_sources_are_added_with_their_weights_and_one_without_a_score_is
     )
     assert source.of_each([asked], [["four", "seven77"]])["size"].tolist() == [[4, 7]]
     assert why_unscored(source, asked, "seven77") == "gap returned None"
+
+
+def test_a_process_without_a_prompt_has_empty_scores_of_a_judge_and_a_function(write: Any) -> None:
+    spec = write("def size(responses): return [len(r) for r in responses]\n", "size")
+    config = RewardConfig(candidates="-", judge="fake", constitution="helpfulness", reward_function=(spec,))
+    with EnginePool() as engines:
+        scores, parts = scores_and_parts(reward_source(config, engines), [], [])
+    assert scores.tolist() == [] and {name: each.tolist() for name, each in parts.items()} == {"judge": [], "size": []}
 
 
 def test_a_function_is_named_with_its_file_where_names_are_alike() -> None:

@@ -1,4 +1,4 @@
-"""Where PPO's scores come from: a reward model, a judge directly, or functions of one's own. All read decoded text.
+"""Where PPO's scores come from: a reward model, a judge directly, or functions that users write. All read decoded text.
 
 So a reward model may have another tokenizer and chat template than the policy, and is asked exactly what it was
 trained on.
@@ -105,8 +105,6 @@ class RewardModelScorer:
         self._token_budget = token_budget
 
     def score(self, rows: Sequence[Row], responses: Sequence[Sequence[str]]) -> torch.Tensor:
-        if not rows:  # a process without a held-out prompt, where there are fewer of them than processes
-            return torch.empty(0, 0)
         groups = [self.reader.group(row.messages, texts) for row, texts in zip(rows, responses, strict=True)]
         raw = score_groups(self.model, groups, self._precision, self._token_budget)
         return (torch.from_numpy(raw).float() - self.mean) / self.std
@@ -180,9 +178,10 @@ def scores_and_parts(
     source: RewardSource, rows: Sequence[Row], responses: Sequence[Sequence[str]]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The scores, [rows, n], and where they come from several sources, those of each by name, before its weight."""
+    none = torch.empty(0, 0)  # of a process without a prompt, where there are fewer of them than processes
     if not isinstance(source, WeightedSum):
-        return source.score(rows, responses), {}
-    each = source.of_each(rows, responses)
+        return source.score(rows, responses) if rows else none, {}
+    each = source.of_each(rows, responses) if rows else dict.fromkeys(source.sources, none)
     return source.total(each), each if len(each) > 1 else {}
 
 
