@@ -708,7 +708,7 @@ class ScorersConfig(InputConfig):
 
 
 class RewardSourceConfig(ScorersConfig):
-    """What scores single responses: a reward model or a judge directly, and functions of one's own."""
+    """What scores single responses: a reward model or a judge directly, and functions that the user wrote."""
 
     judge: str | None = setting(None, "Instead of a reward model: a judge (needs --constitution).")
     constitution: str | None = setting(None, "For --judge: a shipped constitution's name, or a YAML file.")

@@ -24,16 +24,20 @@ def openings(texts: Sequence[str]) -> dict[str, Any]:
     """
     if not texts:
         raise ValueError("no texts to compare the openings of")
-    spelled = [_words(text)[:OPENING] for text in texts]
-    keys = [tuple(word.lower() for word in words) for words in spelled]
-    counts = Counter(keys)
+    spelled = [opening(text) for text in texts]
+    counts = Counter(map(str.lower, spelled))
     commonest, count = counts.most_common(1)[0]
-    spellings = Counter(" ".join(words) for key, words in zip(keys, spelled, strict=True) if key == commonest)
+    spellings = Counter(each for each in spelled if each.lower() == commonest)
     return {
         "share": count / len(texts),
         "commonest": spellings.most_common(1)[0][0],
         "distinct": len(counts),
     }
+
+
+def opening(text: str) -> str:
+    """The first three words of a text, or those that it has, as they are spelled there."""
+    return " ".join(_words(text)[:OPENING])
 
 
 def distinct_ngrams(texts: Sequence[str], n: int) -> float | None:

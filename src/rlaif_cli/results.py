@@ -29,9 +29,14 @@ def rate(values: Any, prompts: Sequence[Hashable]) -> dict[str, Any]:
     return as_json(metrics.rate_estimate(values, prompts))
 
 
+def rounded(value: float, digits: int) -> float | None:
+    """A number for a file; None where it is not finite, which JSON cannot say."""
+    return round(float(value), digits) if math.isfinite(value) else None
+
+
 def as_json(found: metrics.Estimate) -> dict[str, Any]:
     """n: the items; prompts: those that they belong to. low and high are null where one prompt is all there is."""
-    low, high = (round(bound, 9) if math.isfinite(bound) else None for bound in (found.low, found.high))
+    low, high = (rounded(bound, 9) for bound in (found.low, found.high))
     return {"value": round(found.value, 9), "low": low, "high": high, "n": found.n, "prompts": found.prompts}
 
 

@@ -22,7 +22,7 @@ from rlaif_cli.config import (
 )
 from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution
-from rlaif_cli.diversity import openings
+from rlaif_cli.diversity import opening, openings
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.inputs import names_records
@@ -154,8 +154,8 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
             "equal": left == right,
             "length_a": len(left),
             "length_b": len(right),
-            "opening_a": openings([left])["commonest"],
-            "opening_b": openings([right])["commonest"],
+            "opening_a": opening(left),
+            "opening_b": opening(right),
             **({"rationales": list(j.rationales)} if j.rationales else {}),
             "reason": j.reason,
         }

@@ -25,6 +25,7 @@ from rlaif_cli.results import (
     planned,
     prompts_of_both,
     rate,
+    rounded,
     save,
 )
 from rlaif_cli.train.models import load_reward_model
@@ -121,9 +122,9 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
     if config.dry_run:
         return planned("best-of-n", len(rows))
     scores = _scores(reward_source(config, None), rows)
-    left_out = [row for row in rows if not np.isfinite(scores[row.id].total).all()]
+    left_out = [row for row in rows if scores[row.id].unscored]
     missing = [_without_best(row, scores[row.id]) for row in left_out]
-    rows = [row for row in rows if np.isfinite(scores[row.id].total).all()]
+    rows = [row for row in rows if not scores[row.id].unscored]
     if not rows:
         what = "in every row a response has no score"
         raise nothing_scored(config, "best-of-n", what, config.candidates, missing)
@@ -146,7 +147,7 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
         {
             "id": row.id,
             "prompt_key": prompt,
-            "rewards": _rounded(found),
+            "rewards": [rounded(value, 6) for value in found],
             "best": chosen,
             **{name: places[index] for name, places in others.items()},
             **{f"p_over_{name}": verdicts[name][index] for name in others},
@@ -175,8 +176,13 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
 
 def _without_best(row: Candidates, scores: RowScores) -> dict[str, Any]:
     """The item of a row that is left out, with the reason."""
-    found = {"id": row.id, "prompt_key": prompt_key(row.prompt), "rewards": _rounded(scores.total), "best": None}
-    return found | {"reason": scores.reason}
+    return {
+        "id": row.id,
+        "prompt_key": prompt_key(row.prompt),
+        "rewards": [rounded(value, 6) for value in scores.total],
+        "best": None,
+        "reason": scores.reason,
+    }
 
 
 def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
@@ -214,7 +220,7 @@ def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
     def item(place: int, key: str) -> dict[str, Any]:
         reasons = [side[place].reason for side in of_rows.values() if side[place].reason]
         own = {
-            source: {name: _rounded(values[place]) for name, values in of_sides.items()}
+            source: {name: rounded(values[place], 6) for name, values in of_sides.items()}
             for source, of_sides in parts.items()
         }
         return (
@@ -300,8 +306,9 @@ def _scores(scorer: RewardSource, rows: Sequence[Candidates]) -> dict[str, RowSc
     """The scores of every row by its id; rows with equally many responses go together."""
     found: dict[str, RowScores] = {}
     for count in {len(row.responses) for row in rows}:
-        alike = [_with_own_fields(row) for row in rows if len(row.responses) == count]
-        texts = [[response.text for response in row.responses] for row in rows if len(row.responses) == count]
+        of_count = [row for row in rows if len(row.responses) == count]
+        alike = [_with_own_fields(row) for row in of_count]
+        texts = [[response.text for response in row.responses] for row in of_count]
         totals, parts = scores_and_parts(scorer, alike, texts)
         for place, (row, of_row) in enumerate(zip(alike, texts, strict=True)):
             total = totals[place].double().numpy()
@@ -318,10 +325,3 @@ def _with_own_fields(row: Candidates) -> PromptRow:
     meta = dict(row.meta)
     reference = meta.pop("reference", None)
     return PromptRow(row.id, as_messages(row.prompt), reference, meta)
-
-
-def _rounded(values: Any) -> Any:
-    """As JSON: 6 digits, and null where there is no number."""
-    if isinstance(values, np.ndarray):
-        return [_rounded(each) for each in values]
-    return round(float(values), 6) if math.isfinite(values) else None

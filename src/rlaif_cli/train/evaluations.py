@@ -12,7 +12,6 @@ from the numbers in these files, so that anybody can compute it again.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from rlaif_cli.config import PPOConfig
 from rlaif_cli.diversity import distinct_ngrams, openings
 from rlaif_cli.engines.base import request_seed
 from rlaif_cli.output import open_for_writing, read_rows
-from rlaif_cli.results import estimate
+from rlaif_cli.results import estimate, rounded
 from rlaif_cli.train import distributed, loop, scoring
 from rlaif_cli.train.checkpoint import keep_through
 from rlaif_cli.train.rewards import RewardSource
@@ -117,9 +116,9 @@ class Evaluations:
                 "id": key,
                 "response": completion.reply,
                 "tokens": len(completion.token_ids),
-                "kl": _number(kl[place]),
-                "reward": _number(reward[place]),
-                "functions": {name: _number(found[place]) for name, found in functions.items()},
+                "kl": rounded(kl[place], 6),
+                "reward": rounded(reward[place], 6),
+                "functions": {name: rounded(found[place], 6) for name, found in functions.items()},
             }
             for place, (key, completion) in enumerate(responses)
         ]
@@ -165,10 +164,6 @@ def _note_wins(items: Sequence[Item], found: WinRate) -> None:
     for prompt, of_prompt in wins.items():
         for item, win in zip((item for item in items if item["id"] == prompt), of_prompt, strict=True):
             item["win"] = win
-
-
-def _number(value: float) -> float | None:
-    return round(value, 6) if math.isfinite(value) else None
 
 
 # ------------------------------------------------------------------------------------------- the numbers of a row

@@ -7,7 +7,6 @@ entropy that is logged is the sampled estimate -mean log p(token).
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from rlaif_cli.errors import EngineError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import read_rows
 from rlaif_cli.records import Message, PromptRecord, as_messages
-from rlaif_cli.results import judging_hashes
+from rlaif_cli.results import judging_hashes, rounded
 from rlaif_cli.train import distributed, evaluations, loop, ops, reward_function, scoring, selection
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState, keep_through
@@ -342,7 +341,7 @@ def write_samples(
                 "step": step,
                 "prompt": [message.model_dump() for message in rollout.prompt.messages],
                 "response": text,
-                "score": rounded(float(scores[index * n])),
+                "score": rounded(float(scores[index * n]), 4),
             }
             row |= {"functions": {name: found[index] for name, found in asked.items()}} if asked else {}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -351,12 +350,7 @@ def write_samples(
 def of_first(source: RewardSource, rollouts: Sequence[Rollout], texts: Sequence[str]) -> list[float | None]:
     """The score of one response to each prompt."""
     scores = source.score([rollout.prompt for rollout in rollouts], [[text] for text in texts])
-    return [rounded(score) for score in scores.flatten().tolist()]
-
-
-def rounded(score: float) -> float | None:
-    """For people to read; None where there is none."""
-    return round(score, 4) if math.isfinite(score) else None
+    return [rounded(score, 4) for score in scores.flatten().tolist()]
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""Reward functions of one's own: `FILE.py:NAME`, called with prompts, responses and the prompt rows' own fields."""
+"""Reward functions that users write: `FILE.py:NAME`, called with prompts, responses and the prompt rows' own fields."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.stages.report.findings import caution, effect, judge_name, rate_text
+from rlaif_cli.stages.report.findings import caution, effect, judge_name, names, rate_text
 from rlaif_cli.stages.report.run import Run, Stage
 
 
@@ -26,18 +26,14 @@ def _policy(stage: Stage, run: Run) -> str:
 
 
 def _reward(settings: dict[str, Any], run: Run) -> str:
-    functions = [f"the function {Path(spec).name}" for spec in _named(settings.get("reward_function"))]
+    functions = [f"the function {Path(spec).name}" for spec in names(settings, "reward_function")]
     return " + ".join([*_model_or_judge(settings, run), *functions])
-
-
-def _named(value: str | list[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or ())
 
 
 def _model_or_judge(settings: dict[str, Any], run: Run) -> list[str]:
     if settings.get("judge"):
         return [_by(settings)]
-    models = _named(settings.get("reward_model"))
+    models = names(settings, "reward_model")
     made = [stage for stage in run.of("train-rm") if stage.settings.get("output") in models]
     if len(models) == len(made) == 1:
         return [f"a reward model, {_learned(made[0], run)}"]

@@ -113,10 +113,15 @@ def _candidates(stage: Stage, run: Run) -> list[str]:
     return [f"{responses:,} responses to {prompts:,} prompts by {stage.settings.get('model')}", cut]
 
 
+def names(settings: dict[str, Any], key: str) -> list[str]:
+    """What a setting names, which stands as plain text where it is one."""
+    named = settings.get(key)
+    return [named] if isinstance(named, str) else list(named or ())
+
+
 def judge_name(settings: dict[str, Any]) -> str:
     """The judge's name, or those of a panel."""
-    named = settings.get("judge")
-    return " + ".join(named) if isinstance(named, list) else str(named)
+    return " + ".join(names(settings, "judge"))
 
 
 def _labels(stage: Stage, run: Run) -> list[str]:
@@ -237,8 +242,7 @@ def _chosen_weights(weights: dict[str, Any]) -> str:
 
 
 def _reward_unit(stage: Stage) -> str:
-    if functions := stage.settings.get("reward_function"):
-        named = [functions] if isinstance(functions, str) else list(functions)
+    if named := names(stage.settings, "reward_function"):
         others = stage.settings.get("judge") or stage.settings.get("reward_model")
         return "a weighted sum of several sources" if others or len(named) > 1 else f"by {Path(named[0]).name}"
     return "on the judge's scale" if stage.settings.get("judge") else "in the reward model's standard deviations"
