@@ -216,16 +216,22 @@ def _watched(title: str, steps: Sequence[Any], wanted: Sequence[Any]) -> Iterato
 
 
 def show_summary(summary: dict[str, Any], folder: Path) -> None:
-    """The run on one screen: what was found, how sure, and plainly where a number shows no effect."""
-    from rlaif_cli.stages.report import findings
+    """The run on one screen: a line for each check of the chain, what it took, and where the report is."""
+    from rlaif_cli.stages.report import report_path, summary_lines
+    from rlaif_cli.stages.report.run import Run
 
+    run = Run.of_summary(summary, folder)
+    title, *checks = summary_lines(run, console.stderr().encoding)
     console.say("")
-    for finding in findings(summary, folder):
-        console.say(f"  {finding}")
-    seconds = sum(stage["seconds"] for stage in summary["stages"].values())
+    console.say(title, style="bold")
+    for check in checks:
+        console.say(check)
+    minutes = sum(stage.seconds for stage in run.stages) / 60
     processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     peak = max(resource.getrusage(each).ru_maxrss for each in processes) / 2**20
-    console.say(f"\n{seconds / 60:.1f} minutes, {peak:.1f} GiB at most; everything is in {folder}/")
+    console.say(f"{minutes:.1f} minutes, {peak:.1f} GiB at most; everything is in {folder}/")
+    if report := report_path(run):
+        console.say(f"open {report}")
 
 
 def show_schema() -> None:

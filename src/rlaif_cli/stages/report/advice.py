@@ -1,12 +1,14 @@
-"""What was trained on what, and what to do next: the first screen's other two questions, in one sentence each."""
+"""Whether it helped, what was trained on what, and what to do next: one sentence each, from the chain and the run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.stages.report.findings import caution, effect, judge_name, names, rate_text
+from rlaif_cli.stages.report.chain import Chain, chains, win_stage
+from rlaif_cli.stages.report.findings import judge_name, names
 from rlaif_cli.stages.report.run import Run, Stage
+from rlaif_cli.stages.report.wording import percents
 
 
 def trained(run: Run) -> str:
@@ -72,16 +74,41 @@ def _from(settings: dict[str, Any], run: Run) -> str:
     return f"{_from(made.settings, run)}, after {made.name}," if made and made.settings.get("model") else model
 
 
-def how_sure(run: Run) -> str:
-    """The last win rate with its interval, and how far its judge is shown to agree with people; "" without either."""
-    wins, judges = run.measured("eval win-rate", "win_rate"), run.measured("eval alignment", "accuracy")
-    said = []
-    if wins:
-        said.append(f"It wins {rate_text(wins[-1]['win_rate'])} on n = {wins[-1].get('prompts', 0)} prompts.")
-    if judges:
-        n = judges[-1].get("n", 0)
-        said.append(f"The judge agrees with people on {rate_text(judges[-1]['accuracy'])} of n = {n} pairs.")
-    return " ".join([*said, caution(run)]).strip()
+def headline(run: Run) -> str:
+    """Did it help? One sentence, never more than the interval allows; of several policies, about the first."""
+    found = chains(run)
+    said = _helped(found[0])
+    return f"{found[0].policy}: {said}" if len(found) > 1 else said
+
+
+def _helped(chain: Chain) -> str:
+    wins = chain.link("win rate")
+    if wins is None or wins.estimate is None:
+        return "Whether it helped was not measured: this run has no win rate."
+    share = percents(wins.estimate, 0.5)[0]
+    return {
+        "holds": f"The judge prefers the tuned model: it wins {share}, and the interval is clear of 50 %.",
+        "warning": f"The judge prefers the tuned model ({share}), but at equal length no effect can be seen.",
+        "fails": f"It got worse: the judge prefers the start; the tuned model wins {share}.",
+        "not clear": f"No effect can be seen: the tuned model wins {share}, and the interval holds 50 %.",
+    }.get(wins.verdict, f"Too few prompts to tell whether it helped ({wins.estimate['prompts']}).")
+
+
+def caution(run: Run) -> str:
+    """What a win by this judge does not show; "" without a win."""
+    chain = chains(run)[0]
+    if chain.verdict("win rate") not in ("holds", "warning"):
+        return ""
+    judge, said = chain.verdict("judge"), []
+    if judge == "not measured":
+        said.append("How far this judge agrees with people was not measured.")
+    elif judge != "holds":
+        said.append("The judge itself was not shown to agree with people, so a win by it need not be one for them.")
+    if chain.verdict("gold") == "fails":
+        said.append("A measure that nothing was trained on fell.")
+    if chain.verdict("openings") == "warning":
+        said.append("Many of its responses begin alike.")
+    return " ".join(said)
 
 
 def next_step(run: Run, stopping: str = "") -> str:
@@ -92,29 +119,27 @@ def next_step(run: Run, stopping: str = "") -> str:
     """
     if stopping:
         return f"Do not train on these labels as they are: {stopping}."
-    judged = [stage for kind in ("label", "ppo") for stage in run.of(kind) if stage.settings.get("judge")]
-    alignments = run.measured("eval alignment", "accuracy")
-    if judged and not alignments:
+    chain = chains(run)[0]
+    judge = chain.verdict("judge")
+    if judge == "not measured" and chain.link("judge"):
         return "Measure how far the judge agrees with people, on pairs that people compared: rlaif eval alignment."
-    if alignments and effect(alignments[-1]["accuracy"], 0.5, alignments[-1].get("n", 0)) != "above":
+    if chain.link("judge") and judge != "holds":
         return (
             "Take a judge that agrees with people, or show that this one does on more pairs (rlaif eval alignment): "
             "until then no reward here can be believed."
         )
-    wins = [stage for stage in run.of("eval win-rate") if stage.results.get("win_rate")]
-    if not wins:
-        if run.of("ppo") or run.of("sft"):
+    if chain.verdict("win rate") == "not measured":
+        if chain.policy:
             return "Compare with the start on prompts that were not trained on: rlaif generate, rlaif eval win-rate."
         return "Train on them: rlaif train-rm, then rlaif ppo." if run.of("label") else ""
-    return _after_a_win_rate(wins[-1], run)
+    return _after_a_win_rate(chain, run)
 
 
-def _after_a_win_rate(stage: Stage, run: Run) -> str:
-    r, prompts = stage.results, stage.results.get("prompts", 0)
-    found = effect(r["win_rate"], 0.5, prompts)
-    if found == "few":
+def _after_a_win_rate(chain: Chain, run: Run) -> str:
+    verdict = chain.verdict("win rate")
+    if verdict == "too few to tell":
         return "Compare on more prompts: a hundred or more."
-    if found == "none":
+    if verdict == "not clear":
         rose = any(s.results.get("reward_last", 0) > s.results.get("reward_first", 0) for s in run.of("ppo"))
         more = (
             "train longer, on more prompts"
@@ -122,11 +147,14 @@ def _after_a_win_rate(stage: Stage, run: Run) -> str:
             else "the reward did not rise: try a higher --lr or a lower --kl-coef"
         )
         return f"Compare on more prompts for a narrower interval, or {more}."
-    if found == "below":
+    if verdict == "fails":
         return "Read the samples below for what went wrong, and try a higher --kl-coef or fewer --steps."
-    controlled = r.get("length_controlled")
-    if controlled and controlled["low"] <= 0.5:
+    if "fails" in (chain.verdict("gold"), chain.verdict("harmless")) or chain.verdict("openings") == "warning":
+        return "The reward is being gamed: read the samples below, and try a higher --kl-coef or fewer --steps."
+    if verdict == "warning" or chain.verdict("length") == "fails":
         return "Train with --length-penalty, and compare at equal length again: so far the gain may be length alone."
-    if judge_name(stage.settings) in [judge_name(s.settings) for kind in ("label", "ppo") for s in run.of(kind)]:
+    wins = win_stage(run, next((stage for stage in run.stages if stage.name == chain.policy), None))
+    taught_by = [judge_name(s.settings) for kind in ("label", "ppo") for s in run.of(kind)]
+    if wins and judge_name(wins.settings) in taught_by:
         return "Let another judge compare, or people (rlaif annotate): this one is the one that was trained for."
     return "Repeat it with other seeds (a matrix in the pipeline file), and let people compare some (rlaif annotate)."

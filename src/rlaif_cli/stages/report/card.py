@@ -13,7 +13,8 @@ from typing import Any
 from rlaif_cli import __version__
 from rlaif_cli.output import open_for_writing
 from rlaif_cli.stages.lineage import manifest_of
-from rlaif_cli.stages.report.findings import caution, found_in, headline
+from rlaif_cli.stages.report.advice import caution, headline
+from rlaif_cli.stages.report.findings import found_in
 from rlaif_cli.stages.report.numbers import as_text
 from rlaif_cli.stages.report.run import Run, Stage
 

@@ -18,12 +18,12 @@ FEW = 10  # prompts; below, no verdict is given, whatever the interval says
 Effect = Literal["above", "below", "none", "few"]
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
 def rate_text(estimate: dict[str, Any]) -> str:
-    return f"{_percent(estimate['value'])} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+    return f"{percent(estimate['value'])} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
 
 
 def _amount(estimate: dict[str, Any]) -> str:
@@ -134,9 +134,9 @@ def _labels(stage: Stage, run: Run) -> list[str]:
         silent = "shows no effect: the judge is undecided nearly everywhere" if p < 0.51 else ""
         parts += [f"mean p_chosen {p:.3f}", silent]
     if r.get("flip_rate") is not None:
-        parts.append(f"{_percent(r['flip_rate'])} flip with the order of the responses")
+        parts.append(f"{percent(r['flip_rate'])} flip with the order of the responses")
     if r.get("first_position_share") is not None:
-        parts.append(f"the first position wins {_percent(r['first_position_share'])}")
+        parts.append(f"the first position wins {percent(r['first_position_share'])}")
     if r.get("mean_mass") is not None:
         parts.append(f"mean mass on the labels {r['mean_mass']:.3f}")
     return parts
@@ -180,7 +180,7 @@ def _reward_model(stage: Stage, run: Run) -> list[str]:
             f"trained on {stage.results.get('train_pairs', 0):,} pairs",
             "not measured, because no pair with a preference was held out",
         ]
-    n, accuracy = held_out["pairs"], _held_out_accuracy(held_out)
+    n, accuracy = held_out["pairs"], held_out_accuracy(held_out)
     if accuracy is None:
         return [f"{n} held-out pairs, every one a tie: there is no preference to agree with"]
     verdict = {
@@ -199,7 +199,7 @@ def _reward_model(stage: Stage, run: Run) -> list[str]:
     ]
 
 
-def _held_out_accuracy(held_out: dict[str, Any]) -> dict[str, Any] | None:
+def held_out_accuracy(held_out: dict[str, Any]) -> dict[str, Any] | None:
     """As an estimate; None where all held-out pairs are ties."""
     if "accuracy" not in held_out:
         return None
@@ -346,37 +346,6 @@ _DESCRIBERS: tuple[tuple[str, str, Callable[[Stage, Run], list[str]]], ...] = (
 )
 
 
-def headline(run: Run) -> str:
-    """Did it help? One sentence, never more than the interval allows."""
-    measured = run.measured("eval win-rate", "win_rate")
-    if not measured:
-        return "Whether it helped was not measured: this run has no win rate."
-    r = measured[-1]
-    found, share = effect(r["win_rate"], 0.5, r.get("prompts", 0)), _percent(r["win_rate"]["value"])
-    if found == "few":
-        return f"Too few prompts to tell whether it helped ({r.get('prompts', 0)})."
-    if found == "none":
-        return f"No effect can be seen: the tuned model wins {share}, and the interval holds 50 %."
-    if found == "below":
-        return f"It got worse: the judge prefers the start; the tuned model wins {share}."
-    controlled = r.get("length_controlled")
-    if controlled and controlled["low"] <= 0.5:
-        return f"The judge prefers the tuned model ({share}), but at equal length no effect can be seen."
-    return f"The judge prefers the tuned model: it wins {share}, and the interval is clear of 50 %."
-
-
-def caution(run: Run) -> str:
-    """What a win by this judge does not show."""
-    wins, judges = run.measured("eval win-rate", "win_rate"), run.measured("eval alignment", "accuracy")
-    if not wins or effect(wins[-1]["win_rate"], 0.5, wins[-1].get("prompts", 0)) != "above":
-        return ""
-    if not judges:
-        return "How far this judge agrees with people was not measured."
-    if effect(judges[-1]["accuracy"], 0.5, judges[-1].get("n", 0)) == "above":
-        return ""
-    return "The judge itself was not shown to agree with people, so a win by it need not be one for them."
-
-
 def rates(run: Run) -> list[dict[str, Any]]:
     """Every rate that is 50 % by chance, for the picture of intervals; of a kind that ran twice, with its stage."""
     found: list[tuple[str, Stage, dict[str, Any] | None, Any]] = []
@@ -386,9 +355,7 @@ def rates(run: Run) -> list[dict[str, Any]]:
         found += [("The longer response wins", stage, stage.results.get("longer_wins"), n)]
     for stage in run.of("train-rm"):
         if held_out := stage.results.get("held_out"):
-            found.append(
-                ("Reward model agrees with the labels", stage, _held_out_accuracy(held_out), held_out["pairs"])
-            )
+            found.append(("Reward model agrees with the labels", stage, held_out_accuracy(held_out), held_out["pairs"]))
     for stage in run.of("eval win-rate"):
         n = stage.results.get("prompts")
         found += [("Tuned model wins", stage, stage.results.get("win_rate"), n)]

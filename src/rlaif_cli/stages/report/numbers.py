@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rlaif_cli import __version__
 from rlaif_cli.console import visible
-from rlaif_cli.stages.report.findings import caution, flat, found_in, headline, rates, side_by_side
+from rlaif_cli.stages.report.advice import caution, headline
+from rlaif_cli.stages.report.chain import chains
+from rlaif_cli.stages.report.findings import flat, found_in, rates, side_by_side
 from rlaif_cli.stages.report.run import Run
 from rlaif_cli.stages.report.sources import damaged
 
 
 def as_json(run: Run, others: Sequence[Run] = ()) -> str:
-    """The verdict, the findings, every rate with its interval, and each stage's settings and results."""
+    """The verdict, the chains, the findings, every rate with its interval, each stage's settings and results."""
     return json.dumps(
         {
             "rlaif": __version__,
@@ -22,6 +25,7 @@ def as_json(run: Run, others: Sequence[Run] = ()) -> str:
             "description": run.description,
             "headline": headline(run),
             "caution": caution(run),
+            "chain": [asdict(chain) for chain in chains(run)],
             "damaged": damaged(run),
             "findings": found_in(run),
             "rates": _numbers(run),
@@ -54,7 +58,8 @@ def as_markdown(run: Run, others: Sequence[Run] = ()) -> str:
         f"**{as_text(headline(run))}** {as_text(caution(run))}",
     ]
     lines += [f"\n**{as_text(warning)}**" for warning in damaged(run)]
-    lines += ["", *(f"- {as_text(finding)}" for finding in found_in(run)), ""]
+    lines += ["", *_chains(run)]
+    lines += [*(f"- {as_text(finding)}" for finding in found_in(run)), ""]
     if found := rates(run):
         lines += ["| rate | value | n |", "|---|---|---|"]
         lines += [f"| {as_text(rate['name'])} | {rate['text']} | {rate['n']} |" for rate in found] + [""]
@@ -69,6 +74,15 @@ def as_markdown(run: Run, others: Sequence[Run] = ()) -> str:
         if numbers:
             lines += ["| number | value |", "|---|---|", *(f"| {as_text(n)} | {as_text(v)} |" for n, v in numbers), ""]
     return "\n".join(lines)
+
+
+def _chains(run: Run) -> list[str]:
+    lines = []
+    for chain in chains(run):
+        if chain.links:
+            lines += [f"| {as_text(chain.policy or 'check')} | verdict | number [interval] |", "|---|---|---|"]
+            lines += [f"| {link.title} | {link.verdict} | {as_text(link.sentence)} |" for link in chain.links] + [""]
+    return lines
 
 
 def as_text(text: Any) -> str:

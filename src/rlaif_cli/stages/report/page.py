@@ -20,15 +20,17 @@ from rlaif_cli import __version__
 from rlaif_cli.errors import UsageError
 from rlaif_cli.output import write_whole
 from rlaif_cli.stages.pipeline import SUMMARY
-from rlaif_cli.stages.report.advice import how_sure, next_step, trained
+from rlaif_cli.stages.report.advice import caution, headline, next_step, trained
 from rlaif_cli.stages.report.card import write_cards
+from rlaif_cli.stages.report.chain import chains
 from rlaif_cli.stages.report.curves import curves
-from rlaif_cli.stages.report.findings import flat, found_in, headline, rates, side_by_side
+from rlaif_cli.stages.report.findings import flat, found_in, rates, side_by_side
 from rlaif_cli.stages.report.numbers import as_json, as_markdown
 from rlaif_cli.stages.report.run import Run, read_run
 from rlaif_cli.stages.report.samples import AT_ONCE, Sample, comparisons
 from rlaif_cli.stages.report.sources import audits, damaged, sources
 from rlaif_cli.stages.report.spent import beside_people, spent
+from rlaif_cli.stages.report.summary import MARKS
 
 
 def write_report(run_folder: Path, output: Path, beside: Sequence[Path] = ()) -> Path:
@@ -80,7 +82,9 @@ def _render(run: Run, others: Sequence[Run]) -> str:
     return environment.get_template("page.html.j2").render(
         run=run,
         headline=headline(run),
-        how_sure=how_sure(run),
+        caution=caution(run),
+        chains=chains(run),
+        marks=MARKS,
         trained=trained(run),
         next_step=next_step(run, stopping[0] if stopping else ""),
         damaged=damaged(run),

@@ -1,0 +1,52 @@
+"""Numbers as the chain and the curves write them: whole percents, and as many decimals as an interval needs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def percents(estimate: dict[str, Any], null: float | None = None) -> tuple[str, str]:
+    """A rate and its interval: ("77 %", "[72, 81]").
+
+    Args:
+        null: the value of no effect; a bound near it gets decimals, so that it is not rounded onto it.
+    """
+    bounds = [estimate["low"], estimate["high"]]
+    digits = next((d for d in range(3) if not any(_rounds_onto(bound, null, d) for bound in bounds)), 3)
+    return f"{100 * estimate['value']:.{digits}f} %", _interval([_scaled(b) for b in bounds], f".{digits}f")
+
+
+def _scaled(bound: float | None) -> float | None:
+    return None if bound is None else 100 * bound
+
+
+def _rounds_onto(bound: float | None, null: float | None, digits: int) -> bool:
+    if bound is None or null is None or bound == null:
+        return False
+    return round(100 * bound, digits) == round(100 * null, digits)
+
+
+def signed(estimate: dict[str, Any]) -> tuple[str, str]:
+    """A change and its interval: ("+0.13", "[+0.03, +0.24]"), with two significant digits at the widest bound."""
+    bounds = [estimate["low"], estimate["high"]]
+    widest = max(abs(number) for number in (estimate["value"], *bounds) if number is not None)
+    digits = 2 if not widest else min(6, max(0, 1 - math.floor(math.log10(widest))))
+    return f"{estimate['value']:+.{digits}f}", _interval(bounds, f"+.{digits}f")
+
+
+def percent_change(change: dict[str, Any]) -> tuple[str, str]:
+    """A change as a share or in points, in whole percents: ("+7 %", "[+3, +11]")."""
+    scaled = {key: None if change[key] is None else 100 * change[key] for key in ("value", "low", "high")}
+    value = f"{scaled['value']:+.0f} %"
+    return value, "" if scaled["low"] is None else f"[{scaled['low']:+.0f}, {scaled['high']:+.0f}]"
+
+
+def _interval(bounds: list[float | None], how: str) -> str:
+    """ "" of a single prompt, which has no interval."""
+    low, high = bounds
+    return "" if low is None or high is None else f"[{low:{how}}, {high:{how}}]"
+
+
+def shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
