@@ -53,7 +53,7 @@ def added(stages: Stages, name: str, run: str, folder: Path, results: dict[str, 
 @pytest.mark.parametrize(
     ("accuracy", "verdict", "words"),
     [
-        ((0.77, 0.72, 0.81), "holds", "77 % of 300 human pairs [72, 81]; a coin gets 50 %"),
+        ((0.77, 0.72, 0.81), "holds", "77 % of 300 human pairs [72, 81]; a coin: 50 %"),
         ((0.52, 0.46, 0.58), "not clear", "52 % of 300 human pairs [46, 58]; no better than a coin"),
         ((0.56, 0.5, 0.62), "not clear", "[50, 62]; no better than a coin"),
         ((0.56, 0.502, 0.62), "holds", "56.0 % of 300 human pairs [50.2, 62.0]"),
@@ -132,7 +132,7 @@ def test_only_human_pairs_measure_a_reward_model(stages: Stages, tmp_path: Path)
     added(stages, "other", "eval reward-model", tmp_path, results, reward_model="else", pairs="people.jsonl")
     assert link_of("reward model", stages, tmp_path).verdict == "not measured"
     added(stages, "people", "eval reward-model", tmp_path, results, reward_model=[model], pairs="people.jsonl")
-    assert link_of("reward model", stages, tmp_path).sentence == "75 % of 300 human pairs [69, 79]; a coin gets 50 %"
+    assert link_of("reward model", stages, tmp_path).sentence == "75 % of 300 human pairs [69, 79]; a coin: 50 %"
 
 
 def test_labels_of_another_run_are_no_human_pairs(stages: Stages, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_labels_of_another_run_are_no_human_pairs(stages: Stages, tmp_path: Path
 def test_the_human_pairs_of_train_rm_measure_it_too(stages: Stages, tmp_path: Path) -> None:
     human = {"pairs": 50, "prompts": 50, "accuracy": 0.7, "accuracy_interval": [0.56, 0.81]}
     stages["rm"]["results"]["human"] = human
-    assert link_of("reward model", stages, tmp_path).sentence == "70 % of 50 human pairs [56, 81]; a coin gets 50 %"
+    assert link_of("reward model", stages, tmp_path).sentence == "70 % of 50 human pairs [56, 81]; a coin: 50 %"
 
 
 # ------------------------------------------------------------------------------------------------ the win rate
@@ -162,7 +162,7 @@ def test_the_policy_against_its_start(
 ) -> None:
     stages["win-rate"]["results"]["win_rate"] = estimate(*win, 180)
     link = link_of("win rate", stages, tmp_path)
-    assert link.verdict == verdict and "of 180 comparisons" in link.sentence
+    assert link.verdict == verdict and "of 180 answers" in link.sentence
     assert "At equal length: 64.0 % [55.0, 73.0]" in link.more
 
 
@@ -197,7 +197,7 @@ def with_gold(stages: Stages, folder: Path, change: dict[str, Any], **settings: 
     ("change", "verdict", "words"),
     [
         ((0.134, 0.03, 0.24), "holds", "tone +0.13 [+0.03, +0.24], 120 prompts; it rose"),
-        ((0.075, -0.02, 0.17), "not clear", "no clear change"),
+        ((0.075, -0.02, 0.17), "not clear", "120 prompts; not clear"),
         ((-0.13, -0.24, -0.03), "fails", "it fell"),
         ((12345.0, 12000.0, 13000.0), "holds", "+12345 [+12000, +13000]"),
     ],
@@ -399,16 +399,32 @@ def test_the_report_is_named_where_there_is_one(stages: Stages, tmp_path: Path) 
     assert report_path(run_of(stages, tmp_path)) == "runs/demo/report.html"
 
 
+def test_no_sentence_is_longer_than_its_line_however_large_the_numbers(stages: Stages, tmp_path: Path) -> None:
+    for name, key in (("alignment", "accuracy"), ("win-rate", "win_rate")):
+        for low, high in ((0.502, 0.6), (0.4, 0.498), (0.4, 0.6)):
+            stages[name]["results"] |= {
+                key: estimate((low + high) / 2, low, high, 99_999),
+                "n": 99_999,
+                "prompts": 99_999,
+            }
+            assert chain_of(stages, tmp_path).verdict("judge") != "not measured"
+            assert max(len(link.sentence) for link in chain_of(stages, tmp_path).links) <= 60
+    gold = with_gold(stages, tmp_path, estimate(-1234.5, -2345.6, 345.6, 9999), reward_function="a.py:" + "n" * 99)
+    assert len(link_of("gold", gold, tmp_path).sentence) <= 60
+
+
 # ------------------------------------------------------------------------------------------------ wording
 
 
 def test_a_bound_is_not_rounded_onto_the_value_of_no_effect() -> None:
     assert percents(estimate(0.7, 0.6, 0.8), 0.5) == ("70 %", "[60, 80]")
-    assert percents(estimate(0.55, 0.5004, 0.6), 0.5) == ("55.00 %", "[50.04, 60.00]")
+    assert percents(estimate(0.55, 0.502, 0.6), 0.5) == ("55.0 %", "[50.2, 60.0]")
+    assert percents(estimate(0.45, 0.4, 0.496), 0.5) == ("45.0 %", "[40.0, 49.6]")
+    assert percents(estimate(0.55, 0.498, 0.6), 0.5) == ("55 %", "[50, 60]"), "it holds 50 %, and says so"
     assert percents(estimate(0.75, 0.5, 1.0), 0.5) == ("75 %", "[50, 100]")
 
 
 def test_a_change_has_the_digits_that_its_interval_needs() -> None:
     assert signed(estimate(0.0012, -0.0003, 0.0027)) == ("+0.0012", "[-0.0003, +0.0027]")
     assert signed(estimate(0.0, 0.0, 0.0)) == ("+0.00", "[+0.00, +0.00]")
-    assert signed({"value": 1.25, "low": None, "high": None}) == ("+1.2", "")
+    assert signed({"value": 1.25, "low": None, "high": None}) == ("+1.25", "")

@@ -122,15 +122,15 @@ def _curves_of(stage: Stage, path: Path, note: str) -> Curves:
 def _line_chart(
     rows: list[dict[str, Any]], key: str, title: str, unit: str, caption: str, extra: list[dict[str, Any]]
 ) -> Chart | None:
-    values = _column(rows, key)
+    values = column(rows, key)
     known = [value for value in values if value is not None]
     if not known:
         return None
     width = _window(rows)
-    lines = [_line(rows, values, "each step", "--accent", 2)]
+    lines = [step_line(rows, values, "each step", "--accent", 2)]
     if width > 3:
-        mean = _line(rows, _running_mean(values, width), f"mean of {width} steps", "--accent", 2.5)
-        lines = [_line(rows, values, "each step", "--faint", 1) | {"showlegend": False}, mean]
+        mean = step_line(rows, _running_mean(values, width), f"mean of {width} steps", "--accent", 2.5)
+        lines = [step_line(rows, values, "each step", "--faint", 1) | {"showlegend": False}, mean]
     spoken = f"{title}, {unit}: {known[0]:.4g} at the first step, {known[-1]:.4g} at the last of {len(rows)}"
     zero = "tozero" if key in ("kl", "mismatch") else "normal"  # small noise must not look like a cliff
     layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": unit}, "rangemode": zero}}
@@ -139,16 +139,16 @@ def _line_chart(
 
 def _beside(key: str, rows: list[dict[str, Any]], stage: Stage) -> list[dict[str, Any]]:
     """What a curve is to be compared with: its floor, a coin, the number on held-out data, the limit of a setting."""
-    floor = _running_mean(_column(rows, "entropy_floor"), _window(rows)) if key == "loss" else []
-    lines = [_line(rows, floor, "floor", "--second", 2, "dot")] if any(v is not None for v in floor) else []
+    floor = _running_mean(column(rows, "entropy_floor"), _window(rows)) if key == "loss" else []
+    lines = [step_line(rows, floor, "floor", "--second", 2, "dot")] if any(v is not None for v in floor) else []
     held_out = (stage.results.get("held_out") or {}).get(key)
     if held_out is not None:
-        lines.append(_line(rows, [held_out] * len(rows), "held out", "--third", 2, "dash"))
+        lines.append(step_line(rows, [held_out] * len(rows), "held out", "--third", 2, "dash"))
     if key in _COIN:
-        lines.append(_line(rows, [_COIN[key]] * len(rows), "a coin", "--soft", 1, "dot"))
+        lines.append(step_line(rows, [_COIN[key]] * len(rows), "a coin", "--soft", 1, "dot"))
     limit = stage.settings.get(_LIMITS.get(key, ""))
     if limit is not None:
-        lines.append(_line(rows, [limit] * len(rows), f"limit {limit:g}", "--second", 2, "dot"))
+        lines.append(step_line(rows, [limit] * len(rows), f"limit {limit:g}", "--second", 2, "dot"))
     return lines
 
 
@@ -211,7 +211,7 @@ def _reliability(title: str, bins: list[dict[str, float]]) -> Chart:
 def _phases(rows: list[dict[str, Any]]) -> Chart | None:
     """Where the time went: seconds of each phase over all steps."""
     names = [key for key in rows[0] if key.startswith("seconds_")]
-    totals = {name.removeprefix("seconds_"): sum(v or 0 for v in _column(rows, name)) for name in names}
+    totals = {name.removeprefix("seconds_"): sum(v or 0 for v in column(rows, name)) for name in names}
     if not totals:
         return None
     words = {name: f"{seconds:.1f} s" for name, seconds in totals.items()}
@@ -230,7 +230,7 @@ def _phases(rows: list[dict[str, Any]]) -> Chart | None:
     return Chart("Seconds by phase", f"Summed over all {len(rows)} steps.", spoken, [bars], layout)
 
 
-def _line(
+def step_line(
     rows: list[dict[str, Any]],
     values: Sequence[float | None],
     name: str,
@@ -241,7 +241,7 @@ def _line(
     return {
         "type": "scatter",
         "mode": "lines" if len(rows) > 1 else "markers",
-        "x": _column(rows, "step"),
+        "x": column(rows, "step"),
         "y": list(values),
         "name": name,
         "line": {"color": colour, "width": width, "dash": dash},
@@ -250,7 +250,7 @@ def _line(
     }
 
 
-def _column(rows: list[dict[str, Any]], key: str) -> list[float | None]:
+def column(rows: list[dict[str, Any]], key: str) -> list[float | None]:
     """A metric over the steps; None where it is missing or not finite, which JSON cannot say."""
     values = (row.get(key) for row in rows)
     return [v if isinstance(v, (int, float)) and math.isfinite(v) else None for v in values]

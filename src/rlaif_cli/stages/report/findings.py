@@ -215,6 +215,38 @@ def _chose_and_reports(stage: Stage) -> bool:
     return bool(stage.results.get("chosen_on", {}).get("also_reported", True))  # older results: always
 
 
+def _reward_model_and_people(stage: Stage, run: Run) -> list[str]:
+    r = stage.results
+    if not r.get("accuracy"):
+        return []
+    pairs = Path(str(stage.settings.get("pairs"))).name
+    verdict = {
+        "above": "",
+        "below": "worse than a coin (50 %)",
+        "none": "shows no effect: the interval holds 50 %",
+        "few": _few(r.get("n", 0), "pairs"),
+    }[effect(r["accuracy"], 0.5, r.get("n", 0))]
+    return [f"agrees with the preferences of {pairs} in {rate_text(r['accuracy'])} of n = {r['n']} pairs", verdict]
+
+
+_OTHERS = {"random": "a random one", "first": "the first"}  # what the best of n is compared with
+
+
+def _best_of_n(stage: Stage, run: Run) -> list[str]:
+    """Whether what a reward prefers among a model's own responses is preferred by a judge as well."""
+    r = stage.results
+    by = " + ".join([*names(r, "reward_model"), *(Path(spec).name for spec in names(r, "reward_function"))])
+    parts = []
+    for other, words in _OTHERS.items():
+        if won := r.get(f"win_rate_over_{other}"):
+            found = effect(won, 0.5, r.get("prompts", 0))
+            parts.append(f"wins {rate_text(won)} over {words}, {_WIN_WORDS[found] or _few(won['n'], 'prompts')}")
+    if not parts:
+        return []
+    unscored = f"{r['unscored']:,} unscored" if r.get("unscored") else ""
+    return [f"the best response by {by} {parts[0]}", *parts[1:], f"n = {r['n']} rows", unscored]
+
+
 def _ppo(stage: Stage, run: Run) -> list[str]:
     r = stage.results
     if "reward_first" not in r:
@@ -340,6 +372,8 @@ _DESCRIBERS: tuple[tuple[str, str, Callable[[Stage, Run], list[str]]], ...] = (
     ("eval alignment", "Judge", _alignment),
     ("train-rm", "Reward model", _reward_model),
     ("ppo", "PPO", _ppo),
+    ("eval reward-model", "Reward model and people", _reward_model_and_people),
+    ("eval best-of-n", "Best of n", _best_of_n),
     ("eval reward", "Reward", _reward),
     ("eval win-rate", "Win rate", _win_rate),
     ("eval harmless-rate", "Harmless rate", _harmless),
@@ -356,6 +390,12 @@ def rates(run: Run) -> list[dict[str, Any]]:
     for stage in run.of("train-rm"):
         if held_out := stage.results.get("held_out"):
             found.append(("Reward model agrees with the labels", stage, held_out_accuracy(held_out), held_out["pairs"]))
+    for stage in run.of("eval reward-model"):
+        found += [("Reward model agrees with people", stage, stage.results.get("accuracy"), stage.results.get("n"))]
+    for stage in run.of("eval best-of-n"):
+        for other, words in _OTHERS.items():
+            won = stage.results.get(f"win_rate_over_{other}")
+            found += [(f"Best of n wins over {words}", stage, won, stage.results.get("n"))]
     for stage in run.of("eval win-rate"):
         n = stage.results.get("prompts")
         found += [("Tuned model wins", stage, stage.results.get("win_rate"), n)]

@@ -12,6 +12,7 @@ from rlaif_cli.console import visible
 from rlaif_cli.stages.report.advice import caution, headline
 from rlaif_cli.stages.report.chain import chains
 from rlaif_cli.stages.report.findings import flat, found_in, rates, side_by_side
+from rlaif_cli.stages.report.gold_curve import gold_tables
 from rlaif_cli.stages.report.run import Run
 from rlaif_cli.stages.report.sources import damaged
 
@@ -63,6 +64,7 @@ def as_markdown(run: Run, others: Sequence[Run] = ()) -> str:
     if found := rates(run):
         lines += ["| rate | value | n |", "|---|---|---|"]
         lines += [f"| {as_text(rate['name'])} | {rate['text']} | {rate['n']} |" for rate in found] + [""]
+    lines += _gold_tables(run)
     if others:
         runs = [run, *others]
         lines += [f"| | {' | '.join(as_text(each.name) for each in runs)} |", "|---" * (1 + len(runs)) + "|"]
@@ -82,6 +84,15 @@ def _chains(run: Run) -> list[str]:
         if chain.links:
             lines += [f"| {as_text(chain.policy or 'check')} | verdict | number [interval] |", "|---|---|---|"]
             lines += [f"| {link.title} | {link.verdict} | {as_text(link.sentence)} |" for link in chain.links] + [""]
+    return lines
+
+
+def _gold_tables(run: Run) -> list[str]:
+    lines = []
+    for policy, columns, rows, said in gold_tables(run):
+        lines += [f"Held-out prompts on the way ({as_text(policy)}). {as_text(said)}", ""]
+        lines += [f"| {' | '.join(map(as_text, columns))} |", "|---" * len(columns) + "|"]
+        lines += [f"| {' | '.join(map(as_text, cells))} |" for cells in rows] + [""]
     return lines
 
 

@@ -33,7 +33,7 @@ def win_rate_link(stage: Stage | None) -> Link:
     if found == "above" and controlled and controlled["low"] <= 0.5:
         hidden = f"{value} of {n:,} {interval}; at equal length not clear"
         return Link(name, title, "warning", hidden, more, win)
-    return Link(name, title, VERDICTS[found], f"beats the start in {value} of {n:,} comparisons {interval}", more, win)
+    return Link(name, title, VERDICTS[found], f"beats the start on {value} of {n:,} answers {interval}", more, win)
 
 
 def gold_link(run: Run, policy: Stage | None) -> Link:
@@ -48,7 +48,7 @@ def gold_link(run: Run, policy: Stage | None) -> Link:
         return not_measured(name, title, how)
     where, function, change = found[0]
     happened = effect(change, 0.0, change.get("n", 0))
-    ends = {"above": "; it rose", "below": "; it fell", "none": "; no clear change", "few": "; too few to tell"}
+    ends = {"above": "; it rose", "below": "; it fell", "none": "; not clear", "few": "; too few to tell"}
     value, interval = signed(change)
     prompts = change.get("prompts", change.get("n", 0))
     sentence = f"{shortened(function, 12)} {value} {interval}, {prompts:,} prompts{ends[happened]}"

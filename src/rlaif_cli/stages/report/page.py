@@ -25,6 +25,7 @@ from rlaif_cli.stages.report.card import write_cards
 from rlaif_cli.stages.report.chain import chains
 from rlaif_cli.stages.report.curves import curves
 from rlaif_cli.stages.report.findings import flat, found_in, rates, side_by_side
+from rlaif_cli.stages.report.gold_curve import gold_curves
 from rlaif_cli.stages.report.numbers import as_json, as_markdown
 from rlaif_cli.stages.report.run import Run, read_run
 from rlaif_cli.stages.report.samples import AT_ONCE, Sample, comparisons
@@ -74,7 +75,7 @@ def _render(run: Run, others: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    training = curves(run)
+    training = [*gold_curves(run), *curves(run)]
     charts = [chart for group in training for chart in group.charts]
     environment.filters["csp_hash"] = _csp_hash
     audited = audits(run)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.diversity import opening, openings
 from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import beside
@@ -25,6 +26,8 @@ class Sample:
     p_after: float
     verdict: str
     rationale: str = ""
+    alike_before: str = ""  # "same opening as 6 of 120", on those with their side's commonest opening
+    alike_after: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def _comparison(stage: Stage, run: Run) -> Comparison:
         missing.append(f"the results of {stage.name} by item ({beside(output, 'win-rate', 'items').name})")
     ranked = sorted(items, key=lambda item: (-item["p_a"], str(item.get("id")), item.get("sample", 0)))
     samples = [_sample(item, sides["a"], sides["b"]) for item in spread(ranked, BROWSED)]
-    shown = [sample for sample in samples if sample]
+    shown = _with_openings([sample for sample in samples if sample])
     return Comparison(stage.name, names["b"], names["a"], len(items), shown, ", ".join(missing))
 
 
@@ -96,6 +99,24 @@ def _sample(item: dict[str, Any], a: dict[str, Candidates], b: dict[str, Candida
         return None  # a file has changed since: these are not the texts that were compared
     rationale = "\n\n".join(map(str, item.get("rationales") or []))
     return Sample(prompt_text(prompt), before, after, round(p, 4), _verdict(before, after, p), rationale)
+
+
+def _with_openings(samples: list[Sample]) -> list[Sample]:
+    """Marks those that begin with the commonest first three words of their side, where at least two do."""
+    before, after = (_marks([getattr(sample, side) for sample in samples]) for side in ("before", "after"))
+    return [
+        replace(sample, alike_before=one, alike_after=other)
+        for sample, one, other in zip(samples, before, after, strict=True)
+    ]
+
+
+def _marks(texts: list[str]) -> list[str]:
+    if not texts:
+        return []
+    found = openings(texts)
+    alike = [opening(text).lower() == found["commonest"].lower() for text in texts]
+    mark = f"same opening as {sum(alike):,} of {len(texts):,}" if sum(alike) > 1 else ""
+    return [mark if each else "" for each in alike]
 
 
 def _verdict(before: str, after: str, p_after: float) -> str:

@@ -74,7 +74,7 @@ def _agreement(name: str, title: str, stage: Stage, more: str) -> Link:
     found = effect(accuracy, 0.5, n)
     value, interval = percents(accuracy, 0.5)
     said = f"{value} of {n:,} human pairs"
-    ends = {"above": "; a coin gets 50 %", "none": "; no better than a coin", "below": "; worse than a coin"}
+    ends = {"above": "; a coin: 50 %", "none": "; no better than a coin", "below": "; worse than a coin"}
     if longer := r.get("longer_wins"):
         more += f" The rule that the longer response wins: {rate_text(longer)}."
     sentence = f"{said}; too few to tell" if found == "few" else f"{said} {interval}{ends[found]}"

@@ -10,28 +10,21 @@ def percents(estimate: dict[str, Any], null: float | None = None) -> tuple[str, 
     """A rate and its interval: ("77 %", "[72, 81]").
 
     Args:
-        null: the value of no effect; a bound near it gets decimals, so that it is not rounded onto it.
+        null: the value of no effect; an interval that is clear of it gets a decimal rather than be rounded onto it.
     """
-    bounds = [estimate["low"], estimate["high"]]
-    digits = next((d for d in range(3) if not any(_rounds_onto(bound, null, d) for bound in bounds)), 3)
-    return f"{100 * estimate['value']:.{digits}f} %", _interval([_scaled(b) for b in bounds], f".{digits}f")
-
-
-def _scaled(bound: float | None) -> float | None:
-    return None if bound is None else 100 * bound
-
-
-def _rounds_onto(bound: float | None, null: float | None, digits: int) -> bool:
-    if bound is None or null is None or bound == null:
-        return False
-    return round(100 * bound, digits) == round(100 * null, digits)
+    low, high = estimate["low"], estimate["high"]
+    digits = 0
+    if low is not None and null is not None and not low <= null <= high:
+        digits = int(round(100 * null) in (round(100 * low), round(100 * high)))
+    scaled = [None if bound is None else 100 * bound for bound in (low, high)]
+    return f"{100 * estimate['value']:.{digits}f} %", _interval(scaled, f".{digits}f")
 
 
 def signed(estimate: dict[str, Any]) -> tuple[str, str]:
-    """A change and its interval: ("+0.13", "[+0.03, +0.24]"), with two significant digits at the widest bound."""
+    """A change and its interval: ("+0.13", "[+0.03, +0.24]"), with at least two digits that count."""
     bounds = [estimate["low"], estimate["high"]]
     widest = max(abs(number) for number in (estimate["value"], *bounds) if number is not None)
-    digits = 2 if not widest else min(6, max(0, 1 - math.floor(math.log10(widest))))
+    digits = 2 if not widest else min(6, max(0, 2 - math.trunc(math.log10(widest))))
     return f"{estimate['value']:+.{digits}f}", _interval(bounds, f"+.{digits}f")
 
 
