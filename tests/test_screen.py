@@ -71,6 +71,42 @@ def test_a_long_name_hides_nothing_else() -> None:
         assert "train-rm" in text and "1/4" in text and "loss 0.5" in text and "…" in text
 
 
+DEMO = (
+    *(("alignment", "eval alignment"), ("candidates", "generate"), ("preferences", "label"), ("before", "generate")),
+    *(("rm", "train-rm"), ("rm_people", "eval reward-model"), ("policy", "ppo"), ("after", "generate")),
+    *(("win_rate", "eval win-rate"), ("gold", "eval reward"), ("harmless_before", "eval harmless-rate")),
+    *(("harmless_after", "eval harmless-rate"), ("report", "report")),
+)
+
+
+@pytest.mark.parametrize("width", [80, 99, 100, 120])
+def test_marks_times_and_rewards_fit_every_terminal_and_nothing_jumps(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, height=40, color_system=None)
+    monkeypatch.setattr(screen, "stderr", lambda: console)
+
+    def lines_of(screen: Screen) -> list[str]:
+        page = Console(file=io.StringIO(), width=width)
+        page.print(screen._render())
+        return page.file.getvalue().splitlines()
+
+    with Screen("demo", DEMO, [name for name, _ in DEMO]) as run:
+        before = lines_of(run)
+        with run.stage("rm") as progress:
+            progress(34, 34, "loss 0.6320 (floor 0.5672)", 0.6)
+        with run.stage("policy") as progress:
+            for step in range(1, 1201):
+                progress(step, 100_000, f"reward {step / 1000:.3f}, KL 2.50", step / 1000)
+            lines = lines_of(run)
+    assert len(before) == len(lines) == 14 and max(map(len, lines)) <= width
+    assert [line[:17] for line in before[8:]] == [line[:17] for line in lines[8:]], "no column moves"
+    assert re.match(r"✓ rm +(train-rm +)?0 s +▁ loss 0\.6320", lines[5])
+    assert re.match(r". policy .*1\.2 % .*▁.*█ .*reward", lines[7])
+    assert all(re.match(r"· \w+ ", line) for line in lines[8:])
+    assert ("eval harmless-rate" in lines[11]) is (width >= 100)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_a_run_on_a_terminal_is_one_screen(tmp_path: Path) -> None:
     import pty

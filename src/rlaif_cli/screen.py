@@ -19,6 +19,8 @@ from rich.text import Text
 from rlaif_cli.console import ProgressCallback, rate_meter, stderr, visible
 
 _BARS = "▁▂▃▄▅▆▇█"
+_WIDE = 100  # columns, from which on commands and bars have room
+_BAR, _COUNT = 10, 11  # columns
 _MARKS = {"waiting": ("·", "dim"), "done": ("✓", "green"), "failed": ("✗", "red"), "left out": ("–", "dim")}
 
 
@@ -49,6 +51,15 @@ class _Line:
 
     def took(self) -> float:
         return time.monotonic() - self.started if self.state == "running" else self.seconds
+
+    def counted(self) -> str:
+        """How far it is, or how long it took, in at most `_COUNT` characters."""
+        if self.state not in ("running", "done", "failed"):
+            return ""
+        if self.state == "running" and self.total:
+            counted = f"{self.done:,}/{self.total:,}"
+            return counted if len(counted) <= _COUNT else f"{100 * self.done / self.total:.1f} %"
+        return f"{self.took():.0f} s" if self.took() < 100 else f"{self.took() / 60:.1f} min"
 
 
 class Screen:
@@ -102,29 +113,41 @@ class Screen:
         room = max(3, self._console.height - 4)
         now = next((place for place, line in enumerate(lines) if line.state in ("running", "failed")), 0)
         first = max(0, min(now - room // 2, len(lines) - room))
-        table = Table.grid(padding=(0, 1))
-        table.add_column(width=1)
-        table.add_column(no_wrap=True, overflow="ellipsis", max_width=32)
-        table.add_column(no_wrap=True)
-        table.add_column(width=12)
-        for overflow in ("fold", "ellipsis", "ellipsis"):
-            table.add_column(no_wrap=True, overflow=overflow)
+        table = self._table(self._console.width)
+        for line in lines[first : first + room]:
+            table.add_row(*self._cells(line, wide=self._console.width >= _WIDE))
         minutes = (time.monotonic() - self._started) / 60
         done = sum(line.state == "done" for line in lines)
         head = Text(f"{visible(self._title)}: {done} of {len(lines)} stages, {minutes:.1f} minutes", style="bold")
-        for line in lines[first : first + room]:
-            table.add_row(*self._cells(line))
         whole = Table.grid()
+        whole.add_column(no_wrap=True, overflow="ellipsis")
         whole.add_row(head)
         whole.add_row(table)
         return whole
 
-    def _cells(self, line: _Line) -> list[Text | Spinner | ProgressBar]:
-        mark = self._spinner if line.state == "running" else Text(*_MARKS[line.state])
-        bold = "bold" if line.state == "running" else "dim" if line.state in ("waiting", "left out") else ""
-        bar = ProgressBar(line.total or 1, line.done, width=12) if line.state == "running" and line.total else Text("")
-        took = f"{line.took():.0f} s" if line.state in ("running", "done", "failed") else ""
-        counted = f"{line.done:,}/{line.total:,}" if line.state == "running" and line.total else took
-        curve = Text(sparkline(line.values), style="cyan")
-        told = Text("  ".join(part for part in (line.rate if line.state == "running" else "", line.note) if part))
-        return [mark, Text(line.name, style=bold), Text(line.command, style="dim"), bar, Text(counted), curve, told]
+    def _table(self, width: int) -> Table:
+        """Columns whose widths are fixed for the whole run: nothing jumps, and no mark or time is squeezed out."""
+        names = min(max(len(line.name) for line in self._lines.values()), 24 if width >= _WIDE else 20)
+        widths = [1, names, _COUNT]
+        if width >= _WIDE:
+            widths[2:2] = [max(len(line.command) for line in self._lines.values()), _BAR]
+        widths.append(max(1, width - sum(widths) - len(widths)))  # a space between every two, and one to spare
+        table = Table.grid(padding=(0, 1))
+        for each in widths:
+            table.add_column(width=each, no_wrap=True, overflow="ellipsis")
+        return table
+
+    def _cells(self, line: _Line, *, wide: bool) -> list[Text | Spinner | ProgressBar]:
+        running = line.state == "running"
+        mark = self._spinner if running else Text(*_MARKS[line.state])
+        style = "bold" if running else "dim" if line.state in ("waiting", "left out") else ""
+        bar = ProgressBar(line.total or 1, line.done, width=_BAR) if running and line.total else Text("")
+        curve = Text(sparkline(line.values, 20 if wide else 10), style="cyan")
+        told = "  ".join(part for part in (line.rate if running else "", line.note) if part)
+        return [
+            mark,
+            Text(line.name, style=style),
+            *([Text(line.command, style="dim"), bar] if wide else []),
+            Text(line.counted()),
+            curve.append(f"{' ' if curve and told else ''}{told}", style="default"),
+        ]
