@@ -179,6 +179,14 @@ def test_a_win_of_other_responses_is_not_the_policys(stages: Stages, tmp_path: P
     assert "was not measured" in headline(run_of(stages, tmp_path))
 
 
+def test_the_start_is_what_a_policy_is_compared_with(stages: Stages, tmp_path: Path) -> None:
+    over_another = stages["win-rate"]["settings"] | {"b": str(tmp_path / "other.jsonl")}
+    better = stages["win-rate"]["results"] | {"win_rate": estimate(0.9, 0.85, 0.95, 180)}
+    stages["later"] = stages["win-rate"] | {"settings": over_another, "results": better}
+    link = link_of("win rate", stages, tmp_path)
+    assert "71 %" in link.sentence and "before.jsonl" in link.more
+
+
 def test_a_policy_that_is_sampled_by_the_win_rate_itself(stages: Stages, tmp_path: Path) -> None:
     stages["win-rate"]["settings"]["a"] = str(tmp_path / "policy")
     assert chain_of(stages, tmp_path).verdict("win rate") == "holds"

@@ -14,7 +14,7 @@ from rlaif_cli.stages.report.link import Link, Verdict
 from rlaif_cli.stages.report.outcomes import gold_link, length_link, openings_link, win_rate_link
 from rlaif_cli.stages.report.run import Run, Stage
 from rlaif_cli.stages.report.teachers import judge_link, reward_model_link
-from rlaif_cli.stages.report.trace import is_from, last_policies, reward_models, teacher
+from rlaif_cli.stages.report.trace import is_from, is_from_start, last_policies, reward_models, teacher
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ def chains(run: Run) -> list[Chain]:
 
 
 def win_stage(run: Run, policy: Stage | None) -> Stage | None:
-    """The last win rate of the policy's responses; in a run without a policy, the last one of all."""
+    """The last win rate of the policy, over its start if there is one; in a run without a policy, the last of all."""
     found = [stage for stage in run.of("eval win-rate") if stage.results.get("win_rate")]
     if policy is not None:
         found = [stage for stage in found if is_from(run, stage.settings.get("a"), policy)]
+        found = [stage for stage in found if is_from_start(run, stage.settings.get("b"), policy)] or found
     return found[-1] if found else None
 
 

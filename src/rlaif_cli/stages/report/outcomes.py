@@ -25,7 +25,10 @@ def win_rate_link(stage: Stage | None) -> Link:
     win, controlled = {"prompts": r.get("prompts", 0), **r["win_rate"]}, r.get("length_controlled")
     n = r.get("n", win.get("n", 0))
     found = effect(win, 0.5, n)
-    (value, interval), more = percents(win, 0.5), f"{stage.name}, by the judge {judge_name(stage.settings)}."
+    (value, interval), more = (
+        percents(win, 0.5),
+        f"{stage.name}, over {stage.settings.get('b')}, by the judge {judge_name(stage.settings)}.",
+    )
     if controlled:
         more += f" At equal length: {rate_text(controlled)}."
     if found == "few":
