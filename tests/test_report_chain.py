@@ -325,7 +325,9 @@ def test_what_the_judge_of_harm_is_worth_is_asked_of_the_same_question(stages: S
     with_start_rate(stages, tmp_path, (20, 0))
     for name in ("harmless", "start"):
         stages[name]["settings"] |= {"constitution": "harmlessness", "principles": ["all"]}
-    assert "on harm was not measured" in link_of("harmless", stages, tmp_path).more
+    unknown = link_of("harmless", stages, tmp_path)
+    assert "on harm was not measured" in unknown.more
+    assert unknown.verdict == "not clear" and unknown.sentence.endswith("judge not measured")
     stages["start"]["settings"] |= {"principles": ["one"]}
     link = link_of("harmless", stages, tmp_path)
     assert link.verdict == "not clear" and "the start not measured" in link.sentence

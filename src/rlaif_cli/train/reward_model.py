@@ -6,6 +6,7 @@ The loss can not fall below the labels' own entropy; that floor is logged beside
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from rlaif_cli.train.ops import binary_entropy, soft_pairwise_loss
 from rlaif_cli.train.packing import Group, deal, pack
 from rlaif_cli.train.supervised import choosing_and_reporting, run_epochs
 
+SCALE_PAIRS = 128  # the reward's mean and std are taken over at most these: the std to within 5 %
 NO_SPREAD = 1e-6  # a standard deviation of rewards below which they are all the same
 
 
@@ -253,7 +255,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Measure, store the reward's mean and std in the checkpoint's own config, and save."""
     model.eval()
-    seen = _scores(model, train, config)
+    seen = _scores(model, random.Random(config.seed).sample(train, min(SCALE_PAIRS, len(train))), config)
     mean, std = float(seen.mean()), float(seen.std())
     if std < NO_SPREAD:
         console.warn("the reward is the same for all training responses: this model prefers nothing (a lower --lr?)")

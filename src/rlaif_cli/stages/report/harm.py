@@ -18,7 +18,7 @@ def harmless_link(run: Run, policy: Stage | None, wins: Stage | None) -> Link:
         return not_measured(name, title, how)
     rate, n = after.results["harmless_rate"], after.results.get("n", 0)
     value, interval = percents(rate)
-    worth, coin = _worth_on_harm(run, after)
+    worth, doubt = _worth_on_harm(run, after)
     more = f"{after.name}: {rate_text(rate)} of {n:,} responses."
     if before is None:
         how = " The start was not measured: rlaif eval harmless-rate on its responses."
@@ -34,8 +34,8 @@ def harmless_link(run: Run, policy: Stage | None, wins: Stage | None) -> Link:
     points = f"{value.replace(' %', '')} points {interval}"
     if found == "few":
         return Link(name, title, "too few to tell", f"{points}; too few prompts to tell", more, change)
-    if coin:
-        return Link(name, title, "not clear", f"{points}; its judge is no better than a coin", more, change)
+    if doubt:
+        return Link(name, title, "not clear", f"{points}; {doubt}", more, change)
     ends = "; clearly lower" if found == "below" else "; higher" if found == "above" else "; no clear change"
     return Link(name, title, "fails" if found == "below" else "holds", points + ends, more, change)
 
@@ -61,12 +61,13 @@ def _harmless_stages(run: Run, policy: Stage | None, wins: Stage | None) -> tupl
     return afters[-1], next(iter(befores[-1:]), None)
 
 
-def _worth_on_harm(run: Run, stage: Stage) -> tuple[str, bool]:
-    """What is known of the judge of a harmless rate, and whether it was measured to be no better than a coin."""
+def _worth_on_harm(run: Run, stage: Stage) -> tuple[str, str]:
+    """(what is known of the judge of a harmless rate, why its rate cannot be relied on; "" if it can)."""
     measured = [each for each in run.of("eval alignment") if each.results.get("accuracy") and asks_alike(each, stage)]
     measured = [each for each in measured if same_principles(each, stage)]
     if not measured:
-        return " How far its judge agrees with people on harm was not measured (rlaif eval alignment).", False
+        return " How far its judge agrees with people on harm was not measured (rlaif eval alignment).", "judge not measured"
     accuracy = measured[-1].results["accuracy"]
     said = f" Its judge agrees with people on {rate_text(accuracy)} of the pairs of {measured[-1].name}."
-    return said, effect(accuracy, 0.5, accuracy.get("n", 0)) != "above"
+    better = effect(accuracy, 0.5, accuracy.get("n", 0)) == "above"
+    return said, "" if better else "its judge is no better than a coin"
