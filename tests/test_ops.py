@@ -604,3 +604,27 @@ REFUSED: dict[str, Callable[[], Any]] = {
 def test_refused(name: str) -> None:
     with pytest.raises(ValueError):
         REFUSED[name]()
+
+
+def test_without_length_nothing_is_left_for_length_to_explain() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 40, (60,), generator=generator).double()
+    scores = 0.3 * lengths + torch.randn(60, generator=generator, dtype=torch.float64)
+    scores[7] = torch.nan
+
+    left = ops.without_length(scores, lengths, 4)
+
+    known = left.isfinite()
+    assert known.tolist() == scores.isfinite().tolist()
+    by_prompt = [(left[i : i + 4][k], lengths[i : i + 4][k]) for i in range(0, 60, 4) for k in [known[i : i + 4]]]
+    covariance = sum(float(((y - y.mean()) * (x - x.mean())).sum()) for y, x in by_prompt)
+    assert covariance == pytest.approx(0, abs=1e-9)
+    means = [(scores[i : i + 4].nanmean(), left[i : i + 4].nanmean()) for i in range(0, 60, 4)]
+    assert all(before == pytest.approx(after) for before, after in means)  # each prompt's mean is kept
+
+
+def test_without_length_where_length_says_nothing() -> None:
+    scores = torch.tensor([1.0, 2.0, 4.0, 0.0])
+    assert ops.without_length(scores, torch.full((4,), 9.0), 2).equal(scores)  # all are as long
+    assert ops.without_length(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0]), 1).tolist() == [2, 2, 2]
+    assert ops.without_length(scores, torch.tensor([3.0, 3.0, 1.0, 2.0]), 2).tolist() == [1, 2, 2, 2]

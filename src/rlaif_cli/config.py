@@ -816,6 +816,10 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
         None, "The score of a response that did not end by itself; default: its own score stands."
     )
     length_penalty: float = setting(0.0, "Taken from the score for every token of the response.", ge=0)
+    length_control: bool = setting(
+        False,
+        "Take out of each step's scores what the responses' lengths explain of them: nothing is gained by length.",
+    )
     importance_cap: float = setting(2.0, "Cap of the importance weights between engine and trainer.", gt=0)
     max_mismatch: float = setting(
         0.2, "Stop when mean |engine - trainer| log-prob is beyond this: the weights were not synced.", gt=0
@@ -863,6 +867,8 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
                 "log-probs are trained, which biases the gradient; lower --temperature instead"
             )
         self._check_evaluation()
+        if self.length_control and self.length_penalty:
+            raise ValueError("--length-control takes out what --length-penalty puts in: give one of them")
         if self.kl_form == "convex" and (self.kl_target or self.kl_coef > 1):
             raise ValueError("--kl-form convex needs a fixed --kl-coef from 0 to 1")
         if self.advantage != "gae":

@@ -129,6 +129,30 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
 
 
 @torch.no_grad()
+def without_length(scores: Tensor, lengths: Tensor, n: int) -> Tensor:
+    """What is left of scores after the part that is linear in the responses' lengths, each prompt's mean kept.
+
+    Least squares on deviations from the prompt's mean, so that scores are no longer correlated with length among the
+    responses to a prompt, and a policy gradient from them has no reason to lengthen or shorten. The training-time
+    counterpart of length-controlled win rates (Dubois et al. 2024, arXiv 2404.04475).
+
+    Args:
+        scores: [S], the `n` responses of a prompt one after another; not finite: unscored, and left as it is.
+        lengths: [S], tokens.
+        n: responses to a prompt; with one, deviations are from the mean of all.
+    """
+    rows = n if n > 1 else len(scores)
+    y, x = scores.view(-1, rows).double(), lengths.view(-1, rows).double()
+    known = y.isfinite()
+    count = known.sum(1, keepdim=True).clamp(min=1)
+    x = (x - (x * known).sum(1, keepdim=True) / count) * known
+    y = y.where(known, 0.0)
+    y = (y - y.sum(1, keepdim=True) / count) * known
+    spread = (x * x).sum()
+    slope = (x * y).sum() / spread if spread > 0 else spread
+    return scores - (slope * x).flatten().to(scores)
+
+
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns) over real tokens: 1 is perfect, 0 no better than a constant.
 

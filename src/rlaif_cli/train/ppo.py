@@ -287,13 +287,16 @@ def check_mismatch(mismatch: float, bound: float) -> None:
 
 
 def shaped_scores(config: PPOConfig, raw: Tensor, completions: Sequence[Completion]) -> Tensor:
-    """[S] what is trained on: the reward with `missing_eos_penalty` in its place and `length_penalty` taken off.
+    """[S] what is trained on: the reward, with `missing_eos_penalty` in its place and the rules on length applied.
 
     NaN stays NaN: a response without a reward.
     """
     ended = torch.tensor([c.finish_reason == "stop" for c in completions])
     scores = raw if config.missing_eos_penalty is None else raw.where(ended | raw.isnan(), config.missing_eos_penalty)
-    return scores - config.length_penalty * torch.tensor([float(len(c.token_ids)) for c in completions])
+    lengths = torch.tensor([float(len(c.token_ids)) for c in completions])
+    if config.length_control:
+        return ops.without_length(scores, lengths, config.n)
+    return scores - config.length_penalty * lengths
 
 
 def too_far(config: PPOConfig, numbers: dict[str, Any]) -> bool:

@@ -66,7 +66,10 @@ def _worth_on_harm(run: Run, stage: Stage) -> tuple[str, str]:
     measured = [each for each in run.of("eval alignment") if each.results.get("accuracy") and asks_alike(each, stage)]
     measured = [each for each in measured if same_principles(each, stage)]
     if not measured:
-        return " How far its judge agrees with people on harm was not measured (rlaif eval alignment).", "judge not measured"
+        return (
+            " How far its judge agrees with people on harm was not measured (rlaif eval alignment).",
+            "judge not measured",
+        )
     accuracy = measured[-1].results["accuracy"]
     said = f" Its judge agrees with people on {rate_text(accuracy)} of the pairs of {measured[-1].name}."
     better = effect(accuracy, 0.5, accuracy.get("n", 0)) == "above"
