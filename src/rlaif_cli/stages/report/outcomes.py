@@ -103,6 +103,10 @@ def length_link(run: Run, stage: Stage | None) -> Link:
     if effect(change, 0.0, change["n"]) == "few":
         return Link(name, title, "too few to tell", f"{value} on {change['n']:,}; too few to tell", more, change)
     verdict = _within(change, LENGTH)
+    controlled = stage.results.get("length_controlled")
+    if verdict == "fails" and controlled and controlled["low"] > 0.5:
+        wins = f"at equal length it still wins {percents(controlled, 0.5)[0]}"
+        return Link(name, title, "warning", f"{value} {interval}; {wins}", more, change)
     end = {"holds": "within 20 %", "fails": "beyond 20 %", "not clear": "20 % or more?"}[verdict]
     return Link(name, title, verdict, f"{value} {interval} from {before:,.0f} characters; {end}", more, change)
 
