@@ -18,6 +18,7 @@ from report_runs import estimate, make_run, make_summary, write_rows
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.stages.report import findings, write_report
 from rlaif_cli.stages.report.advice import next_step, trained
+from rlaif_cli.stages.report.chain import chains
 from rlaif_cli.stages.report.run import Run
 from rlaif_cli.stages.report.samples import spread
 
@@ -398,7 +399,8 @@ def test_what_was_trained_on_what(tmp_path: Path) -> None:
     ],
 )
 def test_what_to_do_next(tmp_path: Path, results: dict[str, dict[str, Any]], words: str) -> None:
-    assert words in next_step(changed_run(tmp_path, **results))
+    run = changed_run(tmp_path, **results)
+    assert words in next_step(run, chains(run)[0])
 
 
 def test_labels_that_the_audit_stops_come_before_all_else(tmp_path: Path) -> None:

@@ -83,8 +83,9 @@ def test_the_alignment_of_another_judge_says_nothing_about_this_one(
     link = link_of("judge", stages, tmp_path)
     assert (link.verdict, link.sentence) == ("not measured", "not measured")
     assert "rlaif eval alignment" in link.more and "another judge" in link.more
-    assert "was not measured" in caution(run_of(stages, tmp_path))
-    assert "Measure how far the judge agrees" in next_step(run_of(stages, tmp_path))
+    run = run_of(stages, tmp_path)
+    assert "was not measured" in caution(chains(run)[0])
+    assert "Measure how far the judge agrees" in next_step(run, chains(run)[0])
 
 
 def test_of_two_alignments_the_one_by_the_principles_of_the_labels(stages: Stages, tmp_path: Path) -> None:
@@ -176,7 +177,7 @@ def test_a_win_of_other_responses_is_not_the_policys(stages: Stages, tmp_path: P
     stages["win-rate"]["settings"]["a"] = str(tmp_path / "before.jsonl")
     chain = chain_of(stages, tmp_path)
     assert chain.verdict("win rate") == "not measured" == chain.verdict("length")
-    assert "was not measured" in headline(run_of(stages, tmp_path))
+    assert "was not measured" in headline(chains(run_of(stages, tmp_path)))
 
 
 def test_the_start_is_what_a_policy_is_compared_with(stages: Stages, tmp_path: Path) -> None:
@@ -380,7 +381,7 @@ def test_a_matrix_has_a_chain_for_each_policy(stages: Stages, tmp_path: Path) ->
         ("policy.seed=1", "holds"),
     ]
     assert "policy.seed=0 (1 of 2 policies)" in next(summary_lines(run_of(stages, tmp_path)))
-    assert headline(run_of(stages, tmp_path)).startswith("policy.seed=0: No effect")
+    assert headline(chains(run_of(stages, tmp_path))).startswith("policy.seed=0: No effect")
     (tmp_path / "summary.json").write_text(json.dumps({"name": "m", "stages": stages}))
     page = write_report(tmp_path, tmp_path / "report.html").read_text("utf-8")
     assert page.count('<ol class="chain">') == 2

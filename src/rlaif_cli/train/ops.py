@@ -128,7 +128,6 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     return _keep(whitened if shift_mean else whitened + mean, real)
 
 
-@torch.no_grad()
 def without_length(scores: Tensor, lengths: Tensor, n: int) -> Tensor:
     """What is left of scores after the part that is linear in the responses' lengths, each prompt's mean kept.
 
@@ -153,6 +152,7 @@ def without_length(scores: Tensor, lengths: Tensor, n: int) -> Tensor:
     return scores - (slope * x).flatten().to(scores)
 
 
+@torch.no_grad()
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns) over real tokens: 1 is perfect, 0 no better than a constant.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.stages.report.chain import Chain, chains, win_stage
+from rlaif_cli.stages.report.chain import Chain, win_stage
 from rlaif_cli.stages.report.findings import judge_name, names
 from rlaif_cli.stages.report.run import Run, Stage
 from rlaif_cli.stages.report.wording import percents
@@ -74,9 +75,12 @@ def _from(settings: dict[str, Any], run: Run) -> str:
     return f"{_from(made.settings, run)}, after {made.name}," if made and made.settings.get("model") else model
 
 
-def headline(run: Run) -> str:
-    """Did it help? One sentence, never more than the interval allows; of several policies, about the first."""
-    found = chains(run)
+def headline(found: Sequence[Chain]) -> str:
+    """Did it help? One sentence, never more than the interval allows; of several policies, about the first.
+
+    Args:
+        found: the run's `chains`.
+    """
     said = _helped(found[0])
     return f"{found[0].policy}: {said}" if len(found) > 1 else said
 
@@ -94,9 +98,8 @@ def _helped(chain: Chain) -> str:
     }.get(wins.verdict, f"Too few prompts to tell whether it helped ({wins.estimate['prompts']}).")
 
 
-def caution(run: Run) -> str:
+def caution(chain: Chain) -> str:
     """What a win by this judge does not show; "" without a win."""
-    chain = chains(run)[0]
     if chain.verdict("win rate") not in ("holds", "warning"):
         return ""
     judge, said = chain.verdict("judge"), []
@@ -111,7 +114,7 @@ def caution(run: Run) -> str:
     return " ".join(said)
 
 
-def next_step(run: Run, stopping: str = "") -> str:
+def next_step(run: Run, chain: Chain, stopping: str = "") -> str:
     """What to do now: what stands most in the way of believing the run's verdict, first.
 
     Args:
@@ -119,7 +122,6 @@ def next_step(run: Run, stopping: str = "") -> str:
     """
     if stopping:
         return f"Do not train on these labels as they are: {stopping}."
-    chain = chains(run)[0]
     judge = chain.verdict("judge")
     if judge == "not measured" and chain.link("judge"):
         return "Measure how far the judge agrees with people, on pairs that people compared: rlaif eval alignment."

@@ -14,6 +14,7 @@ from rlaif_cli import __version__
 from rlaif_cli.output import open_for_writing
 from rlaif_cli.stages.lineage import manifest_of
 from rlaif_cli.stages.report.advice import caution, headline
+from rlaif_cli.stages.report.chain import chains
 from rlaif_cli.stages.report.findings import found_in
 from rlaif_cli.stages.report.numbers import as_text
 from rlaif_cli.stages.report.run import Run, Stage
@@ -71,6 +72,7 @@ def card(run: Run, stage: Stage, folder: Path) -> str:
     hashes = {key: value for key, value in manifest.items() if key.endswith("sha256")}
     hashes |= {key: value for key, value in manifest.get("settings", {}).items() if key.endswith("sha256")}
     settings = {key: value for key in _TOLD if (value := stage.settings.get(key)) not in (None, False, [], 0)}
+    found = chains(run)
     lines = [
         "---",
         *(f"{key}: {json.dumps(value, ensure_ascii=True)}" for key, value in front.items()),  # JSON is YAML
@@ -81,7 +83,7 @@ def card(run: Run, stage: Stage, folder: Path) -> str:
         f"This is {words}, made by `rlaif {stage.kind}` {__version__} in the run '{as_text(run.name)}'."
         + (" Its preferences came from a language model that judged by written principles, not from people." * judged),
         "",
-        *_section("What was found", [headline(run), caution(run), *found_in(run)]),
+        *_section("What was found", [headline(found), caution(found[0]), *found_in(run)]),
         *_table("How it was made", settings),
         *_table("What it was made of (sha256)", hashes),
         "## What is not said here",

@@ -10,7 +10,7 @@ from typing import Any
 from rlaif_cli import __version__
 from rlaif_cli.console import visible
 from rlaif_cli.stages.report.advice import caution, headline
-from rlaif_cli.stages.report.chain import chains
+from rlaif_cli.stages.report.chain import Chain, chains
 from rlaif_cli.stages.report.findings import flat, found_in, rates, side_by_side
 from rlaif_cli.stages.report.gold_curve import gold_tables
 from rlaif_cli.stages.report.run import Run
@@ -19,18 +19,19 @@ from rlaif_cli.stages.report.sources import damaged
 
 def as_json(run: Run, others: Sequence[Run] = ()) -> str:
     """The verdict, the chains, the findings, every rate with its interval, each stage's settings and results."""
+    found = chains(run)
     return json.dumps(
         {
             "rlaif": __version__,
             "name": run.name,
             "description": run.description,
-            "headline": headline(run),
-            "caution": caution(run),
-            "chain": [asdict(chain) for chain in chains(run)],
+            "headline": headline(found),
+            "caution": caution(found[0]),
+            "chain": [asdict(chain) for chain in found],
             "damaged": damaged(run),
             "findings": found_in(run),
             "rates": _numbers(run),
-            "beside": [{"name": o.name, "headline": headline(o), "rates": _numbers(o)} for o in others],
+            "beside": [{"name": o.name, "headline": headline(chains(o)), "rates": _numbers(o)} for o in others],
             "stages": {
                 stage.name: {
                     "run": stage.kind,
@@ -51,15 +52,16 @@ def _numbers(run: Run) -> list[dict[str, Any]]:
 
 
 def as_markdown(run: Run, others: Sequence[Run] = ()) -> str:
+    checks = chains(run)
     lines = [
         f"# {as_text(run.name)}",
         "",
         as_text(run.description),
         "",
-        f"**{as_text(headline(run))}** {as_text(caution(run))}",
+        f"**{as_text(headline(checks))}** {as_text(caution(checks[0]))}",
     ]
     lines += [f"\n**{as_text(warning)}**" for warning in damaged(run)]
-    lines += ["", *_chains(run)]
+    lines += ["", *_chains(checks)]
     lines += [*(f"- {as_text(finding)}" for finding in found_in(run)), ""]
     if found := rates(run):
         lines += ["| rate | value | n |", "|---|---|---|"]
@@ -68,7 +70,7 @@ def as_markdown(run: Run, others: Sequence[Run] = ()) -> str:
     if others:
         runs = [run, *others]
         lines += [f"| | {' | '.join(as_text(each.name) for each in runs)} |", "|---" * (1 + len(runs)) + "|"]
-        lines += [f"| verdict | {' | '.join(as_text(headline(each)) for each in runs)} |"]
+        lines += [f"| verdict | {' | '.join(as_text(headline(chains(each))) for each in runs)} |"]
         lines += [f"| {as_text(name)} | {' | '.join(values)} |" for name, values in side_by_side(runs)] + [""]
     for stage in run.stages:
         numbers = list(flat(stage.results))
@@ -78,9 +80,9 @@ def as_markdown(run: Run, others: Sequence[Run] = ()) -> str:
     return "\n".join(lines)
 
 
-def _chains(run: Run) -> list[str]:
+def _chains(found: Sequence[Chain]) -> list[str]:
     lines = []
-    for chain in chains(run):
+    for chain in found:
         if chain.links:
             lines += [f"| {as_text(chain.policy or 'check')} | verdict | number [interval] |", "|---|---|---|"]
             lines += [f"| {link.title} | {link.verdict} | {as_text(link.sentence)} |" for link in chain.links] + [""]

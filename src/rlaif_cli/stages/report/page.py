@@ -75,6 +75,7 @@ def _render(run: Run, others: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found = chains(run)
     training = [*gold_curves(run), *curves(run)]
     charts = [chart for group in training for chart in group.charts]
     environment.filters["csp_hash"] = _csp_hash
@@ -82,12 +83,12 @@ def _render(run: Run, others: Sequence[Run]) -> str:
     stopping = [finding.says for _, found in audited for finding in found if finding.verdict == "stop"]
     return environment.get_template("page.html.j2").render(
         run=run,
-        headline=headline(run),
-        caution=caution(run),
-        chains=chains(run),
+        headline=headline(found),
+        caution=caution(found[0]),
+        chains=found,
         marks=MARKS,
         trained=trained(run),
-        next_step=next_step(run, stopping[0] if stopping else ""),
+        next_step=next_step(run, found[0], stopping[0] if stopping else ""),
         damaged=damaged(run),
         findings=found_in(run),
         rates=rates(run),
@@ -95,7 +96,7 @@ def _render(run: Run, others: Sequence[Run]) -> str:
         sources=sources(run),
         spent=spent(run),
         beside_people=beside_people(run),
-        runs=[(each.name, headline(each)) for each in (run, *others)] if others else [],
+        runs=[(each.name, headline(chains(each))) for each in (run, *others)] if others else [],
         side_by_side=side_by_side([run, *others]) if others else [],
         minutes=sum(stage.seconds for stage in run.stages) / 60,
         written=datetime.fromtimestamp((run.folder / SUMMARY).stat().st_mtime, timezone.utc),

@@ -40,10 +40,6 @@ class Run:
     def of(self, kind: str) -> list[Stage]:
         return [stage for stage in self.stages if stage.kind == kind]
 
-    def measured(self, kind: str, number: str) -> list[dict[str, Any]]:
-        """The results of the stages of a kind that have this number, the last one last."""
-        return [stage.results for stage in self.of(kind) if stage.results.get(number)]
-
     def locate(self, path: str | None) -> Path | None:
         """A path of the summary on this machine, or None.
 
