@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,6 +264,23 @@ def test_what_follows_a_label() -> None:
     rarely = shares("7", entry("7", {"7": 0.8, "8": 0.1}), entry("\n", {"\n": 0.7, "5": 0.2}))
     assert rarely.known["7"] == pytest.approx(0.8) and rarely.known["8"] == pytest.approx(0.1)
     assert rarely.fault() is None
+
+
+@pytest.mark.parametrize("sampled", ["75", "75\n", "7\n", "8", "8.5\n", "100\n", "10", "no"])
+def test_a_label_holds_the_same_whichever_reply_was_sampled(sampled: str) -> None:
+    """A reply that goes on from a label as another number ("75", "100") takes nothing off what the label holds."""
+    after = {
+        "": {"7": 0.4, "8": 0.3, "10": 0.2, "n": 0.1},
+        "7": {"5": 0.3, "\n": 0.7},
+        "8": {".": 0.6, "": 0.4},
+        "8.": {"": 0.5, "5": 0.5},
+        "10": {"0": 0.4, "": 0.6},
+    }
+    tokens = re.findall("10|.|\n", sampled)
+    begun = ["".join(tokens[:place]) for place in range(len(tokens))]
+    content = [entry(token, after.get(text, {token: 1.0})) for token, text in zip(tokens, begun, strict=True)]
+    found = shares(sampled, *content)
+    assert {label: p for label, p in found.known.items() if p} == pytest.approx({"7": 0.4, "8": 0.3, "10": 0.2})
 
 
 def test_what_is_not_listed_is_bounded_and_not_guessed() -> None:

@@ -68,6 +68,8 @@ class LabelShares:
         self.whole |= {word.strip() for position in path for word, _ in position.listed} & set(self._labels)
         for place, position in enumerate(path):
             taken = position.taken if place + 1 < len(path) else None
+            if taken is not None and self._spoils(text, position.listed[taken][0]):
+                taken = None  # "8" and then "0": counted here, as its listed neighbours are
             self._split(text, share, position, taken)
             if taken is None:
                 break
@@ -81,7 +83,7 @@ class LabelShares:
             if place == taken:
                 continue
             label = self._label_of(text + word)
-            if label is None and begun is not None:
+            if begun is not None and self._spoils(text, word):
                 self.known[begun] += share * p
                 self.spoiled[begun] += share * p
             elif label is None:
@@ -100,6 +102,10 @@ class LabelShares:
         """The label that a text begins with and that it can still be; "8." can, "8.5" and "81" cannot."""
         number = re.match(r"\s*([0-9]+)(?![.,]?[0-9])", text)
         return number[1] if number and number[1] in self.known else None
+
+    def _spoils(self, text: str, word: str) -> bool:
+        """Whether a text that is a label goes on as a number that is none."""
+        return self._label_of(text) is not None and self._label_of(text + word) is None
 
     def _longer(self, label: str) -> list[str]:
         """Labels that begin with this one, and that may be written as its token and another."""
