@@ -38,6 +38,7 @@ LAYERS = [
         "doctor",
         "rates",
         "diversity",
+        "precision",
         "user_function",
     },
     {"engines.base"},

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import families
-from rlaif_cli import models
+from rlaif_cli import models, precision
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import PPOConfig, RewardModelConfig
+from rlaif_cli.engines.transformers import TransformersEngine
 from rlaif_cli.errors import ModelError
 from rlaif_cli.records import Message
 from rlaif_cli.train import loop, rollout
@@ -236,12 +237,26 @@ def test_a_model_is_saved_in_the_dtype_of_its_base(tiny: Path, tmp_path: Path, f
 def test_an_fp32_trainer_samples_from_an_fp32_engine(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, precision: str, bf16: bool, dtype: str
 ) -> None:
-    monkeypatch.setattr(loop, "_has_bf16", lambda: bf16)
+    monkeypatch.setattr(loop, "has_bf16", lambda: bf16)
     opened: dict[str, Any] = {}
     monkeypatch.setattr(rollout, "open_engine", lambda name, path, **options: opened.update(options))
     options = {"reward_model": ["rm"], "engine": "vllm", "precision": precision}
     rollout.RolloutEngine(PPOConfig(prompts="-", model=str(tiny), output="-", **options), None, tiny, 10)
     assert opened["dtype"] == dtype
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_an_engine_emulates_no_bf16_unless_it_is_asked_for(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    monkeypatch.setattr(precision, "has_bf16", lambda: bf16)
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16).save_pretrained(half)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(half)
+    if not torch.cuda.is_available():
+        own = torch.bfloat16 if bf16 else torch.float32
+        assert TransformersEngine(half)._model.dtype == own
+    assert TransformersEngine(half, dtype="bfloat16")._model.dtype == torch.bfloat16
 
 
 def test_half_precision_is_tried_in_fp32(tiny: Path, tmp_path: Path) -> None:

@@ -227,7 +227,10 @@ class EngineConfig(InputConfig):
         None, "openai: price of a million tokens in, for the manifest.", ge=0, output=False
     )
     price_out: float | None = setting(None, "openai: price of a million tokens out.", ge=0, output=False)
-    dtype: Dtype = setting("auto", "auto, bfloat16, float16 or float32.")
+    dtype: Dtype = setting(
+        "auto",
+        "auto, bfloat16, float16 or float32. auto: the checkpoint's; float32 on a CPU without bf16 instructions.",
+    )
     max_length: int | None = setting(
         None, "Prompt and response together, tokens. Default: the model's own limit.", ge=8
     )

@@ -14,6 +14,7 @@ from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.engines.decoding import Decoder, recordable
 from rlaif_cli.engines.trial import works_padded
 from rlaif_cli.errors import EngineError, is_out_of_memory
+from rlaif_cli.precision import engine_dtype
 
 # What a model's generation_config.json may say and no request asked for (Qwen2.5's has a repetition penalty): the
 # log-probs that a sample comes with, and those that scoring it gives, are of the distribution without.
@@ -25,7 +26,7 @@ class TransformersEngine:
 
     Args:
         path: a checkpoint folder.
-        dtype: "auto", "bfloat16", "float16" or "float32".
+        dtype: "auto" (see `engine_dtype`), "bfloat16", "float16" or "float32".
         max_length: prompt and response together, tokens; None: the model's own limit.
         batch_size: sequences that go through the model together.
         seed: for requests that bring none.
@@ -54,7 +55,9 @@ class TransformersEngine:
         if model is None:
             config = models.load_config(path)
             attention = models.exact_attention(config)
-            model = models.load(AutoModelForCausalLM, path, config=config, dtype=dtype, attn_implementation=attention)
+            model = models.load(
+                AutoModelForCausalLM, path, config=config, dtype=engine_dtype(dtype), attn_implementation=attention
+            )
             model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
             self._model = model
             padded = works_padded(model, self._left_padded, self.tokenizer.eos_ids)

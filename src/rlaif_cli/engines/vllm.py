@@ -23,6 +23,7 @@ from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.errors import EngineError, MissingDependency
+from rlaif_cli.precision import engine_dtype
 
 _MAX_RUNNING = 128  # sequences that the engine decodes together
 _IN_FLIGHT = 2 * _MAX_RUNNING  # requests handed over at once: enough to never run dry
@@ -36,7 +37,7 @@ class VllmEngine:
 
     Args:
         path: a checkpoint folder.
-        dtype: "auto", "bfloat16", "float16" or "float32".
+        dtype: "auto" (see `engine_dtype`), "bfloat16", "float16" or "float32".
         max_length: prompt and response together, tokens; None: the model's own limit.
         seed: of the engine, for requests that bring none.
         memory: GiB for the KV cache on a CPU; share of the GPU's memory on a GPU. None: 2 GiB, or 0.9.
@@ -91,7 +92,7 @@ class VllmEngine:
                 model=str(path),
                 load_format="safetensors",  # never a pickle
                 trust_remote_code=False,
-                dtype=dtype,
+                dtype=engine_dtype(dtype) if on_cpu else dtype,
                 max_model_len=max_length,
                 seed=seed,
                 max_num_seqs=_MAX_RUNNING,

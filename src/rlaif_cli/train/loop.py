@@ -22,6 +22,7 @@ from rlaif_cli.config import TrainConfig
 from rlaif_cli.errors import DivergedError, ModelError, UsageError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import set_aside
+from rlaif_cli.precision import has_bf16
 from rlaif_cli.records import Record
 from rlaif_cli.train import adapters, distributed, selftest
 from rlaif_cli.train.checkpoint import saving
@@ -48,19 +49,8 @@ def autocast(precision: str) -> Any:
 
 def frozen_dtype(precision: str) -> torch.dtype:
     """The dtype of weights that are only read: the one that is computed in."""
-    plain = precision == "fp32" or (precision == "auto" and not _has_bf16())
+    plain = precision == "fp32" or (precision == "auto" and not has_bf16())
     return torch.float32 if plain else torch.bfloat16
-
-
-def _has_bf16() -> bool:
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Without the instructions, bf16 on a CPU is emulated and slower than fp32.
-    capabilities = torch.backends.cpu.get_cpu_capability()
-    if not capabilities.startswith("AVX512"):
-        return False
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
 
 
 def first_place(config: TrainConfig) -> torch.device:
