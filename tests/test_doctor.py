@@ -52,6 +52,6 @@ def test_the_exit_code_says_whether_the_demo_can_run(monkeypatch: pytest.MonkeyP
     for level, code in (("note", 0), ("missing", 1)):
         finding = doctor.Finding("memory", level, "too little", "buy some")  # type: ignore[arg-type]
         monkeypatch.setattr(doctor, "examine", lambda finding=finding: [finding])
-        monkeypatch.setattr("rlaif_cli.console.guard_stdout", lambda: None)
+        monkeypatch.setattr("rlaif_cli.ui.console.guard_stdout", lambda: None)
         done = CliRunner().invoke(app, ["doctor"])
         assert done.exit_code == code and "too little" in done.output and "-> buy some" in done.output

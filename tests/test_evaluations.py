@@ -16,7 +16,6 @@ from conftest import rows_of
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.commands import ppo as ppo_command
 from rlaif_cli.config import PPOConfig
-from rlaif_cli.console import no_progress
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import UsageError
 from rlaif_cli.train import scoring
@@ -27,6 +26,7 @@ from rlaif_cli.train.rewards import reward_source
 from rlaif_cli.train.rollout import RolloutEngine
 from rlaif_cli.train.selection import WinRate
 from rlaif_cli.train.trainer import Trainer
+from rlaif_cli.ui.progress import no_progress
 from test_train import (
     Interrupted,
     Lowercase,

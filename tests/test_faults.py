@@ -20,7 +20,6 @@ from conftest import rlaif, rows_of
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import GenerateConfig, LabelConfig, RewardModelConfig
-from rlaif_cli.console import visible
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.engines.fake import FakeEngine
@@ -33,6 +32,7 @@ from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.label import label
 from rlaif_cli.train.folder import run_in_folder
 from rlaif_cli.train.models import load_policy
+from rlaif_cli.ui.console import visible
 
 # --- checkpoints --------------------------------------------------------------------------------------------
 

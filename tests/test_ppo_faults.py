@@ -19,7 +19,6 @@ from conftest import rows_of
 from rlaif_cli import constitution as constitutions
 from rlaif_cli.commands import ppo as ppo_command
 from rlaif_cli.config import GenerateConfig, JudgeConfig, RewardConfig
-from rlaif_cli.console import no_progress
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion, Request, request_seed
 from rlaif_cli.engines.fake import FakeEngine
@@ -34,6 +33,7 @@ from rlaif_cli.train.rewards import JudgeScorer, why_unscored
 from rlaif_cli.train.rollout import Prompt, Rollout
 from rlaif_cli.train.selection import Selection
 from rlaif_cli.train.trainer import Trainer, all_tie, group_advantages, whitened
+from rlaif_cli.ui.progress import no_progress
 from test_train import Interrupted, assert_same_run, interrupt_after, log_of, make_rollouts, ppo_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")

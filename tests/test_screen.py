@@ -14,8 +14,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from rlaif_cli import screen
-from rlaif_cli.screen import Screen, sparkline
+from rlaif_cli.ui import live
+from rlaif_cli.ui.live import Screen, sparkline
 
 STAGES = [("labels", "label"), ("rm", "train-rm"), ("policy", "ppo")]
 
@@ -30,12 +30,12 @@ def test_a_sparkline_is_the_curve_in_few_characters() -> None:
 @pytest.fixture(autouse=True)
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, height=12, color_system=None)
-    monkeypatch.setattr(screen, "stderr", lambda: console)
+    monkeypatch.setattr(live, "stderr", lambda: console)
 
 
 def text_of(screen: Screen) -> str:
     page = Console(file=io.StringIO(), width=100)
-    page.print(screen._render())
+    page.print(live._render())
     return page.file.getvalue()
 
 
@@ -84,11 +84,11 @@ def test_marks_times_and_rewards_fit_every_terminal_and_nothing_jumps(
     width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=width, height=40, color_system=None)
-    monkeypatch.setattr(screen, "stderr", lambda: console)
+    monkeypatch.setattr(live, "stderr", lambda: console)
 
     def lines_of(screen: Screen) -> list[str]:
         page = Console(file=io.StringIO(), width=width)
-        page.print(screen._render())
+        page.print(live._render())
         return page.file.getvalue().splitlines()
 
     with Screen("demo", DEMO, [name for name, _ in DEMO]) as run:

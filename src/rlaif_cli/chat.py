@@ -12,12 +12,13 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import console, models
+from rlaif_cli import models
 from rlaif_cli.chat_template import ChatTemplate, named_turns
 from rlaif_cli.errors import ModelError
 from rlaif_cli.output import read_json
 from rlaif_cli.records import Message
 from rlaif_cli.text_encoder import TextEncoder
+from rlaif_cli.ui import console
 
 Spellings = tuple[tuple[tuple[Any, ...], ...], ...]  # of each label, the token sequences that write it
 

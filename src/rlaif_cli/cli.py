@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rlaif_cli import __version__, console
+from rlaif_cli import __version__
 from rlaif_cli.commands import (
     annotate,
     audit,
@@ -29,6 +29,7 @@ from rlaif_cli.commands import (
     train_rm,
 )
 from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, RlaifError
+from rlaif_cli.ui import console
 
 MAX_FAULTS_SHOWN = 20
 _STAGES = ("generate", "revise", "label", "audit", "annotate", "sft", "train-rm", "ppo", "eval", "report")

@@ -24,9 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from rlaif_cli import console
 from rlaif_cli.compression import lines
 from rlaif_cli.errors import InputError, MissingDependency
+from rlaif_cli.ui import console
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 # What `output` puts beside a file of records.

@@ -16,7 +16,6 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from rlaif_cli import console
 from rlaif_cli.compression import MAX_LINE, content_sha256
 from rlaif_cli.errors import ConversationError, InputError
 from rlaif_cli.filetypes import by_first_bytes, not_utf8, without_rows
@@ -24,6 +23,7 @@ from rlaif_cli.hashes import HashSet, hash64
 from rlaif_cli.inputs import InputFile, files
 from rlaif_cli.output import open_for_writing, read_json, sidecar
 from rlaif_cli.records import Record
+from rlaif_cli.ui import console
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")

@@ -532,7 +532,7 @@ def _claimed(path: Path) -> Any:
 
 
 def _stdout() -> IO[str]:
-    from rlaif_cli import console
+    from rlaif_cli.ui import console
 
     return console.data_stream()
 

@@ -9,13 +9,10 @@ from typing import Any
 
 import typer
 
-from rlaif_cli import (
-    __main__,  # noqa: F401 - what it sets in the environment comes before other imports
-    cli,
-    console,
-)
+from rlaif_cli import cli
 from rlaif_cli.commands import launch, ppo, sft, train_rm
 from rlaif_cli.config import PPOConfig, RewardModelConfig, SftConfig, TrainConfig
+from rlaif_cli.ui import console
 
 _STAGES: dict[str, tuple[type[TrainConfig], Any]] = {
     "sft": (SftConfig, sft.run),

@@ -6,9 +6,9 @@ import webbrowser
 
 import typer
 
-from rlaif_cli import console
 from rlaif_cli.commands.options import command
 from rlaif_cli.config import AnnotateConfig
+from rlaif_cli.ui import console
 
 
 def run(config: AnnotateConfig) -> int:

@@ -7,10 +7,10 @@ from typing import Any
 
 import typer
 
-from rlaif_cli import console
 from rlaif_cli.commands.options import command
 from rlaif_cli.config import AuditConfig
 from rlaif_cli.errors import EXIT_PARTIAL
+from rlaif_cli.ui import console
 
 _STYLE = {"ok": "green", "look": "yellow", "stop": "bold red"}
 

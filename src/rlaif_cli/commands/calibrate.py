@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from rlaif_cli import console, rates
+from rlaif_cli import rates
 from rlaif_cli.errors import EngineError
 from rlaif_cli.rates import Rate
+from rlaif_cli.ui import console
 
 
 def calibrate(work: Iterable[Any]) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlaif_cli import console
 from rlaif_cli.commands.options import epilog
+from rlaif_cli.ui import console
 
 if TYPE_CHECKING:  # at run time each command imports it
     from rlaif_cli.constitution import Constitution

@@ -7,7 +7,6 @@ from typing import Any
 
 import typer
 
-from rlaif_cli import console
 from rlaif_cli.commands.options import command, partial
 from rlaif_cli.config import (
     ConvertConfig,
@@ -18,8 +17,9 @@ from rlaif_cli.config import (
     StatsConfig,
     ValidateConfig,
 )
-from rlaif_cli.console import counted
 from rlaif_cli.errors import EXIT_FAILED
+from rlaif_cli.ui import console
+from rlaif_cli.ui.console import counted
 
 app = typer.Typer(help="Check, fix, count, convert, split, dedupe or shard records.", no_args_is_help=True)
 

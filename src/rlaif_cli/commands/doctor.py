@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from rlaif_cli import console
 from rlaif_cli.commands.options import Debug, epilog
 from rlaif_cli.errors import EXIT_FAILED
+from rlaif_cli.ui import console
 
 _STYLE = {"ok": "green", "note": "yellow", "missing": "bold red"}
 

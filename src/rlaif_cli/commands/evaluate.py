@@ -8,7 +8,6 @@ from typing import Any
 
 import typer
 
-from rlaif_cli import console
 from rlaif_cli.commands.options import command
 from rlaif_cli.config import (
     AlignmentConfig,
@@ -20,6 +19,7 @@ from rlaif_cli.config import (
     WinRateConfig,
 )
 from rlaif_cli.errors import EXIT_PARTIAL
+from rlaif_cli.ui import console
 
 app = typer.Typer(help="Say whether it helped, each number with its interval.", no_args_is_help=True)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from rlaif_cli import console
 from rlaif_cli.commands.options import command, partial
 from rlaif_cli.config import GenerateConfig
+from rlaif_cli.ui import console
 
 
 def run(config: GenerateConfig) -> int:

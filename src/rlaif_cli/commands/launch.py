@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import console
 from rlaif_cli.config import DATA_FIELDS, PPOConfig, TrainConfig
 from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError
+from rlaif_cli.ui import console
 
 GO_ON = "what was saved is kept; run the same command again to go on"
 _GRACE = 15  # seconds that processes have to end, before they are killed

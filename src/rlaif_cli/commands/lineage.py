@@ -8,10 +8,10 @@ from typing import Any
 
 import typer
 
-from rlaif_cli import console
 from rlaif_cli.commands.options import command
 from rlaif_cli.config import LineageConfig
 from rlaif_cli.errors import EXIT_FAILED
+from rlaif_cli.ui import console
 
 _STYLE = {"as recorded": "green", "changed": "bold red", "missing": "bold red"}
 

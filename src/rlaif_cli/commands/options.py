@@ -11,10 +11,10 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from rlaif_cli import console
 from rlaif_cli.commands import launch
 from rlaif_cli.config import FUNCTION_FIELDS, StageConfig, TrainConfig
 from rlaif_cli.errors import EXIT_PARTIAL, UsageError
+from rlaif_cli.ui import console
 
 SET_HELP = "NAME=VALUE: another of the file's `values`, or STAGE.SETTING=VALUE; several times."
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", show_envvar=False)]

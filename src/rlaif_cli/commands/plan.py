@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rlaif_cli import console
 from rlaif_cli.commands.options import SET_HELP, Debug, epilog
+from rlaif_cli.ui import console
 
 # What a phase of `cluster.Forecast` means, and what there is against it.
 LIMITS = {

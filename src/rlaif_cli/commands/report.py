@@ -6,9 +6,9 @@ from pathlib import Path
 
 import typer
 
-from rlaif_cli import console
 from rlaif_cli.commands.options import command
 from rlaif_cli.config import ReportConfig
+from rlaif_cli.ui import console
 
 
 def write(config: ReportConfig) -> list[Path]:

@@ -12,11 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from rlaif_cli import config, console
+from rlaif_cli import config
 from rlaif_cli.commands import launch
 from rlaif_cli.commands.options import SET_HELP, Debug, epilog
-from rlaif_cli.console import ProgressCallback
 from rlaif_cli.errors import UsageError
+from rlaif_cli.ui import console
+from rlaif_cli.ui.progress import ProgressCallback
 
 DEMO = "demo"
 
@@ -209,7 +210,7 @@ def _watched(title: str, steps: Sequence[Any], wanted: Sequence[Any]) -> Iterato
     if not console.stderr().is_terminal:
         yield announced
         return
-    from rlaif_cli.screen import Screen
+    from rlaif_cli.ui.live import Screen
 
     with Screen(title, [(step.name, step.kind) for step in steps], [step.name for step in wanted]) as screen:
         yield lambda index, step: screen.stage(step.name)

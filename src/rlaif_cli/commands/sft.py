@@ -6,9 +6,9 @@ from typing import Any
 
 import typer
 
-from rlaif_cli import console
 from rlaif_cli.commands.options import command, partial
 from rlaif_cli.config import SftConfig
+from rlaif_cli.ui import console
 
 
 def run(config: SftConfig) -> int:

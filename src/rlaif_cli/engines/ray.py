@@ -20,10 +20,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import console, models
+from rlaif_cli import models
 from rlaif_cli.chat import AnyTokenizer, ChatTokenizer, FakeTokenizer
 from rlaif_cli.engines.base import Completion, Failed, Request, Sampling
 from rlaif_cli.errors import EngineError, MissingDependency, RlaifError
+from rlaif_cli.ui import console
 
 _FIRST_BATCH = 16  # requests; doubled up to the whole size, so that a short input is spread over all replicas
 _AHEAD = 2  # batches a replica has at once: one it works on, and one that waits so that it never idles

@@ -21,13 +21,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlaif_cli.console import warn, warn_once
 from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines import server_errors as errors
 from rlaif_cli.engines.base import Failed, Request, Usage
 from rlaif_cli.engines.server_answers import SETTLED, Unusable
 from rlaif_cli.engines.server_dialect import Dialect, sent_names
 from rlaif_cli.errors import EngineError, MissingDependency
+from rlaif_cli.ui.console import warn, warn_once
 
 _SILENCE = 20  # failures in a row, with nothing done before or between, after which a server counts as dead
 _ALIKE = 5  # requests that fail in the same way before any succeeds, after which every one is taken to fail so

@@ -20,7 +20,6 @@ import numpy as np
 from rlaif_cli import metrics
 from rlaif_cli.compression import lines
 from rlaif_cli.config import AuditConfig
-from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.errors import InputError
 from rlaif_cli.hashes import HashSet
 from rlaif_cli.inputs import InputFile, files
@@ -29,6 +28,7 @@ from rlaif_cli.output import beside
 from rlaif_cli.records import Preference
 from rlaif_cli.results import rate
 from rlaif_cli.turns import text_is_repeated
+from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 Level = Literal["ok", "look", "stop"]
 _ORDER: dict[Level, int] = {"ok": 0, "look": 1, "stop": 2}

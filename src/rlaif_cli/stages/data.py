@@ -29,7 +29,6 @@ from rlaif_cli.config import (
     StatsConfig,
     ValidateConfig,
 )
-from rlaif_cli.console import ProgressCallback, counted, no_progress
 from rlaif_cli.errors import InputError, RlaifError, UsageError
 from rlaif_cli.filetypes import by_first_bytes, first_value, without_rows
 from rlaif_cli.formats import FORMATS, NO_STATUS, NOT_SUBMITTED
@@ -49,6 +48,8 @@ from rlaif_cli.records import (
     content_id,
     prompt_text,
 )
+from rlaif_cli.ui.console import counted
+from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 KEPT, HELD_OUT = "kept", "held out"  # the parts of a split, in their manifests
 KINDS: dict[str, type[Record]] = {

@@ -20,7 +20,6 @@ from rlaif_cli.config import (
     JudgeConfig,
     WinRateConfig,
 )
-from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.diversity import opening, openings
 from rlaif_cli.engines import EnginePool
@@ -42,6 +41,7 @@ from rlaif_cli.results import (
 )
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.judging import Room, check_principles, open_judge
+from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
 def alignment(

@@ -11,11 +11,11 @@ from typing import Any
 from rlaif_cli import models
 from rlaif_cli.chat import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTokenizer
 from rlaif_cli.config import EngineConfig
-from rlaif_cli.console import warn_once
 from rlaif_cli.engines import FAKE, LOCAL, SERVER, Engine, computing_engine, engine_name
 from rlaif_cli.errors import EngineError
 from rlaif_cli.output import Output, open_for_writing, rejected_path
 from rlaif_cli.records import PromptRecord
+from rlaif_cli.ui.console import warn_once
 
 
 def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int | None]:

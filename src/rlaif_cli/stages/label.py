@@ -11,7 +11,6 @@ from typing import Any
 
 from rlaif_cli import constitution as constitutions
 from rlaif_cli.config import LabelConfig
-from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import UsageError
@@ -22,6 +21,7 @@ from rlaif_cli.output import Output, beside, file_of, rejected_path
 from rlaif_cli.records import Candidates, Message, PairsOnly, Preference, Unscored, Verdict, Vote, as_messages
 from rlaif_cli.stages.files import InOrder, Unanswered, accounted, finish
 from rlaif_cli.stages.judging import Room, check_principles, open_judge
+from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
 @dataclass

@@ -33,11 +33,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from rlaif_cli import strict_yaml
 from rlaif_cli.config import StageConfig
-from rlaif_cli.console import ProgressCallback
 from rlaif_cli.errors import InputError, RlaifError, UsageError
 from rlaif_cli.jsonl import describe
 from rlaif_cli.output import read_json, write_json
 from rlaif_cli.resources import shipped_path
+from rlaif_cli.ui.progress import ProgressCallback
 
 SUMMARY = "summary.json"
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")

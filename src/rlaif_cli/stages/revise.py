@@ -15,7 +15,6 @@ from rlaif_cli import constitution as constitutions
 from rlaif_cli import prompts
 from rlaif_cli.chat import with_system
 from rlaif_cli.config import ReviseConfig
-from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import request_seed
@@ -23,6 +22,7 @@ from rlaif_cli.jsonl import Source
 from rlaif_cli.output import Output, file_of, rejected_path
 from rlaif_cli.records import PromptRecord, Revision, Round, as_messages
 from rlaif_cli.stages.files import Unanswered, accounted, finish, open_tokenizer, reject, too_long
+from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 _AT_ONCE = 64  # prompts that go through all their rounds together
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from rlaif_cli.compression import MAX_LINE, content_sha256, open_to_append
 from rlaif_cli.config import ShardConfig
-from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.errors import InputError
 from rlaif_cli.filetypes import by_first_bytes, not_utf8
 from rlaif_cli.inputs import files, raw_lines
 from rlaif_cli.output import new_folder
+from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
 def shard(config: ShardConfig, *, progress: ProgressCallback = no_progress) -> dict[str, int]:

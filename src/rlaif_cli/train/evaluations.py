@@ -18,7 +18,6 @@ from typing import Any
 
 from torch import Tensor
 
-from rlaif_cli import console
 from rlaif_cli.config import PPOConfig
 from rlaif_cli.diversity import distinct_ngrams, openings
 from rlaif_cli.engines.base import request_seed
@@ -29,6 +28,7 @@ from rlaif_cli.train.checkpoint import keep_through
 from rlaif_cli.train.rewards import RewardSource
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
 from rlaif_cli.train.selection import Answers, Selection, WinRate
+from rlaif_cli.ui import console
 
 EVALUATIONS = "evaluations.jsonl"
 ITEMS = "evaluations.items.jsonl"

@@ -20,7 +20,6 @@ from torch import Tensor
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer, with_system
 from rlaif_cli.config import PPOConfig
-from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.diversity import openings
 from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError
@@ -37,6 +36,7 @@ from rlaif_cli.train.rewards import RewardSource, check_reward_source
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
 from rlaif_cli.train.selection import Compare, Selection
 from rlaif_cli.train.trainer import Experience, Trainer, response_kl
+from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 SAMPLES = "samples.jsonl"
 # Counts changes of what a step computes: a run that an earlier version began would go on as a mixture of two.

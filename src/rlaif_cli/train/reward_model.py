@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlaif_cli import console, metrics, models
+from rlaif_cli import metrics, models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import RewardModelConfig
-from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.errors import DivergedError, InputError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Preference, prompt_text
@@ -30,6 +29,8 @@ from rlaif_cli.train.models import device, new_reward_model, rewards, trainable
 from rlaif_cli.train.ops import binary_entropy, soft_pairwise_loss
 from rlaif_cli.train.packing import Group, deal, pack
 from rlaif_cli.train.supervised import choosing_and_reporting, run_epochs
+from rlaif_cli.ui import console
+from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 SCALE_PAIRS = 128  # the reward's mean and std are taken over at most these: the std to within 5 %
 NO_SPREAD = 1e-6  # a standard deviation of rewards below which they are all the same

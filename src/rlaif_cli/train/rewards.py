@@ -14,8 +14,8 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from rlaif_cli import console, models
 from rlaif_cli import constitution as constitutions
+from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import BestOfNConfig, JudgeConfig, PPOConfig, RewardConfig, RewardSourceConfig, ScorersConfig
 from rlaif_cli.constitution import Constitution, Principle
@@ -30,6 +30,7 @@ from rlaif_cli.train.models import load_reward_model
 from rlaif_cli.train.packing import Group
 from rlaif_cli.train.reward_function import RewardFunction, Row, response_key
 from rlaif_cli.train.reward_model import NO_SPREAD, score_groups
+from rlaif_cli.ui import console
 
 
 class RewardSource(Protocol):

@@ -17,7 +17,6 @@ import torch
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config import SftConfig
-from rlaif_cli.console import ProgressCallback, no_progress
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Demonstration, as_messages, prompt_text
 from rlaif_cli.train import distributed, loop
@@ -25,6 +24,7 @@ from rlaif_cli.train.folder import run_in_folder
 from rlaif_cli.train.models import device, load_policy, response_logprobs, trainable
 from rlaif_cli.train.packing import Group, pack
 from rlaif_cli.train.supervised import choosing_and_reporting, run_epochs
+from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
 def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:

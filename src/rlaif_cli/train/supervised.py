@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from rlaif_cli import console
 from rlaif_cli.config import EpochsConfig
-from rlaif_cli.console import ProgressCallback
 from rlaif_cli.train import loop
 from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState
+from rlaif_cli.ui import console
+from rlaif_cli.ui.progress import ProgressCallback
 
 TrainStep = Callable[[torch.optim.Optimizer, list[int]], dict[str, float]]
 T = TypeVar("T")

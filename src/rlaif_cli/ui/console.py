@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import IO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
@@ -21,20 +21,12 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from rlaif_cli.ui.progress import ProgressCallback, no_progress, rate_meter
+
 debug = False
 quiet = False  # another process of the same run talks
 _data: IO[str] | None = None
 _PLAIN_EVERY_SECONDS = 10.0
-
-
-class ProgressCallback(Protocol):
-    """What stages report through: how much is done, of how much, a few numbers worth seeing, and one worth a curve."""
-
-    def __call__(self, done: int, total: int | None = None, note: str = "", value: float | None = None) -> None: ...
-
-
-def no_progress(done: int, total: int | None = None, note: str = "", value: float | None = None) -> None:
-    """For callers that do not want to see any."""
 
 
 def stderr() -> Console:
@@ -178,22 +170,3 @@ def _lines(title: str) -> Iterator[ProgressCallback]:
             say("  ".join(part for part in (f"{title}: {done}{of}", rate(done, total), note) if part))
 
     yield callback
-
-
-def rate_meter() -> Callable[..., str]:
-    """`rate(done, total)`: how fast it goes since the first call, and how long yet, in words."""
-    started, first = time.monotonic(), None
-
-    def rate(done: int, total: int | None = None) -> str:
-        nonlocal first, started
-        if first is None:  # a resumed run begins in the middle, and engines take their time to start
-            first, started = done, time.monotonic()
-            return ""
-        seconds = time.monotonic() - started
-        if seconds < 0.5 or done <= first:
-            return ""
-        per_second = (done - first) / seconds
-        shown = f"{per_second:.1f}/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"
-        return f"{shown}, {(total - done) / per_second:.0f} s left" if total else shown
-
-    return rate

@@ -16,7 +16,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from rlaif_cli.console import ProgressCallback, rate_meter, stderr, visible
+from rlaif_cli.ui.console import stderr, visible
+from rlaif_cli.ui.progress import ProgressCallback, rate_meter
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDE = 100  # columns, from which on commands and bars have room
