@@ -41,8 +41,9 @@ from typing import Any
 import zstandard
 
 import fuzz_servers
-from rlaif_cli import config as settings
 from rlaif_cli import constitution, formats, models, tiny
+from rlaif_cli.config.data import ConvertConfig, StatsConfig, ValidateConfig
+from rlaif_cli.config.judge import AuditConfig, LabelConfig
 from rlaif_cli.errors import InputError, RlaifError
 
 SECONDS = 20
@@ -284,18 +285,18 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
     def validated(folder: Path, chance: random.Random) -> None:
         kind = chance.choice(list(ROWS))
         path = file(folder, ROWS[kind], chance)
-        given = settings.ValidateConfig(records=str(path), kind=chance.choice([kind, None]))
+        given = ValidateConfig(records=str(path), kind=chance.choice([kind, None]))
         _told(data.faults(given, data.kind_of(given))[1], path)
 
     def mended(folder: Path, chance: random.Random) -> None:
         kind = chance.choice(list(ROWS))
         path = file(folder, ROWS[kind], chance)
-        given = settings.ValidateConfig(records=str(path), fix=str(folder / "mended.jsonl"))
+        given = ValidateConfig(records=str(path), fix=str(folder / "mended.jsonl"))
         mend.mend(given, data.KINDS[kind])
 
     def counted(folder: Path, chance: random.Random) -> None:
         kind = chance.choice(list(ROWS))
-        given = settings.StatsConfig(records=str(file(folder, ROWS[kind], chance)), skip_invalid=chance.random() < 0.5)
+        given = StatsConfig(records=str(file(folder, ROWS[kind], chance)), skip_invalid=chance.random() < 0.5)
         data.stats(given, kind)
 
     def converted(folder: Path, chance: random.Random) -> None:
@@ -307,13 +308,11 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
             origin, row = {"to_format": name}, ROWS[kind]
         path = file(folder, row, chance)
         out = str(folder / "converted.jsonl")
-        data.convert(
-            settings.ConvertConfig(records=str(path), output=out, skip_invalid=chance.random() < 0.5, **origin)
-        )
+        data.convert(ConvertConfig(records=str(path), output=out, skip_invalid=chance.random() < 0.5, **origin))
 
     def audited(folder: Path, chance: random.Random) -> None:
         path = file(folder, ROWS["preferences"], chance)
-        audit.audit(settings.AuditConfig(preferences=str(path), skip_invalid=chance.random() < 0.5))
+        audit.audit(AuditConfig(preferences=str(path), skip_invalid=chance.random() < 0.5))
 
     def resumed(folder: Path, chance: random.Random) -> None:
         from rlaif_cli.output import Output
@@ -332,7 +331,7 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
 
         path = file(folder, ROWS["candidates"], chance)
         out = str(folder / "labels.jsonl")
-        given = settings.LabelConfig(
+        given = LabelConfig(
             candidates=str(path),
             judge="fake",
             constitution="helpfulness",

@@ -22,7 +22,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import config as settings
+from rlaif_cli.config.engine import GenerateConfig
+from rlaif_cli.config.judge import LabelConfig
 
 PLACE = "127.0.0.1"
 OTHER: list[Any] = [
@@ -280,7 +281,7 @@ def readers() -> dict[str, Reader]:
 
         def run(output: str) -> None:
             with EnginePool() as engines:
-                generate(settings.GenerateConfig(prompts=str(path), model="m", n=n, output=output, **where()), engines)
+                generate(GenerateConfig(prompts=str(path), model="m", n=n, output=output, **where()), engines)
 
         for row in rows(folder, run):
             said = set().union(*(texts(answer) for answer in server.sent[row["prompt"]]))
@@ -299,7 +300,7 @@ def readers() -> dict[str, Reader]:
         def run(output: str) -> None:
             given = {"judge": "m", "constitution": "helpfulness", "method": method, "samples": samples}
             with EnginePool() as engines:
-                label(settings.LabelConfig(candidates=str(path), output=output, **given, **where()), engines)
+                label(LabelConfig(candidates=str(path), output=output, **given, **where()), engines)
 
         for row in rows(folder, run):
             questions = {

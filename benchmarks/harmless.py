@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from judging import percent
-from rlaif_cli.config import HarmlessRateConfig
+from rlaif_cli.config.evaluate import HarmlessRateConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.stages.evaluate import harmless_rate
 

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.config import AlignmentConfig
+from rlaif_cli.config.evaluate import AlignmentConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.metrics import wilson_interval
 from rlaif_cli.results import rate

@@ -36,7 +36,7 @@ def settings(options: Any) -> dict[str, Any]:
 
 
 def run_reward_model(options: Any) -> None:
-    from rlaif_cli.config import RewardModelConfig
+    from rlaif_cli.config.train import RewardModelConfig
     from rlaif_cli.train.reward_model import train_reward_model
 
     data = str(options.folder / "pairs.jsonl")
@@ -46,7 +46,7 @@ def run_reward_model(options: Any) -> None:
 
 
 def run_ppo(options: Any) -> None:
-    from rlaif_cli.config import PPOConfig
+    from rlaif_cli.config.ppo import PPOConfig
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.train.ppo import train_ppo
     from rlaif_cli.train.rewards import reward_source

@@ -92,7 +92,7 @@ def write_inputs(options: Any, folder: Path) -> dict[str, Any]:
 
 def run_ours(options: Any, folder: Path, *, share_prompts: bool = True, compiled: bool = False) -> dict[str, Any]:
     from rlaif_cli.chat import ChatTokenizer
-    from rlaif_cli.config import RewardModelConfig
+    from rlaif_cli.config.train import RewardModelConfig
     from rlaif_cli.records import Preference
     from rlaif_cli.train import loop
     from rlaif_cli.train.models import load_reward_model, trainable

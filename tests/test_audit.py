@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from conftest import rlaif
-from rlaif_cli.config import AuditConfig
+from rlaif_cli.config.judge import AuditConfig
 from rlaif_cli.stages.audit import audit, similarity, worst
 
 WORDS = [f"word{i}" for i in range(500)]

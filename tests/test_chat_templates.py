@@ -15,7 +15,10 @@ from transformers import PreTrainedTokenizerFast
 from conftest import rows_of
 from rlaif_cli import tiny
 from rlaif_cli.chat import ChatTokenizer
-from rlaif_cli.config import GenerateConfig, LabelConfig, PPOConfig, RewardModelConfig, SftConfig
+from rlaif_cli.config.engine import GenerateConfig
+from rlaif_cli.config.judge import LabelConfig
+from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.config.train import RewardModelConfig, SftConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import ConversationError, InputError, ModelError
 from rlaif_cli.records import Message

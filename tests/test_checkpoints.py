@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import families
 from rlaif_cli import models, precision
 from rlaif_cli.chat import ChatTokenizer
-from rlaif_cli.config import PPOConfig, RewardModelConfig
+from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.engines.transformers import TransformersEngine
 from rlaif_cli.errors import ModelError
 from rlaif_cli.records import Message

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertLMHeadModel
 
 import families
 from families import FAMILIES
-from rlaif_cli.config import SftConfig
+from rlaif_cli.config.train import SftConfig
 from rlaif_cli.errors import ModelError
 from rlaif_cli.train import loop
 from rlaif_cli.train.models import load_policy, new_reward_model, packs, response_logprobs, rewards

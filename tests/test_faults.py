@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from conftest import rlaif, rows_of
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
-from rlaif_cli.config import GenerateConfig, LabelConfig, RewardModelConfig
+from rlaif_cli.config.engine import GenerateConfig
+from rlaif_cli.config.judge import LabelConfig
+from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.engines.fake import FakeEngine

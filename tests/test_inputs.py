@@ -23,7 +23,8 @@ import zstandard
 from conftest import heed_interrupts, rlaif, rows_of
 from rlaif_cli import inputs
 from rlaif_cli.compression import content_sha256
-from rlaif_cli.config import DedupeConfig, ShardConfig, StatsConfig, ValidateConfig
+from rlaif_cli.config.data import DedupeConfig, ShardConfig, StatsConfig, ValidateConfig
+from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.errors import InputError, MissingDependency, UsageError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import PromptRecord
@@ -274,11 +275,11 @@ def test_no_output_among_the_inputs(shards: Path, pattern: str, monkeypatch: pyt
     monkeypatch.chdir(shards)
     address = pattern.format(shards)
     with pytest.raises(ValueError, match="would replace an input"):
-        DedupeConfig(records=address, output="p-99.jsonl")
+        check_outputs(DedupeConfig(records=address, output="p-99.jsonl"))
     for other in ("../p-99.jsonl", "sub.jsonl/p-99.jsonl", "p-99.rejected.jsonl"):
-        DedupeConfig(records=address, output=other)
+        check_outputs(DedupeConfig(records=address, output=other))
     with pytest.raises(ValueError, match="outputs are files of this machine"):
-        DedupeConfig(records=address, output="s3://bucket/p-99.jsonl")
+        check_outputs(DedupeConfig(records=address, output="s3://bucket/p-99.jsonl"))
 
 
 # ------------------------------------------------------------------------------------------------ several processes

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 
 from conftest import ROOT, rows_of
 from rlaif_cli import metrics, results
-from rlaif_cli.config import AlignmentConfig, AuditConfig, RewardModelEvalConfig
+from rlaif_cli.config.evaluate import AlignmentConfig, RewardModelEvalConfig
+from rlaif_cli.config.judge import AuditConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.records import prompt_key
 from rlaif_cli.stages.audit import audit

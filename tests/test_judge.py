@@ -10,7 +10,7 @@ import pytest
 from rlaif_cli import constitution as constitutions
 from rlaif_cli import prompts
 from rlaif_cli.chat import FakeTokenizer
-from rlaif_cli.config import LabelConfig
+from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.engines.fake import FakeEngine

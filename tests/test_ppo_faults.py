@@ -18,7 +18,9 @@ import torch
 from conftest import rows_of
 from rlaif_cli import constitution as constitutions
 from rlaif_cli.commands import ppo as ppo_command
-from rlaif_cli.config import GenerateConfig, JudgeConfig, RewardConfig
+from rlaif_cli.config.engine import GenerateConfig
+from rlaif_cli.config.evaluate import RewardConfig
+from rlaif_cli.config.judge import JudgeConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion, Request, request_seed
 from rlaif_cli.engines.fake import FakeEngine

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import rlaif, rows_of
 from rlaif_cli import constitution as constitutions
-from rlaif_cli.config import ReviseConfig
+from rlaif_cli.config.engine import ReviseConfig
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.stages import revise as stage

@@ -14,7 +14,9 @@ import torch
 
 from conftest import rlaif, rows_of
 from rlaif_cli.commands.run import kinds
-from rlaif_cli.config import BestOfNConfig, PPOConfig, RewardConfig, RewardSourceConfig
+from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig
+from rlaif_cli.config.ppo import PPOConfig, RewardSourceConfig
+from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import EngineError, InputError, RlaifError, UsageError
 from rlaif_cli.records import Message
@@ -285,7 +287,7 @@ def test_an_output_folder_never_replaces_the_file(write: Any, tmp_path: Path) ->
     (tmp_path / "policy").mkdir()
     spec = write(LOWERCASE, "lowercase", "policy/own.py")
     with pytest.raises(ValueError, match="the output would replace an input"):
-        PPOConfig(prompts="-", model="fake", reward_function=spec, output=str(tmp_path / "policy"), overwrite=True)
+        check_outputs(PPOConfig(prompts="-", model="fake", reward_function=spec, output=str(tmp_path / "policy")))
 
 
 # ------------------------------------------------------------------------------------------- PPO

@@ -21,16 +21,10 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, rlaif, rows_of
-from rlaif_cli.config import (
-    AnnotateConfig,
-    AuditConfig,
-    ConvertConfig,
-    RewardConfig,
-    SftConfig,
-    ShardConfig,
-    ValidateConfig,
-    WinRateConfig,
-)
+from rlaif_cli.config.data import ConvertConfig, ShardConfig, ValidateConfig
+from rlaif_cli.config.evaluate import RewardConfig, WinRateConfig
+from rlaif_cli.config.judge import AnnotateConfig, AuditConfig
+from rlaif_cli.config.train import SftConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, RlaifError
 from rlaif_cli.formats import FORMATS

@@ -15,7 +15,8 @@ import pytest
 
 from chat_server import Server, message, oracle
 from conftest import rlaif, rows_of
-from rlaif_cli.config import GenerateConfig, address_fault
+from rlaif_cli.config.base import address_fault
+from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.engines import server_answers, server_errors
 from rlaif_cli.engines.base import Bound, Completion, Failed, Request, Sampling, Usage
 from rlaif_cli.engines.openai import OpenAIEngine

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import heed_interrupts, rlaif, rows_of
-from rlaif_cli.config import PPOConfig, RewardModelConfig, SftConfig
+from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.config.train import RewardModelConfig, SftConfig
 from rlaif_cli.engines import EnginePool, open_engine
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.errors import UsageError

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from conftest import rlaif, rows_of
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.commands.train_rm import summary
-from rlaif_cli.config import PPOConfig, RewardModelConfig, RewardModelEvalConfig, SftConfig
+from rlaif_cli.config.evaluate import RewardModelEvalConfig
+from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.config.train import RewardModelConfig, SftConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.errors import DivergedError, EngineError, InputError, ModelError, UsageError

@@ -21,7 +21,9 @@ import families
 from conftest import rows_of, vllm_serve
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
-from rlaif_cli.config import EngineConfig, LabelConfig, PPOConfig
+from rlaif_cli.config.engine import EngineConfig
+from rlaif_cli.config.judge import LabelConfig
+from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.engines.transformers import TransformersEngine

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from rlaif_cli import __version__
 from rlaif_cli.compression import content_sha256, is_compressed_name, members, open_to_append
-from rlaif_cli.config import DATA_FIELDS
+from rlaif_cli.config.base import DATA_FIELDS
 from rlaif_cli.errors import InputError, RlaifError, UsageError
 from rlaif_cli.hashes import HashSet
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rlaif_cli import __version__, constitution, metrics, models, user_function
 from rlaif_cli.compression import content_sha256
-from rlaif_cli.config import DATA_FIELDS, FUNCTION_FIELDS, StageConfig
+from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig
 from rlaif_cli.errors import InputError
 from rlaif_cli.inputs import files, names_records
 from rlaif_cli.output import beside, file_of, open_for_writing, sidecar, write_json

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlaif_cli.config import function_place
+from rlaif_cli.config.base import function_place
 from rlaif_cli.errors import InputError
 
 # What a function is called with: only the keywords that it takes, all lists of the same length.

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from rlaif_cli.commands.options import command, partial
-from rlaif_cli.config import (
+from rlaif_cli.config.data import (
     ConvertConfig,
     DataConfig,
     DedupeConfig,

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.config import FUNCTION_FIELDS
+from rlaif_cli.config.base import FUNCTION_FIELDS
 from rlaif_cli.errors import InputError
 
 if sys.version_info >= (3, 11):

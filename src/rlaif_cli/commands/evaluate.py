@@ -9,13 +9,13 @@ from typing import Any
 import typer
 
 from rlaif_cli.commands.options import command
-from rlaif_cli.config import (
+from rlaif_cli.config.base import StageConfig
+from rlaif_cli.config.evaluate import (
     AlignmentConfig,
     BestOfNConfig,
     HarmlessRateConfig,
     RewardConfig,
     RewardModelEvalConfig,
-    StageConfig,
     WinRateConfig,
 )
 from rlaif_cli.errors import EXIT_PARTIAL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from rlaif_cli.commands.options import command, partial
-from rlaif_cli.config import LabelConfig
+from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.ui import console
 
 FLIPS_TO_WARN_OF = 0.6  # as where `rlaif audit` says stop

@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.config import DATA_FIELDS, PPOConfig, TrainConfig
+from rlaif_cli.config.base import DATA_FIELDS
+from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError
 from rlaif_cli.ui import console
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from rlaif_cli.commands import launch
-from rlaif_cli.config import FUNCTION_FIELDS, StageConfig, TrainConfig
+from rlaif_cli.config.base import FUNCTION_FIELDS, StageConfig
+from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import EXIT_PARTIAL, UsageError
 from rlaif_cli.ui import console
 
@@ -72,10 +73,14 @@ def parse(config: type[StageConfig], values: dict[str, Any]) -> Any:
     Raises:
         UsageError: naming every option that cannot be as it is.
     """
+    from rlaif_cli.data.overlap import check_outputs  # only now: `--help` reads no file
+
     try:
-        return config.model_validate(values)
+        return check_outputs(config.model_validate(values))
     except ValidationError as error:
         raise UsageError("; ".join(_option_fault(found) for found in error.errors())) from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _option_fault(found: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from rlaif_cli.commands.options import command
-from rlaif_cli.config import ReportConfig
+from rlaif_cli.config.report import ReportConfig
 from rlaif_cli.ui import console
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from rlaif_cli.commands.options import command, partial
-from rlaif_cli.config import ReviseConfig
+from rlaif_cli.config.engine import ReviseConfig
 from rlaif_cli.ui import console
 
 

@@ -12,9 +12,21 @@ from typing import Annotated, Any
 
 import typer
 
-from rlaif_cli import config
 from rlaif_cli.commands import launch
 from rlaif_cli.commands.options import SET_HELP, Debug, epilog
+from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
+from rlaif_cli.config.evaluate import (
+    AlignmentConfig,
+    BestOfNConfig,
+    HarmlessRateConfig,
+    RewardConfig,
+    RewardModelEvalConfig,
+    WinRateConfig,
+)
+from rlaif_cli.config.judge import LabelConfig
+from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.config.report import ReportConfig
+from rlaif_cli.config.train import RewardModelConfig, SftConfig
 from rlaif_cli.errors import UsageError
 from rlaif_cli.ui import console
 from rlaif_cli.ui.progress import ProgressCallback
@@ -87,19 +99,19 @@ def kinds(engines: Any) -> dict[str, Any]:
         return {"report": str(write_report(settings)[0])}
 
     return {
-        "generate": StageKind(config.GenerateConfig, run_generate, ".jsonl"),
-        "revise": StageKind(config.ReviseConfig, run_revise, ".jsonl"),
-        "label": StageKind(config.LabelConfig, run_label, ".jsonl"),
-        "sft": StageKind(config.SftConfig, training("sft", run_sft), ""),
-        "train-rm": StageKind(config.RewardModelConfig, training("train-rm", run_train_rm), ""),
-        "ppo": StageKind(config.PPOConfig, training("ppo", run_ppo), ""),
-        "eval alignment": StageKind(config.AlignmentConfig, judged("alignment"), ".json"),
-        "eval win-rate": StageKind(config.WinRateConfig, judged("win_rate"), ".json"),
-        "eval harmless-rate": StageKind(config.HarmlessRateConfig, judged("harmless_rate"), ".json"),
-        "eval reward-model": StageKind(config.RewardModelEvalConfig, run_reward_model, ".json"),
-        "eval best-of-n": StageKind(config.BestOfNConfig, run_best_of_n, ".json"),
-        "eval reward": StageKind(config.RewardConfig, run_reward, ".json"),
-        "report": StageKind(config.ReportConfig, run_report, ".html"),
+        "generate": StageKind(GenerateConfig, run_generate, ".jsonl"),
+        "revise": StageKind(ReviseConfig, run_revise, ".jsonl"),
+        "label": StageKind(LabelConfig, run_label, ".jsonl"),
+        "sft": StageKind(SftConfig, training("sft", run_sft), ""),
+        "train-rm": StageKind(RewardModelConfig, training("train-rm", run_train_rm), ""),
+        "ppo": StageKind(PPOConfig, training("ppo", run_ppo), ""),
+        "eval alignment": StageKind(AlignmentConfig, judged("alignment"), ".json"),
+        "eval win-rate": StageKind(WinRateConfig, judged("win_rate"), ".json"),
+        "eval harmless-rate": StageKind(HarmlessRateConfig, judged("harmless_rate"), ".json"),
+        "eval reward-model": StageKind(RewardModelEvalConfig, run_reward_model, ".json"),
+        "eval best-of-n": StageKind(BestOfNConfig, run_best_of_n, ".json"),
+        "eval reward": StageKind(RewardConfig, run_reward, ".json"),
+        "report": StageKind(ReportConfig, run_report, ".html"),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from rlaif_cli.commands.options import command, partial
-from rlaif_cli.config import RewardModelConfig
+from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.ui import console
 
 

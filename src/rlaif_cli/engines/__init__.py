@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli import models
-from rlaif_cli.config import EngineConfig
+from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.engines.base import Completion, Engine, Failed, Request, Sampling, Usage, gather
 
 FAKE = "fake"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from rlaif_cli.config import address_fault
+from rlaif_cli.config.base import address_fault
 from rlaif_cli.errors import EngineError, UsageError
 
 KEY = "OPENAI_API_KEY"

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli import strict_yaml, user_function
-from rlaif_cli.config import FUNCTION_FIELDS, LineageConfig
+from rlaif_cli.config.base import FUNCTION_FIELDS
+from rlaif_cli.config.report import LineageConfig
+from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.jsonl import describe
 from rlaif_cli.output import read_json
@@ -152,4 +154,4 @@ def _recorded(
         raise ValueError(f"{strict_yaml.shown(kind)} is no stage")
     config = kinds[kind].config
     known = {key: value for key, value in settings.items() if key in config.model_fields}
-    return Step(name, kind, config.model_validate({**known, **overrides}))
+    return Step(name, kind, check_outputs(config.model_validate({**known, **overrides})))

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from rlaif_cli import metrics
-from rlaif_cli.config import AnnotateConfig
+from rlaif_cli.config.judge import AnnotateConfig
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.jsonl import Source, parse_record
 from rlaif_cli.output import cannot_write, drop_torn_line, read_rows, rejected_path, sidecar

@@ -19,7 +19,7 @@ import numpy as np
 
 from rlaif_cli import metrics
 from rlaif_cli.compression import lines
-from rlaif_cli.config import AuditConfig
+from rlaif_cli.config.judge import AuditConfig
 from rlaif_cli.errors import InputError
 from rlaif_cli.hashes import HashSet
 from rlaif_cli.inputs import InputFile, files

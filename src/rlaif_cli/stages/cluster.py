@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlaif_cli import strict_yaml
-from rlaif_cli.config import DATA_FIELDS
+from rlaif_cli.config.base import DATA_FIELDS
 from rlaif_cli.engines import CLUSTER
 from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import describe

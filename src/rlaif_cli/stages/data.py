@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rlaif_cli.compression import content_sha256
-from rlaif_cli.config import (
+from rlaif_cli.config.data import (
     ConvertConfig,
     DataConfig,
     DedupeConfig,

@@ -12,14 +12,9 @@ import numpy as np
 
 from rlaif_cli import constitution as constitutions
 from rlaif_cli import metrics
-from rlaif_cli.config import (
-    AlignmentConfig,
-    CompareConfig,
-    GenerateConfig,
-    HarmlessRateConfig,
-    JudgeConfig,
-    WinRateConfig,
-)
+from rlaif_cli.config.engine import GenerateConfig
+from rlaif_cli.config.evaluate import AlignmentConfig, HarmlessRateConfig, WinRateConfig
+from rlaif_cli.config.judge import CompareConfig, JudgeConfig
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.diversity import opening, openings
 from rlaif_cli.engines import EnginePool

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlaif_cli import models
 from rlaif_cli.chat import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTokenizer
-from rlaif_cli.config import EngineConfig
+from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.engines import FAKE, LOCAL, SERVER, Engine, computing_engine, engine_name
 from rlaif_cli.errors import EngineError
 from rlaif_cli.output import Output, open_for_writing, rejected_path

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from rlaif_cli.chat import with_system
-from rlaif_cli.config import GenerateConfig
+from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.jsonl import Source

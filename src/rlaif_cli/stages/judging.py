@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlaif_cli.config import CompareConfig, JudgeConfig
+from rlaif_cli.config.judge import CompareConfig, JudgeConfig
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Request

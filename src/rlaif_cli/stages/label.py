@@ -10,7 +10,7 @@ from itertools import combinations
 from typing import Any
 
 from rlaif_cli import constitution as constitutions
-from rlaif_cli.config import LabelConfig
+from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import UsageError

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from rlaif_cli import constitution, models, user_function
 from rlaif_cli.compression import content_sha256
-from rlaif_cli.config import FUNCTION_FIELDS, LineageConfig
+from rlaif_cli.config.base import FUNCTION_FIELDS
+from rlaif_cli.config.report import LineageConfig
 from rlaif_cli.errors import InputError, RlaifError
 from rlaif_cli.inputs import files, is_elsewhere
 from rlaif_cli.output import input_hashes, read_json, sidecar

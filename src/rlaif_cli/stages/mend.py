@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from rlaif_cli.config import ValidateConfig
+from rlaif_cli.config.data import ValidateConfig
 from rlaif_cli.filetypes import UTF16, by_first_bytes, read_by_value, values, without_rows
 from rlaif_cli.inputs import InputFile, files
 from rlaif_cli.jsonl import describe, parse_json, rejected_row

@@ -32,7 +32,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from rlaif_cli import strict_yaml
-from rlaif_cli.config import StageConfig
+from rlaif_cli.config.base import StageConfig
+from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.errors import InputError, RlaifError, UsageError
 from rlaif_cli.jsonl import describe
 from rlaif_cli.output import read_json, write_json
@@ -252,7 +253,8 @@ def _step(
         raise ValueError(f"run: {strict_yaml.shown(name)} is unknown; one of {', '.join(kinds)}")
     settings["output"] = str(run_folder / _output_name(stage, axes, settings, kind.ending))
     resolved = {key: _resolve(value, values) for key, value in settings.items()}
-    return Step(stage, str(name), kind.config.model_validate({**resolved, **overrides}), tuple(axes.items()))
+    config = check_outputs(kind.config.model_validate({**resolved, **overrides}))
+    return Step(stage, str(name), config, tuple(axes.items()))
 
 
 def _resolve(value: Any, values: Mapping[str, Scalar]) -> Any:

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from rlaif_cli import constitution as constitutions
-from rlaif_cli.config import EngineConfig
+from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.engines import FAKE, SERVER, computing_engine, engine_name
 from rlaif_cli.engines.server_labels import reply_tokens
 from rlaif_cli.errors import RlaifError

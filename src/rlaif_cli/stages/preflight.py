@@ -12,20 +12,12 @@ from typing import Any
 
 from rlaif_cli import constitution as constitutions
 from rlaif_cli import models, user_function
-from rlaif_cli.config import (
-    DATA_FIELDS,
-    FUNCTION_FIELDS,
-    GenerateConfig,
-    JudgeConfig,
-    LabelConfig,
-    PPOConfig,
-    ReviseConfig,
-    RewardSourceConfig,
-    StageConfig,
-    TrainConfig,
-    WinRateConfig,
-    function_place,
-)
+from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig, function_place
+from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
+from rlaif_cli.config.evaluate import WinRateConfig
+from rlaif_cli.config.judge import JudgeConfig, LabelConfig
+from rlaif_cli.config.ppo import PPOConfig, RewardSourceConfig
+from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.engines import LOCAL, computing_engine
 from rlaif_cli.errors import InputError, RlaifError
 from rlaif_cli.inputs import files, is_elsewhere, names_records

@@ -14,7 +14,7 @@ from typing import Any
 from rlaif_cli import constitution as constitutions
 from rlaif_cli import prompts
 from rlaif_cli.chat import with_system
-from rlaif_cli.config import ReviseConfig
+from rlaif_cli.config.engine import ReviseConfig
 from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import request_seed

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.compression import MAX_LINE, content_sha256, open_to_append
-from rlaif_cli.config import ShardConfig
+from rlaif_cli.config.data import ShardConfig
 from rlaif_cli.errors import InputError
 from rlaif_cli.filetypes import by_first_bytes, not_utf8
 from rlaif_cli.inputs import files, raw_lines

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlaif_cli import models
-from rlaif_cli.config import TrainConfig
+from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import ModelError, RlaifError
 
 ADAPTER = "adapter"  # the folder beside the merged weights

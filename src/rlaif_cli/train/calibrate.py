@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rlaif_cli import models
-from rlaif_cli.config import RewardModelConfig
+from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.rates import Rate
 from rlaif_cli.train import loop
 from rlaif_cli.train.packing import Group

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rlaif_cli.config import TrainConfig
+from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import InputError
 from rlaif_cli.output import (
     START_ANEW,

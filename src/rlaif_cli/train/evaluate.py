@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif_cli import metrics, models
-from rlaif_cli.config import BestOfNConfig, RewardConfig, RewardModelEvalConfig
+from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig, RewardModelEvalConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import rejected_path

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlaif_cli.config import PPOConfig
+from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.diversity import distinct_ngrams, openings
 from rlaif_cli.engines.base import request_seed
 from rlaif_cli.output import open_for_writing, read_rows

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli import __version__, models
-from rlaif_cli.config import TrainConfig
+from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory
 from rlaif_cli.output import START_ANEW, cannot_write, fsync_tree, lock, read_json, refuse_other_settings, write_json
 from rlaif_cli.train import distributed

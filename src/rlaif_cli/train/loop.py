@@ -18,7 +18,7 @@ from torch import nn
 
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
-from rlaif_cli.config import TrainConfig
+from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import DivergedError, ModelError, UsageError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import set_aside

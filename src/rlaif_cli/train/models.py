@@ -11,7 +11,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlaif_cli import models as checkpoints
-from rlaif_cli.config import TrainConfig
+from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import ModelError
 from rlaif_cli.train import adapters, selftest
 from rlaif_cli.train.adapters import Adapted

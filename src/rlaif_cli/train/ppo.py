@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer, with_system
-from rlaif_cli.config import PPOConfig
+from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.diversity import openings
 from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError

@@ -18,7 +18,7 @@ import torch
 
 from rlaif_cli import metrics, models
 from rlaif_cli.chat import ChatTokenizer
-from rlaif_cli.config import RewardModelConfig
+from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.errors import DivergedError, InputError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Preference, prompt_text

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rlaif_cli.config import PPOConfig
+from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.engines import Completion, Engine, Request, Sampling, open_engine
 from rlaif_cli.records import Message
 from rlaif_cli.train import distributed, loop

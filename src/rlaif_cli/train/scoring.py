@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlaif_cli.config import PPOConfig
+from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.errors import EngineError
 from rlaif_cli.output import open_for_writing
 from rlaif_cli.train import distributed

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rlaif_cli import metrics
-from rlaif_cli.config import PPOConfig
+from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.errors import UsageError
 from rlaif_cli.records import Message, content_id
 from rlaif_cli.results import rate

@@ -16,7 +16,7 @@ import torch
 
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
-from rlaif_cli.config import SftConfig
+from rlaif_cli.config.train import SftConfig
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Demonstration, as_messages, prompt_text
 from rlaif_cli.train import distributed, loop

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from rlaif_cli.config import EpochsConfig
+from rlaif_cli.config.train import EpochsConfig
 from rlaif_cli.train import loop
 from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState
 from rlaif_cli.ui import console

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.config import TrainConfig
+from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import UsageError
 
 FOLDER = "tracker"  # within the run's folder: what TensorBoard reads

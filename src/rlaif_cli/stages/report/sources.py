@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from rlaif_cli.compression import content_sha256
-from rlaif_cli.config import AuditConfig, LineageConfig
+from rlaif_cli.config.judge import AuditConfig
+from rlaif_cli.config.report import LineageConfig
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.jsonl import CHANGED, is_changed
 from rlaif_cli.output import read_json, sidecar

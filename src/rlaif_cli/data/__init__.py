@@ -1,0 +1,1 @@
+"""Rows and files: read, checked, written so that a killed run can resume."""
