@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_cli.metrics import Estimate, length_controlled_estimate, mean_estimate, rate_estimate
+from rlaif_cli.stats.intervals import Estimate, mean_estimate, rate_estimate
+from rlaif_cli.stats.length import length_controlled_estimate
 
 Floats = NDArray[np.float64]
 Rng = np.random.Generator

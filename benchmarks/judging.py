@@ -29,9 +29,9 @@ from typing import Any
 
 from rlaif_cli.config.evaluate import AlignmentConfig
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.metrics import wilson_interval
-from rlaif_cli.results import rate
 from rlaif_cli.stages.evaluate import alignment
+from rlaif_cli.stats.as_json import rate
+from rlaif_cli.stats.intervals import wilson_interval
 
 METHODS: dict[str, dict[str, Any]] = {
     "contrast": {"method": "contrast"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif_cli.diversity import distinct_ngrams, openings
+from rlaif_cli.stats.diversity import distinct_ngrams, openings
 
 
 def test_openings_are_the_first_three_words_without_case_and_punctuation() -> None:

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from conftest import ROOT, rlaif, rows_of
-from rlaif_cli import metrics
 from rlaif_cli.config.evaluate import RewardModelEvalConfig
 from rlaif_cli.records import HumanPair, Preference
 from rlaif_cli.results import nothing_scored
+from rlaif_cli.stats.agreement import is_refusal
 from rlaif_cli.train.evaluate import reward_model as evaluate_reward_model
 from rlaif_cli.train.models import new_reward_model
 
@@ -268,4 +268,4 @@ def test_pairs_and_preferences_are_read_as_each_other() -> None:
     ],
 )
 def test_refusals_by_their_wording(text: str, refuses: bool) -> None:
-    assert metrics.is_refusal(text) == refuses
+    assert is_refusal(text) == refuses

@@ -14,13 +14,25 @@ import pytest
 from transformers import AutoTokenizer
 
 from conftest import ROOT, rows_of
-from rlaif_cli import metrics, results
 from rlaif_cli.config.evaluate import AlignmentConfig, RewardModelEvalConfig
 from rlaif_cli.config.judge import AuditConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.records import prompt_key
+from rlaif_cli.results import agreement, calibration
 from rlaif_cli.stages.audit import audit
 from rlaif_cli.stages.evaluate import alignment
+from rlaif_cli.stats import as_json
+from rlaif_cli.stats.agreement import cohen_kappa, pair_kappa
+from rlaif_cli.stats.intervals import (
+    CARRIERS,
+    CARRIERS_AT_EQUAL_LENGTH,
+    Estimate,
+    mean_estimate,
+    rate_estimate,
+    student_quantile,
+    wilson_interval,
+)
+from rlaif_cli.stats.length import length_controlled_estimate
 from rlaif_cli.train.evaluate import reward_model as evaluate_reward_model
 from rlaif_cli.train.models import new_reward_model
 from rlaif_cli.train.reward_model import evaluate
@@ -55,28 +67,28 @@ def test_intervals_hold_the_truth_as_often_as_they_say(kind: str, design: Design
 # --- what an interval counts --------------------------------------------------------------------------------
 
 
-def bounds(found: metrics.Estimate) -> tuple[float, float]:
+def bounds(found: Estimate) -> tuple[float, float]:
     return found.low, found.high
 
 
 def test_one_result_a_prompt_is_wilsons_interval() -> None:
     values = [1.0] * 23 + [0.0] * 7
-    found = metrics.rate_estimate(values)
-    assert bounds(found) == pytest.approx(metrics.wilson_interval(23, 30), abs=1e-12)
+    found = rate_estimate(values)
+    assert bounds(found) == pytest.approx(wilson_interval(23, 30), abs=1e-12)
     assert (found.n, found.prompts) == (30, 30)
-    assert bounds(metrics.rate_estimate([1.0] * 5)) == metrics.wilson_interval(5, 5)
+    assert bounds(rate_estimate([1.0] * 5)) == wilson_interval(5, 5)
 
 
 def test_copies_of_a_result_add_nothing() -> None:
     values, prompts = np.array([1.0] * 23 + [0.0] * 7), np.arange(30)
-    once = metrics.rate_estimate(values)
-    found = metrics.rate_estimate(np.repeat(values, 6), np.repeat(prompts, 6).tolist())
+    once = rate_estimate(values)
+    found = rate_estimate(np.repeat(values, 6), np.repeat(prompts, 6).tolist())
     assert bounds(found) == pytest.approx(bounds(once), abs=0.004) and (found.n, found.prompts) == (180, 30)
-    naive = metrics.rate_estimate(np.repeat(values, 6))
+    naive = rate_estimate(np.repeat(values, 6))
     assert found.high - found.low > 2.2 * (naive.high - naive.low)
     rewards = np.random.default_rng(0).normal(size=30)
-    once = metrics.mean_estimate(rewards)
-    found = metrics.mean_estimate(np.repeat(rewards, 6), np.repeat(prompts, 6).tolist())
+    once = mean_estimate(rewards)
+    found = mean_estimate(np.repeat(rewards, 6), np.repeat(prompts, 6).tolist())
     assert bounds(found) == pytest.approx(bounds(once), abs=1e-12)
 
 
@@ -84,7 +96,7 @@ def test_an_interval_does_not_depend_on_the_order_or_the_names_of_prompts() -> N
     rng = np.random.default_rng(0)
     values, prompts = (rng.random(90) < 0.7).astype(float), rng.integers(0, 25, 90)
     order = rng.permutation(90)
-    for estimate in (metrics.rate_estimate, metrics.mean_estimate):
+    for estimate in (rate_estimate, mean_estimate):
         found = estimate(values, prompts.tolist())
         again = estimate(values[order], [f"prompt {p}" for p in prompts[order]])
         assert bounds(found) == pytest.approx(bounds(again), abs=1e-12)
@@ -95,8 +107,8 @@ def test_a_rate_by_hand() -> None:
     values, prompts = [1, 1, 1, 1, 0, 0, 1, 0, 0, 1, 1, 1, 0, 0, 1, 1], [p for p in "abcdefgh" for _ in "12"]
     variance = 5.5 / 16**2 * 8 / 7
     n = (5 / 8 * 3 / 8) / variance * 16 / 15
-    expected = metrics.wilson_interval(5 / 8 * n, n)
-    assert bounds(metrics.rate_estimate(values, prompts)) == pytest.approx(expected, abs=1e-12)
+    expected = wilson_interval(5 / 8 * n, n)
+    assert bounds(rate_estimate(values, prompts)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_where_too_few_prompts_disagree_those_of_one_prompt_count_as_one() -> None:
@@ -105,19 +117,19 @@ def test_where_too_few_prompts_disagree_those_of_one_prompt_count_as_one() -> No
     for losses in ([], [0], [0, 6]):
         values[losses] = 0
         rate = 1 - len(losses) / 180
-        found = metrics.rate_estimate(values, prompts.tolist())
-        assert bounds(found) == pytest.approx(metrics.wilson_interval(30 * rate, 30), abs=1e-12)
-    uneven = metrics.rate_estimate([1.0] * 12, ["a"] * 9 + ["b", "c", "d"])
-    assert bounds(uneven) == pytest.approx(metrics.wilson_interval(144 / 84, 144 / 84), abs=1e-12), "Kish's n"
+        found = rate_estimate(values, prompts.tolist())
+        assert bounds(found) == pytest.approx(wilson_interval(30 * rate, 30), abs=1e-12)
+    uneven = rate_estimate([1.0] * 12, ["a"] * 9 + ["b", "c", "d"])
+    assert bounds(uneven) == pytest.approx(wilson_interval(144 / 84, 144 / 84), abs=1e-12), "Kish's n"
 
 
 def test_a_mean_by_hand() -> None:
     # mean 2, variance 10/4: t of 4 degrees of freedom is 2.776
-    assert bounds(metrics.mean_estimate([0, 1, 2, 3, 4])) == pytest.approx(
+    assert bounds(mean_estimate([0, 1, 2, 3, 4])) == pytest.approx(
         (2 - 2.776445 * math.sqrt(0.5), 2 + 2.776445 * math.sqrt(0.5)), abs=1e-6
     )
-    assert bounds(metrics.mean_estimate([1, 2], ["a", "a"])) == (-math.inf, math.inf), "one prompt shows no spread"
-    assert results.estimate([1, 2], ["a", "a"]) == {"value": 1.5, "low": None, "high": None, "n": 2, "prompts": 1}
+    assert bounds(mean_estimate([1, 2], ["a", "a"])) == (-math.inf, math.inf), "one prompt shows no spread"
+    assert as_json.estimate([1, 2], ["a", "a"]) == {"value": 1.5, "low": None, "high": None, "n": 2, "prompts": 1}
 
 
 @pytest.mark.parametrize(
@@ -133,34 +145,34 @@ def test_a_mean_by_hand() -> None:
     ],
 )
 def test_quantiles_of_student_by_the_table(share: float, df: int, expected: float) -> None:
-    assert metrics.student_quantile(share, df) == pytest.approx(expected, abs=6e-4)
+    assert student_quantile(share, df) == pytest.approx(expected, abs=6e-4)
 
 
 def test_quantiles_of_student_go_over_into_the_normal() -> None:
-    assert metrics.student_quantile(0.975, 1000) == pytest.approx(metrics.student_quantile(0.975, 1001), abs=1e-5)
-    assert metrics.student_quantile(0.975, 10**7) == pytest.approx(1.959964, abs=1e-6)
+    assert student_quantile(0.975, 1000) == pytest.approx(student_quantile(0.975, 1001), abs=1e-5)
+    assert student_quantile(0.975, 10**7) == pytest.approx(1.959964, abs=1e-6)
 
 
 def test_the_length_controlled_interval_of_equal_lengths_is_the_plain_one() -> None:
     rng = np.random.default_rng(0)
     wins, prompts = (rng.random(120) < 0.7).astype(float), rng.integers(0, 40, 120).tolist()
-    plain = metrics.rate_estimate(wins, prompts)
-    found = metrics.length_controlled_estimate(wins, [50] * 120, [50] * 120, prompts)
+    plain = rate_estimate(wins, prompts)
+    found = length_controlled_estimate(wins, [50] * 120, [50] * 120, prompts)
     assert bounds(found) == pytest.approx(bounds(plain), abs=1e-5)
     for value in (0.0, 0.5, 1.0):
-        found = metrics.length_controlled_estimate([value] * 9, [50] * 9, [50] * 9, [1, 1, 1, 2, 2, 2, 3, 3, 3])
-        assert bounds(found) == pytest.approx(metrics.wilson_interval(3 * value, 3), abs=1e-4)
+        found = length_controlled_estimate([value] * 9, [50] * 9, [50] * 9, [1, 1, 1, 2, 2, 2, 3, 3, 3])
+        assert bounds(found) == pytest.approx(wilson_interval(3 * value, 3), abs=1e-4)
 
 
 def test_the_length_controlled_interval_shows_that_few_pairs_are_of_equal_length() -> None:
     rng = np.random.default_rng(0)
     wins, lengths = (rng.random(60) < 0.7).astype(float), rng.integers(50, 150, 60)
-    near = metrics.length_controlled_estimate(wins, lengths, lengths[::-1])
-    far = metrics.length_controlled_estimate(wins, 4 * lengths, lengths[::-1])
+    near = length_controlled_estimate(wins, lengths, lengths[::-1])
+    far = length_controlled_estimate(wins, 4 * lengths, lengths[::-1])
     assert far.high - far.low > 2 * (near.high - near.low)
     longer = (lengths > lengths[::-1]).astype(float)
     assert longer[lengths != lengths[::-1]].mean() == 0.5
-    separated = metrics.length_controlled_estimate(longer, lengths, lengths[::-1])
+    separated = length_controlled_estimate(longer, lengths, lengths[::-1])
     assert 0 <= separated.low < 0.45 and 0.55 < separated.high <= 1
 
 
@@ -186,26 +198,26 @@ def test_ece_by_the_golden_numbers_whichever_response_stands_first() -> None:
     p, y = np.array(GOLDEN_P), np.array(GOLDEN_Y)
     rng = np.random.default_rng(0)
     for turn in (np.zeros(12, bool), np.ones(12, bool), y == 0, *(rng.random((5, 12)) < 0.5)):
-        found = results.calibration(*turned(p, y, turn))
+        found = calibration(*turned(p, y, turn))
         assert found["ece"] == pytest.approx(0.19191666666666665, abs=1e-8)
         assert sum(each["n"] for each in found["reliability"]) == 24, "every pair in both orders"
 
 
 def test_tenths_stay_in_their_bins_when_a_pair_is_turned() -> None:
     p, y = np.arange(11) / 10, np.array([0, 1] * 5 + [1.0])
-    expected = results.calibration(p, y)
-    assert results.calibration(1 - p, 1 - y) == expected
-    assert results.calibration(*turned(p, y, y == 1)) == expected
+    expected = calibration(p, y)
+    assert calibration(1 - p, 1 - y) == expected
+    assert calibration(*turned(p, y, y == 1)) == expected
 
 
 def test_a_calibrated_model_is_found_to_be_so_on_pairs_that_stand_chosen_first() -> None:
     p, y = turned(*calibrated(), calibrated()[1] == 0)
     assert y.min() == 1, "every pair has its preferred response first"
     lengths = np.ones((len(p), 2), int)
-    found = results.agreement(p, y, lengths, [None] * len(p), list(range(len(p))))
+    found = agreement(p, y, lengths, [None] * len(p), list(range(len(p))))
     assert found["ece"] < 0.015 and found["kappa"] == pytest.approx(2 * found["accuracy"]["value"] - 1, abs=1e-6)
     assert 0.4 < found["kappa"] < 0.5
-    as_given = results.agreement(*calibrated(), lengths, [None] * len(p), list(range(len(p))))
+    as_given = agreement(*calibrated(), lengths, [None] * len(p), list(range(len(p))))
     for name in ("ece", "kappa", "brier", "accuracy"):
         assert found[name] == pytest.approx(as_given[name], abs=1e-6), name
     trained = evaluate(np.stack([np.log(p), np.log(1 - p)], axis=1), y, list(map(str, range(len(p)))))
@@ -217,16 +229,16 @@ def test_a_calibrated_model_is_found_to_be_so_on_pairs_that_stand_chosen_first()
 
 def test_kappa_of_pairs_by_hand() -> None:
     judge, people = [0.9, 0.8, 0.4, 0.3, 0.7, 0.6, 0.2, 0.9], [1, 1, 1, 1, 1, 1, 1, 1]
-    assert metrics.cohen_kappa([p > 0.5 for p in judge], [True] * 8) == 0, "from one side, chance explains all of it"
-    assert metrics.pair_kappa(judge, people) == pytest.approx(2 * 5 / 8 - 1)
-    assert metrics.pair_kappa(people, people) == 1 and metrics.pair_kappa([0] * 8, people) == pytest.approx(-1)
+    assert cohen_kappa([p > 0.5 for p in judge], [True] * 8) == 0, "from one side, chance explains all of it"
+    assert pair_kappa(judge, people) == pytest.approx(2 * 5 / 8 - 1)
+    assert pair_kappa(people, people) == 1 and pair_kappa([0] * 8, people) == pytest.approx(-1)
     # A rater who says "tie" in two of four: observed 2/4, chance 1/4 * 1/2 + 1/4 * 1/2 of the other two answers.
-    assert metrics.pair_kappa([1, 0, 0.5, 0.5], [1, 0, 1, 0]) == pytest.approx((0.5 - 0.25) / 0.75)
+    assert pair_kappa([1, 0, 0.5, 0.5], [1, 0, 1, 0]) == pytest.approx((0.5 - 0.25) / 0.75)
 
 
 def test_ties_of_people_are_in_no_kappa() -> None:
     p, human = np.array([0.9, 0.1, 0.8, 0.7]), np.array([1, 0, 0.5, 0])
-    found = results.agreement(p, human, np.ones((4, 2), int), [None] * 4, list("abcd"))
+    found = agreement(p, human, np.ones((4, 2), int), [None] * 4, list("abcd"))
     assert found["kappa"] == pytest.approx(2 * 2 / 3 - 1) and (found["n"], found["prompts"], found["human_ties"]) == (
         3,
         3,
@@ -311,5 +323,5 @@ def test_audit_counts_prompts(write_jsonl: Callable[..., str]) -> None:
 def test_the_docs_tell_the_numbers_that_are_used() -> None:
     """How many prompts must differ for an interval to be estimated from them."""
     said = " ".join((ROOT / "docs" / "judging.md").read_text().split())
-    assert f"(Σ e²)² / Σ e⁴, with e_i = S_i - x n_i; below {metrics.CARRIERS:.0f} is too few" in said
-    assert f"Where that measure is below {metrics.CARRIERS_AT_EQUAL_LENGTH:.0f}" in said
+    assert f"(Σ e²)² / Σ e⁴, with e_i = S_i - x n_i; below {CARRIERS:.0f} is too few" in said
+    assert f"Where that measure is below {CARRIERS_AT_EQUAL_LENGTH:.0f}" in said

@@ -1,4 +1,4 @@
-"""rlaif_cli.metrics against hand-worked numbers."""
+"""rlaif_cli.stats.agreement against hand-worked numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlaif_cli import metrics
+from rlaif_cli.stats.agreement import accuracy, agreement_items, cohen_kappa, pair_kappa, spearman
+from rlaif_cli.stats.calibration import (
+    brier,
+    entropy,
+    expected_calibration_error,
+    fit_contrast_scale,
+    in_both_orders,
+    reliability_bins,
+)
+from rlaif_cli.stats.intervals import Estimate, mean_estimate, rate_estimate, wilson_interval
+from rlaif_cli.stats.length import length_controlled_estimate, length_controlled_win_rate, longer_wins
 
 # --- intervals ----------------------------------------------------------------------------------------------
 
@@ -26,21 +36,21 @@ from rlaif_cli import metrics
     ],
 )
 def test_wilson_interval_by_the_table(successes: int, n: int, low: float, high: float) -> None:
-    assert metrics.wilson_interval(successes, n) == pytest.approx((low, high), abs=6e-5)
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=6e-5)
 
 
 def test_wilson_interval_is_symmetric_exact_at_the_ends_and_follows_the_level() -> None:
-    low, high = metrics.wilson_interval(3, 11)
-    assert metrics.wilson_interval(8, 11) == pytest.approx((1 - high, 1 - low))
+    low, high = wilson_interval(3, 11)
+    assert wilson_interval(8, 11) == pytest.approx((1 - high, 1 - low))
     for n in range(1, 50):
-        assert metrics.wilson_interval(0, n)[0] == 0.0
-        assert metrics.wilson_interval(n, n)[1] == 1.0
-    wide = metrics.wilson_interval(3, 11, level=0.99)
+        assert wilson_interval(0, n)[0] == 0.0
+        assert wilson_interval(n, n)[1] == 1.0
+    wide = wilson_interval(3, 11, level=0.99)
     assert wide[0] < low and wide[1] > high
 
 
 def test_estimate_prints_as_percentages() -> None:
-    assert str(metrics.Estimate(0.632, 0.571, 0.69, 120, 40)) == "63.2 % [57.1, 69.0], n = 120 of 40 prompts"
+    assert str(Estimate(0.632, 0.571, 0.69, 120, 40)) == "63.2 % [57.1, 69.0], n = 120 of 40 prompts"
 
 
 # --- agreement ----------------------------------------------------------------------------------------------
@@ -49,71 +59,71 @@ def test_estimate_prints_as_percentages() -> None:
 def test_accuracy_by_hand() -> None:
     p_first = [0.9, 0.2, 0.5, 0.6, 0.6, 0.5]
     human_first = [1.0, 1.0, 0.0, 0.6, 0.5, 0.5]
-    np.testing.assert_array_equal(metrics.agreement_items(p_first, human_first), [1.0, 0.0, 0.5, 1.0, np.nan, np.nan])
-    assert metrics.accuracy(p_first, human_first) == 2.5 / 4
+    np.testing.assert_array_equal(agreement_items(p_first, human_first), [1.0, 0.0, 0.5, 1.0, np.nan, np.nan])
+    assert accuracy(p_first, human_first) == 2.5 / 4
 
 
 def test_accuracy_does_not_change_with_the_order_of_responses() -> None:
     rng = np.random.default_rng(0)
     p, human = rng.random(100).round(1), rng.integers(0, 5, 100) / 4
-    assert metrics.accuracy(p, human) == metrics.accuracy(1 - p, 1 - human)
-    assert metrics.accuracy(p, human) == pytest.approx(1 - metrics.accuracy(1 - p, human))
+    assert accuracy(p, human) == accuracy(1 - p, 1 - human)
+    assert accuracy(p, human) == pytest.approx(1 - accuracy(1 - p, human))
 
 
 def test_longer_wins() -> None:
-    assert metrics.longer_wins([10, 5, 7, 0], [5, 10, 7, 0]).tolist() == [1.0, 0.0, 0.5, 0.5]
+    assert longer_wins([10, 5, 7, 0], [5, 10, 7, 0]).tolist() == [1.0, 0.0, 0.5, 0.5]
 
 
 def test_cohen_kappa_by_hand() -> None:
     # 20 yes/yes, 5 yes/no, 10 no/yes, 15 no/no: observed 0.7, chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5, kappa 0.4
     a = ["yes"] * 25 + ["no"] * 25
     b = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
-    assert metrics.cohen_kappa(a, b) == pytest.approx(0.4)
-    assert metrics.cohen_kappa(b, a) == pytest.approx(0.4)
-    assert metrics.cohen_kappa(a, a) == 1.0
-    assert metrics.cohen_kappa([0, 1], [1, 0]) == pytest.approx(-1.0)
-    assert math.isnan(metrics.cohen_kappa([1, 1], [1, 1]))
-    assert metrics.cohen_kappa([1, "1", None], [1, "1", None]) == 1.0
+    assert cohen_kappa(a, b) == pytest.approx(0.4)
+    assert cohen_kappa(b, a) == pytest.approx(0.4)
+    assert cohen_kappa(a, a) == 1.0
+    assert cohen_kappa([0, 1], [1, 0]) == pytest.approx(-1.0)
+    assert math.isnan(cohen_kappa([1, 1], [1, 1]))
+    assert cohen_kappa([1, "1", None], [1, "1", None]) == 1.0
 
 
 def test_spearman_by_hand() -> None:
-    assert metrics.spearman([1, 2, 3, 4, 5], [1, 8, 27, 64, 125]) == pytest.approx(1.0)
-    assert metrics.spearman([1, 2, 3], [9, 5, 1]) == pytest.approx(-1.0)
+    assert spearman([1, 2, 3, 4, 5], [1, 8, 27, 64, 125]) == pytest.approx(1.0)
+    assert spearman([1, 2, 3], [9, 5, 1]) == pytest.approx(-1.0)
     # no ties: 1 - 6 sum d^2 / (n (n^2 - 1)), with d = (0, 1, 1, 0, 0): 1 - 12 / 120
-    assert metrics.spearman([1, 2, 3, 4, 5], [1, 3, 2, 4, 5]) == pytest.approx(0.9)
+    assert spearman([1, 2, 3, 4, 5], [1, 3, 2, 4, 5]) == pytest.approx(0.9)
     # ranks (1, 2.5, 2.5, 4) and (1, 2, 3, 4): 4.5 / sqrt(4.5 * 5)
-    assert metrics.spearman([10, 20, 20, 30], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(22.5))
-    assert math.isnan(metrics.spearman([1, 1, 1], [1, 2, 3]))
+    assert spearman([10, 20, 20, 30], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(22.5))
+    assert math.isnan(spearman([1, 1, 1], [1, 2, 3]))
 
 
 # --- calibration --------------------------------------------------------------------------------------------
 
 
 def test_brier_by_hand() -> None:
-    assert metrics.brier([0.9, 0.2, 0.5], [1, 0, 0.5]) == pytest.approx((0.01 + 0.04) / 3)
+    assert brier([0.9, 0.2, 0.5], [1, 0, 0.5]) == pytest.approx((0.01 + 0.04) / 3)
 
 
 def test_calibration_by_hand() -> None:
     p, y = [0.1, 0.2, 0.25, 0.8, 1.0], [0, 1, 0, 1, 1]
-    bins = metrics.reliability_bins(p, y, bins=4)
+    bins = reliability_bins(p, y, bins=4)
     assert [(b["low"], b["high"], b["n"]) for b in bins] == [(0.0, 0.25, 2), (0.25, 0.5, 1), (0.75, 1.0, 2)]
     assert [b["mean_p"] for b in bins] == pytest.approx([0.15, 0.25, 0.9])
     assert [b["mean_y"] for b in bins] == pytest.approx([0.5, 0.0, 1.0])
     # (2 * 0.35 + 1 * 0.25 + 2 * 0.1) / 5
-    assert metrics.expected_calibration_error(p, y, bins=4) == pytest.approx(0.23)
+    assert expected_calibration_error(p, y, bins=4) == pytest.approx(0.23)
     # one bin compares the means only: 0.47 and 0.6
-    assert metrics.expected_calibration_error(p, y, bins=1) == pytest.approx(0.13)
+    assert expected_calibration_error(p, y, bins=1) == pytest.approx(0.13)
 
 
 def test_bin_edges_belong_to_the_upper_bin() -> None:
     tenths = [i / 10 for i in range(11)]
-    bins = metrics.reliability_bins(tenths, tenths)
+    bins = reliability_bins(tenths, tenths)
     assert [b["n"] for b in bins] == [1] * 9 + [2]
     assert [b["low"] for b in bins] == tenths[:10]
 
 
 def test_entropy() -> None:
-    values = metrics.entropy([0.0, 1.0, 0.5, 0.7])
+    values = entropy([0.0, 1.0, 0.5, 0.7])
     assert values[:2].tolist() == [0.0, 0.0]
     assert values[2:] == pytest.approx([math.log(2), 0.6108643])
 
@@ -123,12 +133,12 @@ def test_entropy() -> None:
 
 def test_length_control_finds_no_skill_when_the_longer_one_always_wins() -> None:
     a, b = np.array([100, 200, 50, 400, 80, 160]), np.array([200, 100, 400, 50, 160, 80])
-    assert metrics.length_controlled_win_rate((a > b).astype(float), a, b) == pytest.approx(0.5, abs=1e-6)
+    assert length_controlled_win_rate((a > b).astype(float), a, b) == pytest.approx(0.5, abs=1e-6)
 
 
 def test_length_control_of_equal_lengths_is_the_raw_rate() -> None:
     lengths = [120] * 8
-    assert metrics.length_controlled_win_rate([1, 1, 1, 0.5, 1, 0, 0, 1], lengths, lengths) == pytest.approx(5.5 / 8)
+    assert length_controlled_win_rate([1, 1, 1, 0.5, 1, 0, 0, 1], lengths, lengths) == pytest.approx(5.5 / 8)
 
 
 def test_length_control_recovers_the_rate_it_was_made_with() -> None:
@@ -137,16 +147,16 @@ def test_length_control_recovers_the_rate_it_was_made_with() -> None:
     a = np.round(b * np.exp(rng.normal(0.5, 0.5, 4000)))  # a is longer by 1.65 on average
     wins = 1 / (1 + np.exp(-(0.4 + 1.5 * np.log(a / b))))  # soft wins, true rate s(0.4) at equal length
     assert wins.mean() > 0.7
-    assert metrics.length_controlled_win_rate(wins, a, b) == pytest.approx(1 / (1 + math.exp(-0.4)), abs=1e-5)
+    assert length_controlled_win_rate(wins, a, b) == pytest.approx(1 / (1 + math.exp(-0.4)), abs=1e-5)
     sampled = (rng.random(4000) < wins).astype(float)
-    assert metrics.length_controlled_win_rate(sampled, a, b) == pytest.approx(1 / (1 + math.exp(-0.4)), abs=0.03)
+    assert length_controlled_win_rate(sampled, a, b) == pytest.approx(1 / (1 + math.exp(-0.4)), abs=0.03)
 
 
 def test_length_control_of_the_other_side_is_the_complement() -> None:
     rng = np.random.default_rng(1)
     wins, a, b = rng.random(50), rng.integers(0, 300, 50), rng.integers(0, 300, 50)
-    rate = metrics.length_controlled_win_rate(wins, a, b)
-    assert metrics.length_controlled_win_rate(1 - wins, b, a) == pytest.approx(1 - rate, abs=1e-9)
+    rate = length_controlled_win_rate(wins, a, b)
+    assert length_controlled_win_rate(1 - wins, b, a) == pytest.approx(1 - rate, abs=1e-9)
     assert 0.2 < rate < 0.8
 
 
@@ -154,50 +164,50 @@ def test_length_control_of_the_other_side_is_the_complement() -> None:
 def test_length_control_stays_finite_when_one_side_always_wins(win: float) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(10, 300, 30), rng.integers(10, 300, 30)
-    assert metrics.length_controlled_win_rate([win] * 30, a, b) == pytest.approx(win, abs=1e-4)
+    assert length_controlled_win_rate([win] * 30, a, b) == pytest.approx(win, abs=1e-4)
 
 
 def test_contrast_scale_by_hand() -> None:
     # all differences 0.5 and three of four right: sigmoid(0.5 k) = 0.75, k = 2 log 3; orders mixed
     d, human = [0.5, -0.5, 0.5, -0.5], [1.0, 0.0, 1.0, 1.0]
-    assert metrics.fit_contrast_scale(d, human) == pytest.approx(2 * math.log(3), rel=1e-9)
+    assert fit_contrast_scale(d, human) == pytest.approx(2 * math.log(3), rel=1e-9)
     for factor in (0.01, 20, 1e4):  # Newton's step alone leaves [0, 1000] for the larger ones
-        k = metrics.fit_contrast_scale(np.array(d) * factor, human)
+        k = fit_contrast_scale(np.array(d) * factor, human)
         assert k == pytest.approx(2 * math.log(3) / factor, rel=1e-6)
 
 
 def test_contrast_scale_recovers_the_scale_it_was_made_with() -> None:
     d = np.random.default_rng(0).normal(0, 0.3, 200)
     for k in (0.1, 7.0, 300.0):
-        assert metrics.fit_contrast_scale(d, 1 / (1 + np.exp(-k * d))) == pytest.approx(k, rel=1e-6)
+        assert fit_contrast_scale(d, 1 / (1 + np.exp(-k * d))) == pytest.approx(k, rel=1e-6)
 
 
 def test_contrast_scale_at_its_bounds() -> None:
-    assert metrics.fit_contrast_scale([0.5, -0.5], [0.0, 1.0]) == 0.0  # wrong way round
-    assert metrics.fit_contrast_scale([0.0, 0.0], [1.0, 0.0]) == 0.0  # nothing to scale
-    assert metrics.fit_contrast_scale([0.5, -0.5], [1.0, 1.0]) == 0.0  # no signal
-    assert metrics.fit_contrast_scale([1e-3, -1e-3], [1.0, 0.0]) == 1000.0  # always right
+    assert fit_contrast_scale([0.5, -0.5], [0.0, 1.0]) == 0.0  # wrong way round
+    assert fit_contrast_scale([0.0, 0.0], [1.0, 0.0]) == 0.0  # nothing to scale
+    assert fit_contrast_scale([0.5, -0.5], [1.0, 1.0]) == 0.0  # no signal
+    assert fit_contrast_scale([1e-3, -1e-3], [1.0, 0.0]) == 1000.0  # always right
 
 
 # --- refusals and imports -----------------------------------------------------------------------------------
 
 TWO_VECTORS: dict[str, Callable[[Any, Any], Any]] = {
-    "accuracy": metrics.accuracy,
-    "agreement_items": metrics.agreement_items,
-    "longer_wins": metrics.longer_wins,
-    "brier": metrics.brier,
-    "expected_calibration_error": metrics.expected_calibration_error,
-    "reliability_bins": metrics.reliability_bins,
-    "cohen_kappa": metrics.cohen_kappa,
-    "fit_contrast_scale": metrics.fit_contrast_scale,
-    "spearman": metrics.spearman,
-    "length_controlled_win_rate": lambda a, b: metrics.length_controlled_win_rate(a, b, b),
-    "length_controlled_win_rate, lengths": lambda a, b: metrics.length_controlled_win_rate(a, a, b),
-    "pair_kappa": metrics.pair_kappa,
-    "in_both_orders": metrics.in_both_orders,
-    "rate_estimate": metrics.rate_estimate,
-    "mean_estimate": metrics.mean_estimate,
-    "length_controlled_estimate": lambda a, b: metrics.length_controlled_estimate(a, a, a, b),
+    "accuracy": accuracy,
+    "agreement_items": agreement_items,
+    "longer_wins": longer_wins,
+    "brier": brier,
+    "expected_calibration_error": expected_calibration_error,
+    "reliability_bins": reliability_bins,
+    "cohen_kappa": cohen_kappa,
+    "fit_contrast_scale": fit_contrast_scale,
+    "spearman": spearman,
+    "length_controlled_win_rate": lambda a, b: length_controlled_win_rate(a, b, b),
+    "length_controlled_win_rate, lengths": lambda a, b: length_controlled_win_rate(a, a, b),
+    "pair_kappa": pair_kappa,
+    "in_both_orders": in_both_orders,
+    "rate_estimate": rate_estimate,
+    "mean_estimate": mean_estimate,
+    "length_controlled_estimate": lambda a, b: length_controlled_estimate(a, a, a, b),
 }
 
 
@@ -210,25 +220,25 @@ def test_empty_and_unequal_inputs_are_refused(name: str) -> None:
 
 
 REFUSED: dict[str, Callable[[], Any]] = {
-    "probability above 1": lambda: metrics.brier([1.2], [1.0]),
-    "outcome below 0": lambda: metrics.expected_calibration_error([0.5], [-0.1]),
-    "NaN probability": lambda: metrics.accuracy([math.nan], [1.0]),
-    "nothing but human ties": lambda: metrics.accuracy([0.9], [0.5]),
-    "no bins": lambda: metrics.reliability_bins([0.5], [1.0], bins=0),
-    "negative length": lambda: metrics.longer_wins([-1], [2]),
-    "win above 1": lambda: metrics.length_controlled_win_rate([2.0], [5], [5]),
-    "two dimensions": lambda: metrics.brier([[0.5]], [[1.0]]),
-    "entropy of nothing": lambda: metrics.entropy([]),
-    "entropy above 1": lambda: metrics.entropy([1.5]),
-    "infinite difference": lambda: metrics.fit_contrast_scale([math.inf], [1.0]),
-    "rate of NaN": lambda: metrics.rate_estimate([1.0, math.nan]),
-    "rate above 1": lambda: metrics.rate_estimate([1.1]),
-    "rate at level 1": lambda: metrics.rate_estimate([1.0], level=1.0),
-    "mean at level 0": lambda: metrics.mean_estimate([1.0], level=0.0),
-    "mean of infinity": lambda: metrics.mean_estimate([math.inf]),
-    "Wilson of nothing": lambda: metrics.wilson_interval(0, 0),
-    "Wilson of too many": lambda: metrics.wilson_interval(3, 2),
-    "Wilson at level 0": lambda: metrics.wilson_interval(1, 2, level=0.0),
+    "probability above 1": lambda: brier([1.2], [1.0]),
+    "outcome below 0": lambda: expected_calibration_error([0.5], [-0.1]),
+    "NaN probability": lambda: accuracy([math.nan], [1.0]),
+    "nothing but human ties": lambda: accuracy([0.9], [0.5]),
+    "no bins": lambda: reliability_bins([0.5], [1.0], bins=0),
+    "negative length": lambda: longer_wins([-1], [2]),
+    "win above 1": lambda: length_controlled_win_rate([2.0], [5], [5]),
+    "two dimensions": lambda: brier([[0.5]], [[1.0]]),
+    "entropy of nothing": lambda: entropy([]),
+    "entropy above 1": lambda: entropy([1.5]),
+    "infinite difference": lambda: fit_contrast_scale([math.inf], [1.0]),
+    "rate of NaN": lambda: rate_estimate([1.0, math.nan]),
+    "rate above 1": lambda: rate_estimate([1.1]),
+    "rate at level 1": lambda: rate_estimate([1.0], level=1.0),
+    "mean at level 0": lambda: mean_estimate([1.0], level=0.0),
+    "mean of infinity": lambda: mean_estimate([math.inf]),
+    "Wilson of nothing": lambda: wilson_interval(0, 0),
+    "Wilson of too many": lambda: wilson_interval(3, 2),
+    "Wilson at level 0": lambda: wilson_interval(1, 2, level=0.0),
 }
 
 
@@ -239,5 +249,5 @@ def test_refused(name: str) -> None:
 
 
 def test_metrics_imports_neither_torch_nor_scipy() -> None:
-    code = "import sys, rlaif_cli.metrics; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    code = "import sys, rlaif_cli.stats.agreement; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_cli import __version__, constitution, metrics, models, user_function
+from rlaif_cli import __version__, constitution, models, user_function
 from rlaif_cli.compression import content_sha256
 from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig
 from rlaif_cli.errors import InputError
 from rlaif_cli.inputs import files, names_records
 from rlaif_cli.output import beside, file_of, open_for_writing, sidecar, write_json
 from rlaif_cli.records import Candidates, HumanPair, Message, prompt_text, shared_prompt
-
-
-def estimate(values: Any, prompts: Sequence[Hashable]) -> dict[str, Any]:
-    """A mean of unbounded values with its interval, as JSON; `prompts`: [n] whose values they are."""
-    return as_json(metrics.mean_estimate(values, prompts))
-
-
-def rate(values: Any, prompts: Sequence[Hashable]) -> dict[str, Any]:
-    """A rate, or a mean of values in [0, 1], with its interval, as JSON; `prompts`: [n] whose values they are."""
-    return as_json(metrics.rate_estimate(values, prompts))
-
-
-def rounded(value: float, digits: int) -> float | None:
-    """A number for a file; None where it is not finite, which JSON cannot say."""
-    return round(float(value), digits) if math.isfinite(value) else None
-
-
-def as_json(found: metrics.Estimate) -> dict[str, Any]:
-    """n: the items; prompts: those that they belong to. low and high are null where one prompt is all there is."""
-    low, high = (rounded(bound, 9) for bound in (found.low, found.high))
-    return {"value": round(found.value, 9), "low": low, "high": high, "n": found.n, "prompts": found.prompts}
+from rlaif_cli.stats.agreement import agreement_items, pair_kappa
+from rlaif_cli.stats.as_json import rate
+from rlaif_cli.stats.calibration import brier, expected_calibration_error, in_both_orders, reliability_bins
+from rlaif_cli.stats.length import length_gap, longer_wins
 
 
 def calibration(p: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
@@ -49,13 +31,11 @@ def calibration(p: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
         p: [n] P(the first of a pair is better).
         y: [n] 1 where it was, 0 where not, or the share of people.
     """
-    both = metrics.in_both_orders(p, y)
+    both = in_both_orders(p, y)
     return {
-        "ece": round(metrics.expected_calibration_error(*both), 9),
-        "brier": round(metrics.brier(p, y), 9),
-        "reliability": [
-            {name: round(value, 6) for name, value in found.items()} for found in metrics.reliability_bins(*both)
-        ],
+        "ece": round(expected_calibration_error(*both), 9),
+        "brier": round(brier(p, y), 9),
+        "reliability": [{name: round(value, 6) for name, value in found.items()} for found in reliability_bins(*both)],
     }
 
 
@@ -84,22 +64,22 @@ def agreement(
         **_accuracy(p, human, lengths, names),
         "first_wins": _right(np.ones(len(p)), human, names),
         "human_share": rate(_share_that_agrees(p, human), prompts),
-        "kappa": round(metrics.pair_kappa(p[decided], human[decided]), 9),
+        "kappa": round(pair_kappa(p[decided], human[decided]), 9),
         **calibration(p, human),
         "by_source": _by_group(sources, p, human, lengths, names),
-        "by_length_gap": _by_group([metrics.length_gap(a, b) for a, b in lengths], p, human, lengths, names),
+        "by_length_gap": _by_group([length_gap(a, b) for a, b in lengths], p, human, lengths, names),
     }
 
 
 def _accuracy(p: Any, human: Any, lengths: Any, prompts: Any) -> dict[str, Any]:
-    longer = metrics.longer_wins(lengths[:, 0], lengths[:, 1])
+    longer = longer_wins(lengths[:, 0], lengths[:, 1])
     return {"accuracy": _right(p, human, prompts), "longer_wins": _right(longer, human, prompts)}
 
 
 def _right(p: Any, human: Any, prompts: Any) -> dict[str, Any]:
     """How often p is on people's side; the pairs on which they are split evenly are left out."""
     decided = human != 0.5
-    return rate(metrics.agreement_items(p, human)[decided], prompts[decided].tolist())
+    return rate(agreement_items(p, human)[decided], prompts[decided].tolist())
 
 
 def _share_that_agrees(p: Any, human: Any) -> Any:

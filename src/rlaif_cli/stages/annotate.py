@@ -16,14 +16,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from rlaif_cli import metrics
 from rlaif_cli.config.judge import AnnotateConfig
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.jsonl import Source, parse_record
 from rlaif_cli.output import cannot_write, drop_torn_line, read_rows, rejected_path, sidecar
 from rlaif_cli.records import HumanPair, PairsOnly, Preference, prompt_text
-from rlaif_cli.results import rate
 from rlaif_cli.stages.label import pair_chooser, pair_id
+from rlaif_cli.stats.agreement import agreement_items, pair_kappa
+from rlaif_cli.stats.as_json import rate
 
 
 @dataclass(frozen=True)
@@ -228,8 +228,8 @@ def _agreement(own: dict[str, float], other: dict[str, float], prompts: dict[str
     decided = [name for name in common if own[name] != 0.5]
     found: dict[str, Any] = {"pairs": len(common)}
     if decided:
-        items = metrics.agreement_items([other[name] for name in decided], [own[name] for name in decided])
+        items = agreement_items([other[name] for name in decided], [own[name] for name in decided])
         found["same"] = rate(items, [prompts[name] for name in decided])
-        kappa = metrics.pair_kappa([own[name] for name in common], [other[name] for name in common])
+        kappa = pair_kappa([own[name] for name in common], [other[name] for name in common])
         found["kappa"] = round(kappa, 3) if kappa == kappa else None
     return found

@@ -17,7 +17,6 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from rlaif_cli import metrics
 from rlaif_cli.compression import lines
 from rlaif_cli.config.judge import AuditConfig
 from rlaif_cli.errors import InputError
@@ -26,7 +25,9 @@ from rlaif_cli.inputs import InputFile, files
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import beside
 from rlaif_cli.records import Preference
-from rlaif_cli.results import rate
+from rlaif_cli.stats.as_json import rate
+from rlaif_cli.stats.calibration import entropy
+from rlaif_cli.stats.length import LENGTH_GAPS, length_gap
 from rlaif_cli.turns import text_is_repeated
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
@@ -216,7 +217,7 @@ class Decided:
 
     def add(self, row: Preference) -> None:
         p = row.p_chosen
-        self._entropy.add(float(metrics.entropy([p])[0]))
+        self._entropy.add(float(entropy([p])[0]))
         self._ties.add(abs(p - 0.5) < 0.05)
         self._contrary += p < 0.5
         self._low, self._high = min(self._low, p), max(self._high, p)
@@ -351,13 +352,13 @@ class Length:
 
     def __init__(self, prompts: HashSet) -> None:
         self._longer = Rate(prompts)
-        self._by_gap = {gap: Rate(prompts) for gap in metrics.LENGTH_GAPS}
+        self._by_gap = {gap: Rate(prompts) for gap in LENGTH_GAPS}
 
     def add(self, row: Preference) -> None:
         chosen, rejected = len(row.chosen_text), len(row.rejected_text)
         if chosen == rejected or row.p_chosen == 0.5:
             return
-        for each in (self._longer, self._by_gap[metrics.length_gap(chosen, rejected)]):
+        for each in (self._longer, self._by_gap[length_gap(chosen, rejected)]):
             each.add((chosen > rejected) == (row.p_chosen > 0.5))
 
     def finding(self) -> Finding | None:

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from rlaif_cli import constitution as constitutions
-from rlaif_cli import metrics
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import AlignmentConfig, HarmlessRateConfig, WinRateConfig
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig
 from rlaif_cli.constitution import Constitution
-from rlaif_cli.diversity import opening, openings
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.inputs import names_records
@@ -24,18 +22,14 @@ from rlaif_cli.jsonl import Source
 from rlaif_cli.judge import Approval, Comparison, Judgement, Single, choose_principles, named_principles
 from rlaif_cli.output import beside, rejected_path
 from rlaif_cli.records import Candidates, HumanPair, prompt_key
-from rlaif_cli.results import (
-    agreement,
-    as_json,
-    check_preferences,
-    nothing_scored,
-    planned,
-    prompts_of_both,
-    rate,
-    save,
-)
+from rlaif_cli.results import agreement, check_preferences, nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.judging import Room, check_principles, open_judge
+from rlaif_cli.stats.agreement import cohen_kappa, is_refusal, wins
+from rlaif_cli.stats.as_json import as_json, rate
+from rlaif_cli.stats.calibration import fit_contrast_scale
+from rlaif_cli.stats.diversity import opening, openings
+from rlaif_cli.stats.length import length_controlled_estimate
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
@@ -105,7 +99,7 @@ def alignment(
     }
     if config.method == "contrast":
         difference = np.array([j.scores[0] - j.scores[1] for _, j in scored])
-        result["fitted_contrast_scale"] = round(metrics.fit_contrast_scale(difference, human), 2)
+        result["fitted_contrast_scale"] = round(fit_contrast_scale(difference, human), 2)
     return save(config, result, items)
 
 
@@ -163,7 +157,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     p = np.array([j.p_a for _, _, j in scored])
     # Equal texts are a tie, whatever the last bits of two log-probs say.
     p[[t[1] == t[2] for _, t, _ in scored]] = 0.5
-    wins = metrics.wins(p)
+    won = wins(p)
     prompts = [prompt_key(t[0]) for _, t, _ in scored]
     lengths = np.array([(len(t[1]), len(t[2])) for _, t, _ in scored])
     result = {
@@ -179,9 +173,9 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         "samples_of_one_side": alone,
         "unscored": len(judgements) - len(scored),
         "ties": int((p == 0.5).sum()),
-        "win_rate": rate(wins, prompts),
+        "win_rate": rate(won, prompts),
         "mean_p": rate(p, prompts),
-        "length_controlled": as_json(metrics.length_controlled_estimate(wins, lengths[:, 0], lengths[:, 1], prompts)),
+        "length_controlled": as_json(length_controlled_estimate(won, lengths[:, 0], lengths[:, 1], prompts)),
         "mean_length_a": round(float(lengths[:, 0].mean()), 1),
         "mean_length_b": round(float(lengths[:, 1].mean()), 1),
         "openings": {
@@ -259,7 +253,7 @@ def _harmless_item(item: Single, approval: Approval) -> dict[str, Any]:
         "p_harmless": approval.p,
         "by_principle": {principle.id: p for principle, p in zip(item.principles, approval.by_principle, strict=False)},
         "safe_prompt": row.meta.get("prompt_is_unsafe") is False,
-        "refusal": metrics.is_refusal(item.response),
+        "refusal": is_refusal(item.response),
         "human_harmless": row.meta.get("human_harmless"),
         "reason": approval.reason,
     }
@@ -275,7 +269,7 @@ def _beside_people(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "human_harmless_rate": rate(people, prompts),
         "accuracy": rate([one == other for one, other in zip(judge, people, strict=True)], prompts),
-        "kappa": round(metrics.cohen_kappa(judge, people), 9),
+        "kappa": round(cohen_kappa(judge, people), 9),
     }
 
 

@@ -11,23 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_cli import metrics, models
+from rlaif_cli import models
 from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig, RewardModelEvalConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import rejected_path
 from rlaif_cli.records import Candidates, HumanPair, PairsOnly, as_messages, content_id, prompt_key
-from rlaif_cli.results import (
-    agreement,
-    check_preferences,
-    estimate,
-    nothing_scored,
-    planned,
-    prompts_of_both,
-    rate,
-    rounded,
-    save,
-)
+from rlaif_cli.results import agreement, check_preferences, nothing_scored, planned, prompts_of_both, save
+from rlaif_cli.stats.agreement import wins
+from rlaif_cli.stats.as_json import estimate, rate, rounded
+from rlaif_cli.stats.calibration import entropy
 from rlaif_cli.train.models import load_reward_model
 from rlaif_cli.train.packing import Group
 from rlaif_cli.train.reward_function import PromptRow
@@ -75,7 +68,7 @@ def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
         "reward_model": list(config.reward_model),
         **agreement(p, human, lengths, [pair.source for pair in pairs], prompts),
         "loss": round(log_loss(p, human), 9),
-        "entropy_floor": round(float(metrics.entropy(human).mean()), 9),
+        "entropy_floor": round(float(entropy(human).mean()), 9),
     }
     items = (
         {
@@ -169,7 +162,7 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
         if not decided:
             what = "no comparison could be decided"
             raise nothing_scored(config, "best-of-n", what, config.candidates, [*items, *missing])
-        result[f"win_rate_over_{name}"] = rate(metrics.wins([each for each, _ in decided]), [key for _, key in decided])
+        result[f"win_rate_over_{name}"] = rate(wins([each for each, _ in decided]), [key for _, key in decided])
     result["chose_the_first"] = rate([place == 0 for place in best], prompts)
     return save(config, result, [*items, *missing])
 

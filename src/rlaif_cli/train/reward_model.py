@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlaif_cli import metrics, models
+from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.errors import DivergedError, InputError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.records import Preference, prompt_text
 from rlaif_cli.results import calibration
+from rlaif_cli.stats.agreement import agreement_items
+from rlaif_cli.stats.calibration import entropy
+from rlaif_cli.stats.intervals import rate_estimate
 from rlaif_cli.train import distributed, loop
 from rlaif_cli.train.folder import run_in_folder
 from rlaif_cli.train.models import device, new_reward_model, rewards, trainable
@@ -223,15 +226,13 @@ def evaluate(scores: np.ndarray[Any, Any], p_chosen: np.ndarray[Any, Any], promp
     decided = p_chosen != 0.5
     found: dict[str, Any] = {"pairs": len(scores), "prompts": len(set(prompts)), "ties": int((~decided).sum())}
     if decided.any():  # else there is no preference to agree with
-        agrees = metrics.agreement_items(predicted[decided], p_chosen[decided])
-        agreement = metrics.rate_estimate(
-            agrees, [prompt for prompt, kept in zip(prompts, decided, strict=True) if kept]
-        )
+        agrees = agreement_items(predicted[decided], p_chosen[decided])
+        agreement = rate_estimate(agrees, [prompt for prompt, kept in zip(prompts, decided, strict=True) if kept])
         found["accuracy"] = round(agreement.value, 4)
         found["accuracy_interval"] = [round(agreement.low, 4), round(agreement.high, 4)]
     return found | {
         "loss": round(log_loss(predicted, p_chosen), 4),
-        "entropy_floor": round(float(metrics.entropy(p_chosen).mean()), 4),
+        "entropy_floor": round(float(entropy(p_chosen).mean()), 4),
         **calibration(predicted, p_chosen),
     }
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from rlaif_cli import metrics
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.errors import UsageError
 from rlaif_cli.records import Message, content_id
-from rlaif_cli.results import rate
+from rlaif_cli.stats import agreement
+from rlaif_cli.stats.as_json import rate
 from rlaif_cli.train import loop
 from rlaif_cli.train.rollout import Prompt
 
@@ -125,4 +125,4 @@ class Selection:
 
 
 def _win(p_better: float | None) -> float | None:
-    return None if p_better is None else float(metrics.wins([p_better])[0])
+    return None if p_better is None else float(agreement.wins([p_better])[0])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rlaif_cli.output import beside
-from rlaif_cli.results import estimate
 from rlaif_cli.stages.report.run import Run, Stage, tolerant_rows
+from rlaif_cli.stats.as_json import estimate
 
 
 def items(run: Run, stage: Stage) -> list[dict[str, Any]]:

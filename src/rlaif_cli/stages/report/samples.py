@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.diversity import opening, openings
 from rlaif_cli.errors import InputError
 from rlaif_cli.jsonl import Source
 from rlaif_cli.output import beside
 from rlaif_cli.records import Candidates, content_id, prompt_text, shared_prompt
 from rlaif_cli.stages.report.findings import side_of
 from rlaif_cli.stages.report.run import Run, Stage, tolerant_rows
+from rlaif_cli.stats.diversity import opening, openings
 
 AT_ONCE = 20  # that are shown before anyone asks for more
 BROWSED = 10_000  # that the page carries
