@@ -15,7 +15,8 @@ import torch
 from conftest import rlaif, rows_of
 from rlaif_cli.commands.run import kinds
 from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig
-from rlaif_cli.config.ppo import PPOConfig, RewardSourceConfig
+from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.config.reward import RewardSourceConfig
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import EngineError, InputError, RlaifError, UsageError

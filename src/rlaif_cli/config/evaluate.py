@@ -9,65 +9,14 @@ from pydantic import field_validator, model_validator
 from rlaif_cli.config.base import (
     FROM,
     HUMAN_PAIRS,
-    Functions,
     InputConfig,
-    Names,
-    Numbers,
     Precision,
-    function_names,
     result_output,
     setting,
 )
 from rlaif_cli.config.engine import EngineName
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig, Judges
-from rlaif_cli.config.ppo import RewardSourceConfig
-
-
-class ScorersConfig(InputConfig):
-    """What scores single responses, and what each of several counts."""
-
-    reward_model: Names = setting((), "A reward model's folder. Several times: the mean of their normalised rewards.")
-    reward_function: Functions = setting(
-        (),
-        "FILE.py:NAME, a Python function that scores responses; the file is run as code. May be given several times, "
-        "and beside another source: the weighted sum counts. See docs/ppo.md.",
-    )
-    reward_weights: Numbers = setting(
-        (),
-        "The weight of each source, one option each: the reward model's (or judge's) first, then the functions' in "
-        "order. Default: all 1.",
-    )
-
-    @property
-    def other_source(self) -> str | None:
-        """What scores beside functions, by its short name."""
-        return "model" if self.reward_model else None
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The names of all that scores, in the order of the weights; a function's has its file's where two are alike.
-
-        Raises:
-            ValueError: two functions would have one name.
-        """
-        first = (self.other_source,) if self.other_source else ()
-        return (*first, *function_names("--reward-function", self.reward_function, first))
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """Of `sources`."""
-        return self.reward_weights or (1.0,) * len(self.sources)
-
-    @model_validator(mode="after")
-    def _a_weight_each(self) -> ScorersConfig:
-        names, given = self.sources, self.reward_weights
-        if given and len(given) != len(names):
-            order = ", ".join(names) or "none"
-            raise ValueError(f"--reward-weights: {len(given)} for {len(names)} sources, in this order: {order}")
-        if 0 in given:
-            measured = "to measure without training on it, use --eval-function or `rlaif eval reward`"
-            raise ValueError(f"--reward-weights: the weight of {names[given.index(0)]} is 0; {measured}")
-        return self
+from rlaif_cli.config.reward import RewardSourceConfig, ScorersConfig
 
 
 class AlignmentConfig(CompareConfig):

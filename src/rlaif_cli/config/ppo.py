@@ -6,76 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from rlaif_cli.config.base import FROM, Addresses, Functions, function_names, setting
-from rlaif_cli.config.engine import AnyEngineName, EngineName
-from rlaif_cli.config.evaluate import ScorersConfig
-from rlaif_cli.config.judge import CompareConfig, JudgeConfig
+from rlaif_cli.config.base import FROM, Functions, function_names, setting
+from rlaif_cli.config.engine import EngineName
+from rlaif_cli.config.judge import CompareConfig
+from rlaif_cli.config.reward import RewardSourceConfig
 from rlaif_cli.config.train import TrainConfig
-
-
-class RewardSourceConfig(ScorersConfig):
-    """What scores single responses: a reward model or a judge directly, and functions that the user wrote."""
-
-    judge: str | None = setting(None, "Instead of a reward model: a judge (needs --constitution).")
-    constitution: str | None = setting(None, "For --judge: a shipped constitution's name, or a YAML file.")
-    principles: tuple[str, ...] = setting(("all",), "For --judge: 'all' averages over all principles; or ids.")
-    method: Literal["contrast", "score"] = setting(
-        "contrast", "For --judge: contrast compares likelihoods; score asks for 1 to 10 and takes the mean, as -1 to 1."
-    )
-    contrast_scale: float = setting(20.0, "For --judge: the reward is this times the contrast score.", gt=0)
-    judge_engine: AnyEngineName | None = setting(
-        None, "For --judge: vllm, transformers, openai (a server) or fake. Default: --engine."
-    )
-    base_url: Addresses = setting(
-        (),
-        "For --judge-engine openai: the server; several times: a fleet of them. The key is in OPENAI_API_KEY.",
-        output=False,
-    )
-    concurrency: int = setting(
-        16, "For --judge-engine openai: requests under way at the same time, of each server.", ge=1, output=False
-    )
-    engine_memory: float | None = setting(
-        None, "vLLM's KV cache: GiB on a CPU (2), share of the memory on a GPU (0.9).", gt=0, output=False
-    )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> RewardSourceConfig:
-        if self.reward_model and self.judge is not None:
-            raise ValueError("--reward-model and --judge: only one of them can be given")
-        if not self.sources:
-            raise ValueError("a source of rewards is needed: --reward-model, --judge or --reward-function")
-        if self.judge is not None and self.constitution is None:
-            raise ValueError("--judge needs --constitution")
-        if self.base_url and self.judge_engine != "openai":
-            raise ValueError("--base-url needs --judge-engine openai")
-        if self.judge_engine == "openai" and self.method == "contrast":
-            raise ValueError("--judge-engine openai needs --method score: a server returns no log-probs of texts")
-        if self.judge is None:
-            for name in ("constitution", "principles", "method", "contrast_scale", "judge_engine"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"--{name.replace('_', '-')} belongs to --judge, and there is none")
-        return self
-
-    @property
-    def other_source(self) -> str | None:
-        return "judge" if self.judge is not None else super().other_source
-
-    @property
-    def reward_judge(self) -> JudgeConfig:
-        """How `judge` is asked; by the stage's own `engine` where it has none of its own."""
-        own: AnyEngineName | None = getattr(self, "engine", None)
-        return JudgeConfig(
-            judge=(self.judge or "",),
-            constitution=self.constitution or "",
-            method=self.method,
-            principles=self.principles,
-            contrast_scale=self.contrast_scale,
-            engine=self.judge_engine or (None if "fake" in (self.judge, own) else own),
-            base_url=self.base_url,
-            concurrency=self.concurrency,
-            engine_memory=self.engine_memory,
-            seed=self.seed,
-        )
 
 
 class PPOConfig(TrainConfig, RewardSourceConfig):

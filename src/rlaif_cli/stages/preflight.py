@@ -16,7 +16,8 @@ from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig, fun
 from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
 from rlaif_cli.config.evaluate import WinRateConfig
 from rlaif_cli.config.judge import JudgeConfig, LabelConfig
-from rlaif_cli.config.ppo import PPOConfig, RewardSourceConfig
+from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.config.reward import RewardSourceConfig
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.engines import LOCAL, computing_engine
 from rlaif_cli.errors import InputError, RlaifError

@@ -17,9 +17,10 @@ import torch
 from rlaif_cli import constitution as constitutions
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
-from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig, ScorersConfig
+from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig
 from rlaif_cli.config.judge import JudgeConfig
-from rlaif_cli.config.ppo import PPOConfig, RewardSourceConfig
+from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.config.reward import RewardSourceConfig, ScorersConfig
 from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines import LOCAL, Engine, EnginePool, Failed, Request
 from rlaif_cli.errors import ModelError, UsageError
