@@ -41,9 +41,10 @@ from typing import Any
 import zstandard
 
 import fuzz_servers
-from rlaif_cli import constitution, formats, models, tiny
+from rlaif_cli import constitution, models, tiny
 from rlaif_cli.config.data import ConvertConfig, StatsConfig, ValidateConfig
 from rlaif_cli.config.judge import AuditConfig, LabelConfig
+from rlaif_cli.data import formats
 from rlaif_cli.errors import InputError, RlaifError
 
 SECONDS = 20
@@ -315,7 +316,7 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
         audit.audit(AuditConfig(preferences=str(path), skip_invalid=chance.random() < 0.5))
 
     def resumed(folder: Path, chance: random.Random) -> None:
-        from rlaif_cli.output import Output
+        from rlaif_cli.data.resumable_output import Output
 
         path = file(folder, ROWS["candidates"], chance)
         state: Any = {"settings": {"n": 2}, "usage": {"tokens_in": 3}, "bytes": path.stat().st_size}

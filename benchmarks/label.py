@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli import constitution, models
+from rlaif_cli.data.records import HumanPair
+from rlaif_cli.data.shipped_files import shipped_path
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.engines.vllm import VllmEngine
 from rlaif_cli.judge import Comparison, PairwiseJudge
-from rlaif_cli.records import HumanPair
-from rlaif_cli.resources import shipped_path
 
 CONSTITUTION = constitution.load("helpfulness")
 

@@ -56,7 +56,7 @@ class Vowels:
 def run_ours(options: Any, folder: Path, advantage: str, engine: str) -> dict[str, Any]:
     from rlaif_cli import models
     from rlaif_cli.config.ppo import PPOConfig
-    from rlaif_cli.output import read_rows
+    from rlaif_cli.data.atomic import read_rows
     from rlaif_cli.train import loop
     from rlaif_cli.train.models import new_reward_model
     from rlaif_cli.train.ppo import train_ppo

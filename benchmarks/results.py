@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.records import HumanPair, prompt_text
+from rlaif_cli.data.records import HumanPair, prompt_text
 from rlaif_cli.train.loop import held_out
 
 

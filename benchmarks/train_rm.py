@@ -51,7 +51,7 @@ def write_inputs(options: Any, folder: Path) -> dict[str, Any]:
     """The start checkpoint with one fresh head for all, and the pairs, in order, as texts and as token ids."""
     from rlaif_cli import models
     from rlaif_cli.chat import ChatTokenizer
-    from rlaif_cli.records import HumanPair, as_messages
+    from rlaif_cli.data.records import HumanPair, as_messages
     from rlaif_cli.train import loop
     from rlaif_cli.train.models import new_reward_model
 
@@ -93,7 +93,7 @@ def write_inputs(options: Any, folder: Path) -> dict[str, Any]:
 def run_ours(options: Any, folder: Path, *, share_prompts: bool = True, compiled: bool = False) -> dict[str, Any]:
     from rlaif_cli.chat import ChatTokenizer
     from rlaif_cli.config.train import RewardModelConfig
-    from rlaif_cli.records import Preference
+    from rlaif_cli.data.records import Preference
     from rlaif_cli.train import loop
     from rlaif_cli.train.models import load_reward_model, trainable
     from rlaif_cli.train.reward_model import tokenize, train_step

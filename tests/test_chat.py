@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from rlaif_cli import constitution as constitutions
 from rlaif_cli import models, prompts
 from rlaif_cli.chat import ChatTokenizer, with_system
+from rlaif_cli.data.records import Message
 from rlaif_cli.errors import ModelError
-from rlaif_cli.records import Message
 
 HELPFUL = constitutions.load("helpfulness")
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -19,9 +19,9 @@ from rlaif_cli import models, precision
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig
+from rlaif_cli.data.records import Message
 from rlaif_cli.engines.transformers import TransformersEngine
 from rlaif_cli.errors import ModelError
-from rlaif_cli.records import Message
 from rlaif_cli.train import loop, rollout
 from rlaif_cli.train.models import load_policy, load_reward_model, new_reward_model, response_logprobs, rewards
 from rlaif_cli.train.packing import Group, pack

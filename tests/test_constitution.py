@@ -15,11 +15,11 @@ import yaml
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from rlaif_cli import resources
 from rlaif_cli.commands.constitution import app
 from rlaif_cli.constitution import Constitution, Principle, load, shipped
+from rlaif_cli.data import shipped_files
+from rlaif_cli.data.strict_yaml import MAX_BYTES
 from rlaif_cli.errors import EXIT_FAILED, EXIT_USAGE, InputError, RlaifError, UsageError
-from rlaif_cli.strict_yaml import MAX_BYTES
 
 SHIPPED = ["harmlessness", "helpfulness", "summarization", "tone"]
 
@@ -95,7 +95,7 @@ def test_harmlessness_asks_once_for_the_worse_response() -> None:
 
 
 def test_sha256_is_that_of_the_file() -> None:
-    path = resources.shipped_path("constitutions") / "helpfulness.yaml"
+    path = shipped_files.shipped_path("constitutions") / "helpfulness.yaml"
     assert load("helpfulness").sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert load(str(path)).sha256 == load("helpfulness").sha256
     assert load("helpfulness").path == path
@@ -106,12 +106,12 @@ def test_shipped_files_are_found_in_a_wheel_and_in_a_checkout(tmp_path: Path, mo
     checkout = tmp_path / "repo" / "src" / "rlaif_cli"
     for folder in (wheel / "examples", checkout, tmp_path / "repo" / "examples"):
         folder.mkdir(parents=True)
-    monkeypatch.setattr(resources, "PACKAGE", wheel)
-    assert resources.shipped_path("examples") == wheel / "examples"
+    monkeypatch.setattr(shipped_files, "PACKAGE", wheel)
+    assert shipped_files.shipped_path("examples") == wheel / "examples"
     with pytest.raises(RlaifError, match="lacks its 'constitutions'"):
-        resources.shipped_path("constitutions")
-    monkeypatch.setattr(resources, "PACKAGE", checkout)
-    assert resources.shipped_path("examples") == tmp_path / "repo" / "examples"
+        shipped_files.shipped_path("constitutions")
+    monkeypatch.setattr(shipped_files, "PACKAGE", checkout)
+    assert shipped_files.shipped_path("examples") == tmp_path / "repo" / "examples"
 
 
 # --- drawing and selecting ----------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_draw_is_the_same_in_every_process_and_release() -> None:
     runs = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(resources.PACKAGE.parent)},
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(shipped_files.PACKAGE.parent)},
             capture_output=True,
             text=True,
             check=True,
@@ -484,5 +484,5 @@ def test_nothing_heavy_is_imported() -> None:
         "import rlaif_cli.constitution\n"
         "assert not {'torch', 'transformers', 'vllm'} & set(sys.modules)"
     )
-    env = {"PYTHONPATH": str(resources.PACKAGE.parent)}
+    env = {"PYTHONPATH": str(shipped_files.PACKAGE.parent)}
     subprocess.run([sys.executable, "-c", code], env=env, check=True)

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from conftest import ROOT, rlaif, rows_of
 from rlaif_cli.config.evaluate import RewardModelEvalConfig
-from rlaif_cli.records import HumanPair, Preference
+from rlaif_cli.data.records import HumanPair, Preference
 from rlaif_cli.results import nothing_scored
 from rlaif_cli.stats.agreement import is_refusal
 from rlaif_cli.train.evaluate import reward_model as evaluate_reward_model

@@ -22,6 +22,7 @@ from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.config.train import RewardModelConfig
+from rlaif_cli.data.atomic import read_json
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.engines.fake import FakeEngine
@@ -29,7 +30,6 @@ from rlaif_cli.engines.server_errors import shown_address
 from rlaif_cli.engines.transformers import TransformersEngine
 from rlaif_cli.engines.vllm import VllmEngine
 from rlaif_cli.errors import EngineError, InputError, ModelError
-from rlaif_cli.output import read_json
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.label import label
 from rlaif_cli.train.folder import run_in_folder

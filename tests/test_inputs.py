@@ -21,13 +21,13 @@ import pytest
 import zstandard
 
 from conftest import heed_interrupts, rlaif, rows_of
-from rlaif_cli import inputs
-from rlaif_cli.compression import content_sha256
 from rlaif_cli.config.data import DedupeConfig, ShardConfig, StatsConfig, ValidateConfig
+from rlaif_cli.data import inputs
+from rlaif_cli.data.compression import content_sha256
 from rlaif_cli.data.overlap import check_outputs
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.errors import InputError, MissingDependency, UsageError
-from rlaif_cli.jsonl import Source
-from rlaif_cli.records import PromptRecord
 from rlaif_cli.stages import data
 from rlaif_cli.stages.plan import measure
 from rlaif_cli.stages.shard import shard

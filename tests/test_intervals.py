@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 from conftest import ROOT, rows_of
 from rlaif_cli.config.evaluate import AlignmentConfig, RewardModelEvalConfig
 from rlaif_cli.config.judge import AuditConfig
+from rlaif_cli.data.records import prompt_key
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.records import prompt_key
 from rlaif_cli.results import agreement, calibration
 from rlaif_cli.stages.audit import audit
 from rlaif_cli.stages.evaluate import alignment

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.records import Candidates, HumanPair, PairsOnly, Preference, PromptRecord
+from rlaif_cli.data.resumable_output import Output
+from rlaif_cli.data.torn_lines import drop_torn_line
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.jsonl import Source
-from rlaif_cli.output import Output, drop_torn_line
-from rlaif_cli.records import Candidates, HumanPair, PairsOnly, Preference, PromptRecord
 
 
 def faults(write_jsonl, rows, kind=PromptRecord):

@@ -18,13 +18,14 @@ import pytest
 import zstandard
 
 from conftest import rlaif, rows_of
-from rlaif_cli import compression
-from rlaif_cli.compression import CompressedFile, blocks
+from rlaif_cli.data import compression
+from rlaif_cli.data.compression import CompressedFile, blocks
+from rlaif_cli.data.hash_set import HashSet
+from rlaif_cli.data.paths import beside
+from rlaif_cli.data.reader import MAX_LINE, Source
+from rlaif_cli.data.records import PromptRecord
+from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.hashes import HashSet
-from rlaif_cli.jsonl import MAX_LINE, Source
-from rlaif_cli.output import Output, beside
-from rlaif_cli.records import PromptRecord
 
 
 def record(name: str) -> PromptRecord:
@@ -163,7 +164,9 @@ def test_a_file_that_is_being_written_is_refused(overwrite: bool, tmp_path: Path
 
 
 def test_the_lock_dies_with_its_owner(tmp_path: Path) -> None:
-    script = "import pathlib, time, rlaif_cli.output as o\nkept = o.Output(pathlib.Path('out.jsonl'), {})\n"
+    script = (
+        "import pathlib, time, rlaif_cli.data.resumable_output as o\nkept = o.Output(pathlib.Path('out.jsonl'), {})\n"
+    )
     owner = subprocess.Popen(
         [sys.executable, "-c", script + "print('begun', flush=True)\ntime.sleep(60)"],
         cwd=tmp_path,

@@ -21,11 +21,11 @@ from rlaif_cli.commands import ppo as ppo_command
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import RewardConfig
 from rlaif_cli.config.judge import JudgeConfig
+from rlaif_cli.data.records import Message, PromptRecord
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion, Request, request_seed
 from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.errors import EngineError, InputError, UsageError
-from rlaif_cli.records import Message, PromptRecord
 from rlaif_cli.stages.generate import _candidates
 from rlaif_cli.train import loop, ops, scoring, selection
 from rlaif_cli.train.evaluate import reward

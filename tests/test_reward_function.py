@@ -18,9 +18,9 @@ from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig
 from rlaif_cli.data.overlap import check_outputs
+from rlaif_cli.data.records import Message
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import EngineError, InputError, RlaifError, UsageError
-from rlaif_cli.records import Message
 from rlaif_cli.stages import pipeline, preflight
 from rlaif_cli.train import evaluate, scoring
 from rlaif_cli.train.ppo import train_ppo

@@ -25,12 +25,11 @@ from rlaif_cli.config.data import ConvertConfig, ShardConfig, ValidateConfig
 from rlaif_cli.config.evaluate import RewardConfig, WinRateConfig
 from rlaif_cli.config.judge import AnnotateConfig, AuditConfig
 from rlaif_cli.config.train import SftConfig
-from rlaif_cli.engines import EnginePool
-from rlaif_cli.errors import InputError, RlaifError
-from rlaif_cli.formats import FORMATS
-from rlaif_cli.jsonl import Source, describe
-from rlaif_cli.output import rejected_path
-from rlaif_cli.records import (
+from rlaif_cli.data.formats import FORMATS
+from rlaif_cli.data.json_lines import describe
+from rlaif_cli.data.paths import rejected_path
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.records import (
     Candidates,
     Demonstration,
     HumanPair,
@@ -41,6 +40,8 @@ from rlaif_cli.records import (
     as_messages,
     shared_prompt,
 )
+from rlaif_cli.engines import EnginePool
+from rlaif_cli.errors import InputError, RlaifError
 from rlaif_cli.stages import data
 from rlaif_cli.stages.annotate import Session
 from rlaif_cli.stages.audit import audit

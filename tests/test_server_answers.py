@@ -17,6 +17,8 @@ from chat_server import Server, message, oracle
 from conftest import rlaif, rows_of
 from rlaif_cli.config.base import address_fault
 from rlaif_cli.config.engine import GenerateConfig
+from rlaif_cli.data.records import Message, PromptRecord
+from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import server_answers, server_errors
 from rlaif_cli.engines.base import Bound, Completion, Failed, Request, Sampling, Usage
 from rlaif_cli.engines.openai import OpenAIEngine
@@ -25,8 +27,6 @@ from rlaif_cli.engines.server_dialect import Dialect
 from rlaif_cli.engines.server_labels import LabelShares
 from rlaif_cli.errors import EngineError, UsageError
 from rlaif_cli.judge.labels import Labels, sampled_label
-from rlaif_cli.output import Output
-from rlaif_cli.records import Message, PromptRecord
 from rlaif_cli.stages.files import accounted
 
 SCORES = [spelled for number in range(1, 11) for spelled in (str(number), f" {number}")]

@@ -24,12 +24,12 @@ from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.data.records import Message
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.engines.transformers import TransformersEngine
 from rlaif_cli.engines.vllm import VllmEngine
 from rlaif_cli.errors import EngineError, ModelError
-from rlaif_cli.records import Message
 from rlaif_cli.stages.label import label
 from rlaif_cli.train.models import load_policy
 from rlaif_cli.train.ppo import check_mismatch, train_ppo

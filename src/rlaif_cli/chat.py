@@ -14,9 +14,9 @@ from typing import Any
 
 from rlaif_cli import models
 from rlaif_cli.chat_template import ChatTemplate, named_turns
+from rlaif_cli.data.atomic import read_json
+from rlaif_cli.data.records import Message
 from rlaif_cli.errors import ModelError
-from rlaif_cli.output import read_json
-from rlaif_cli.records import Message
 from rlaif_cli.text_encoder import TextEncoder
 from rlaif_cli.ui import console
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from rlaif_cli.data.records import Message
 from rlaif_cli.errors import ConversationError, ModelError
-from rlaif_cli.records import Message
 
 # How models mark the beginning and the end of their thoughts.
 THOUGHTS = (

@@ -150,6 +150,6 @@ def _leave(code: Any) -> None:
         if not code:  # else an error was shown, and most likely this one
             console.say(f"error: stdout: cannot be written: {error.strerror}", style="bold red")
             code = EXIT_FAILED
-    if (inputs := sys.modules.get("rlaif_cli.inputs")) is not None:  # else no file was opened
+    if (inputs := sys.modules.get("rlaif_cli.data.inputs")) is not None:  # else no file was opened
         inputs.remove_temporary_files()
     sys.exit(code)

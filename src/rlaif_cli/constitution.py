@@ -52,10 +52,10 @@ from pydantic import (
     model_validator,
 )
 
-from rlaif_cli import strict_yaml
+from rlaif_cli.data import strict_yaml
+from rlaif_cli.data.shipped_files import shipped_path
+from rlaif_cli.data.strict_yaml import Loc, dotted, shown
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.resources import shipped_path
-from rlaif_cli.strict_yaml import Loc, dotted, shown
 
 MAX_WEIGHT = 1e6
 

@@ -29,8 +29,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlaif_cli.data.atomic import read_json
 from rlaif_cli.errors import ModelError, RlaifError, UsageError
-from rlaif_cli.output import read_json
 from rlaif_cli.ui import console
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from rlaif_cli.constitution import Constitution, Exemplar, Principle
-from rlaif_cli.records import Message, as_messages, prompt_text
+from rlaif_cli.data.records import Message, as_messages, prompt_text
 
 LABELS = ("1", "2")
 SCORES = tuple(map(str, range(1, 11)))

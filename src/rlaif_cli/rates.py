@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.data.atomic import read_json, write_json
 from rlaif_cli.errors import InputError
 from rlaif_cli.models import cache_dir
-from rlaif_cli.output import read_json, write_json
 
 GIB = 2**30
 

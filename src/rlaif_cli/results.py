@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_cli import __version__, constitution, models, user_function
-from rlaif_cli.compression import content_sha256
+from rlaif_cli import __version__, constitution, models
 from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig
+from rlaif_cli.data import user_function
+from rlaif_cli.data.atomic import open_for_writing, write_json
+from rlaif_cli.data.compression import content_sha256
+from rlaif_cli.data.inputs import files, names_records
+from rlaif_cli.data.paths import beside, file_of, sidecar
+from rlaif_cli.data.records import Candidates, HumanPair, Message, prompt_text, shared_prompt
 from rlaif_cli.errors import InputError
-from rlaif_cli.inputs import files, names_records
-from rlaif_cli.output import beside, file_of, open_for_writing, sidecar, write_json
-from rlaif_cli.records import Candidates, HumanPair, Message, prompt_text, shared_prompt
 from rlaif_cli.stats.agreement import agreement_items, pair_kappa
 from rlaif_cli.stats.as_json import rate
 from rlaif_cli.stats.calibration import brier, expected_calibration_error, in_both_orders, reliability_bins

@@ -34,7 +34,7 @@ def _kind(config: DataConfig) -> str:
 
 
 def _validate(config: ValidateConfig) -> int:
-    from rlaif_cli.output import rejected_path
+    from rlaif_cli.data.paths import rejected_path
     from rlaif_cli.stages.data import KINDS, faults
     from rlaif_cli.stages.mend import mend
 
@@ -78,7 +78,7 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def _convert(config: ConvertConfig) -> int:
-    from rlaif_cli.output import rejected_path
+    from rlaif_cli.data.paths import rejected_path
     from rlaif_cli.stages.data import convert
 
     if config.dry_run:
@@ -94,7 +94,7 @@ def _convert(config: ConvertConfig) -> int:
 
 
 def _split(config: SplitConfig) -> int:
-    from rlaif_cli.output import rejected_path
+    from rlaif_cli.data.paths import rejected_path
     from rlaif_cli.stages.data import split
 
     kind = _kind(config)
@@ -109,7 +109,7 @@ def _split(config: SplitConfig) -> int:
 
 
 def _dedupe(config: DedupeConfig) -> int:
-    from rlaif_cli.output import rejected_path
+    from rlaif_cli.data.paths import rejected_path
     from rlaif_cli.stages.data import dedupe
 
     kind = _kind(config)

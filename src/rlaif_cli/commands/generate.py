@@ -10,8 +10,8 @@ from rlaif_cli.ui import console
 
 
 def run(config: GenerateConfig) -> int:
+    from rlaif_cli.data.paths import rejected_path
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.output import rejected_path
     from rlaif_cli.stages.generate import generate
 
     with EnginePool() as engines, console.progress("generate") as progress:

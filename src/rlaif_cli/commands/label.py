@@ -12,8 +12,8 @@ FLIPS_TO_WARN_OF = 0.6  # as where `rlaif audit` says stop
 
 
 def run(config: LabelConfig) -> int:
+    from rlaif_cli.data.paths import beside, rejected_path
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.output import beside, rejected_path
     from rlaif_cli.stages.label import label
 
     with EnginePool() as engines, console.progress("label") as progress:

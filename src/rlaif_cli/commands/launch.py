@@ -124,7 +124,7 @@ def start(stage: str, config: TrainConfig, *, quiet: bool = False) -> dict[str, 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from rlaif_cli.output import read_json
+    from rlaif_cli.data.atomic import read_json
 
     _check(config, 1)
     worker = ["-m", "rlaif_cli.worker", stage, config.model_dump_json(), str(int(quiet)), str(int(console.debug))]

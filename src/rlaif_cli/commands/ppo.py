@@ -12,8 +12,8 @@ from rlaif_cli.ui import console
 
 
 def run(config: PPOConfig) -> int:
+    from rlaif_cli.data.paths import set_aside
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.output import set_aside
 
     with EnginePool() as engines, console.progress("ppo") as progress:
         results = train(config, engines, progress)

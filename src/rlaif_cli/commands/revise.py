@@ -10,8 +10,8 @@ from rlaif_cli.ui import console
 
 
 def run(config: ReviseConfig) -> int:
+    from rlaif_cli.data.paths import rejected_path
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.output import rejected_path
     from rlaif_cli.stages.revise import revise
 
     with EnginePool() as engines, console.progress("revise") as progress:

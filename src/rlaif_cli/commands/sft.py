@@ -12,7 +12,7 @@ from rlaif_cli.ui import console
 
 
 def run(config: SftConfig) -> int:
-    from rlaif_cli.output import set_aside
+    from rlaif_cli.data.paths import set_aside
     from rlaif_cli.train.sft import train_sft
 
     with console.progress("sft") as progress:

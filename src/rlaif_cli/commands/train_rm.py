@@ -12,7 +12,7 @@ from rlaif_cli.ui import console
 
 
 def run(config: RewardModelConfig) -> int:
-    from rlaif_cli.output import set_aside
+    from rlaif_cli.data.paths import set_aside
     from rlaif_cli.train.reward_model import train_reward_model
 
     with console.progress("train-rm") as progress:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlaif_cli import inputs
 from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig, function_place
+from rlaif_cli.data import inputs
 
 C = TypeVar("C", bound=StageConfig)
 _OUTPUTS = ("output", "fix", "held_out")

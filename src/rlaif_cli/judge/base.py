@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rlaif_cli.constitution import Constitution, Principle
+from rlaif_cli.data.records import Message, content_id
 from rlaif_cli.engines.base import Request
-from rlaif_cli.records import Message, content_id
 
 Prompt = str | list[Message]
 

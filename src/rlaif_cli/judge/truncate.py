@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from rlaif_cli.data.records import Message
 from rlaif_cli.judge.base import Comparison
-from rlaif_cli.records import Message
 
 Cut = Literal["head", "tail", "middle"]
 MARK = " […] "

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import strict_yaml, user_function
 from rlaif_cli.config.base import FUNCTION_FIELDS
 from rlaif_cli.config.report import LineageConfig
+from rlaif_cli.data import strict_yaml, user_function
+from rlaif_cli.data.atomic import read_json
+from rlaif_cli.data.json_lines import describe
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.jsonl import describe
-from rlaif_cli.output import read_json
 from rlaif_cli.stages.lineage import lineage, manifest_of, recorded_function
 from rlaif_cli.stages.pipeline import SUMMARY, PipelineFile, StageKind, Step
 

@@ -17,10 +17,12 @@ from typing import Any
 from filelock import FileLock
 
 from rlaif_cli.config.judge import AnnotateConfig
+from rlaif_cli.data.atomic import cannot_write, read_rows
+from rlaif_cli.data.paths import rejected_path, sidecar
+from rlaif_cli.data.reader import Source, parse_record
+from rlaif_cli.data.records import HumanPair, PairsOnly, Preference, prompt_text
+from rlaif_cli.data.torn_lines import drop_torn_line
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.jsonl import Source, parse_record
-from rlaif_cli.output import cannot_write, drop_torn_line, read_rows, rejected_path, sidecar
-from rlaif_cli.records import HumanPair, PairsOnly, Preference, prompt_text
 from rlaif_cli.stages.label import pair_chooser, pair_id
 from rlaif_cli.stats.agreement import agreement_items, pair_kappa
 from rlaif_cli.stats.as_json import rate

@@ -17,18 +17,18 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from rlaif_cli.compression import lines
 from rlaif_cli.config.judge import AuditConfig
+from rlaif_cli.data.compression import lines
+from rlaif_cli.data.hash_set import HashSet
+from rlaif_cli.data.inputs import InputFile, files
+from rlaif_cli.data.paths import beside
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.records import Preference
+from rlaif_cli.data.turns import text_is_repeated
 from rlaif_cli.errors import InputError
-from rlaif_cli.hashes import HashSet
-from rlaif_cli.inputs import InputFile, files
-from rlaif_cli.jsonl import Source
-from rlaif_cli.output import beside
-from rlaif_cli.records import Preference
 from rlaif_cli.stats.as_json import rate
 from rlaif_cli.stats.calibration import entropy
 from rlaif_cli.stats.length import LENGTH_GAPS, length_gap
-from rlaif_cli.turns import text_is_repeated
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 Level = Literal["ok", "look", "stop"]

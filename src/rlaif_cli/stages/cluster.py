@@ -23,11 +23,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rlaif_cli import strict_yaml
 from rlaif_cli.config.base import DATA_FIELDS
+from rlaif_cli.data import strict_yaml
+from rlaif_cli.data.json_lines import describe
 from rlaif_cli.engines import CLUSTER
 from rlaif_cli.errors import InputError
-from rlaif_cli.jsonl import describe
 from rlaif_cli.rates import Rate
 from rlaif_cli.stages.pipeline import Step
 from rlaif_cli.stages.plan import Plan, Work, left_open, measure, plan

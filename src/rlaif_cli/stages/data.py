@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from rlaif_cli.compression import content_sha256
 from rlaif_cli.config.data import (
     ConvertConfig,
     DataConfig,
@@ -29,15 +28,15 @@ from rlaif_cli.config.data import (
     StatsConfig,
     ValidateConfig,
 )
-from rlaif_cli.errors import InputError, RlaifError, UsageError
-from rlaif_cli.filetypes import by_first_bytes, first_value, without_rows
-from rlaif_cli.formats import FORMATS, NO_STATUS, NOT_SUBMITTED
-from rlaif_cli.hashes import HashSet, hash64
-from rlaif_cli.inputs import InputFile, files
-from rlaif_cli.jsonl import Each, Source, is_changed
-from rlaif_cli.output import new_file, read_json, rejected_path, sidecar
-from rlaif_cli.rates import cores
-from rlaif_cli.records import (
+from rlaif_cli.data.atomic import new_file, read_json
+from rlaif_cli.data.compression import content_sha256
+from rlaif_cli.data.filetypes import by_first_bytes, first_value, without_rows
+from rlaif_cli.data.formats import FORMATS, NO_STATUS, NOT_SUBMITTED
+from rlaif_cli.data.hash_set import HashSet, hash64
+from rlaif_cli.data.inputs import InputFile, files
+from rlaif_cli.data.paths import rejected_path, sidecar
+from rlaif_cli.data.reader import Each, Source, is_changed
+from rlaif_cli.data.records import (
     Candidates,
     Demonstration,
     HumanPair,
@@ -48,6 +47,8 @@ from rlaif_cli.records import (
     content_id,
     prompt_text,
 )
+from rlaif_cli.errors import InputError, RlaifError, UsageError
+from rlaif_cli.rates import cores
 from rlaif_cli.ui.console import counted
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 

@@ -15,13 +15,13 @@ from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import AlignmentConfig, HarmlessRateConfig, WinRateConfig
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig
 from rlaif_cli.constitution import Constitution
+from rlaif_cli.data.inputs import names_records
+from rlaif_cli.data.paths import beside, rejected_path
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.records import Candidates, HumanPair, prompt_key
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.inputs import names_records
-from rlaif_cli.jsonl import Source
 from rlaif_cli.judge import Approval, Comparison, Judgement, Single, choose_principles, named_principles
-from rlaif_cli.output import beside, rejected_path
-from rlaif_cli.records import Candidates, HumanPair, prompt_key
 from rlaif_cli.results import agreement, check_preferences, nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.judging import Room, check_principles, open_judge

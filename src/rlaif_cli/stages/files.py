@@ -11,10 +11,12 @@ from typing import Any
 from rlaif_cli import models
 from rlaif_cli.chat import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTokenizer
 from rlaif_cli.config.engine import EngineConfig
+from rlaif_cli.data.atomic import open_for_writing
+from rlaif_cli.data.paths import rejected_path
+from rlaif_cli.data.records import PromptRecord
+from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import FAKE, LOCAL, SERVER, Engine, computing_engine, engine_name
 from rlaif_cli.errors import EngineError
-from rlaif_cli.output import Output, open_for_writing, rejected_path
-from rlaif_cli.records import PromptRecord
 from rlaif_cli.ui.console import warn_once
 
 

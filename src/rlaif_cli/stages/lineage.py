@@ -7,13 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlaif_cli import constitution, models, user_function
-from rlaif_cli.compression import content_sha256
+from rlaif_cli import constitution, models
 from rlaif_cli.config.base import FUNCTION_FIELDS
 from rlaif_cli.config.report import LineageConfig
+from rlaif_cli.data import user_function
+from rlaif_cli.data.atomic import read_json
+from rlaif_cli.data.compression import content_sha256
+from rlaif_cli.data.inputs import files, is_elsewhere
+from rlaif_cli.data.paths import sidecar
+from rlaif_cli.data.run_settings import input_hashes
 from rlaif_cli.errors import InputError, RlaifError
-from rlaif_cli.inputs import files, is_elsewhere
-from rlaif_cli.output import input_hashes, read_json, sidecar
 
 State = Literal["as recorded", "changed", "missing", "not checked", "no record"]
 

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlaif_cli.config.data import ValidateConfig
-from rlaif_cli.filetypes import UTF16, by_first_bytes, read_by_value, values, without_rows
-from rlaif_cli.inputs import InputFile, files
-from rlaif_cli.jsonl import describe, parse_json, rejected_row
-from rlaif_cli.output import new_file, open_for_writing, rejected_path
-from rlaif_cli.records import FLAGS, Record
-from rlaif_cli.turns import plain_row, without_prompt
+from rlaif_cli.data.atomic import new_file, open_for_writing
+from rlaif_cli.data.filetypes import UTF16, by_first_bytes, read_by_value, values, without_rows
+from rlaif_cli.data.inputs import InputFile, files
+from rlaif_cli.data.json_lines import describe, parse_json
+from rlaif_cli.data.paths import rejected_path
+from rlaif_cli.data.reader import rejected_row
+from rlaif_cli.data.records import FLAGS, Record
+from rlaif_cli.data.turns import plain_row, without_prompt
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 _HALF = re.compile("[\ud800-\udfff]")

@@ -31,13 +31,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from rlaif_cli import strict_yaml
 from rlaif_cli.config.base import StageConfig
+from rlaif_cli.data import strict_yaml
+from rlaif_cli.data.atomic import read_json, write_json
+from rlaif_cli.data.json_lines import describe
 from rlaif_cli.data.overlap import check_outputs
+from rlaif_cli.data.shipped_files import shipped_path
 from rlaif_cli.errors import InputError, RlaifError, UsageError
-from rlaif_cli.jsonl import describe
-from rlaif_cli.output import read_json, write_json
-from rlaif_cli.resources import shipped_path
 from rlaif_cli.ui.progress import ProgressCallback
 
 SUMMARY = "summary.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli import constitution as constitutions
-from rlaif_cli import models, user_function
+from rlaif_cli import models
 from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig, function_place
 from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
 from rlaif_cli.config.evaluate import WinRateConfig
@@ -19,9 +19,10 @@ from rlaif_cli.config.judge import JudgeConfig, LabelConfig
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig
 from rlaif_cli.config.train import TrainConfig
+from rlaif_cli.data import user_function
+from rlaif_cli.data.inputs import files, is_elsewhere, names_records
 from rlaif_cli.engines import LOCAL, computing_engine
 from rlaif_cli.errors import InputError, RlaifError
-from rlaif_cli.inputs import files, is_elsewhere, names_records
 from rlaif_cli.judge import named_principles
 from rlaif_cli.stages.judging import check_principles
 from rlaif_cli.stages.pipeline import Step

@@ -9,12 +9,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.compression import MAX_LINE, content_sha256, open_to_append
 from rlaif_cli.config.data import ShardConfig
+from rlaif_cli.data.atomic import new_folder
+from rlaif_cli.data.compression import MAX_LINE, content_sha256, open_to_append
+from rlaif_cli.data.filetypes import by_first_bytes, not_utf8
+from rlaif_cli.data.inputs import files, raw_lines
 from rlaif_cli.errors import InputError
-from rlaif_cli.filetypes import by_first_bytes, not_utf8
-from rlaif_cli.inputs import files, raw_lines
-from rlaif_cli.output import new_folder
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 

@@ -22,17 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rlaif_cli.config.train import TrainConfig
+from rlaif_cli.data.atomic import cannot_write, fsync_folder, fsync_tree, read_json, write_json
+from rlaif_cli.data.run_settings import START_ANEW, refuse_other_settings
+from rlaif_cli.data.torn_lines import drop_torn_line
 from rlaif_cli.errors import InputError
-from rlaif_cli.output import (
-    START_ANEW,
-    cannot_write,
-    drop_torn_line,
-    fsync_folder,
-    fsync_tree,
-    read_json,
-    refuse_other_settings,
-    write_json,
-)
 from rlaif_cli.train import distributed
 from rlaif_cli.train.models import trained_parameters
 from rlaif_cli.train.trackers import Trackers

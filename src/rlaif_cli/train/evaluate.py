@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from rlaif_cli import models
 from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig, RewardModelEvalConfig
+from rlaif_cli.data.paths import rejected_path
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.records import Candidates, HumanPair, PairsOnly, as_messages, content_id, prompt_key
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.jsonl import Source
-from rlaif_cli.output import rejected_path
-from rlaif_cli.records import Candidates, HumanPair, PairsOnly, as_messages, content_id, prompt_key
 from rlaif_cli.results import agreement, check_preferences, nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.stats.agreement import wins
 from rlaif_cli.stats.as_json import estimate, rate, rounded

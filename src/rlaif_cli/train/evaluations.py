@@ -19,8 +19,8 @@ from typing import Any
 from torch import Tensor
 
 from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.data.atomic import open_for_writing, read_rows
 from rlaif_cli.engines.base import request_seed
-from rlaif_cli.output import open_for_writing, read_rows
 from rlaif_cli.stats.as_json import estimate, rounded
 from rlaif_cli.stats.diversity import distinct_ngrams, openings
 from rlaif_cli.train import distributed, loop, scoring

@@ -11,8 +11,9 @@ from typing import Any
 
 from rlaif_cli import __version__, models
 from rlaif_cli.config.train import TrainConfig
+from rlaif_cli.data.atomic import cannot_write, fsync_tree, lock, read_json, write_json
+from rlaif_cli.data.run_settings import START_ANEW, refuse_other_settings
 from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory
-from rlaif_cli.output import START_ANEW, cannot_write, fsync_tree, lock, read_json, refuse_other_settings, write_json
 from rlaif_cli.train import distributed
 from rlaif_cli.train.checkpoint import remove_state
 from rlaif_cli.train.loop import set_seed

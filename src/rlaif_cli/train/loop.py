@@ -19,11 +19,11 @@ from torch import nn
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.train import TrainConfig
+from rlaif_cli.data.paths import set_aside
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.records import Record
 from rlaif_cli.errors import DivergedError, ModelError, UsageError
-from rlaif_cli.jsonl import Source
-from rlaif_cli.output import set_aside
 from rlaif_cli.precision import has_bf16
-from rlaif_cli.records import Record
 from rlaif_cli.train import adapters, distributed, selftest
 from rlaif_cli.train.checkpoint import saving
 from rlaif_cli.train.models import device, packs, trained_parameters

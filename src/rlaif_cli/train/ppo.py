@@ -20,11 +20,11 @@ from torch import Tensor
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer, with_system
 from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.data.atomic import read_rows
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.records import Message, PromptRecord, as_messages
 from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError
-from rlaif_cli.jsonl import Source
-from rlaif_cli.output import read_rows
-from rlaif_cli.records import Message, PromptRecord, as_messages
 from rlaif_cli.results import judging_hashes
 from rlaif_cli.stats.as_json import rounded
 from rlaif_cli.stats.diversity import openings

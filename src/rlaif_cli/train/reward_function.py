@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlaif_cli import user_function
-from rlaif_cli.records import Message, content_id
-from rlaif_cli.user_function import UserFunction
+from rlaif_cli.data import user_function
+from rlaif_cli.data.records import Message, content_id
+from rlaif_cli.data.user_function import UserFunction
 
 
 class Row(Protocol):

@@ -19,9 +19,9 @@ import torch
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.train import RewardModelConfig
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.records import Preference, prompt_text
 from rlaif_cli.errors import DivergedError, InputError
-from rlaif_cli.jsonl import Source
-from rlaif_cli.records import Preference, prompt_text
 from rlaif_cli.results import calibration
 from rlaif_cli.stats.agreement import agreement_items
 from rlaif_cli.stats.calibration import entropy

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.data.records import Message
 from rlaif_cli.engines import Completion, Engine, Request, Sampling, open_engine
-from rlaif_cli.records import Message
 from rlaif_cli.train import distributed, loop
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.checkpoint_names import checkpoint_names

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.data.atomic import open_for_writing
 from rlaif_cli.errors import EngineError
-from rlaif_cli.output import open_for_writing
 from rlaif_cli.train import distributed
 from rlaif_cli.train.rewards import RewardSource, scores_and_parts, why_unscored
 from rlaif_cli.train.rollout import Prompt, Rollout

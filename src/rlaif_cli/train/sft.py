@@ -17,8 +17,8 @@ import torch
 from rlaif_cli import models
 from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.train import SftConfig
-from rlaif_cli.jsonl import Source
-from rlaif_cli.records import Demonstration, as_messages, prompt_text
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.records import Demonstration, as_messages, prompt_text
 from rlaif_cli.train import distributed, loop
 from rlaif_cli.train.folder import run_in_folder
 from rlaif_cli.train.models import device, load_policy, response_logprobs, trainable

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli import __version__
-from rlaif_cli.output import open_for_writing
+from rlaif_cli.data.atomic import open_for_writing
 from rlaif_cli.stages.lineage import manifest_of
 from rlaif_cli.stages.report.advice import caution, headline
 from rlaif_cli.stages.report.chain import chains

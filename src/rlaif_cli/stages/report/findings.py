@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from rlaif_cli.data.inputs import names_records
+from rlaif_cli.data.paths import beside
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.records import PromptRecord, as_messages, prompt_text
 from rlaif_cli.errors import InputError
-from rlaif_cli.inputs import names_records
-from rlaif_cli.jsonl import Source
-from rlaif_cli.output import beside
-from rlaif_cli.records import PromptRecord, as_messages, prompt_text
 from rlaif_cli.stages.report.run import Run, Stage
 
 FEW = 10  # prompts; below, no verdict is given, whatever the interval says

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.data.paths import beside
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.records import Candidates, content_id, prompt_text, shared_prompt
 from rlaif_cli.errors import InputError
-from rlaif_cli.jsonl import Source
-from rlaif_cli.output import beside
-from rlaif_cli.records import Candidates, content_id, prompt_text, shared_prompt
 from rlaif_cli.stages.report.findings import side_of
 from rlaif_cli.stages.report.run import Run, Stage, tolerant_rows
 from rlaif_cli.stats.diversity import opening, openings

@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
-from rlaif_cli.compression import content_sha256
 from rlaif_cli.config.judge import AuditConfig
 from rlaif_cli.config.report import LineageConfig
+from rlaif_cli.data.atomic import read_json
+from rlaif_cli.data.compression import content_sha256
+from rlaif_cli.data.paths import sidecar
+from rlaif_cli.data.reader import CHANGED, is_changed
 from rlaif_cli.errors import RlaifError
-from rlaif_cli.jsonl import CHANGED, is_changed
-from rlaif_cli.output import read_json, sidecar
 from rlaif_cli.stages.audit import Finding, audit
 from rlaif_cli.stages.lineage import Node, lineage
 from rlaif_cli.stages.report.run import Run

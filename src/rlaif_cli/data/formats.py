@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, Json, ValidationError, model_validator
 
-from rlaif_cli.jsonl import describe
-from rlaif_cli.records import (
+from rlaif_cli.data.json_lines import describe
+from rlaif_cli.data.records import (
     Candidates,
     Demonstration,
     Message,
@@ -27,7 +27,7 @@ from rlaif_cli.records import (
     content_id,
     prompt_text,
 )
-from rlaif_cli.turns import as_turns, common_turns, is_talk, parse_transcript, plain_row, without_prompt
+from rlaif_cli.data.turns import as_turns, common_turns, is_talk, parse_transcript, plain_row, without_prompt
 
 Row = dict[str, Any]
 

@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rlaif_cli.compression import MAX_LINE, blocks
+from rlaif_cli.data.compression import MAX_LINE, blocks
+from rlaif_cli.data.inputs import InputFile
+from rlaif_cli.data.turns import MESSAGE_FIELDS
 from rlaif_cli.errors import InputError
-from rlaif_cli.inputs import InputFile
-from rlaif_cli.turns import MESSAGE_FIELDS
 
 _LOOKED_AT = 1 << 20  # bytes at the beginning of a file; a row that is longer is not known to go over several lines
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

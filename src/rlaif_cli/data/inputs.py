@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from rlaif_cli.compression import lines
+from rlaif_cli.data.compression import lines
 from rlaif_cli.errors import InputError, MissingDependency
 from rlaif_cli.ui import console
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
 
-from rlaif_cli.turns import (
+from rlaif_cli.data.turns import (
     accept_prompt,
     as_turns,
     is_talk,

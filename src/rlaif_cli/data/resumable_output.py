@@ -1,0 +1,192 @@
+"""Outputs: append-only JSONL that is resumed by id, JSON that is whole or not there, and the files beside them.
+
+A run of a data stage leaves three files: the output itself; `<output>.run.json` while it is under way (its settings,
+so that a second run can tell whether it may go on); and, once it is complete, `<output>.manifest.json`, written last.
+What survives a kill or a loss of power is stated in docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from rlaif_cli import __version__
+from rlaif_cli.data.atomic import FLUSH_SECONDS, stdout_for_records, cannot_write, lock, read_json, refuse_special, write_json
+from rlaif_cli.data.compression import content_sha256, open_to_append
+from rlaif_cli.data.hash_set import HashSet
+from rlaif_cli.data.paths import sidecar
+from rlaif_cli.data.run_settings import START_ANEW, refuse_other_settings
+from rlaif_cli.data.torn_lines import drop_torn_line
+from rlaif_cli.errors import InputError, UsageError
+
+
+class Output:
+    """An append-only JSONL output that knows which rows it already holds.
+
+    Args:
+        path: a file, or None for standard output (then nothing can be resumed).
+        settings: all that decides what the rows are; compared with those of the run that began the file.
+        key: the field whose values name finished work.
+        on_row: told every row that the file already holds (so that a resumed run can count them too).
+
+    Attributes:
+        done: the keys of the rows that the file already held.
+        complete: the file held all rows of this very run: there is nothing to do.
+        usage: what the rows cost so far, over all sittings of the run; see `spend`.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        settings: dict[str, Any],
+        *,
+        overwrite: bool = False,
+        key: str = "id",
+        on_row: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.path = path
+        self.settings = settings
+        self.done = HashSet()
+        self.complete = False
+        self.usage: Counter[str] = Counter()
+        self._key = key
+        self._on_row = on_row
+        self._started = self._flushed = time.monotonic()
+        if path is None:
+            self._file: Any = stdout_for_records()
+            return
+        try:
+            refuse_special(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _claimed(path)
+            if overwrite:
+                self._start_anew(path)
+            self._resume(path)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        if not self.complete:
+            self._write_run()
+            self.manifest_path.unlink(missing_ok=True)
+
+    def _start_anew(self, path: Path) -> None:
+        """A new file, not the old one emptied: who reads the old one, or has another link to it, keeps it."""
+        before = self._file
+        for old in (path, self._run_path, self.manifest_path):
+            old.unlink(missing_ok=True)
+        self._file = _claimed(path)
+        before.close()
+
+    @property
+    def manifest_path(self) -> Path:
+        assert self.path is not None
+        return sidecar(self.path, "manifest.json")
+
+    @property
+    def _run_path(self) -> Path:
+        assert self.path is not None
+        return sidecar(self.path, "run.json")
+
+    def write(self, record: BaseModel) -> None:
+        """Append a row; within a second it is out of this process, so that a kill loses no more than that."""
+        due = time.monotonic() - self._flushed > FLUSH_SECONDS
+        self._write(record.model_dump_json(exclude_none=True) + "\n", flush=due)
+
+    def flush(self) -> None:
+        self._write("", flush=True)
+
+    def _write(self, text: str, flush: bool = False) -> None:
+        try:
+            self._file.write(text)
+            if flush:
+                self._file.flush()
+                self._flushed = time.monotonic()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise cannot_write(self.path or "stdout", error) from error
+
+    def spend(self, usage: dict[str, float]) -> None:
+        """Add to what the rows cost; kept in `<output>.run.json`, so that a run that goes on later knows of it."""
+        self.usage.update(usage)
+        if self.usage["uncounted"]:  # then what is known of the cost is a part of it
+            self.usage.pop("cost", None)
+        if self.path is not None:
+            self._write_run()
+
+    def _write_run(self) -> None:
+        record = {"rlaif": __version__, "output": str(self.path), "settings": self.settings, "usage": self.usage}
+        write_json(self._run_path, record)
+
+    def finish(self, manifest: dict[str, Any]) -> None:
+        """Make the rows durable, then say that they are complete: the manifest is written last."""
+        self.flush()
+        if self.path is None or self.complete:
+            return
+        os.fsync(self._file.fileno())
+        write_json(
+            self.manifest_path,
+            {
+                "rlaif": __version__,
+                "output": str(self.path),
+                "settings": self.settings,
+                "bytes": os.fstat(self._file.fileno()).st_size,
+                "sha256": content_sha256(self.path),
+                "seconds": round(time.monotonic() - self._started, 1),
+                **({"usage": self.usage} if self.usage else {}),
+                **manifest,
+            },
+        )
+        self._run_path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """What still waits is written; where it cannot be, an error was raised before, and it is done again."""
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+    def _resume(self, path: Path) -> None:
+        state = next((p for p in (self.manifest_path, self._run_path) if p.exists()), None)
+        if path.stat().st_size == 0:
+            self.manifest_path.unlink(missing_ok=True)
+            return
+        if state is None:
+            raise UsageError(
+                "the file exists and there is no record of the run that made it",
+                where=str(path),
+                hint="choose another -o, or --overwrite to replace it",
+            )
+        manifest = read_json(state, settings=dict, hint=START_ANEW)
+        refuse_other_settings(manifest, self.settings, path)
+        self.usage.update(_numbers(manifest.get("usage", {}), state))
+        # A finished file that is no longer as long as it was has lost rows: they are made again.
+        self.complete = state == self.manifest_path and manifest.get("bytes") == path.stat().st_size
+        self.done = drop_torn_line(path, self._key, self._on_row)
+
+
+def _numbers(found: Any, where: Path) -> dict[str, float]:
+    counted = isinstance(found, dict) and found.keys() <= {"tokens_in", "tokens_out", "uncounted", "cost"}
+    if not counted or not all(isinstance(value, int | float) for value in found.values()):
+        raise InputError("'usage' is not what it should be", where=str(where), hint=START_ANEW)
+    return found
+
+
+def _claimed(path: Path) -> Any:
+    """The file, open to append, and no other process's.
+
+    Raises:
+        UsageError: it is another's.
+    """
+    file = open_to_append(path)
+    try:
+        lock(file, path)
+    except UsageError:
+        file.close()
+        raise
+    return file
