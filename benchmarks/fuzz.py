@@ -276,7 +276,9 @@ def _told(faults: list[str], path: Path) -> None:
 def readers() -> dict[str, Callable[[Path, random.Random], None]]:
     """Each makes one broken input in a folder and reads it."""
     from rlaif_cli.commands.run import kinds
-    from rlaif_cli.stages import again, audit, data, mend, pipeline
+    from rlaif_cli.data.tools import convert, repair, stats, validate
+    from rlaif_cli.data.tools.kinds import KINDS, kind_of
+    from rlaif_cli.stages import again, audit, pipeline
 
     def file(folder: Path, row: dict[str, Any], chance: random.Random) -> Path:
         path = folder / f"broken{chance.choice(['.jsonl', '.jsonl', '.jsonl.gz', '.jsonl.zst'])}"
@@ -287,29 +289,29 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
         kind = chance.choice(list(ROWS))
         path = file(folder, ROWS[kind], chance)
         given = ValidateConfig(records=str(path), kind=chance.choice([kind, None]))
-        _told(data.faults(given, data.kind_of(given))[1], path)
+        _told(validate.faults(given, kind_of(given))[1], path)
 
     def mended(folder: Path, chance: random.Random) -> None:
         kind = chance.choice(list(ROWS))
         path = file(folder, ROWS[kind], chance)
         given = ValidateConfig(records=str(path), fix=str(folder / "mended.jsonl"))
-        mend.mend(given, data.KINDS[kind])
+        repair.mend(given, KINDS[kind])
 
     def counted(folder: Path, chance: random.Random) -> None:
         kind = chance.choice(list(ROWS))
         given = StatsConfig(records=str(file(folder, ROWS[kind], chance)), skip_invalid=chance.random() < 0.5)
-        data.stats(given, kind)
+        stats.stats(given, kind)
 
     def converted(folder: Path, chance: random.Random) -> None:
         name = chance.choice(list(FOREIGN))
         origin: dict[str, Any] = {"from_format": name}
         row = FOREIGN[name]
         if chance.random() < 0.5:
-            kind = next(kind for kind, record in data.KINDS.items() if record is formats.FORMATS[name].record)
+            kind = next(kind for kind, record in KINDS.items() if record is formats.FORMATS[name].record)
             origin, row = {"to_format": name}, ROWS[kind]
         path = file(folder, row, chance)
         out = str(folder / "converted.jsonl")
-        data.convert(ConvertConfig(records=str(path), output=out, skip_invalid=chance.random() < 0.5, **origin))
+        convert.convert(ConvertConfig(records=str(path), output=out, skip_invalid=chance.random() < 0.5, **origin))
 
     def audited(folder: Path, chance: random.Random) -> None:
         path = file(folder, ROWS["preferences"], chance)

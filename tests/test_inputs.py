@@ -27,10 +27,12 @@ from rlaif_cli.data.compression import content_sha256
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import PromptRecord
+from rlaif_cli.data.tools import dedupe as dedupe_module
+from rlaif_cli.data.tools import stats
+from rlaif_cli.data.tools import validate as validate_module
+from rlaif_cli.data.tools.shard import shard
 from rlaif_cli.errors import InputError, MissingDependency, UsageError
-from rlaif_cli.stages import data
 from rlaif_cli.stages.plan import measure
-from rlaif_cli.stages.shard import shard
 
 JUDGE = ("--judge", "fake", "--constitution", "helpfulness")
 
@@ -300,9 +302,9 @@ def test_two_workers_find_what_one_finds(faulty: Path, tmp_path: Path, monkeypat
         given: dict[str, Any] = {"records": str(faulty), "num_workers": workers, "skip_invalid": True}
         out = tmp_path / f"{workers}.jsonl"
         dedupe = DedupeConfig(**given, by="prompt", output=str(out))
-        counts = data.stats(StatsConfig(**given), "prompts"), data.dedupe(dedupe, "prompts")
+        counts = stats.stats(StatsConfig(**given), "prompts"), dedupe_module.dedupe(dedupe, "prompts")
         manifest = json.loads((tmp_path / f"{workers}.jsonl.manifest.json").read_text())
-        return data.faults(ValidateConfig(**given), "prompts"), counts, out.read_bytes(), manifest
+        return validate_module.faults(ValidateConfig(**given), "prompts"), counts, out.read_bytes(), manifest
 
     one = found(1)
     assert found(2) == one

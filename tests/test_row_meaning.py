@@ -40,15 +40,16 @@ from rlaif_cli.data.records import (
     as_messages,
     shared_prompt,
 )
+from rlaif_cli.data.tools import convert as convert_module
+from rlaif_cli.data.tools import kinds, validate
+from rlaif_cli.data.tools.repair import mend
+from rlaif_cli.data.tools.shard import shard
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, RlaifError
-from rlaif_cli.stages import data
 from rlaif_cli.stages.annotate import Session
 from rlaif_cli.stages.audit import audit
 from rlaif_cli.stages.evaluate import win_rate
-from rlaif_cli.stages.mend import mend
 from rlaif_cli.stages.report.samples import _sample
-from rlaif_cli.stages.shard import shard
 from test_data import CANDIDATES, DEMONSTRATION, PREFERENCE, WILD
 
 Write = Callable[..., str]
@@ -87,7 +88,7 @@ def texts(turns: Any) -> list[str]:
 
 
 def convert(path: str, name: Any, out: Path, **how: Any) -> list[Row]:
-    data.convert(ConvertConfig(records=path, from_format=name, output=str(out), **how))
+    convert_module.convert(ConvertConfig(records=path, from_format=name, output=str(out), **how))
     return rows_of(out)
 
 
@@ -159,8 +160,8 @@ def test_a_human_pair_says_what_people_preferred(kind: type[Record], label: Row,
 @pytest.mark.parametrize("label", [{}, {"human_preference": "a"}])
 def test_human_pairs_are_never_taken_for_candidates(label: Row, write_jsonl: Write) -> None:
     config = ValidateConfig(records=write_jsonl("p.jsonl", [PEOPLE | label, PEOPLE | {"human_fraction_a": 0.2}]))
-    assert data.kind_of(config) == "pairs"
-    good, faults = data.faults(config, "pairs")
+    assert kinds.kind_of(config) == "pairs"
+    good, faults = validate.faults(config, "pairs")
     assert good == (2 if label else 1) and len(faults) == (0 if label else 1)
 
 
@@ -367,7 +368,7 @@ def test_fix_takes_a_repeated_prompt_off(write_jsonl: Write, tmp_path: Path) -> 
         {"human_harmless": "false", "meta": {"prompt_is_unsafe": "True"}} | pair("a", "b"),
     ]
     path, out = write_jsonl("p.jsonl", rows), tmp_path / "fixed.jsonl"
-    good, faults = data.faults(ValidateConfig(records=path), "preferences")
+    good, faults = validate.faults(ValidateConfig(records=path), "preferences")
     assert good == 0 and len(faults) == 3 and "--fix" in faults[0] and "--fix" in faults[1]
     found = mend(ValidateConfig(records=path, fix=str(out)), Preference)
     assert found["rows"] == 3 and found["fixed"]["a prompt repeated in its replies"] == 2
@@ -403,7 +404,7 @@ def test_utf_32_is_not_taken_for_utf_16(encoding: str, fix: str | None, tmp_path
     mark = "" if encoding == "utf-32" else "\ufeff"
     path.write_bytes((mark + "".join(json.dumps(row) + "\n" for row in ROWS)).encode(encoding))
     with pytest.raises(InputError, match="this is UTF-32 text, not JSONL") as caught:
-        data.kind_of(ValidateConfig(records=str(path), kind="prompts", fix=fix and str(tmp_path / fix)))
+        kinds.kind_of(ValidateConfig(records=str(path), kind="prompts", fix=fix and str(tmp_path / fix)))
     assert "iconv -f UTF-32 -t UTF-8" in (caught.value.hint or "")
 
 
@@ -597,7 +598,7 @@ def mutated(row: Row, chance: random.Random) -> Row:
 def test_whatever_a_row_holds_is_read_or_refused_in_one_line() -> None:
     chance, refused = random.Random(0), 0
     seeds = [PREFERENCE, CANDIDATES, DEMONSTRATION, *(wild for wild, _ in WILD.values())]
-    readers = [*data.KINDS.values(), *(each.reader() for each in FORMATS.values())]
+    readers = [*kinds.KINDS.values(), *(each.reader() for each in FORMATS.values())]
     for _ in range(1500):
         row = mutated(chance.choice(seeds), chance)
         for kind in readers:
@@ -684,14 +685,16 @@ def test_a_file_that_is_no_jsonl_is_named(name: str, skip_invalid: bool, tmp_pat
     assert error.what.startswith("this is ") and what in error.what and not error.faults, "one line"
     assert (how[0] if how else "--fix") in str(error.hint) and "rows.jsonl" in str(error.hint) + str(error.where)
     with pytest.raises(InputError, match="this is "):
-        data.kind_of(ValidateConfig(records=str(path))) and data.faults(ValidateConfig(records=str(path)), "prompts")
+        kinds.kind_of(ValidateConfig(records=str(path))) and validate.faults(
+            ValidateConfig(records=str(path)), "prompts"
+        )
 
 
 @pytest.mark.parametrize("name", FIXABLE)
 def test_what_is_offered_to_be_fixed_is_fixed(name: str, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(FIXABLE[name][0])
     config = ValidateConfig(records=str(tmp_path / "in"), fix=str(tmp_path / "out.jsonl"))
-    assert data.kind_of(config) == "prompts"
+    assert kinds.kind_of(config) == "prompts"
     found = mend(config, PromptRecord)
     assert (found["rows"], found["rejected"]) == (2, 0) and any(found["fixed"].values())
     assert rows_of(tmp_path / "out.jsonl") == ROWS
@@ -703,7 +706,7 @@ def test_what_cannot_be_fixed_is_not_written(name: str, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(OTHERS[name][0])
     config = ValidateConfig(records=str(tmp_path / "in"), kind="prompts", fix=str(tmp_path / "out.jsonl"))
     with pytest.raises(InputError, match="this is "):
-        data.kind_of(config)
+        kinds.kind_of(config)
         mend(config, PromptRecord)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 

@@ -25,7 +25,7 @@ app = typer.Typer(help="Check, fix, count, convert, split, dedupe or shard recor
 
 
 def _kind(config: DataConfig) -> str:
-    from rlaif_cli.stages.data import kind_of
+    from rlaif_cli.data.tools.kinds import kind_of
 
     kind = kind_of(config)
     if config.kind is None:
@@ -35,8 +35,9 @@ def _kind(config: DataConfig) -> str:
 
 def _validate(config: ValidateConfig) -> int:
     from rlaif_cli.data.paths import rejected_path
-    from rlaif_cli.stages.data import KINDS, faults
-    from rlaif_cli.stages.mend import mend
+    from rlaif_cli.data.tools.kinds import KINDS
+    from rlaif_cli.data.tools.repair import mend
+    from rlaif_cli.data.tools.validate import faults
 
     kind = _kind(config)
     if config.fix is not None and not config.dry_run:
@@ -52,7 +53,7 @@ def _validate(config: ValidateConfig) -> int:
 
 
 def _stats(config: StatsConfig) -> int:
-    from rlaif_cli.stages.data import stats
+    from rlaif_cli.data.tools.stats import stats
 
     kind = _kind(config)
     with console.progress("stats") as progress:
@@ -79,7 +80,7 @@ def _show(found: dict[str, Any]) -> None:
 
 def _convert(config: ConvertConfig) -> int:
     from rlaif_cli.data.paths import rejected_path
-    from rlaif_cli.stages.data import convert
+    from rlaif_cli.data.tools.convert import convert
 
     if config.dry_run:
         return 0
@@ -95,7 +96,7 @@ def _convert(config: ConvertConfig) -> int:
 
 def _split(config: SplitConfig) -> int:
     from rlaif_cli.data.paths import rejected_path
-    from rlaif_cli.stages.data import split
+    from rlaif_cli.data.tools.split import split
 
     kind = _kind(config)
     if config.dry_run:
@@ -110,7 +111,7 @@ def _split(config: SplitConfig) -> int:
 
 def _dedupe(config: DedupeConfig) -> int:
     from rlaif_cli.data.paths import rejected_path
-    from rlaif_cli.stages.data import dedupe
+    from rlaif_cli.data.tools.dedupe import dedupe
 
     kind = _kind(config)
     if config.dry_run:
@@ -122,7 +123,7 @@ def _dedupe(config: DedupeConfig) -> int:
 
 
 def _shard(config: ShardConfig) -> int:
-    from rlaif_cli.stages.shard import shard
+    from rlaif_cli.data.tools.shard import shard
 
     if config.dry_run:
         return 0

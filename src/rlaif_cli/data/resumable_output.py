@@ -18,7 +18,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from rlaif_cli import __version__
-from rlaif_cli.data.atomic import FLUSH_SECONDS, stdout_for_records, cannot_write, lock, read_json, refuse_special, write_json
+from rlaif_cli.data.atomic import (
+    FLUSH_SECONDS,
+    cannot_write,
+    lock,
+    read_json,
+    refuse_special,
+    stdout_for_records,
+    write_json,
+)
 from rlaif_cli.data.compression import content_sha256, open_to_append
 from rlaif_cli.data.hash_set import HashSet
 from rlaif_cli.data.paths import sidecar

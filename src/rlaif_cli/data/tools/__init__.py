@@ -1,0 +1,1 @@
+"""What `rlaif data` does with files of records."""

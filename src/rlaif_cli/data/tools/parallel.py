@@ -1,0 +1,53 @@
+"""Many files, one worker process for each core."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context, parent_process
+
+from rlaif_cli.config.data import ParallelConfig
+from rlaif_cli.data.inputs import files
+from rlaif_cli.data.reader import Each
+from rlaif_cli.errors import RlaifError
+from rlaif_cli.rates import cores
+
+
+@contextlib.contextmanager
+def each_file(config: ParallelConfig) -> Iterator[Each]:
+    """A `map` over the files of an input: by several processes, where there are several files."""
+    many = min(len(files(config.records)), config.num_workers or cores())
+    if many == 1:
+        yield map
+        return
+    # Not by fork: a bar's thread may hold a lock at that moment.
+    with ProcessPoolExecutor(many, get_context("spawn"), initializer=_begin_worker) as pool:
+        try:
+            yield pool.map
+        except BrokenProcessPool as error:
+            hint = "it may have run out of memory; --num-workers takes fewer"
+            raise RlaifError("a worker process was ended from outside", where=config.records, hint=hint) from error
+        except BaseException:  # nobody waits for what the others still do
+            for worker in active_children():
+                worker.terminate()
+            # Its thread is waited for: one that still closes its pipe while Python exits prints a traceback.
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _begin_worker() -> None:
+    """Ctrl-C ends a worker without a word, and it outlives nobody: not even a parent that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,26 @@
+"""The rows that a tool reads, and the record of what it made of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlaif_cli.config.data import DataConfig
+from rlaif_cli.data.atomic import new_file
+from rlaif_cli.data.paths import rejected_path
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.tools.kinds import KINDS
+
+
+def rows_of_kind(config: DataConfig, kind: str, output: str, stage: str, **how: Any) -> Source[Any]:
+    aside = rejected_path(output, stage)
+    return Source(config.records, KINDS[kind], skip_invalid=config.skip_invalid, rejected_path=aside, **how)
+
+
+def rewritten(config: Any, source: Source[Any], **facts: str) -> Any:
+    """A new file of lines, there whole or not at all, with a manifest that leads back to what it was made of."""
+    manifest = {"stage": "data", "settings": _settings(config, source), **facts}
+    return new_file(config.output, manifest, overwrite=config.overwrite)
+
+
+def _settings(config: DataConfig, source: Source[Any]) -> dict[str, Any]:
+    return config.deciding() | {"input_sha256": source.sha256}
