@@ -41,11 +41,14 @@ from typing import Any
 import zstandard
 
 import fuzz_servers
-from rlaif_cli import constitution, models, tiny
+from rlaif_cli import constitution
 from rlaif_cli.config.data import ConvertConfig, StatsConfig, ValidateConfig
 from rlaif_cli.config.judge import AuditConfig, LabelConfig
 from rlaif_cli.data import formats
 from rlaif_cli.errors import InputError, RlaifError
+from rlaif_cli.models import tiny
+from rlaif_cli.models.metadata import context_length
+from rlaif_cli.models.resolve import resolve_model
 
 SECONDS = 20
 
@@ -362,12 +365,12 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
         again.again(str(folder), folder / "again", kinds(None))
 
     def checkpoints(folder: Path, chance: random.Random) -> None:
-        from rlaif_cli.chat import ChatTokenizer
+        from rlaif_cli.models.tokenizer import ChatTokenizer
         from rlaif_cli.train.models import load_policy, new_reward_model
 
         checkpoint(good_checkpoint(), folder / "broken", chance)
-        path = models.resolve(str(folder / "broken"))
-        models.context_length(path)
+        path = resolve_model(str(folder / "broken"))
+        context_length(path)
         ChatTokenizer(path)
         load_policy(path) if chance.random() < 0.5 else new_reward_model(path, seed=0)
 

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import constitution, models
+from rlaif_cli import constitution
 from rlaif_cli.data.records import HumanPair
 from rlaif_cli.data.shipped_files import shipped_path
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.engines.vllm import VllmEngine
 from rlaif_cli.judge import Comparison, PairwiseJudge
+from rlaif_cli.models.resolve import resolve_model
 
 CONSTITUTION = constitution.load("helpfulness")
 
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--pairs-file", type=Path, default=shipped_path("examples") / "no-signal" / "human_pairs.jsonl")
     options = parser.parse_args()
     pairs = read_pairs(options.pairs_file, options.pairs)
-    engine = VllmEngine(models.resolve(options.model), max_length=2048)
+    engine = VllmEngine(resolve_model(options.model), max_length=2048)
     ways: dict[str, Callable[[], int]] = {
         "ours": lambda: ours(engine, pairs),
         "raw": raw(engine, pairs),

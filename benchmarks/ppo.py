@@ -54,9 +54,9 @@ class Vowels:
 
 
 def run_ours(options: Any, folder: Path, advantage: str, engine: str) -> dict[str, Any]:
-    from rlaif_cli import models
     from rlaif_cli.config.ppo import PPOConfig
     from rlaif_cli.data.atomic import read_rows
+    from rlaif_cli.models.resolve import resolve_model
     from rlaif_cli.train import loop
     from rlaif_cli.train.models import new_reward_model
     from rlaif_cli.train.ppo import train_ppo
@@ -64,7 +64,7 @@ def run_ours(options: Any, folder: Path, advantage: str, engine: str) -> dict[st
 
     source: dict[str, Any] = {"judge": "fake", "constitution": "helpfulness"}  # not asked: the reward is given below
     if advantage == "gae":
-        base = models.resolve(options.model)
+        base = resolve_model(options.model)
         loop.save_checkpoint(new_reward_model(base, 0), base, folder / "rm")
         source = {"reward_model": str(folder / "rm")}
     config = PPOConfig(
@@ -108,9 +108,9 @@ def run_trl(options: Any, folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import RLOOConfig, RLOOTrainer
 
-    from rlaif_cli import models
+    from rlaif_cli.models.resolve import resolve_model
 
-    base = models.resolve(options.model)
+    base = resolve_model(options.model)
     steps: list[dict[str, float]] = []
 
     class Clock(TrainerCallback):

@@ -34,9 +34,9 @@ def checkpoint(name: str, folder: Path, tokenizer: str = "smollm2-135m") -> str:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from rlaif_cli import models
+    from rlaif_cli.models.resolve import resolve_model
 
-    tokens = AutoTokenizer.from_pretrained(tokenizer if Path(tokenizer).is_dir() else models.resolve(tokenizer))
+    tokens = AutoTokenizer.from_pretrained(tokenizer if Path(tokenizer).is_dir() else resolve_model(tokenizer))
     config = LlamaConfig(
         vocab_size=len(tokens),
         max_position_embeddings=8192,

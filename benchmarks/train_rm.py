@@ -49,13 +49,13 @@ def matmul_rate(precision: str) -> float:
 
 def write_inputs(options: Any, folder: Path) -> dict[str, Any]:
     """The start checkpoint with one fresh head for all, and the pairs, in order, as texts and as token ids."""
-    from rlaif_cli import models
-    from rlaif_cli.chat import ChatTokenizer
     from rlaif_cli.data.records import HumanPair, as_messages
+    from rlaif_cli.models.resolve import resolve_model
+    from rlaif_cli.models.tokenizer import ChatTokenizer
     from rlaif_cli.train import loop
     from rlaif_cli.train.models import new_reward_model
 
-    base = models.resolve(checkpoint(options.model, folder, options.tokenizer))
+    base = resolve_model(checkpoint(options.model, folder, options.tokenizer))
     start = new_reward_model(base, 0)
     loop.save_checkpoint(start, base, folder / "start")
     embedding = start.get_input_embeddings().weight.numel()
@@ -91,9 +91,9 @@ def write_inputs(options: Any, folder: Path) -> dict[str, Any]:
 
 
 def run_ours(options: Any, folder: Path, *, share_prompts: bool = True, compiled: bool = False) -> dict[str, Any]:
-    from rlaif_cli.chat import ChatTokenizer
     from rlaif_cli.config.train import RewardModelConfig
     from rlaif_cli.data.records import Preference
+    from rlaif_cli.models.tokenizer import ChatTokenizer
     from rlaif_cli.train import loop
     from rlaif_cli.train.models import load_reward_model, trainable
     from rlaif_cli.train.reward_model import tokenize, train_step

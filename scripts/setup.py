@@ -344,7 +344,7 @@ def check(vllm: str) -> None:
 
 
 def convert_model() -> None:
-    run(f"the built-in model {MODEL}", [PYTHON, "-m", "rlaif_cli.models", MODEL])
+    run(f"the built-in model {MODEL}", [PYTHON, "-m", "rlaif_cli.models.resolve", MODEL])
 
 
 def set_up(vllm: str) -> None:

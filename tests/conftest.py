@@ -29,7 +29,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama over bytes."""
-    from rlaif_cli import tiny
+    from rlaif_cli.models import tiny
 
     return tiny.build(tmp_path_factory.mktemp("models") / "tiny")
 

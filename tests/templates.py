@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import tiny
+from rlaif_cli.models import tiny
 
 _REFUSE_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 _ALTERNATE = (

@@ -13,9 +13,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from conftest import rlaif, rows_of
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig, SftConfig
+from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import adapters
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.models import load_policy, load_reward_model, response_logprobs, rewards, trainable

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlaif_cli import constitution as constitutions
-from rlaif_cli import models, prompts
-from rlaif_cli.chat import ChatTokenizer, with_system
+from rlaif_cli import prompts
 from rlaif_cli.data.records import Message
 from rlaif_cli.errors import ModelError
+from rlaif_cli.models.resolve import resolve_model
+from rlaif_cli.models.tokenizer import ChatTokenizer, with_system
 
 HELPFUL = constitutions.load("helpfulness")
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -25,7 +26,7 @@ def tokenizer(request: pytest.FixtureRequest, tiny: Path) -> ChatTokenizer:
     if request.param == "tiny":
         return ChatTokenizer(tiny)
     try:
-        return ChatTokenizer(models.resolve(request.param))
+        return ChatTokenizer(resolve_model(request.param))
     except ModelError as error:
         pytest.skip(f"the built-in model is not installed: {error}")
 

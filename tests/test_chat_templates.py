@@ -13,8 +13,6 @@ from tokenizers.models import BPE, Unigram
 from transformers import PreTrainedTokenizerFast
 
 from conftest import rows_of
-from rlaif_cli import tiny
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.config.ppo import PPOConfig
@@ -22,6 +20,8 @@ from rlaif_cli.config.train import RewardModelConfig, SftConfig
 from rlaif_cli.data.records import Message
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import ConversationError, InputError, ModelError
+from rlaif_cli.models import tiny
+from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.label import label
 from templates import TEMPLATES, checkpoint

@@ -15,13 +15,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import families
-from rlaif_cli import models, precision
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.data.records import Message
 from rlaif_cli.engines.transformers import TransformersEngine
 from rlaif_cli.errors import ModelError
+from rlaif_cli.models import precision
+from rlaif_cli.models.metadata import check_reward_model, check_weights, stored_tensors
+from rlaif_cli.models.resolve import resolve_model
+from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import loop, rollout
 from rlaif_cli.train.models import load_policy, load_reward_model, new_reward_model, response_logprobs, rewards
 from rlaif_cli.train.packing import Group, pack
@@ -90,7 +92,7 @@ def misshapen(folder: Path) -> Path:
 
 def test_an_adapter_beside_a_whole_model_is_refused(copied: Path) -> None:
     with pytest.raises(ModelError, match=r"a whole model and a LoRA adapter \(adapter_config.json\)"):
-        models.resolve(str(adapter(copied)))
+        resolve_model(str(adapter(copied)))
 
 
 @pytest.mark.parametrize(
@@ -99,10 +101,10 @@ def test_an_adapter_beside_a_whole_model_is_refused(copied: Path) -> None:
 def test_missing_weights_are_found_without_loading_any(copied: Path, damage: Any, said: str | None) -> None:
     damage(copied)
     if said is None:
-        models.check_weights(copied)
+        check_weights(copied)
         return
     with pytest.raises(ModelError, match=said):
-        models.check_weights(copied)
+        check_weights(copied)
 
 
 def test_vllm_refuses_missing_weights_before_it_starts(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +116,7 @@ def test_vllm_refuses_missing_weights_before_it_starts(copied: Path, monkeypatch
 
 
 def test_kinds_that_transformers_does_not_know_are_left_to_the_engine(copied: Path) -> None:
-    models.check_weights(changed(copied, "config.json", model_type="of_next_year"))
+    check_weights(changed(copied, "config.json", model_type="of_next_year"))
 
 
 def save_classifier(folder: Path, **options: Any) -> Path:
@@ -124,7 +126,7 @@ def save_classifier(folder: Path, **options: Any) -> Path:
 
 def test_a_classifier_with_two_labels_is_no_reward_model(copied: Path) -> None:
     with pytest.raises(ModelError, match="a reward model has one label, this has 2"):
-        models.check_reward_model(save_classifier(copied, num_labels=2))
+        check_reward_model(save_classifier(copied, num_labels=2))
 
 
 @pytest.mark.parametrize("kind", ["Bert", "DebertaV2", "ModernBert", "XLMRoberta"])
@@ -133,7 +135,7 @@ def test_an_encoder_is_refused_by_its_config(kind: str, tmp_path: Path) -> None:
     config.architectures = [f"{kind}ForSequenceClassification"]
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="reads text in both directions"):
-        models.check_reward_model(tmp_path)
+        check_reward_model(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ reward models
@@ -273,4 +275,4 @@ def test_half_precision_is_tried_in_fp32(tiny: Path, tmp_path: Path) -> None:
 
 def test_stray_tensors_do_not_make_a_head(copied: Path) -> None:
     save_file({"other.weight": torch.zeros(1)}, copied / "stray.safetensors")
-    assert models.stored_tensors(copied, "score.") == {} and ChatTokenizer(copied)
+    assert stored_tensors(copied, "score.") == {} and ChatTokenizer(copied)

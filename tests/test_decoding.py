@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.engines.decoding import recordable
 from rlaif_cli.engines.transformers import TransformersEngine
-from rlaif_cli.models import exact_attention
+from rlaif_cli.models.load import exact_attention
 
 PLACE = "cuda" if torch.cuda.is_available() else "cpu"
 # (prompt tokens, seed): the second fits into what the first has recorded; the others do not.

@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from conftest import rlaif
-from rlaif_cli import doctor, models
+from rlaif_cli import doctor
 from rlaif_cli.cli import app
+from rlaif_cli.models.resolve import importlib
 
 
 @pytest.mark.vllm
@@ -32,7 +33,7 @@ def absent(*_: Any) -> None:
     [
         (lambda patch, tmp: patch.setattr(doctor, "_version", absent), "vllm", "make setup"),
         (lambda patch, tmp: patch.setattr(doctor, "memory_limit", lambda: 2.0), "memory", "--engine-memory"),
-        (lambda patch, tmp: patch.setattr(models.importlib.util, "find_spec", absent), "built-in model", "pip install"),
+        (lambda patch, tmp: patch.setattr(importlib.util, "find_spec", absent), "built-in model", "pip install"),
         (lambda patch, tmp: patch.setenv("RLAIF_CACHE", "/proc/nowhere"), "disk of the cache", "RLAIF_CACHE"),
         (lambda patch, tmp: patch.setitem(doctor.NEEDED_GIB, "disk", 1e9), "disk here", "free some space"),
     ],

@@ -13,11 +13,11 @@ import torch
 from pydantic import ValidationError
 
 from conftest import rows_of
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.commands import ppo as ppo_command
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import UsageError
+from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import scoring
 from rlaif_cli.train.evaluations import EVALUATIONS, ITEMS, answers, function, peak, row_of
 from rlaif_cli.train.models import new_reward_model

@@ -17,8 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import rlaif, rows_of
-from rlaif_cli import models
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.config.train import RewardModelConfig
@@ -30,6 +28,8 @@ from rlaif_cli.engines.server_errors import shown_address
 from rlaif_cli.engines.transformers import TransformersEngine
 from rlaif_cli.engines.vllm import VllmEngine
 from rlaif_cli.errors import EngineError, InputError, ModelError
+from rlaif_cli.models.resolve import resolve_model
+from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.label import label
 from rlaif_cli.train.folder import run_in_folder
@@ -106,7 +106,7 @@ def with_a_program(folder: Path) -> None:
 def test_a_damaged_checkpoint_is_never_half_loaded(copied: Path, damage: Callable[[Path], None], said: str) -> None:
     damage(copied)
     with pytest.raises(ModelError, match=said) as error:
-        load_policy(models.resolve(str(copied)))
+        load_policy(resolve_model(str(copied)))
     assert str(copied) in str(error.value)
     assert not (copied / "ran").exists()
 

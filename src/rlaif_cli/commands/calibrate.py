@@ -56,10 +56,10 @@ def _measure(work: Any, answer: Any) -> None:
 
 
 def _engine(work: Any) -> Rate:
-    from rlaif_cli import models
     from rlaif_cli.engines.calibrate import measure
+    from rlaif_cli.models.resolve import resolve_model
 
-    return measure(work.engine, models.resolve(work.model), **dict(work.options))
+    return measure(work.engine, resolve_model(work.model), **dict(work.options))
 
 
 def _training(work: Any) -> Rate:

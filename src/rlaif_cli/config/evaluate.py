@@ -6,14 +6,7 @@ from typing import ClassVar
 
 from pydantic import field_validator, model_validator
 
-from rlaif_cli.config.base import (
-    FROM,
-    HUMAN_PAIRS,
-    InputConfig,
-    Precision,
-    result_output,
-    setting,
-)
+from rlaif_cli.config.base import FROM, HUMAN_PAIRS, InputConfig, Precision, result_output, setting
 from rlaif_cli.config.engine import EngineName
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig, Judges
 from rlaif_cli.config.reward import RewardSourceConfig, ScorersConfig

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import models
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.engines.base import Completion, Engine, Failed, Request, Sampling, Usage, gather
+from rlaif_cli.models.resolve import resolve_model
 
 FAKE = "fake"
 SERVER = "openai"
@@ -119,7 +119,7 @@ class EnginePool:
                 "gpus_per_replica": config.gpus_per_replica,
                 "batch": config.replica_batch,
             }
-        path = models.resolve(model) if computing in LOCAL else None if computing == FAKE else model
+        path = resolve_model(model) if computing in LOCAL else None if computing == FAKE else model
         return name, path, options
 
     def close(self) -> None:

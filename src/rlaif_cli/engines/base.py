@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from rlaif_cli.chat import AnyTokenizer
-from rlaif_cli.chat_template import mark_of_thoughts
+from rlaif_cli.models.chat_template import mark_of_thoughts
+from rlaif_cli.models.tokenizer import AnyTokenizer
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rlaif_cli.chat import FakeTokenizer
 from rlaif_cli.engines.base import Completion, Request, Sampling
+from rlaif_cli.models.tokenizer import FakeTokenizer
 
 _TEXT = "a the good plan first then because small clear step answer question list of with and more less yes no"
 _WORDS = _TEXT.split()

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rlaif_cli.chat import RemoteTokenizer
 from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines.base import Completion, Failed, Request, Sampling
 from rlaif_cli.engines.server_answers import Unusable
@@ -26,6 +25,7 @@ from rlaif_cli.engines.server_dialect import LISTED
 from rlaif_cli.engines.server_fleet import Doubtful, Fleet, Server
 from rlaif_cli.engines.server_labels import LabelShares
 from rlaif_cli.errors import EngineError, UsageError
+from rlaif_cli.models.tokenizer import RemoteTokenizer
 
 _NEXT_TO_NOTHING = 0.002  # where a server continues a reply, more than this share of unclear answers is made clear
 _LOOKS = 16  # how often a server may be asked for a reply that shows what follows an unclear label

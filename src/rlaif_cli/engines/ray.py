@@ -20,10 +20,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import models
-from rlaif_cli.chat import AnyTokenizer, ChatTokenizer, FakeTokenizer
 from rlaif_cli.engines.base import Completion, Failed, Request, Sampling
 from rlaif_cli.errors import EngineError, MissingDependency, RlaifError
+from rlaif_cli.models.metadata import context_length
+from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer, FakeTokenizer
 from rlaif_cli.ui import console
 
 _FIRST_BATCH = 16  # requests; doubled up to the whole size, so that a short input is spread over all replicas
@@ -67,7 +67,7 @@ class RayEngine:
     ) -> None:
         self._ray = _connect(address)
         self.tokenizer: AnyTokenizer = ChatTokenizer(path) if path else FakeTokenizer()
-        self.max_length: int = options.get("max_length") or (models.context_length(path) if path else 1 << 20)
+        self.max_length: int = options.get("max_length") or (context_length(path) if path else 1 << 20)
         self._batch = batch
         total = self._ray.cluster_resources()
         if gpus_per_replica is None:

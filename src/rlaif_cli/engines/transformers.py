@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlaif_cli import models
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.engines.decoding import Decoder, recordable
 from rlaif_cli.engines.trial import works_padded
 from rlaif_cli.errors import EngineError, is_out_of_memory
-from rlaif_cli.precision import engine_dtype
+from rlaif_cli.models.load import exact_attention, load, load_config
+from rlaif_cli.models.precision import engine_dtype
+from rlaif_cli.models.tokenizer import ChatTokenizer
 
 # What a model's generation_config.json may say and no request asked for (Qwen2.5's has a repetition penalty): the
 # log-probs that a sample comes with, and those that scoring it gives, are of the distribution without.
@@ -53,9 +53,9 @@ class TransformersEngine:
         self._torch = torch
         self.tokenizer = ChatTokenizer(path)
         if model is None:
-            config = models.load_config(path)
-            attention = models.exact_attention(config)
-            model = models.load(
+            config = load_config(path)
+            attention = exact_attention(config)
+            model = load(
                 AutoModelForCausalLM, path, config=config, dtype=engine_dtype(dtype), attn_implementation=attention
             )
             model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -19,11 +19,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import models
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.errors import EngineError, MissingDependency
-from rlaif_cli.precision import engine_dtype
+from rlaif_cli.models.metadata import check_weights, context_length
+from rlaif_cli.models.precision import engine_dtype
+from rlaif_cli.models.tokenizer import ChatTokenizer
 
 _MAX_RUNNING = 128  # sequences that the engine decodes together
 _IN_FLIGHT = 2 * _MAX_RUNNING  # requests handed over at once: enough to never run dry
@@ -66,7 +66,7 @@ class VllmEngine:
         tensor_parallel_size: int = 1,
     ) -> None:
         self.tokenizer = ChatTokenizer(path)
-        models.check_weights(path)  # where one is missing, vLLM computes with memory as it lies there
+        check_weights(path)  # where one is missing, vLLM computes with memory as it lies there
         self._on_cpu = on_cpu = _prepare_environment(memory)
         vllm = _import_vllm()
         # Final outputs only: without it every decoding step hands out every growing text.
@@ -82,7 +82,7 @@ class VllmEngine:
             # A prompt prefilled in pieces breaks per-request seeds on CPUs ("CPU Generator does not use offset"), so
             # a step must be able to take the longest prompt whole.
             options["enable_chunked_prefill"] = False
-            options["max_num_batched_tokens"] = max(4096, max_length or models.context_length(path))
+            options["max_num_batched_tokens"] = max(4096, max_length or context_length(path))
         elif memory is not None:
             options["gpu_memory_utilization"] = memory
         if syncable:

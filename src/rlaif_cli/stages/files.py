@@ -8,8 +8,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rlaif_cli import models
-from rlaif_cli.chat import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTokenizer
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.data.atomic import open_for_writing
 from rlaif_cli.data.paths import rejected_path
@@ -17,6 +15,9 @@ from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import FAKE, LOCAL, SERVER, Engine, computing_engine, engine_name
 from rlaif_cli.errors import EngineError
+from rlaif_cli.models.metadata import checkpoint_hash, context_length
+from rlaif_cli.models.resolve import resolve_model
+from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTokenizer
 from rlaif_cli.ui.console import warn_once
 
 
@@ -31,13 +32,13 @@ def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int 
         return FakeTokenizer(), config.max_length or 1 << 20
     if engine == SERVER:
         return RemoteTokenizer(), None
-    path = models.resolve(model)
-    limit = models.context_length(path)
+    path = resolve_model(model)
+    limit = context_length(path)
     return ChatTokenizer(path), min(limit, config.max_length or limit)
 
 
 def model_hash(config: EngineConfig, model: str) -> str | None:
-    return models.checkpoint_hash(models.resolve(model)) if computing_engine(config, model) in LOCAL else None
+    return checkpoint_hash(resolve_model(model)) if computing_engine(config, model) in LOCAL else None
 
 
 class Unanswered:

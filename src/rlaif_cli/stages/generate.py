@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rlaif_cli.chat import with_system
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.data.paths import file_of, rejected_path
 from rlaif_cli.data.reader import Source
@@ -15,6 +14,7 @@ from rlaif_cli.data.records import Candidates, Message, PromptRecord, Response, 
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import Completion, request_seed
+from rlaif_cli.models.tokenizer import with_system
 from rlaif_cli.stages.files import InOrder, Unanswered, accounted, finish, open_tokenizer, reject, too_long
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlaif_cli import constitution, models
+from rlaif_cli import constitution
 from rlaif_cli.config.base import FUNCTION_FIELDS
 from rlaif_cli.config.report import LineageConfig
 from rlaif_cli.data import user_function
@@ -17,6 +17,8 @@ from rlaif_cli.data.inputs import files, is_elsewhere
 from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.run_settings import input_hashes
 from rlaif_cli.errors import InputError, RlaifError
+from rlaif_cli.models.metadata import checkpoint_hash
+from rlaif_cli.models.resolve import resolve_model
 
 State = Literal["as recorded", "changed", "missing", "not checked", "no record"]
 
@@ -82,7 +84,7 @@ def _state(path: Path, manifest: dict[str, Any] | None, recorded: str | None, ve
     if recorded is None:
         return "no record"
     if manifest is not None and "checkpoint_sha256" in manifest:
-        said = models.checkpoint_hash(path) if verify else manifest["checkpoint_sha256"]
+        said = checkpoint_hash(path) if verify else manifest["checkpoint_sha256"]
     else:
         said = content_sha256(*(file.path for file in files(str(path))))
     return "as recorded" if said == recorded else "changed"
@@ -133,7 +135,7 @@ def _model(name: str, role: str, recorded: str | None, verify: bool, above: tupl
     if not verify:
         return Node(name, role, None, "not checked", recorded)
     try:
-        state: State = "as recorded" if models.checkpoint_hash(models.resolve(name)) == recorded else "changed"
+        state: State = "as recorded" if checkpoint_hash(resolve_model(name)) == recorded else "changed"
     except RlaifError:
         state = "missing"
     return Node(name, role, None, state, recorded)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli import constitution as constitutions
-from rlaif_cli import models
 from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig, function_place
 from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
 from rlaif_cli.config.evaluate import WinRateConfig
@@ -24,6 +23,8 @@ from rlaif_cli.data.inputs import files, is_elsewhere, names_records
 from rlaif_cli.engines import LOCAL, computing_engine
 from rlaif_cli.errors import InputError, RlaifError
 from rlaif_cli.judge import named_principles
+from rlaif_cli.models.metadata import check_reward_model
+from rlaif_cli.models.resolve import look_up
 from rlaif_cli.stages.judging import check_principles
 from rlaif_cli.stages.pipeline import Step
 
@@ -87,7 +88,7 @@ def _needs(config: Any) -> Iterator[Need]:
             yield function_place(spec)[0], lambda _, spec=spec: user_function.load(spec)  # type: ignore[misc]
     for part in _parts(config):
         yield from _constitution(part)
-        yield from ((name, models.look_up) for name in _local_models(part))
+        yield from ((name, look_up) for name in _local_models(part))
 
 
 def _file(name: str) -> None:
@@ -96,9 +97,9 @@ def _file(name: str) -> None:
 
 
 def _reward_model(name: str) -> None:
-    folder = models.look_up(name)
+    folder = look_up(name)
     if folder is not None:
-        models.check_reward_model(folder)
+        check_reward_model(folder)
 
 
 def _parts(config: StageConfig) -> Iterator[StageConfig]:

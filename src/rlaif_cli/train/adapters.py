@@ -17,9 +17,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlaif_cli import models
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import ModelError, RlaifError
+from rlaif_cli.models.metadata import checkpoint_hash
+from rlaif_cli.models.resolve import resolve_model
 
 ADAPTER = "adapter"  # the folder beside the merged weights
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -149,8 +150,8 @@ def of_base(checkpoint: Path, base: Path) -> Path | None:
     if not (folder / _CONFIG).is_file():
         return None
     try:
-        theirs = models.resolve(str(LoraConfig.from_pretrained(str(folder)).base_model_name_or_path))
-        same = theirs == base or models.checkpoint_hash(theirs) == models.checkpoint_hash(base)
+        theirs = resolve_model(str(LoraConfig.from_pretrained(str(folder)).base_model_name_or_path))
+        same = theirs == base or checkpoint_hash(theirs) == checkpoint_hash(base)
     except RlaifError:  # the base is not there any more under that name
         return None
     return folder if same else None

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from rlaif_cli import models
 from rlaif_cli.config.train import RewardModelConfig
+from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.rates import Rate
 from rlaif_cli.train import loop
 from rlaif_cli.train.packing import Group
@@ -25,7 +25,7 @@ def measure(model: str, **settings: Any) -> Rate:
     """
     config = RewardModelConfig(preferences="-", model=model, output="-", **settings)
     started = time.monotonic()
-    trained = untrained(models.resolve(model), config)
+    trained = untrained(resolve_model(model), config)
     optimizer = loop.make_optimizer([(trained, 1e-6)], config)
     start = time.monotonic() - started
     draw = torch.Generator().manual_seed(0)

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_cli import models
 from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig, RewardModelEvalConfig
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates, HumanPair, PairsOnly, as_messages, content_id, prompt_key
 from rlaif_cli.engines import EnginePool
+from rlaif_cli.models.metadata import check_reward_model
+from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.results import agreement, check_preferences, nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.stats.agreement import wins
 from rlaif_cli.stats.as_json import estimate, rate, rounded
@@ -43,9 +44,9 @@ def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
         InputError: the pairs cannot be used, or none has a preference.
         ModelError: a folder holds no reward model.
     """
-    paths = [models.resolve(name) for name in config.reward_model]
+    paths = [resolve_model(name) for name in config.reward_model]
     for path in paths:
-        models.check_reward_model(path)
+        check_reward_model(path)
     readers = {path: RewardReader(path) for path in paths}
 
     def fits(pair: HumanPair) -> str | None:

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import __version__, models
+from rlaif_cli import __version__
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data.atomic import cannot_write, fsync_tree, lock, read_json, write_json
 from rlaif_cli.data.run_settings import START_ANEW, refuse_other_settings
 from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory
+from rlaif_cli.models.metadata import checkpoint_hash
+from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.train import distributed
 from rlaif_cli.train.checkpoint import remove_state
 from rlaif_cli.train.loop import set_seed
@@ -53,7 +55,7 @@ def _begin(
     config: TrainConfig, folder: Path, stage: str, inputs: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """All that decides the result; and the summary's numbers, where the folder holds this very run, complete."""
-    settings = config.deciding() | inputs | {"model_sha256": models.checkpoint_hash(models.resolve(config.model))}
+    settings = config.deciding() | inputs | {"model_sha256": checkpoint_hash(resolve_model(config.model))}
     _refuse_foreign(folder, stage)
     if config.overwrite:
         _empty(folder)
@@ -65,7 +67,7 @@ def _begin(
 
 
 def _complete(folder: Path, stage: str, settings: dict[str, Any], results: dict[str, Any]) -> None:
-    hashed = models.checkpoint_hash(folder)
+    hashed = checkpoint_hash(folder)
     fsync_tree(folder)
     manifest = {"stage": stage, "rlaif": __version__, "output": str(folder), "settings": settings, "results": results}
     write_json(folder / MANIFEST, manifest | {"checkpoint_sha256": hashed})

@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rlaif_cli import models
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data.paths import set_aside
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Record
 from rlaif_cli.errors import DivergedError, ModelError, UsageError
-from rlaif_cli.precision import has_bf16
+from rlaif_cli.models.load import set_pad_token
+from rlaif_cli.models.metadata import stored_dtype
+from rlaif_cli.models.precision import has_bf16
+from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import adapters, distributed, selftest
 from rlaif_cli.train.checkpoint import saving
 from rlaif_cli.train.models import device, packs, trained_parameters
@@ -172,10 +173,10 @@ def save_checkpoint(model: Any, base: Path, folder: Path) -> None:
     """
     tokenizer = ChatTokenizer(base)
     head = model.score.state_dict() if hasattr(model, "score") else None
-    model.to(getattr(torch, models.stored_dtype(base)))
+    model.to(getattr(torch, stored_dtype(base)))
     if head is not None:
         model.score.float().load_state_dict(head)
-        models.set_pad_token(model, tokenizer.hf, tokenizer.eos_ids)
+        set_pad_token(model, tokenizer.hf, tokenizer.eos_ids)
     for config in selftest.configs(model.config):
         config.use_cache = True
     with saving(folder):

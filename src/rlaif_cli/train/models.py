@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlaif_cli import models as checkpoints
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import ModelError
+from rlaif_cli.models.load import load, load_config
+from rlaif_cli.models.metadata import check_reward_model, stored_tensors
 from rlaif_cli.train import adapters, selftest
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.forward import hidden_states, packs, response_logprobs, rewards, values
@@ -48,8 +49,8 @@ def load_policy(path: Path, dtype: torch.dtype = torch.float32, place: torch.dev
     """
     from transformers import AutoModelForCausalLM
 
-    config = _without_randomness(checkpoints.load_config(path))
-    return _ready(checkpoints.load(AutoModelForCausalLM, path, config=config, dtype=dtype), path, place)
+    config = _without_randomness(load_config(path))
+    return _ready(load(AutoModelForCausalLM, path, config=config, dtype=dtype), path, place)
 
 
 def new_reward_model(
@@ -76,10 +77,10 @@ def load_reward_model(path: Path, dtype: torch.dtype = torch.float32, place: tor
         ModelError: the folder is no one-label sequence-classification checkpoint with a trained head. transformers
             would make a random head without an error, and every reward would be noise.
     """
-    checkpoints.check_reward_model(path)
+    check_reward_model(path)
     model = _with_head(path, frozenset(), dtype)
     if dtype != torch.float32:  # loading has rounded it
-        stored = checkpoints.stored_tensors(path, "score.")
+        stored = stored_tensors(path, "score.")
         model.score.float().load_state_dict({name.removeprefix("score."): tensor for name, tensor in stored.items()})
     return _ready(model, path, place)
 
@@ -88,7 +89,7 @@ def _with_head(path: Path, fresh: frozenset[str], dtype: torch.dtype, **options:
     from transformers import AutoModelForSequenceClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as known
 
-    config = _without_randomness(checkpoints.load_config(path, **options))
+    config = _without_randomness(load_config(path, **options))
     hint = "docs/models.md lists the kinds of models that can be trained"
     if type(config) not in known:
         raise ModelError(
@@ -101,7 +102,7 @@ def _with_head(path: Path, fresh: frozenset[str], dtype: torch.dtype, **options:
     if not isinstance(head, nn.Linear):
         what = f"the head of this kind of model ({config.model_type}) is not one linear layer on the last token"
         raise ModelError(what, where=str(path), hint=hint)
-    return checkpoints.load(AutoModelForSequenceClassification, path, fresh=fresh, config=config, dtype=dtype)
+    return load(AutoModelForSequenceClassification, path, fresh=fresh, config=config, dtype=dtype)
 
 
 def _without_randomness(config: Any) -> Any:

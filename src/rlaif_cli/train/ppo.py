@@ -17,14 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlaif_cli import models
-from rlaif_cli.chat import ChatTokenizer, with_system
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.data.atomic import read_rows
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Message, PromptRecord, as_messages
 from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError
+from rlaif_cli.models.metadata import context_length
+from rlaif_cli.models.resolve import resolve_model
+from rlaif_cli.models.tokenizer import ChatTokenizer, with_system
 from rlaif_cli.results import judging_hashes
 from rlaif_cli.stats.as_json import rounded
 from rlaif_cli.stats.diversity import openings
@@ -68,8 +69,8 @@ def train_ppo(
     """
     check_reward_source(config)
     functions = {name: reward_function.load(spec) for name, spec in config.eval_functions.items()}
-    base = models.resolve(config.model)
-    reward_path = models.resolve(config.reward_model[0]) if config.reward_model else None
+    base = resolve_model(config.model)
+    reward_path = resolve_model(config.reward_model[0]) if config.reward_model else None
     source = _source(config, base, judge_fits)
     if config.dry_run:
         return {"prompts": len(source)}
@@ -88,7 +89,7 @@ def train_ppo(
 
 
 def _source(config: PPOConfig, base: Path, judge_fits: Callable[[list[Message]], str | None]) -> Source[PromptRecord]:
-    tokenizer, limit = ChatTokenizer(base), models.context_length(base)
+    tokenizer, limit = ChatTokenizer(base), context_length(base)
 
     def fits(record: PromptRecord) -> str | None:
         messages = with_system(as_messages(record.prompt), config.system)

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlaif_cli import models
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Preference, prompt_text
 from rlaif_cli.errors import DivergedError, InputError
+from rlaif_cli.models.resolve import resolve_model
+from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.results import calibration
 from rlaif_cli.stats.agreement import agreement_items
 from rlaif_cli.stats.calibration import entropy
@@ -55,7 +55,7 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
         InputError: the preferences cannot be used, or a pair is longer than `max_length`.
         ModelError: the model cannot be found or loaded.
     """
-    base = models.resolve(config.model)
+    base = resolve_model(config.model)
     tokenizer = ChatTokenizer(base)
     source = _source(config, tokenizer, config.preferences, "rejected")
     human = _source(config, tokenizer, config.human, "human.rejected") if config.human else None

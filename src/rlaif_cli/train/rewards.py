@@ -15,8 +15,6 @@ from typing import Any, Protocol, cast
 import torch
 
 from rlaif_cli import constitution as constitutions
-from rlaif_cli import models
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig
 from rlaif_cli.config.judge import JudgeConfig
 from rlaif_cli.config.ppo import PPOConfig
@@ -27,6 +25,10 @@ from rlaif_cli.data.records import Message, content_id
 from rlaif_cli.engines import LOCAL, Engine, EnginePool, Failed, Request
 from rlaif_cli.errors import ModelError, UsageError
 from rlaif_cli.judge import NoReward, RewardingJudge, make_judge, named_principles
+from rlaif_cli.models.metadata import check_reward_model
+from rlaif_cli.models.names import FAKE
+from rlaif_cli.models.resolve import resolve_model
+from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import loop, reward_function
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.models import load_reward_model
@@ -51,11 +53,11 @@ def check_reward_source(config: ScorersConfig) -> None:
     for spec in config.reward_function:
         reward_function.load(spec)
     for name in config.reward_model:
-        models.check_reward_model(models.resolve(name))
+        check_reward_model(resolve_model(name))
     if isinstance(config, RewardSourceConfig) and config.judge is not None and config.constitution is not None:
         _principles(constitutions.load(config.constitution), config.principles)
-        if config.judge != models.FAKE and config.judge_engine in (None, *LOCAL):
-            models.resolve(config.judge)
+        if config.judge != FAKE and config.judge_engine in (None, *LOCAL):
+            resolve_model(config.judge)
 
 
 def reward_source(
@@ -90,7 +92,7 @@ def reward_models(
 ) -> RewardSource:
     """The mean of the normalised rewards of several reward models."""
     return Ensemble(
-        [RewardModelScorer(path, precision, token_budget, on_body(path)) for path in map(models.resolve, names)]
+        [RewardModelScorer(path, precision, token_budget, on_body(path)) for path in map(resolve_model, names)]
     )
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from rlaif_cli import models
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.train import SftConfig
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Demonstration, as_messages, prompt_text
+from rlaif_cli.models.resolve import resolve_model
+from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import distributed, loop
 from rlaif_cli.train.folder import run_in_folder
 from rlaif_cli.train.models import device, load_policy, response_logprobs, trainable
@@ -34,7 +34,7 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
         InputError: the records cannot be used, or one is longer than `max_length`.
         ModelError: the model cannot be found or loaded.
     """
-    base = models.resolve(config.model)
+    base = resolve_model(config.model)
     tokenizer = ChatTokenizer(base)
     source = _source(config, tokenizer)
     if config.dry_run:

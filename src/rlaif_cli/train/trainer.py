@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlaif_cli.chat import ChatTokenizer
 from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import adapters, distributed, loop, ops
 from rlaif_cli.train.adapters import Adapted
 from rlaif_cli.train.models import (

@@ -18,9 +18,9 @@ def rows_of_kind(config: DataConfig, kind: str, output: str, stage: str, **how: 
 
 def rewritten(config: Any, source: Source[Any], **facts: str) -> Any:
     """A new file of lines, there whole or not at all, with a manifest that leads back to what it was made of."""
-    manifest = {"stage": "data", "settings": _settings(config, source), **facts}
+    manifest = {"stage": "data", "settings": recorded_settings(config, source), **facts}
     return new_file(config.output, manifest, overwrite=config.overwrite)
 
 
-def _settings(config: DataConfig, source: Source[Any]) -> dict[str, Any]:
+def recorded_settings(config: DataConfig, source: Source[Any]) -> dict[str, Any]:
     return config.deciding() | {"input_sha256": source.sha256}

@@ -6,18 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.config.data import (
-    SplitConfig,
-)
+from rlaif_cli.config.data import SplitConfig
 from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.compression import content_sha256
 from rlaif_cli.data.hash_set import hash64
 from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.reader import Source, is_changed
-from rlaif_cli.data.records import (
-    prompt_text,
-)
-from rlaif_cli.data.tools.rows import _settings, rewritten, rows_of_kind
+from rlaif_cli.data.records import prompt_text
+from rlaif_cli.data.tools.rows import recorded_settings, rewritten, rows_of_kind
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 KEPT, HELD_OUT = "kept", "held out"  # the parts of a split, in their manifests
@@ -56,5 +52,5 @@ def _half_done(config: SplitConfig, source: Source[Any]) -> bool:
     path, part = there[0]
     manifest = sidecar(path, "manifest.json")
     found = read_json(manifest) if manifest.exists() else {}
-    same = (found.get("part"), found.get("settings")) == (part, _settings(config, source))
+    same = (found.get("part"), found.get("settings")) == (part, recorded_settings(config, source))
     return same and not is_changed(manifest, content_sha256(path))

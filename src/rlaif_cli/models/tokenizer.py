@@ -12,12 +12,13 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import models
-from rlaif_cli.chat_template import ChatTemplate, named_turns
 from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.records import Message
 from rlaif_cli.errors import ModelError
-from rlaif_cli.text_encoder import TextEncoder
+from rlaif_cli.models.chat_template import ChatTemplate, named_turns
+from rlaif_cli.models.load import NO_PROGRAMS, not_loaded
+from rlaif_cli.models.metadata import vocabulary_size
+from rlaif_cli.models.text_encoder import TextEncoder
 from rlaif_cli.ui import console
 
 Spellings = tuple[tuple[tuple[Any, ...], ...], ...]  # of each label, the token sequences that write it
@@ -42,9 +43,9 @@ class ChatTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            self.hf: Any = AutoTokenizer.from_pretrained(path, **models.NO_PROGRAMS)
+            self.hf: Any = AutoTokenizer.from_pretrained(path, **NO_PROGRAMS)
         except Exception as error:  # broken files make the tokenizers library raise its own, without a common base
-            raise models.not_loaded("the tokenizer", path, error) from error
+            raise not_loaded("the tokenizer", path, error) from error
         self._check_size(path)
         self.template = ChatTemplate(self.hf)
         self._encoder = TextEncoder(self.hf)
@@ -61,7 +62,7 @@ class ChatTokenizer:
         self.eos_ids = self._eos_ids(path)
 
     def _check_size(self, path: Path | str) -> None:
-        size = models.vocabulary_size(path)
+        size = vocabulary_size(path)
         used = max([self.hf.vocab_size - 1, *self.hf.added_tokens_decoder]) + 1
         if size is not None and used > size:
             raise ModelError(
