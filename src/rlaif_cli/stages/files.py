@@ -13,28 +13,11 @@ from rlaif_cli.data.atomic import open_for_writing
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.data.resumable_output import Output
-from rlaif_cli.engines import FAKE, LOCAL, SERVER, Engine, computing_engine, engine_name
+from rlaif_cli.engines import LOCAL, Engine, computing_engine, engine_name
 from rlaif_cli.errors import EngineError
-from rlaif_cli.models.metadata import checkpoint_hash, context_length
+from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.models.resolve import resolve_model
-from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTokenizer
 from rlaif_cli.ui.console import warn_once
-
-
-def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int | None]:
-    """The model's tokenizer and its context in tokens (None: only its server knows), without starting an engine.
-
-    Raises:
-        ModelError: the model cannot be found or has no tokenizer.
-    """
-    engine = computing_engine(config, model)
-    if engine == FAKE:
-        return FakeTokenizer(), config.max_length or 1 << 20
-    if engine == SERVER:
-        return RemoteTokenizer(), None
-    path = resolve_model(model)
-    limit = context_length(path)
-    return ChatTokenizer(path), min(limit, config.max_length or limit)
 
 
 def model_hash(config: EngineConfig, model: str) -> str | None:
@@ -128,10 +111,3 @@ def reject(output: str, stage: str, record: PromptRecord, reason: str) -> None:
     """A prompt that the server will never answer goes where lines go that cannot be used."""
     with open_for_writing(rejected_path(output, stage), "a") as file:
         file.write(json.dumps({"id": record.id, "reason": reason, "text": record.model_dump_json()}) + "\n")
-
-
-def too_long(tokens: int, limit: int | None, what: str) -> str | None:
-    """The fault of a row that does not fit the model's context; None if it fits."""
-    if limit is None or tokens <= limit:
-        return None
-    return f"{what} need {tokens} tokens, the model's context holds {limit}"

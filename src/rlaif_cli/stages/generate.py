@@ -14,8 +14,9 @@ from rlaif_cli.data.records import Candidates, Message, PromptRecord, Response, 
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import Completion, request_seed
+from rlaif_cli.engines.tokenizer import open_tokenizer, too_long
 from rlaif_cli.models.tokenizer import with_system
-from rlaif_cli.stages.files import InOrder, Unanswered, accounted, finish, open_tokenizer, reject, too_long
+from rlaif_cli.stages.files import InOrder, Unanswered, accounted, finish, reject
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 

@@ -10,10 +10,10 @@ from rlaif_cli.constitution import Constitution
 from rlaif_cli.data.records import Message
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Request
+from rlaif_cli.engines.tokenizer import open_tokenizer, too_long
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.judge import Comparison, Judge, Single, make_judge, make_panel, named_principles
 from rlaif_cli.judge.truncate import truncate
-from rlaif_cli.stages.files import open_tokenizer, too_long
 
 
 def check_principles(config: JudgeConfig, constitution: Constitution) -> None:

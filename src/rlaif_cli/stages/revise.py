@@ -21,8 +21,9 @@ from rlaif_cli.data.records import PromptRecord, Revision, Round, as_messages
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import request_seed
+from rlaif_cli.engines.tokenizer import open_tokenizer, too_long
 from rlaif_cli.models.tokenizer import with_system
-from rlaif_cli.stages.files import Unanswered, accounted, finish, open_tokenizer, reject, too_long
+from rlaif_cli.stages.files import Unanswered, accounted, finish, reject
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 _AT_ONCE = 64  # prompts that go through all their rounds together
