@@ -16,15 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import constitution
 from rlaif_cli.data.records import HumanPair
 from rlaif_cli.data.shipped_files import shipped_path
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.engines.vllm import VllmEngine
 from rlaif_cli.judge import Comparison, PairwiseJudge
+from rlaif_cli.judge.constitution_files import load
 from rlaif_cli.models.resolve import resolve_model
 
-CONSTITUTION = constitution.load("helpfulness")
+CONSTITUTION = load("helpfulness")
 
 
 def read_pairs(path: Path, count: int) -> list[Comparison]:

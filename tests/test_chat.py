@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlaif_cli import constitution as constitutions
-from rlaif_cli import prompts
 from rlaif_cli.data.records import Message
 from rlaif_cli.errors import ModelError
+from rlaif_cli.judge import constitution_files as constitutions
+from rlaif_cli.judge import prompts
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer, with_system
 

@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from rlaif_cli.commands.constitution import app
-from rlaif_cli.constitution import Constitution, Principle, load, shipped
 from rlaif_cli.data import shipped_files
 from rlaif_cli.data.strict_yaml import MAX_BYTES
 from rlaif_cli.errors import EXIT_FAILED, EXIT_USAGE, InputError, RlaifError, UsageError
+from rlaif_cli.judge.constitution import Constitution, Principle
+from rlaif_cli.judge.constitution_files import load, shipped
 
 SHIPPED = ["harmlessness", "helpfulness", "summarization", "tone"]
 
@@ -130,7 +131,7 @@ def test_draw_depends_on_key_and_seed_alone() -> None:
 
 def test_draw_is_the_same_in_every_process_and_release() -> None:
     code = (
-        "from rlaif_cli.constitution import Constitution\n"
+        "from rlaif_cli.judge.constitution import Constitution\n"
         "weights = {'v': 1.0, 'w': 2.0, 'x': 3.0, 'y': 0.5, 'z': 0.5}\n"
         "principles = [{'id': id, 'text': 't', 'weight': w} for id, w in weights.items()]\n"
         "c = Constitution(name='n', description='d', preamble='p', principles=principles)\n"
@@ -481,7 +482,7 @@ def test_check_raises_what_the_command_line_turns_into_an_exit_code(tmp_path: Pa
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys, rlaif_cli.commands.constitution as c\n"
-        "import rlaif_cli.constitution\n"
+        "import rlaif_cli.judge.constitution\n"
         "assert not {'torch', 'transformers', 'vllm'} & set(sys.modules)"
     )
     env = {"PYTHONPATH": str(shipped_files.PACKAGE.parent)}

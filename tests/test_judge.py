@@ -7,15 +7,23 @@ import re
 
 import pytest
 
-from rlaif_cli import constitution as constitutions
-from rlaif_cli import prompts
 from rlaif_cli.config.judge import LabelConfig
-from rlaif_cli.constitution import Constitution
 from rlaif_cli.data.records import Candidates, Message
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.errors import UsageError
-from rlaif_cli.judge import Comparison, ContrastJudge, Labels, PairwiseJudge, ScoreJudge, Single, choose_principles
+from rlaif_cli.judge import (
+    Comparison,
+    ContrastJudge,
+    Labels,
+    PairwiseJudge,
+    ScoreJudge,
+    Single,
+    choose_principles,
+    prompts,
+)
+from rlaif_cli.judge import constitution_files as constitutions
+from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.score import expected_score, p_higher
 from rlaif_cli.models.tokenizer import FakeTokenizer
 from rlaif_cli.stages.label import check_principles, pair_chooser, preference

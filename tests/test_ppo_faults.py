@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from conftest import rows_of
-from rlaif_cli import constitution as constitutions
 from rlaif_cli.commands import ppo as ppo_command
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import RewardConfig
@@ -26,6 +25,7 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion, Request, request_seed
 from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.errors import EngineError, InputError, UsageError
+from rlaif_cli.judge import constitution_files as constitutions
 from rlaif_cli.stages.generate import _candidates
 from rlaif_cli.train import loop, ops, scoring, selection
 from rlaif_cli.train.evaluate import reward

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from conftest import rlaif, rows_of
-from rlaif_cli import constitution as constitutions
 from rlaif_cli.config.engine import ReviseConfig
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.engines.fake import FakeEngine
+from rlaif_cli.judge import constitution_files as constitutions
 from rlaif_cli.stages import revise as stage
 
 HELPFUL = constitutions.load("helpfulness")

@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_cli import __version__, constitution
-from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig
-from rlaif_cli.data import user_function
+from rlaif_cli import __version__
+from rlaif_cli.config.base import DATA_FIELDS, StageConfig
 from rlaif_cli.data.atomic import open_for_writing, write_json
 from rlaif_cli.data.compression import content_sha256
 from rlaif_cli.data.inputs import files, names_records
 from rlaif_cli.data.paths import beside, file_of, sidecar
 from rlaif_cli.data.records import Candidates, HumanPair, Message, prompt_text, shared_prompt
 from rlaif_cli.errors import InputError
-from rlaif_cli.models.metadata import checkpoint_hash
-from rlaif_cli.models.resolve import resolve_model
+from rlaif_cli.judge.provenance import judging_hashes
 from rlaif_cli.stats.agreement import agreement_items, pair_kappa
 from rlaif_cli.stats.as_json import rate
 from rlaif_cli.stats.calibration import brier, expected_calibration_error, in_both_orders, reliability_bins
@@ -149,25 +147,6 @@ def _settings(config: StageConfig) -> dict[str, Any]:
     names = [name for name in DATA_FIELDS if isinstance(settings.get(name), str) and names_records(settings[name])]
     settings |= {f"{name}_sha256": content_sha256(*(file.path for file in files(settings[name]))) for name in names}
     return settings | judging_hashes(config)
-
-
-def judging_hashes(config: StageConfig) -> dict[str, Any]:
-    """Of the judges, reward models, functions and constitution that a config names; of no judge behind a server."""
-    settings, found = config.deciding(), dict[str, Any]()
-    for role in ("judge", "reward_model"):
-        if settings.get(role) and not _behind_a_server(config, role):
-            named = [settings[role]] if isinstance(settings[role], str) else settings[role]
-            found[f"{role}_sha256"] = {name: checkpoint_hash(resolve_model(name)) for name in named}
-    for role in FUNCTION_FIELDS:
-        if specs := getattr(config, role, ()):
-            found[f"{role}_sha256"] = {spec: user_function.sha256_of(spec) for spec in specs}
-    if settings.get("constitution"):
-        found["constitution_sha256"] = constitution.load(settings["constitution"]).sha256
-    return found
-
-
-def _behind_a_server(config: Any, role: str) -> bool:
-    return role == "judge" and "openai" in (getattr(config, "engine", None), getattr(config, "judge_engine", None))
 
 
 def planned(metric: str, count: int) -> dict[str, Any]:

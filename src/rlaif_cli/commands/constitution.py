@@ -13,7 +13,7 @@ from rlaif_cli.commands.options import epilog
 from rlaif_cli.ui import console
 
 if TYPE_CHECKING:  # at run time each command imports it
-    from rlaif_cli.constitution import Constitution
+    from rlaif_cli.judge.constitution import Constitution
 
 app = typer.Typer(
     name="constitution",
@@ -25,7 +25,7 @@ app = typer.Typer(
 @app.command("list", epilog=epilog("rlaif constitution list"))
 def list_() -> None:
     """List the constitutions that ship with rlaif: name, number of principles, description."""
-    from rlaif_cli.constitution import load, shipped
+    from rlaif_cli.judge.constitution_files import load, shipped
 
     constitutions = [load(name) for name in shipped()]
     width = max(len(constitution.name) for constitution in constitutions)
@@ -40,7 +40,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")] = False,
 ) -> None:
     """Show a whole constitution: its framing, principles, contrast prompts and exemplars."""
-    from rlaif_cli.constitution import load
+    from rlaif_cli.judge.constitution_files import load
 
     constitution = load(name)
     if as_json:
@@ -56,7 +56,7 @@ def check(path: Annotated[str, typer.Argument(help="The YAML file (or a shipped 
 
     Warnings name what is allowed but probably not meant. Nothing is printed to stdout.
     """
-    from rlaif_cli.constitution import load
+    from rlaif_cli.judge.constitution_files import load
 
     constitution = load(path)
     for warning in constitution.warnings():

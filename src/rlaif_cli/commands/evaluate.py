@@ -89,7 +89,7 @@ def _reward_model(config: RewardModelEvalConfig) -> int:
 
 
 def best_of_n(config: BestOfNConfig, engines: Any) -> dict[str, Any]:
-    from rlaif_cli.stages.evaluate import comparer
+    from rlaif_cli.judge.compare import comparer
     from rlaif_cli.train import evaluate
 
     return evaluate.best_of_n(config, comparer(config, engines))

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig
-from rlaif_cli.constitution import Constitution
 from rlaif_cli.engines.base import Engine
 from rlaif_cli.judge.base import (
     Approval,
@@ -27,6 +26,7 @@ from rlaif_cli.judge.base import (
     direction,
     named_principles,
 )
+from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.contrast import ContrastJudge
 from rlaif_cli.judge.labels import Labels
 from rlaif_cli.judge.pairwise import PairwiseJudge

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.data.records import Message, content_id
 from rlaif_cli.engines.base import Request
+from rlaif_cli.judge.constitution import Constitution, Principle
 
 Prompt = str | list[Message]
 

@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rlaif_cli import prompts
-from rlaif_cli.constitution import Principle
 from rlaif_cli.engines.base import Engine, Failed, Request, gather
+from rlaif_cli.judge import prompts
 from rlaif_cli.judge.base import Approval, Comparison, Judgement, NoReward, Prompt, Single, direction, mean, sigmoid
+from rlaif_cli.judge.constitution import Principle
 
 
 class ContrastJudge:

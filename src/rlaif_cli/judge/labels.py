@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from rlaif_cli.data.records import Message
 from rlaif_cli.engines.base import UNSEEN, Bound, Completion, Engine, Failed, Request, Sampling, gather, request_seed
+from rlaif_cli.judge.prompts import ANSWER_PREFIX
 from rlaif_cli.models.tokenizer import AnyTokenizer, Spellings
-from rlaif_cli.prompts import ANSWER_PREFIX
 
 Job = TypeVar("Job")
 

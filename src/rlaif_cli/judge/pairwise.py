@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from rlaif_cli import prompts
-from rlaif_cli.constitution import Constitution
 from rlaif_cli.data.records import Message
 from rlaif_cli.engines.base import Completion, Engine, Failed, Request, Sampling
+from rlaif_cli.judge import prompts
 from rlaif_cli.judge.base import Approval, Comparison, Judgement, Single, direction, mean, position_won
+from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.labels import Answer, Labels, Question, unusable
 
 _AT_ONCE = 128  # comparisons whose rationales are decoded before their labels are read

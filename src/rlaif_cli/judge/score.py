@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rlaif_cli import prompts
-from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.engines.base import Engine, Request
+from rlaif_cli.judge import prompts
 from rlaif_cli.judge.base import Approval, Comparison, Judgement, NoReward, Prompt, Single, direction, mean
+from rlaif_cli.judge.constitution import Constitution, Principle
 from rlaif_cli.judge.labels import Answer, Labels, Question, unusable
 
 

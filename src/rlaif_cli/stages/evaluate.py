@@ -5,26 +5,26 @@ Every number carries its n, the unscored count and an interval over prompts; per
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from rlaif_cli import constitution as constitutions
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import AlignmentConfig, HarmlessRateConfig, WinRateConfig
-from rlaif_cli.config.judge import CompareConfig, JudgeConfig
-from rlaif_cli.constitution import Constitution
 from rlaif_cli.data.inputs import names_records
 from rlaif_cli.data.paths import beside, rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates, HumanPair, prompt_key
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.judge import Approval, Comparison, Judgement, Single, choose_principles, named_principles
+from rlaif_cli.judge import Approval, Single, named_principles
+from rlaif_cli.judge import constitution_files as constitutions
+from rlaif_cli.judge.compare import _judge
+from rlaif_cli.judge.context_budget import Room
+from rlaif_cli.judge.session import check_principles, open_judge
 from rlaif_cli.results import agreement, check_preferences, nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.stages.generate import generate
-from rlaif_cli.stages.judging import Room, check_principles, open_judge
 from rlaif_cli.stats.agreement import cohen_kappa, is_refusal, wins
 from rlaif_cli.stats.as_json import as_json, rate
 from rlaif_cli.stats.calibration import fit_contrast_scale
@@ -282,42 +282,6 @@ def _over_refusal(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------ shared
-
-
-def _judge(
-    config: JudgeConfig,
-    constitution: Constitution,
-    room: Room,
-    engines: EnginePool,
-    texts: Sequence[tuple[Any, str, str]],
-    progress: ProgressCallback,
-) -> list[Judgement]:
-    """Judge (prompt, a, b) triples; in their order."""
-    judge = open_judge(config, constitution, engines)
-
-    def comparisons() -> Iterator[Comparison]:
-        for index, (prompt, a, b) in enumerate(texts):
-            principles = choose_principles(constitution, config.principles, prompt, a, b, config.seed)
-            yield room.fit(Comparison(index, prompt, a, b, principles))
-
-    judged: dict[int, Judgement] = {}
-    for comparison, judgement in judge.compare(comparisons()):
-        judged[comparison.key] = judgement
-        progress(len(judged), len(texts))
-    return [judged[index] for index in range(len(texts))]
-
-
-def comparer(
-    config: CompareConfig, engines: EnginePool
-) -> Callable[[Sequence[tuple[Any, str, str]]], list[float | None]]:
-    """What gives P(the judge prefers a) of (prompt, a, b) triples, in their order; None where it could not tell.
-
-    All that can be wrong with the settings is raised here, before compute is spent.
-    """
-    constitution = constitutions.load(config.constitution)
-    check_principles(config, constitution)
-    room = Room(config, constitution)
-    return lambda texts: [j.p_a for j in _judge(config, constitution, room, engines, texts, no_progress)]
 
 
 def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool) -> dict[str, Candidates]:

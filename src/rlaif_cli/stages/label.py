@@ -9,9 +9,7 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
-from rlaif_cli import constitution as constitutions
 from rlaif_cli.config.judge import LabelConfig
-from rlaif_cli.constitution import Constitution
 from rlaif_cli.data.hash_set import HashSet
 from rlaif_cli.data.paths import beside, file_of, rejected_path
 from rlaif_cli.data.reader import Source
@@ -20,8 +18,11 @@ from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import UsageError
 from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
+from rlaif_cli.judge import constitution_files as constitutions
+from rlaif_cli.judge.constitution import Constitution
+from rlaif_cli.judge.context_budget import Room
+from rlaif_cli.judge.session import check_principles, open_judge
 from rlaif_cli.stages.files import InOrder, Unanswered, accounted, finish
-from rlaif_cli.stages.judging import Room, check_principles, open_judge
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 

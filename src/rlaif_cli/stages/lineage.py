@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlaif_cli import constitution
 from rlaif_cli.config.base import FUNCTION_FIELDS
 from rlaif_cli.config.report import LineageConfig
 from rlaif_cli.data import user_function
@@ -17,6 +16,7 @@ from rlaif_cli.data.inputs import files, is_elsewhere
 from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.run_settings import input_hashes
 from rlaif_cli.errors import InputError, RlaifError
+from rlaif_cli.judge.constitution_files import load
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.models.resolve import resolve_model
 
@@ -163,7 +163,7 @@ def _constitution(name: str, recorded: str | None) -> Node:
     if recorded is None:
         return Node(name, "constitution", None, "no record", None)
     try:
-        found = constitution.load(name).sha256
+        found = load(name).sha256
     except RlaifError:
         return Node(name, "constitution", None, "missing", recorded)
     return Node(name, "constitution", None, "as recorded" if found == recorded else "changed", recorded)

@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from rlaif_cli import constitution as constitutions
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.data.inputs import raw_lines
 from rlaif_cli.data.records import Candidates, Response
 from rlaif_cli.engines import FAKE, SERVER, computing_engine, engine_name
 from rlaif_cli.engines.server_labels import reply_tokens
 from rlaif_cli.errors import RlaifError
+from rlaif_cli.judge import constitution_files as constitutions
 from rlaif_cli.judge import named_principles
 from rlaif_cli.judge.labels import ANSWER_TOKENS
-from rlaif_cli.prompts import LABELS, SCORES
+from rlaif_cli.judge.prompts import LABELS, SCORES
 from rlaif_cli.rates import Rate
 from rlaif_cli.stages.label import pair_chooser
 from rlaif_cli.stages.pipeline import Step

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli import constitution as constitutions
 from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig, function_place
 from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
 from rlaif_cli.config.evaluate import WinRateConfig
@@ -22,10 +21,11 @@ from rlaif_cli.data import user_function
 from rlaif_cli.data.inputs import files, is_elsewhere, names_records
 from rlaif_cli.engines import LOCAL, computing_engine
 from rlaif_cli.errors import InputError, RlaifError
+from rlaif_cli.judge import constitution_files as constitutions
 from rlaif_cli.judge import named_principles
+from rlaif_cli.judge.session import check_principles
 from rlaif_cli.models.metadata import check_reward_model
 from rlaif_cli.models.resolve import look_up
-from rlaif_cli.stages.judging import check_principles
 from rlaif_cli.stages.pipeline import Step
 
 Need = tuple[str, Callable[[str], object]]  # a name, and what raises an RlaifError where it cannot be had

@@ -11,10 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from rlaif_cli import constitution as constitutions
-from rlaif_cli import prompts
 from rlaif_cli.config.engine import ReviseConfig
-from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.data.paths import file_of, rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import PromptRecord, Revision, Round, as_messages
@@ -22,6 +19,9 @@ from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import request_seed
 from rlaif_cli.engines.tokenizer import open_tokenizer, too_long
+from rlaif_cli.judge import constitution_files as constitutions
+from rlaif_cli.judge import prompts
+from rlaif_cli.judge.constitution import Constitution, Principle
 from rlaif_cli.models.tokenizer import with_system
 from rlaif_cli.stages.files import Unanswered, accounted, finish, reject
 from rlaif_cli.ui.progress import ProgressCallback, no_progress

@@ -23,10 +23,10 @@ from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Message, PromptRecord, as_messages
 from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError
+from rlaif_cli.judge.provenance import judging_hashes
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer, with_system
-from rlaif_cli.results import judging_hashes
 from rlaif_cli.stats.as_json import rounded
 from rlaif_cli.stats.diversity import openings
 from rlaif_cli.train import distributed, evaluations, loop, ops, reward_function, scoring, selection

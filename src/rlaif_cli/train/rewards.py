@@ -14,17 +14,17 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from rlaif_cli import constitution as constitutions
 from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig
 from rlaif_cli.config.judge import JudgeConfig
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig, ScorersConfig
-from rlaif_cli.constitution import Constitution, Principle
 from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.records import Message, content_id
 from rlaif_cli.engines import LOCAL, Engine, EnginePool, Failed, Request
 from rlaif_cli.errors import ModelError, UsageError
 from rlaif_cli.judge import NoReward, RewardingJudge, make_judge, named_principles
+from rlaif_cli.judge import constitution_files as constitutions
+from rlaif_cli.judge.constitution import Constitution, Principle
 from rlaif_cli.models.metadata import check_reward_model
 from rlaif_cli.models.names import FAKE
 from rlaif_cli.models.resolve import resolve_model

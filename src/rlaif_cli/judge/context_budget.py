@@ -6,31 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig
-from rlaif_cli.constitution import Constitution
 from rlaif_cli.data.records import Message
-from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Request
 from rlaif_cli.engines.tokenizer import open_tokenizer, too_long
-from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.judge import Comparison, Judge, Single, make_judge, make_panel, named_principles
+from rlaif_cli.errors import InputError
+from rlaif_cli.judge import Comparison, Single, make_judge
+from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.truncate import truncate
-
-
-def check_principles(config: JudgeConfig, constitution: Constitution) -> None:
-    """Find out before compute is spent whether the principles exist and can be asked with the method."""
-    drawn = tuple(config.principles) == ("sample",)
-    for principle in named_principles(constitution, ("all",) if drawn else config.principles):
-        if config.method == "contrast":
-            principle.contrast_prompts()
-        shots = config.shots if isinstance(config, CompareConfig) else 0
-        if (found := len(constitution.exemplars_for(principle))) < shots:
-            raise UsageError(
-                f"--shots {shots}: {found} exemplars of '{constitution.name}' fit the principle '{principle.id}'"
-            )
-
-
-def open_judge(config: JudgeConfig, constitution: Constitution, engines: EnginePool) -> Judge:
-    return make_panel(config, constitution, engines.get_all(config, config.judge))
 
 
 class Room:

@@ -9,8 +9,8 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from rlaif_cli.constitution import Constitution, Exemplar, Principle
 from rlaif_cli.data.records import Message, as_messages, prompt_text
+from rlaif_cli.judge.constitution import Constitution, Exemplar, Principle
 
 LABELS = ("1", "2")
 SCORES = tuple(map(str, range(1, 11)))

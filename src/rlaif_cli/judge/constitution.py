@@ -30,32 +30,19 @@ would have drawn.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
-import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, field_validator, model_validator
 
-from rlaif_cli.data import strict_yaml
-from rlaif_cli.data.shipped_files import shipped_path
 from rlaif_cli.data.strict_yaml import Loc, dotted, shown
 from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.judge.constitution_files import did_you_mean
 
 MAX_WEIGHT = 1e6
 
@@ -64,7 +51,7 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"\A[
 Line = Annotated[str, StringConstraints(min_length=1, pattern=r"\A[^\r\n]*\z")]
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
     """Unknown keys are errors, nothing is converted ("1" is not 1), nothing changes after loading.
 
     White space around a text is dropped: YAML's block style ends every text with a line break.
@@ -73,7 +60,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, str_strip_whitespace=True)
 
 
-class Principle(_Model):
+class Principle(Model):
     """One thing to judge by; see the top of the file for `choose`."""
 
     id: Id
@@ -104,7 +91,7 @@ class Principle(_Model):
         return self.for_, self.against
 
 
-class Exemplar(_Model):
+class Exemplar(Model):
     """A worked comparison to show the judge.
 
     `answer` answers the question of the exemplar's own `principle` (without one: which response is better),
@@ -126,7 +113,7 @@ class Exemplar(_Model):
         return value
 
 
-class Constitution(_Model):
+class Constitution(Model):
     """A task framing, the principles, and exemplars. Made by `load`."""
 
     name: Line
@@ -140,7 +127,7 @@ class Constitution(_Model):
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Constitution:
-        faults = _cross_faults(self.model_dump(by_alias=True))
+        faults = cross_faults(self.model_dump(by_alias=True))
         if faults:
             raise ValueError("; ".join(f"{dotted(loc)}: {what}" for loc, what in faults))
         return self
@@ -167,7 +154,7 @@ class Constitution(_Model):
         known = [principle.id for principle in self.principles]
         raise UsageError(
             f"constitution '{self.name}' has no principle '{id}'",
-            hint=f"{_did_you_mean(id, known)}it has: {', '.join(known)}",
+            hint=f"{did_you_mean(id, known)}it has: {', '.join(known)}",
         )
 
     def select(self, ids: Iterable[str]) -> Constitution:
@@ -256,76 +243,7 @@ class Constitution(_Model):
 # --- loading ------------------------------------------------------------------------------------------------
 
 
-def shipped() -> list[str]:
-    """The names of the constitutions that ship with rlaif, sorted."""
-    return sorted(path.stem for path in shipped_path("constitutions").glob("*.yaml"))
-
-
-def load(name_or_path: str) -> Constitution:
-    """A shipped constitution by its name, or any by the path of its YAML file.
-
-    A shipped name always means the shipped one; a file of the same name is meant by `./helpfulness`.
-
-    Raises:
-        UsageError: neither a shipped name nor something that looks like a path.
-        InputError: the file cannot be read or is faulty; all faults are reported, with line and field.
-    """
-    path = _find(name_or_path)
-    content, document = _read(path)
-    faults = document.faults
-    constitution, schema_faults = _validated(document.value)
-    told = {loc for loc, _ in faults}  # a value that could not be read is not worth a second fault
-    faults += [fault for fault in schema_faults if fault[0] not in told]
-    if constitution is None or faults:
-        raise document.error(path, faults)
-    constitution._path = path
-    constitution._sha256 = hashlib.sha256(content).hexdigest()
-    return constitution
-
-
-def _find(name_or_path: str) -> Path:
-    names = shipped()
-    if name_or_path in names:
-        return shipped_path("constitutions") / f"{name_or_path}.yaml"
-    path = Path(name_or_path)
-    if re.search(r"[/\\]|\.ya?ml\Z", name_or_path) or os.path.exists(name_or_path):
-        return path
-    guess = _did_you_mean(name_or_path, names)
-    raise UsageError(
-        f"unknown constitution '{name_or_path}'",
-        hint=f"{guess}shipped: {', '.join(names)}; or give the path of a YAML file",
-    )
-
-
-def _read(path: Path) -> tuple[bytes, strict_yaml.Document]:
-    try:
-        content = strict_yaml.read(path)
-    except FileNotFoundError:
-        stem = path.stem if path.stem in shipped() else None
-        hint = f"for the shipped constitution write '{stem}'" if stem else f"shipped: {', '.join(shipped())}"
-        raise InputError("no such constitution file", where=str(path), hint=hint) from None
-    document = strict_yaml.parse(content, path)
-    if not isinstance(document.value, dict):
-        wanted = "must hold the keys name, description, preamble and principles"
-        what = "is empty" if document.value is None else f"{wanted}, found {shown(document.value)}"
-        raise InputError(what, where=str(path), hint=f"{shipped_path('constitutions')} holds full examples")
-    return content, document
-
-
-def _validated(data: object) -> tuple[Constitution | None, list[tuple[Loc, str]]]:
-    """The constitution, or every fault that the schema and the cross checks find."""
-    faults = _cross_faults(data) if isinstance(data, Mapping) else []
-    try:
-        return Constitution.model_validate(data), faults
-    except ValidationError as error:
-        for fault in error.errors(include_url=False):
-            if fault["loc"] == () and fault["type"] == "value_error":
-                continue  # the cross checks again; they are in `faults` already, with their places
-            faults.append((fault["loc"], _in_our_words(fault)))
-        return None, faults
-
-
-def _cross_faults(data: Mapping[str, Any]) -> list[tuple[Loc, str]]:
+def cross_faults(data: Mapping[str, Any]) -> list[tuple[Loc, str]]:
     """What no single field can show: no principles, an id used twice, exemplars of a principle there is not.
 
     Works on unchecked data, so that these faults are found beside those of the schema.
@@ -340,7 +258,7 @@ def _cross_faults(data: Mapping[str, Any]) -> list[tuple[Loc, str]]:
         first.setdefault(id, i)
     for i, id in _texts(data, "exemplars", "principle"):
         if id not in first:
-            what = f"there is no principle '{id}'; {_did_you_mean(id, list(first))}".rstrip("; ")
+            what = f"there is no principle '{id}'; {did_you_mean(id, list(first))}".rstrip("; ")
             faults.append((("exemplars", i, "principle"), what))
     return faults
 
@@ -355,51 +273,3 @@ def _texts(data: Mapping[str, Any], section: str, field: str) -> list[tuple[int,
 
 
 # --- messages -----------------------------------------------------------------------------------------------
-
-
-def _in_our_words(fault: Any) -> str:
-    """A fault of pydantic's in words for the one who wrote the file."""
-    kind, loc, value, context = fault["type"], fault["loc"], fault["input"], fault.get("ctx", {})
-    match kind:
-        case "missing":
-            return "is missing"
-        case "extra_forbidden":
-            known = _keys(loc)
-            guess = _did_you_mean(str(loc[-1]), known)
-            return f"unknown key; {guess}known are {', '.join(known)}"
-        case "string_type":
-            quote = "; put it in quotes" if isinstance(value, bool | int | float) else ""
-            return f"must be text, not {shown(value)}{quote}"
-        case "string_too_short":
-            return "must not be empty"
-        case "string_too_long":
-            return f"must have at most {context['max_length']} characters, found {len(value)}"
-        case "string_pattern_mismatch" if "\n" in value:
-            return "must be a single line"
-        case "string_pattern_mismatch":
-            return f"must consist of a-z, 0-9 and '-', found '{value}'"
-        case "literal_error":
-            return f"must be {context['expected']}, not {shown(value)}"
-        case "float_type":
-            return f"must be a number, not {'the text ' if isinstance(value, str) else ''}{shown(value)}"
-        case "greater_than" | "less_than_equal" | "finite_number":
-            return f"must be above 0 and at most {MAX_WEIGHT:,.0f}, not {shown(value)}"
-        case "tuple_type":
-            return f"must be a list, not {shown(value)}"
-        case "model_type":
-            return f"must be a mapping with the keys {', '.join(_keys((*loc, '')))}, not {shown(value)}"
-        case "value_error":
-            return str(context["error"])
-    return str(fault["msg"])
-
-
-def _keys(loc: Loc) -> list[str]:
-    """The keys that are known where `loc` is."""
-    sections: dict[str, type[_Model]] = {"principles": Principle, "exemplars": Exemplar}
-    model = sections[str(loc[0])] if len(loc) > 1 else Constitution
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean '{close[0]}'? " if close else ""

@@ -1,0 +1,51 @@
+"""Compare texts with the judge of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rlaif_cli.config.judge import CompareConfig, JudgeConfig
+from rlaif_cli.engines import EnginePool
+from rlaif_cli.judge import Comparison, Judgement, choose_principles
+from rlaif_cli.judge import constitution_files as constitutions
+from rlaif_cli.judge.constitution import Constitution
+from rlaif_cli.judge.context_budget import Room
+from rlaif_cli.judge.session import check_principles, open_judge
+from rlaif_cli.ui.progress import ProgressCallback, no_progress
+
+
+def _judge(
+    config: JudgeConfig,
+    constitution: Constitution,
+    room: Room,
+    engines: EnginePool,
+    texts: Sequence[tuple[Any, str, str]],
+    progress: ProgressCallback,
+) -> list[Judgement]:
+    """Judge (prompt, a, b) triples; in their order."""
+    judge = open_judge(config, constitution, engines)
+
+    def comparisons() -> Iterator[Comparison]:
+        for index, (prompt, a, b) in enumerate(texts):
+            principles = choose_principles(constitution, config.principles, prompt, a, b, config.seed)
+            yield room.fit(Comparison(index, prompt, a, b, principles))
+
+    judged: dict[int, Judgement] = {}
+    for comparison, judgement in judge.compare(comparisons()):
+        judged[comparison.key] = judgement
+        progress(len(judged), len(texts))
+    return [judged[index] for index in range(len(texts))]
+
+
+def comparer(
+    config: CompareConfig, engines: EnginePool
+) -> Callable[[Sequence[tuple[Any, str, str]]], list[float | None]]:
+    """What gives P(the judge prefers a) of (prompt, a, b) triples, in their order; None where it could not tell.
+
+    All that can be wrong with the settings is raised here, before compute is spent.
+    """
+    constitution = constitutions.load(config.constitution)
+    check_principles(config, constitution)
+    room = Room(config, constitution)
+    return lambda texts: [j.p_a for j in _judge(config, constitution, room, engines, texts, no_progress)]

@@ -1,0 +1,136 @@
+"""Constitutions as YAML files: found, read, and explained when they are invalid."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rlaif_cli.data import strict_yaml
+from rlaif_cli.data.shipped_files import shipped_path
+from rlaif_cli.data.strict_yaml import Loc, shown
+from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.judge.constitution import MAX_WEIGHT, Constitution, Exemplar, Model, Principle, cross_faults
+
+
+def shipped() -> list[str]:
+    """The names of the constitutions that ship with rlaif, sorted."""
+    return sorted(path.stem for path in shipped_path("constitutions").glob("*.yaml"))
+
+
+def load(name_or_path: str) -> Constitution:
+    """A shipped constitution by its name, or any by the path of its YAML file.
+
+    A shipped name always means the shipped one; a file of the same name is meant by `./helpfulness`.
+
+    Raises:
+        UsageError: neither a shipped name nor something that looks like a path.
+        InputError: the file cannot be read or is faulty; all faults are reported, with line and field.
+    """
+    path = _find(name_or_path)
+    content, document = _read(path)
+    faults = document.faults
+    constitution, schema_faults = _validated(document.value)
+    told = {loc for loc, _ in faults}  # a value that could not be read is not worth a second fault
+    faults += [fault for fault in schema_faults if fault[0] not in told]
+    if constitution is None or faults:
+        raise document.error(path, faults)
+    constitution._path = path
+    constitution._sha256 = hashlib.sha256(content).hexdigest()
+    return constitution
+
+
+def _find(name_or_path: str) -> Path:
+    names = shipped()
+    if name_or_path in names:
+        return shipped_path("constitutions") / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    if re.search(r"[/\\]|\.ya?ml\Z", name_or_path) or os.path.exists(name_or_path):
+        return path
+    guess = did_you_mean(name_or_path, names)
+    raise UsageError(
+        f"unknown constitution '{name_or_path}'",
+        hint=f"{guess}shipped: {', '.join(names)}; or give the path of a YAML file",
+    )
+
+
+def _read(path: Path) -> tuple[bytes, strict_yaml.Document]:
+    try:
+        content = strict_yaml.read(path)
+    except FileNotFoundError:
+        stem = path.stem if path.stem in shipped() else None
+        hint = f"for the shipped constitution write '{stem}'" if stem else f"shipped: {', '.join(shipped())}"
+        raise InputError("no such constitution file", where=str(path), hint=hint) from None
+    document = strict_yaml.parse(content, path)
+    if not isinstance(document.value, dict):
+        wanted = "must hold the keys name, description, preamble and principles"
+        what = "is empty" if document.value is None else f"{wanted}, found {shown(document.value)}"
+        raise InputError(what, where=str(path), hint=f"{shipped_path('constitutions')} holds full examples")
+    return content, document
+
+
+def _validated(data: object) -> tuple[Constitution | None, list[tuple[Loc, str]]]:
+    """The constitution, or every fault that the schema and the cross checks find."""
+    faults = cross_faults(data) if isinstance(data, Mapping) else []
+    try:
+        return Constitution.model_validate(data), faults
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            if fault["loc"] == () and fault["type"] == "value_error":
+                continue  # the cross checks again; they are in `faults` already, with their places
+            faults.append((fault["loc"], _in_our_words(fault)))
+        return None, faults
+
+
+def _in_our_words(fault: Any) -> str:
+    """A fault of pydantic's in words for the one who wrote the file."""
+    kind, loc, value, context = fault["type"], fault["loc"], fault["input"], fault.get("ctx", {})
+    match kind:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            known = _keys(loc)
+            guess = did_you_mean(str(loc[-1]), known)
+            return f"unknown key; {guess}known are {', '.join(known)}"
+        case "string_type":
+            quote = "; put it in quotes" if isinstance(value, bool | int | float) else ""
+            return f"must be text, not {shown(value)}{quote}"
+        case "string_too_short":
+            return "must not be empty"
+        case "string_too_long":
+            return f"must have at most {context['max_length']} characters, found {len(value)}"
+        case "string_pattern_mismatch" if "\n" in value:
+            return "must be a single line"
+        case "string_pattern_mismatch":
+            return f"must consist of a-z, 0-9 and '-', found '{value}'"
+        case "literal_error":
+            return f"must be {context['expected']}, not {shown(value)}"
+        case "float_type":
+            return f"must be a number, not {'the text ' if isinstance(value, str) else ''}{shown(value)}"
+        case "greater_than" | "less_than_equal" | "finite_number":
+            return f"must be above 0 and at most {MAX_WEIGHT:,.0f}, not {shown(value)}"
+        case "tuple_type":
+            return f"must be a list, not {shown(value)}"
+        case "model_type":
+            return f"must be a mapping with the keys {', '.join(_keys((*loc, '')))}, not {shown(value)}"
+        case "value_error":
+            return str(context["error"])
+    return str(fault["msg"])
+
+
+def _keys(loc: Loc) -> list[str]:
+    """The keys that are known where `loc` is."""
+    sections: dict[str, type[Model]] = {"principles": Principle, "exemplars": Exemplar}
+    model = sections[str(loc[0])] if len(loc) > 1 else Constitution
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'? " if close else ""
