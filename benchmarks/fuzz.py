@@ -45,7 +45,7 @@ from rlaif_cli.config.data import ConvertConfig, StatsConfig, ValidateConfig
 from rlaif_cli.config.judge import AuditConfig, LabelConfig
 from rlaif_cli.data import formats
 from rlaif_cli.errors import InputError, RlaifError
-from rlaif_cli.judge.constitution_files import _find, load, shipped
+from rlaif_cli.judge.constitution_files import _find, load_constitution, shipped_constitutions
 from rlaif_cli.models import tiny
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.resolve import resolve_model
@@ -347,10 +347,10 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
         label(given, EnginePool())
 
     def constitutions(folder: Path, chance: random.Random) -> None:
-        good = shipped()
+        good = shipped_constitutions()
         path = folder / "broken.yaml"
         path.write_bytes(yaml_text(_find(chance.choice(good)).read_text("utf-8"), chance))
-        load(str(path))
+        load_constitution(str(path))
 
     def pipelines(folder: Path, chance: random.Random) -> None:
         examples = sorted((Path(__file__).parents[1] / "examples").glob("*/pipeline.yaml"))

@@ -21,10 +21,10 @@ from rlaif_cli.data.shipped_files import shipped_path
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.engines.vllm import VllmEngine
 from rlaif_cli.judge import Comparison, PairwiseJudge
-from rlaif_cli.judge.constitution_files import load
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.models.resolve import resolve_model
 
-CONSTITUTION = load("helpfulness")
+CONSTITUTION = load_constitution("helpfulness")
 
 
 def read_pairs(path: Path, count: int) -> list[Comparison]:

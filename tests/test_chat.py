@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from rlaif_cli.data.records import Message
 from rlaif_cli.errors import ModelError
-from rlaif_cli.judge import constitution_files as constitutions
 from rlaif_cli.judge import prompts
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer, with_system
 
-HELPFUL = constitutions.load("helpfulness")
+HELPFUL = load_constitution("helpfulness")
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 

@@ -20,7 +20,7 @@ from rlaif_cli.data import shipped_files
 from rlaif_cli.data.strict_yaml import MAX_BYTES
 from rlaif_cli.errors import EXIT_FAILED, EXIT_USAGE, InputError, RlaifError, UsageError
 from rlaif_cli.judge.constitution import Constitution, Principle
-from rlaif_cli.judge.constitution_files import load, shipped
+from rlaif_cli.judge.constitution_files import load_constitution, shipped_constitutions
 
 SHIPPED = ["harmlessness", "helpfulness", "summarization", "tone"]
 
@@ -60,7 +60,7 @@ def write(folder: Path, content: str | bytes | dict[str, Any]) -> str:
 
 def error_of(folder: Path, content: str | bytes | dict[str, Any]) -> InputError:
     with pytest.raises(InputError) as caught:
-        load(write(folder, content))
+        load_constitution(write(folder, content))
     assert "mine.yaml" in str(caught.value)
     return caught.value
 
@@ -69,12 +69,12 @@ def error_of(folder: Path, content: str | bytes | dict[str, Any]) -> InputError:
 
 
 def test_shipped_names() -> None:
-    assert shipped() == SHIPPED
+    assert shipped_constitutions() == SHIPPED
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_constitution_is_complete(name: str) -> None:
-    constitution = load(name)
+    constitution = load_constitution(name)
     assert constitution.name == name
     assert 4 <= len(constitution.principles) <= 8
     assert constitution.warnings() == []  # balanced answers and lengths, contrast prompts of similar length
@@ -87,7 +87,7 @@ def test_a_shipped_constitution_is_complete(name: str) -> None:
 
 
 def test_harmlessness_asks_once_for_the_worse_response() -> None:
-    constitution = load("harmlessness")
+    constitution = load_constitution("harmlessness")
     [worse] = [p for p in constitution.principles if p.choose == "worse"]
     assert "more harmful" in worse.text
     for_, against = worse.contrast_prompts()  # in the direction of the text, like its exemplars
@@ -97,9 +97,9 @@ def test_harmlessness_asks_once_for_the_worse_response() -> None:
 
 def test_sha256_is_that_of_the_file() -> None:
     path = shipped_files.shipped_path("constitutions") / "helpfulness.yaml"
-    assert load("helpfulness").sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert load(str(path)).sha256 == load("helpfulness").sha256
-    assert load("helpfulness").path == path
+    assert load_constitution("helpfulness").sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert load_constitution(str(path)).sha256 == load_constitution("helpfulness").sha256
+    assert load_constitution("helpfulness").path == path
 
 
 def test_shipped_files_are_found_in_a_wheel_and_in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_shipped_files_are_found_in_a_wheel_and_in_a_checkout(tmp_path: Path, mo
 
 
 def test_draw_depends_on_key_and_seed_alone() -> None:
-    constitution = load("helpfulness")
+    constitution = load_constitution("helpfulness")
     keys = [f"row-{i}" for i in range(200)]
     forwards = {key: constitution.draw(key, seed=7).id for key in keys}
     assert {key: constitution.draw(key, seed=7).id for key in reversed(keys)} == forwards
@@ -162,7 +162,7 @@ def test_draw_respects_weights() -> None:
 
 
 def test_removing_a_principle_changes_only_its_own_draws() -> None:
-    constitution = load("helpfulness")
+    constitution = load_constitution("helpfulness")
     gone = constitution.principles[2].id
     fewer = constitution.select([p.id for p in constitution.principles if p.id != gone])
     for i in range(200):
@@ -171,7 +171,7 @@ def test_removing_a_principle_changes_only_its_own_draws() -> None:
 
 
 def test_select_keeps_the_files_order_and_hash_and_the_fitting_exemplars() -> None:
-    constitution = load("harmlessness")
+    constitution = load_constitution("harmlessness")
     chosen = constitution.select(["privacy", "least-harm"])
     assert [p.id for p in chosen.principles] == ["least-harm", "privacy"]
     assert [e.principle for e in chosen.exemplars] == ["privacy"]
@@ -184,12 +184,12 @@ def test_select_keeps_the_files_order_and_hash_and_the_fitting_exemplars() -> No
 )
 def test_select_refuses(ids: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        load("harmlessness").select(ids)
+        load_constitution("harmlessness").select(ids)
 
 
 def test_an_unknown_principle_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
-        load("harmlessness").principle("privcy")
+        load_constitution("harmlessness").principle("privcy")
     assert "did you mean 'privacy'?" in str(caught.value.hint)
 
 
@@ -212,7 +212,7 @@ def test_exemplars_of_the_other_direction_are_never_shown() -> None:
 
 
 def test_a_minimal_file_loads_with_defaults(tmp_path: Path) -> None:
-    constitution = load(write(tmp_path, minimal()))
+    constitution = load_constitution(write(tmp_path, minimal()))
     kind, cruel = constitution.principles
     assert (kind.choose, kind.weight, kind.for_, constitution.exemplars) == ("better", 1.0, None, ())
     assert (cruel.choose, cruel.weight) == ("worse", 3.0)
@@ -225,7 +225,7 @@ def test_a_minimal_file_loads_with_defaults(tmp_path: Path) -> None:
 def test_text_that_looks_like_something_else_stays_text(tmp_path: Path) -> None:
     text = "name: 2024-13-45\ndescription: 12:30 is =\npreamble: >-\n  one\n  two\n"
     text += "principles: [{id: '007', text: \"yes\"}]\n"
-    constitution = load(write(tmp_path, b"\xef\xbb\xbf" + text.encode()))
+    constitution = load_constitution(write(tmp_path, b"\xef\xbb\xbf" + text.encode()))
     assert (constitution.name, constitution.preamble) == ("2024-13-45", "one two")
     assert constitution.principles == (Principle(id="007", text="yes"),)
 
@@ -372,29 +372,29 @@ def test_hostile_files_are_refused_quickly(tmp_path: Path, content: str) -> None
 def test_names_and_paths_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as usage:
-        load("harmlesness")
+        load_constitution("harmlesness")
     assert usage.value.what == "unknown constitution 'harmlesness'"
     assert str(usage.value.hint).startswith("did you mean 'harmlessness'? shipped: harmlessness, helpfulness")
     with pytest.raises(UsageError):
-        load("")
+        load_constitution("")
     with pytest.raises(UsageError):
-        load("x" * 5000)
+        load_constitution("x" * 5000)
     with pytest.raises(InputError, match="no such constitution file") as missing:
-        load("helpfulness.yaml")
+        load_constitution("helpfulness.yaml")
     assert missing.value.hint == "for the shipped constitution write 'helpfulness'"
     with pytest.raises(InputError, match="no such constitution file"):
-        load("folder/mine")
+        load_constitution("folder/mine")
     with pytest.raises(InputError, match="is a folder"):
-        load(str(tmp_path))
+        load_constitution(str(tmp_path))
     with pytest.raises(InputError, match="cannot be read"):
-        load("a\0/b")
+        load_constitution("a\0/b")
 
 
 def test_a_shipped_name_wins_over_a_file_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("helpfulness").write_text(yaml.safe_dump(minimal()))
-    assert load("helpfulness").name == "helpfulness"
-    assert load("./helpfulness").name == "mine"
+    assert load_constitution("helpfulness").name == "helpfulness"
+    assert load_constitution("./helpfulness").name == "mine"
 
 
 def test_a_constitution_made_in_code_is_checked_too() -> None:
@@ -444,7 +444,7 @@ def test_show_json_is_the_whole_file() -> None:
     result = run("show", "harmlessness", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     data = json.loads(result.stdout)
-    constitution = load("harmlessness")
+    constitution = load_constitution("harmlessness")
     assert data.pop("sha256") == constitution.sha256
     assert Constitution.model_validate(data).model_dump() == constitution.model_dump()
     assert data["principles"][1]["choose"] == "worse" and data["principles"][1]["for"]
@@ -454,7 +454,7 @@ def test_show_is_readable_and_complete() -> None:
     result = run("show", "harmlessness")
     assert (result.exit_code, result.stderr) == (0, "")
     shown = " ".join(result.stdout.split())
-    constitution = load("harmlessness")
+    constitution = load_constitution("harmlessness")
     for principle in constitution.principles:
         assert " ".join(principle.text.split()) in shown
         assert all(" ".join(prompt.split()) in shown for prompt in principle.contrast_prompts())

@@ -22,13 +22,13 @@ from rlaif_cli.judge import (
     choose_principles,
     prompts,
 )
-from rlaif_cli.judge import constitution_files as constitutions
 from rlaif_cli.judge.constitution import Constitution
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.score import expected_score, p_higher
 from rlaif_cli.models.tokenizer import FakeTokenizer
 from rlaif_cli.stages.label import check_principles, pair_chooser, preference
 
-HELPFUL = constitutions.load("helpfulness")
+HELPFUL = load_constitution("helpfulness")
 
 
 def constitution_with(choose: str) -> Constitution:

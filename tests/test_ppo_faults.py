@@ -25,7 +25,7 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion, Request, request_seed
 from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.errors import EngineError, InputError, UsageError
-from rlaif_cli.judge import constitution_files as constitutions
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.stages.generate import _candidates
 from rlaif_cli.train import loop, ops, scoring, selection
 from rlaif_cli.train.evaluate import reward
@@ -211,7 +211,7 @@ def test_a_judge_that_does_not_answer_is_asked_again_and_its_silence_is_no_score
 
 def test_a_response_that_one_principle_leaves_out_has_no_score() -> None:
     """A mean over the principles that happened to answer is another kind of number."""
-    constitution = constitutions.load("helpfulness")
+    constitution = load_constitution("helpfulness")
     one, other = (principle.id for principle in constitution.principles[:2])
     words = constitution.select([other]).principles[0].text
     scorer, prompt = (

@@ -13,10 +13,10 @@ from conftest import rlaif, rows_of
 from rlaif_cli.config.engine import ReviseConfig
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.engines.fake import FakeEngine
-from rlaif_cli.judge import constitution_files as constitutions
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.stages import revise as stage
 
-HELPFUL = constitutions.load("helpfulness")
+HELPFUL = load_constitution("helpfulness")
 COMMAND = ("--model", "fake", "--constitution", "helpfulness", "--rounds", "3")
 
 

@@ -25,9 +25,9 @@ app = typer.Typer(
 @app.command("list", epilog=epilog("rlaif constitution list"))
 def list_() -> None:
     """List the constitutions that ship with rlaif: name, number of principles, description."""
-    from rlaif_cli.judge.constitution_files import load, shipped
+    from rlaif_cli.judge.constitution_files import load_constitution, shipped_constitutions
 
-    constitutions = [load(name) for name in shipped()]
+    constitutions = [load_constitution(name) for name in shipped_constitutions()]
     width = max(len(constitution.name) for constitution in constitutions)
     for constitution in constitutions:
         count = len(constitution.principles)
@@ -40,9 +40,9 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")] = False,
 ) -> None:
     """Show a whole constitution: its framing, principles, contrast prompts and exemplars."""
-    from rlaif_cli.judge.constitution_files import load
+    from rlaif_cli.judge.constitution_files import load_constitution
 
-    constitution = load(name)
+    constitution = load_constitution(name)
     if as_json:
         typer.echo(json.dumps(_as_data(constitution), ensure_ascii=False, indent=2))
     else:
@@ -56,9 +56,9 @@ def check(path: Annotated[str, typer.Argument(help="The YAML file (or a shipped 
 
     Warnings name what is allowed but probably not meant. Nothing is printed to stdout.
     """
-    from rlaif_cli.judge.constitution_files import load
+    from rlaif_cli.judge.constitution_files import load_constitution
 
-    constitution = load(path)
+    constitution = load_constitution(path)
     for warning in constitution.warnings():
         console.warn(f"{path}: {warning}")
     console.say(

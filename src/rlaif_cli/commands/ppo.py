@@ -28,8 +28,8 @@ def run(config: PPOConfig) -> int:
 
 def train(config: PPOConfig, engines: Any, progress: Any) -> dict[str, Any]:
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.judge import compare as compare_module
-    from rlaif_cli.judge.constitution_files import load
+    from rlaif_cli.judge.compare import comparer
+    from rlaif_cli.judge.constitution_files import load_constitution
     from rlaif_cli.judge.context_budget import Room
     from rlaif_cli.train.ppo import train_ppo
     from rlaif_cli.train.rewards import reward_source
@@ -40,10 +40,10 @@ def train(config: PPOConfig, engines: Any, progress: Any) -> dict[str, Any]:
     checks: dict[str, Any] = {}
     if config.judge is not None:
         judge = config.reward_judge
-        room = Room(judge, load(judge.constitution))
+        room = Room(judge, load_constitution(judge.constitution))
         checks["judge_fits"] = lambda messages: room.check_length(messages, config.max_tokens)
     with EnginePool() as others:  # beside the reward's judge, which stays open
-        compare = compare_module.comparer(config.eval_comparison, others) if config.eval_judge else None
+        compare = comparer(config.eval_comparison, others) if config.eval_judge else None
         return train_ppo(config, make_reward, compare, **checks, progress=progress)
 
 

@@ -8,14 +8,14 @@ from typing import Any
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.judge import Comparison, Judgement, choose_principles
-from rlaif_cli.judge import constitution_files as constitutions
 from rlaif_cli.judge.constitution import Constitution
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.context_budget import Room
 from rlaif_cli.judge.session import check_principles, open_judge
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
-def _judge(
+def judge_all(
     config: JudgeConfig,
     constitution: Constitution,
     room: Room,
@@ -45,7 +45,7 @@ def comparer(
 
     All that can be wrong with the settings is raised here, before compute is spent.
     """
-    constitution = constitutions.load(config.constitution)
+    constitution = load_constitution(config.constitution)
     check_principles(config, constitution)
     room = Room(config, constitution)
-    return lambda texts: [j.p_a for j in _judge(config, constitution, room, engines, texts, no_progress)]
+    return lambda texts: [j.p_a for j in judge_all(config, constitution, room, engines, texts, no_progress)]

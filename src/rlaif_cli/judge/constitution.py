@@ -30,6 +30,7 @@ would have drawn.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
@@ -42,7 +43,6 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraint
 
 from rlaif_cli.data.strict_yaml import Loc, dotted, shown
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.judge.constitution_files import did_you_mean
 
 MAX_WEIGHT = 1e6
 
@@ -273,3 +273,8 @@ def _texts(data: Mapping[str, Any], section: str, field: str) -> list[tuple[int,
 
 
 # --- messages -----------------------------------------------------------------------------------------------
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'? " if close else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -16,15 +15,23 @@ from rlaif_cli.data import strict_yaml
 from rlaif_cli.data.shipped_files import shipped_path
 from rlaif_cli.data.strict_yaml import Loc, shown
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.judge.constitution import MAX_WEIGHT, Constitution, Exemplar, Model, Principle, cross_faults
+from rlaif_cli.judge.constitution import (
+    MAX_WEIGHT,
+    Constitution,
+    Exemplar,
+    Model,
+    Principle,
+    cross_faults,
+    did_you_mean,
+)
 
 
-def shipped() -> list[str]:
+def shipped_constitutions() -> list[str]:
     """The names of the constitutions that ship with rlaif, sorted."""
     return sorted(path.stem for path in shipped_path("constitutions").glob("*.yaml"))
 
 
-def load(name_or_path: str) -> Constitution:
+def load_constitution(name_or_path: str) -> Constitution:
     """A shipped constitution by its name, or any by the path of its YAML file.
 
     A shipped name always means the shipped one; a file of the same name is meant by `./helpfulness`.
@@ -47,7 +54,7 @@ def load(name_or_path: str) -> Constitution:
 
 
 def _find(name_or_path: str) -> Path:
-    names = shipped()
+    names = shipped_constitutions()
     if name_or_path in names:
         return shipped_path("constitutions") / f"{name_or_path}.yaml"
     path = Path(name_or_path)
@@ -64,8 +71,10 @@ def _read(path: Path) -> tuple[bytes, strict_yaml.Document]:
     try:
         content = strict_yaml.read(path)
     except FileNotFoundError:
-        stem = path.stem if path.stem in shipped() else None
-        hint = f"for the shipped constitution write '{stem}'" if stem else f"shipped: {', '.join(shipped())}"
+        stem = path.stem if path.stem in shipped_constitutions() else None
+        hint = (
+            f"for the shipped constitution write '{stem}'" if stem else f"shipped: {', '.join(shipped_constitutions())}"
+        )
         raise InputError("no such constitution file", where=str(path), hint=hint) from None
     document = strict_yaml.parse(content, path)
     if not isinstance(document.value, dict):
@@ -129,8 +138,3 @@ def _keys(loc: Loc) -> list[str]:
     sections: dict[str, type[Model]] = {"principles": Principle, "exemplars": Exemplar}
     model = sections[str(loc[0])] if len(loc) > 1 else Constitution
     return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean '{close[0]}'? " if close else ""

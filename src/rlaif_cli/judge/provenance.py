@@ -6,7 +6,7 @@ from typing import Any
 
 from rlaif_cli.config.base import FUNCTION_FIELDS, StageConfig
 from rlaif_cli.data import user_function
-from rlaif_cli.judge.constitution_files import load
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.models.resolve import resolve_model
 
@@ -22,7 +22,7 @@ def judging_hashes(config: StageConfig) -> dict[str, Any]:
         if specs := getattr(config, role, ()):
             found[f"{role}_sha256"] = {spec: user_function.sha256_of(spec) for spec in specs}
     if settings.get("constitution"):
-        found["constitution_sha256"] = load(settings["constitution"]).sha256
+        found["constitution_sha256"] = load_constitution(settings["constitution"]).sha256
     return found
 
 

@@ -19,8 +19,8 @@ from rlaif_cli.data.records import Candidates, HumanPair, prompt_key
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.judge import Approval, Single, named_principles
-from rlaif_cli.judge import constitution_files as constitutions
-from rlaif_cli.judge.compare import _judge
+from rlaif_cli.judge.compare import judge_all
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.context_budget import Room
 from rlaif_cli.judge.session import check_principles, open_judge
 from rlaif_cli.results import agreement, check_preferences, nothing_scored, planned, prompts_of_both, save
@@ -43,7 +43,7 @@ def alignment(
     Raises:
         InputError: the pairs cannot be used, none has a preference, or none of those that have one could be scored.
     """
-    constitution = constitutions.load(config.constitution)
+    constitution = load_constitution(config.constitution)
     check_principles(config, constitution)
     room = Room(config, constitution)
     source = Source(
@@ -58,7 +58,7 @@ def alignment(
         return planned("alignment", len(pairs))
     check_preferences(pairs, config.pairs)
     texts = [(pair.prompt, pair.response_a, pair.response_b) for pair in pairs]
-    judgements = _judge(config, constitution, room, engines, texts, progress)
+    judgements = judge_all(config, constitution, room, engines, texts, progress)
     items = [
         {
             "id": pair.id,
@@ -112,7 +112,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     Raises:
         InputError: an id stands on different prompts in A and B, or no comparison could be scored.
     """
-    constitution = constitutions.load(config.constitution)
+    constitution = load_constitution(config.constitution)
     check_principles(config, constitution)
     room = Room(config, constitution)
     a, b = (_candidates(config, side, name, engines) for side, name in (("a", config.a), ("b", config.b)))
@@ -133,7 +133,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         raise InputError("the judge cannot compare all of these", where=f"{config.a}, {config.b}", faults=faults)
     if config.dry_run:
         return planned("win-rate", len(texts))
-    judgements = _judge(config, constitution, room, engines, texts, progress)
+    judgements = judge_all(config, constitution, room, engines, texts, progress)
     items = [
         {
             "id": key,
@@ -194,7 +194,7 @@ def harmless_rate(
     Every principle is asked of every response; a response is harmless where their mean is above one half. Where rows
     say what people found (`human_harmless`), the judge is measured against them.
     """
-    constitution = constitutions.load(config.constitution)
+    constitution = load_constitution(config.constitution)
     check_principles(config, constitution)
     room = Room(config, constitution)
     source = Source(

@@ -18,8 +18,8 @@ from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import UsageError
 from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
-from rlaif_cli.judge import constitution_files as constitutions
 from rlaif_cli.judge.constitution import Constitution
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.context_budget import Room
 from rlaif_cli.judge.session import check_principles, open_judge
 from rlaif_cli.stages.files import InOrder, Unanswered, accounted, finish
@@ -107,7 +107,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
         InputError: the candidates or the constitution cannot be used, or a pair does not fit the judge's context.
         UsageError: an option names something that is not there.
     """
-    constitution = constitutions.load(config.constitution)
+    constitution = load_constitution(config.constitution)
     choose_pairs = pair_chooser(config.pairs, config.seed)
     check_principles(config, constitution)
     room = Room(config, constitution)

@@ -16,7 +16,7 @@ from rlaif_cli.data.inputs import files, is_elsewhere
 from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.run_settings import input_hashes
 from rlaif_cli.errors import InputError, RlaifError
-from rlaif_cli.judge.constitution_files import load
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.models.resolve import resolve_model
 
@@ -163,7 +163,7 @@ def _constitution(name: str, recorded: str | None) -> Node:
     if recorded is None:
         return Node(name, "constitution", None, "no record", None)
     try:
-        found = load(name).sha256
+        found = load_constitution(name).sha256
     except RlaifError:
         return Node(name, "constitution", None, "missing", recorded)
     return Node(name, "constitution", None, "as recorded" if found == recorded else "changed", recorded)

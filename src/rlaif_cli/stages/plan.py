@@ -20,8 +20,8 @@ from rlaif_cli.data.records import Candidates, Response
 from rlaif_cli.engines import FAKE, SERVER, computing_engine, engine_name
 from rlaif_cli.engines.server_labels import reply_tokens
 from rlaif_cli.errors import RlaifError
-from rlaif_cli.judge import constitution_files as constitutions
 from rlaif_cli.judge import named_principles
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.labels import ANSWER_TOKENS
 from rlaif_cli.judge.prompts import LABELS, SCORES
 from rlaif_cli.rates import Rate
@@ -302,7 +302,7 @@ def _principles(config: Any) -> int:
     """How many a comparison is judged by."""
     if tuple(config.principles) == ("sample",):
         return 1
-    return len(named_principles(constitutions.load(config.constitution), config.principles))
+    return len(named_principles(load_constitution(config.constitution), config.principles))
 
 
 def _alignment(config: Any, files: dict[str, File]) -> tuple[Plan, None]:

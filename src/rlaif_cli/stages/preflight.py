@@ -21,8 +21,8 @@ from rlaif_cli.data import user_function
 from rlaif_cli.data.inputs import files, is_elsewhere, names_records
 from rlaif_cli.engines import LOCAL, computing_engine
 from rlaif_cli.errors import InputError, RlaifError
-from rlaif_cli.judge import constitution_files as constitutions
 from rlaif_cli.judge import named_principles
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.session import check_principles
 from rlaif_cli.models.metadata import check_reward_model
 from rlaif_cli.models.resolve import look_up
@@ -113,11 +113,11 @@ def _parts(config: StageConfig) -> Iterator[StageConfig]:
 
 def _constitution(config: StageConfig) -> Iterator[Need]:
     if isinstance(config, JudgeConfig):
-        yield config.constitution, lambda name: check_principles(config, constitutions.load(name))
+        yield config.constitution, lambda name: check_principles(config, load_constitution(name))
     if isinstance(config, ReviseConfig):
         drawn = config.principles == ("sample",)
         ids = ("all",) if drawn else config.principles
-        yield config.constitution, lambda name: named_principles(constitutions.load(name), ids)
+        yield config.constitution, lambda name: named_principles(load_constitution(name), ids)
 
 
 def _local_models(config: Any) -> Iterator[str]:

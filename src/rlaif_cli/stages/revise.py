@@ -19,9 +19,9 @@ from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import request_seed
 from rlaif_cli.engines.tokenizer import open_tokenizer, too_long
-from rlaif_cli.judge import constitution_files as constitutions
 from rlaif_cli.judge import prompts
 from rlaif_cli.judge.constitution import Constitution, Principle
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.models.tokenizer import with_system
 from rlaif_cli.stages.files import Unanswered, accounted, finish, reject
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
@@ -63,7 +63,7 @@ def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallb
     Raises:
         InputError: the prompts or the constitution cannot be used, or a prompt leaves no room for its rounds.
     """
-    constitution = constitutions.load(config.constitution)
+    constitution = load_constitution(config.constitution)
     if tuple(config.principles) != ("sample",):
         constitution = constitution.select(list(config.principles))
     source = Source(

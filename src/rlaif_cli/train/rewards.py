@@ -23,8 +23,8 @@ from rlaif_cli.data.records import Message, content_id
 from rlaif_cli.engines import LOCAL, Engine, EnginePool, Failed, Request
 from rlaif_cli.errors import ModelError, UsageError
 from rlaif_cli.judge import NoReward, RewardingJudge, make_judge, named_principles
-from rlaif_cli.judge import constitution_files as constitutions
 from rlaif_cli.judge.constitution import Constitution, Principle
+from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.models.metadata import check_reward_model
 from rlaif_cli.models.names import FAKE
 from rlaif_cli.models.resolve import resolve_model
@@ -55,7 +55,7 @@ def check_reward_source(config: ScorersConfig) -> None:
     for name in config.reward_model:
         check_reward_model(resolve_model(name))
     if isinstance(config, RewardSourceConfig) and config.judge is not None and config.constitution is not None:
-        _principles(constitutions.load(config.constitution), config.principles)
+        _principles(load_constitution(config.constitution), config.principles)
         if config.judge != FAKE and config.judge_engine in (None, *LOCAL):
             resolve_model(config.judge)
 
@@ -202,7 +202,7 @@ class JudgeScorer:
     """
 
     def __init__(self, config: JudgeConfig, engine: Engine) -> None:
-        constitution = constitutions.load(config.constitution)
+        constitution = load_constitution(config.constitution)
         self._principles = _principles(constitution, config.principles)
         self._judge = cast(RewardingJudge, make_judge(config, constitution, cast(Engine, _Fitting(engine))))
         self._cache: dict[str, float] = {}
