@@ -366,7 +366,7 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
 
     def checkpoints(folder: Path, chance: random.Random) -> None:
         from rlaif_cli.models.tokenizer import ChatTokenizer
-        from rlaif_cli.train.models import load_policy, new_reward_model
+        from rlaif_cli.train.nn.heads import load_policy, new_reward_model
 
         checkpoint(good_checkpoint(), folder / "broken", chance)
         path = resolve_model(str(folder / "broken"))

@@ -49,7 +49,7 @@ def run_ppo(options: Any) -> None:
     from rlaif_cli.config.ppo import PPOConfig
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.train.ppo import train_ppo
-    from rlaif_cli.train.rewards import reward_source
+    from rlaif_cli.train.reward_source import reward_source
 
     config = PPOConfig(
         prompts=str(options.folder / "pairs.jsonl"),

@@ -57,15 +57,15 @@ def run_ours(options: Any, folder: Path, advantage: str, engine: str) -> dict[st
     from rlaif_cli.config.ppo import PPOConfig
     from rlaif_cli.data.atomic import read_rows
     from rlaif_cli.models.resolve import resolve_model
-    from rlaif_cli.train import loop
-    from rlaif_cli.train.models import new_reward_model
+    from rlaif_cli.train.nn.heads import new_reward_model
     from rlaif_cli.train.ppo import train_ppo
-    from rlaif_cli.train.rewards import RewardModelScorer
+    from rlaif_cli.train.reward_source import RewardModelScorer
+    from rlaif_cli.train.runtime.export import save_checkpoint
 
     source: dict[str, Any] = {"judge": "fake", "constitution": "helpfulness"}  # not asked: the reward is given below
     if advantage == "gae":
         base = resolve_model(options.model)
-        loop.save_checkpoint(new_reward_model(base, 0), base, folder / "rm")
+        save_checkpoint(new_reward_model(base, 0), base, folder / "rm")
         source = {"reward_model": str(folder / "rm")}
     config = PPOConfig(
         prompts=str(folder / "prompts.jsonl"),

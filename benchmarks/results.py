@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.data.records import HumanPair, prompt_text
-from rlaif_cli.train.loop import held_out
+from rlaif_cli.train.dataset import held_out
 
 
 def rlaif(*arguments: Any) -> None:

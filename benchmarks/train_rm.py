@@ -52,12 +52,12 @@ def write_inputs(options: Any, folder: Path) -> dict[str, Any]:
     from rlaif_cli.data.records import HumanPair, as_messages
     from rlaif_cli.models.resolve import resolve_model
     from rlaif_cli.models.tokenizer import ChatTokenizer
-    from rlaif_cli.train import loop
-    from rlaif_cli.train.models import new_reward_model
+    from rlaif_cli.train.nn.heads import new_reward_model
+    from rlaif_cli.train.runtime.export import save_checkpoint
 
     base = resolve_model(checkpoint(options.model, folder, options.tokenizer))
     start = new_reward_model(base, 0)
-    loop.save_checkpoint(start, base, folder / "start")
+    save_checkpoint(start, base, folder / "start")
     embedding = start.get_input_embeddings().weight.numel()
     tokenizer = ChatTokenizer(base)
     rows, ids = [], []
@@ -94,9 +94,9 @@ def run_ours(options: Any, folder: Path, *, share_prompts: bool = True, compiled
     from rlaif_cli.config.train import RewardModelConfig
     from rlaif_cli.data.records import Preference
     from rlaif_cli.models.tokenizer import ChatTokenizer
-    from rlaif_cli.train import loop
-    from rlaif_cli.train.models import load_reward_model, trainable
+    from rlaif_cli.train.nn.heads import load_reward_model, trainable
     from rlaif_cli.train.reward_model import tokenize, train_step
+    from rlaif_cli.train.runtime.optim import make_optimizer
 
     config = RewardModelConfig(
         preferences="-",
@@ -112,7 +112,7 @@ def run_ours(options: Any, folder: Path, *, share_prompts: bool = True, compiled
     lines = (folder / "pairs.jsonl").read_text("utf-8").splitlines()
     pairs = [tokenize(Preference.model_validate(json.loads(line) | {"p_chosen": 1.0}), tokenizer) for line in lines]
     model = trainable(load_reward_model(folder / "start"), config)
-    optimizer = loop.make_optimizer([(model, options.lr)], config)
+    optimizer = make_optimizer([(model, options.lr)], config)
     if not share_prompts:
         from rlaif_cli.train import reward_model
 

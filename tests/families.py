@@ -166,7 +166,7 @@ def save(family: str, folder: Path, **more: Any) -> Path:
 
 def verdict(family: str, folder: Path) -> str:
     """What docs/models.md says of the family."""
-    from rlaif_cli.train.models import load_policy, packs
+    from rlaif_cli.train.nn.heads import load_policy, packs
 
     try:
         save(family, folder)

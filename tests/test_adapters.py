@@ -16,15 +16,15 @@ from conftest import rlaif, rows_of
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig, SftConfig
 from rlaif_cli.models.tokenizer import ChatTokenizer
-from rlaif_cli.train import adapters
-from rlaif_cli.train.adapters import Adapted
-from rlaif_cli.train.models import load_policy, load_reward_model, response_logprobs, rewards, trainable
-from rlaif_cli.train.packing import Group, Packed, pack
+from rlaif_cli.train.nn import lora
+from rlaif_cli.train.nn.heads import load_policy, load_reward_model, response_logprobs, rewards, trainable
+from rlaif_cli.train.nn.lora import Adapted
+from rlaif_cli.train.nn.packing import Group, Packed, pack
 from rlaif_cli.train.ppo import train_ppo
+from rlaif_cli.train.ppo_update import Trainer
 from rlaif_cli.train.reward_model import train_reward_model
 from rlaif_cli.train.rollout import policy_weights
 from rlaif_cli.train.sft import train_sft
-from rlaif_cli.train.trainer import Trainer
 
 LORA: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 16, "precision": "fp32"}
 
@@ -60,7 +60,7 @@ def shared(tiny: Path, tmp_path: Path) -> Any:
     model = load_policy(tiny)
     options = config(SftConfig, tmp_path, tiny, records="-")
     for name in ("one", "two"):
-        adapters.add(model, name, options)
+        lora.add(model, name, options)
         shaken(model, name)
     return model
 
@@ -95,7 +95,7 @@ def test_merged_is_applied(tiny: Path, shared: Any) -> None:
     assert weights.keys() == {*dict(sent.named_parameters()), "lm_head.weight"}
     sent.load_state_dict(weights, strict=False)
     torch.testing.assert_close(logprobs(sent), applied, atol=1e-5, rtol=1e-5)
-    merged = adapters.merge(policy)
+    merged = lora.merge(policy)
     assert {name for name, _ in merged.named_parameters()} == {name for name, _ in sent.named_parameters()}
     torch.testing.assert_close(logprobs(merged), applied, atol=1e-5, rtol=1e-5)
 
@@ -108,8 +108,8 @@ def test_gradient_checkpointing_changes_no_gradient(tiny: Path, tmp_path: Path, 
         response_logprobs(shaken(model, "trained"), batch(), 1.0).sum().backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
-    lora = {} if checkpointing else {"lora_rank": 0, "lora_alpha": None}
-    plain, again = gradients(**lora), gradients(gradient_checkpointing=True, **lora)
+    by_lora = {} if checkpointing else {"lora_rank": 0, "lora_alpha": None}
+    plain, again = gradients(**by_lora), gradients(gradient_checkpointing=True, **by_lora)
     assert plain and plain.keys() == again.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(again[name], gradient, atol=1e-6, rtol=1e-5)
@@ -169,9 +169,9 @@ def test_a_reward_model_of_another_base_is_loaded_whole(tiny: Path, tmp_path: Pa
     other = load_policy(tiny)
     torch.nn.init.normal_(other.model.norm.weight)
     other.save_pretrained(tmp_path / "other")
-    assert adapters.of_base(folder, tiny) is not None
-    assert adapters.of_base(folder, tmp_path / "other") is None
-    assert adapters.of_base(tiny, tiny) is None, "it has no adapter"
+    assert lora.of_base(folder, tiny) is not None
+    assert lora.of_base(folder, tmp_path / "other") is None
+    assert lora.of_base(tiny, tiny) is None, "it has no adapter"
 
 
 class Lowercase:

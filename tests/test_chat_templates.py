@@ -308,7 +308,7 @@ def test_every_command_works_or_says_why_not(
 
 def _one_ppo_step(prompts: str, model: str, reward_model: str, output: str) -> None:
     from rlaif_cli.train.ppo import train_ppo
-    from rlaif_cli.train.rewards import reward_source
+    from rlaif_cli.train.reward_source import reward_source
 
     config = PPOConfig(
         prompts=prompts,

@@ -24,13 +24,15 @@ from rlaif_cli.models import precision
 from rlaif_cli.models.metadata import check_reward_model, check_weights, stored_tensors
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
-from rlaif_cli.train import loop, rollout
-from rlaif_cli.train.models import load_policy, load_reward_model, new_reward_model, response_logprobs, rewards
-from rlaif_cli.train.packing import Group, pack
+from rlaif_cli.train import rollout
+from rlaif_cli.train.nn import precision as training_precision
+from rlaif_cli.train.nn.heads import load_policy, load_reward_model, new_reward_model, response_logprobs, rewards
+from rlaif_cli.train.nn.packing import Group, pack
 from rlaif_cli.train.reward_function import PromptRow
 from rlaif_cli.train.reward_model import train_reward_model
-from rlaif_cli.train.rewards import RewardModelScorer
+from rlaif_cli.train.reward_source import RewardModelScorer
 from rlaif_cli.train.rollout import policy_weights
+from rlaif_cli.train.runtime import export
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT = [Message(role="user", content="Name a red fruit.")]
@@ -209,7 +211,7 @@ def test_the_head_of_a_reward_model_is_fp32_in_computing_and_in_the_file(tiny: P
     model = new_reward_model(half, seed=3, dtype=torch.bfloat16)
     model.config.rlaif = {"reward_mean": 0.0, "reward_std": 1.0}
     head = model.score.weight.clone()
-    loop.save_checkpoint(model, half, tmp_path / "rm")
+    export.save_checkpoint(model, half, tmp_path / "rm")
     saved = load_file(tmp_path / "rm" / "model.safetensors")
     assert torch.equal(saved.pop("score.weight"), head) and {t.dtype for t in saved.values()} == {torch.bfloat16}
     loaded = load_reward_model(tmp_path / "rm", torch.bfloat16)
@@ -232,7 +234,7 @@ def test_a_model_is_saved_in_the_dtype_of_its_base(tiny: Path, tmp_path: Path, f
     config = json.loads((base / "config.json").read_text("utf-8"))
     del config["dtype"]
     (base / "config.json").write_text(json.dumps(config | ({field: "float16"} if field else {})), "utf-8")
-    loop.save_checkpoint(load_policy(base), base, tmp_path / "saved")
+    export.save_checkpoint(load_policy(base), base, tmp_path / "saved")
     assert {t.dtype for t in load_file(tmp_path / "saved" / "model.safetensors").values()} == {torch.float16}
 
 
@@ -240,7 +242,7 @@ def test_a_model_is_saved_in_the_dtype_of_its_base(tiny: Path, tmp_path: Path, f
 def test_an_fp32_trainer_samples_from_an_fp32_engine(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, precision: str, bf16: bool, dtype: str
 ) -> None:
-    monkeypatch.setattr(loop, "has_bf16", lambda: bf16)
+    monkeypatch.setattr(training_precision, "has_bf16", lambda: bf16)
     opened: dict[str, Any] = {}
     monkeypatch.setattr(rollout, "open_engine", lambda name, path, **options: opened.update(options))
     options = {"reward_model": ["rm"], "engine": "vllm", "precision": precision}

@@ -381,7 +381,7 @@ def test_names_and_paths_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.M
         load_constitution("x" * 5000)
     with pytest.raises(InputError, match="no such constitution file") as missing:
         load_constitution("helpfulness.yaml")
-    assert missing.value.hint == "for the shipped constitution write 'helpfulness'"
+    assert missing.value.hint == "for the shipped one write 'helpfulness'"
     with pytest.raises(InputError, match="no such constitution file"):
         load_constitution("folder/mine")
     with pytest.raises(InputError, match="is a folder"):

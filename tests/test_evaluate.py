@@ -21,7 +21,7 @@ from rlaif_cli.data.records import HumanPair, Preference
 from rlaif_cli.results import nothing_scored
 from rlaif_cli.stats.agreement import is_refusal
 from rlaif_cli.train.evaluate import reward_model as evaluate_reward_model
-from rlaif_cli.train.models import new_reward_model
+from rlaif_cli.train.nn.heads import new_reward_model
 
 JUDGE = ("--judge", "fake", "--constitution", "helpfulness")
 

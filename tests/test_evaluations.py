@@ -19,13 +19,13 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import UsageError
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import scoring
+from rlaif_cli.train.best_policy import WinRate
 from rlaif_cli.train.evaluations import EVALUATIONS, ITEMS, answers, function, peak, row_of
-from rlaif_cli.train.models import new_reward_model
+from rlaif_cli.train.nn.heads import new_reward_model
 from rlaif_cli.train.ppo import describe, train_ppo
-from rlaif_cli.train.rewards import reward_source
+from rlaif_cli.train.ppo_update import Trainer
+from rlaif_cli.train.reward_source import reward_source
 from rlaif_cli.train.rollout import RolloutEngine
-from rlaif_cli.train.selection import WinRate
-from rlaif_cli.train.trainer import Trainer
 from rlaif_cli.ui.progress import no_progress
 from test_train import (
     Interrupted,

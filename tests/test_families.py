@@ -18,9 +18,9 @@ import families
 from families import FAMILIES
 from rlaif_cli.config.train import SftConfig
 from rlaif_cli.errors import ModelError
-from rlaif_cli.train import loop
-from rlaif_cli.train.models import load_policy, new_reward_model, packs, response_logprobs, rewards
-from rlaif_cli.train.packing import Group, pack
+from rlaif_cli.train.nn.heads import load_policy, new_reward_model, packs, response_logprobs, rewards
+from rlaif_cli.train.nn.packing import Group, pack
+from rlaif_cli.train.runtime.optim import distributed, sharded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,9 +137,9 @@ def test_a_model_that_reads_one_sequence_at_a_time_is_not_split(
 ) -> None:
     """Its processes would ask for its blocks unequally often, and wait for each other for ever."""
     model = load_policy(families.save("mamba2", tmp_path))
-    monkeypatch.setattr(loop.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(ModelError, match=r"one sequence at a time, which cannot be split") as refused:
-        loop.sharded(model, SftConfig(records="-", model=str(tmp_path), output="-"))
+        sharded(model, SftConfig(records="-", model=str(tmp_path), output="-"))
     assert refused.value.hint == "one process, or --lora-rank"
 
 

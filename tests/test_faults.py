@@ -32,8 +32,8 @@ from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.label import label
-from rlaif_cli.train.folder import run_in_folder
-from rlaif_cli.train.models import load_policy
+from rlaif_cli.train.nn.heads import load_policy
+from rlaif_cli.train.runtime.run_folder import run_in_folder
 from rlaif_cli.ui.console import visible
 
 # --- checkpoints --------------------------------------------------------------------------------------------

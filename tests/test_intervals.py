@@ -34,7 +34,7 @@ from rlaif_cli.stats.intervals import (
 )
 from rlaif_cli.stats.length import length_controlled_estimate
 from rlaif_cli.train.evaluate import reward_model as evaluate_reward_model
-from rlaif_cli.train.models import new_reward_model
+from rlaif_cli.train.nn.heads import new_reward_model
 from rlaif_cli.train.reward_model import evaluate
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

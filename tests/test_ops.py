@@ -1,4 +1,4 @@
-"""rlaif_cli.train.ops against golden numbers, hand-worked numbers and invariances."""
+"""rlaif_cli.train.math against golden numbers, hand-worked numbers and invariances."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlaif_cli.train import ops
+from rlaif_cli.train import math as ops
+from rlaif_cli.train.math import logprobs as logprobs_module
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "ops.json").read_text())
 GARBAGE = [0.0, 1e30, -1e30, math.inf, -math.inf, math.nan]
@@ -307,7 +308,7 @@ def test_gae_of_an_empty_row_is_zero_and_carries_no_gradient() -> None:
 
 @pytest.fixture(params=[1, 40, 1 << 22], ids=["block 1 token", "block 3 tokens", "one block"])
 def block_elements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(ops, "_BLOCK_ELEMENTS", request.param)
+    monkeypatch.setattr(logprobs_module, "_BLOCK_ELEMENTS", request.param)
     return int(request.param)
 
 
@@ -355,7 +356,7 @@ def test_gather_logprobs_in_bf16_is_fp32_arithmetic_on_bf16_numbers() -> None:
 
 
 def test_gather_logprobs_never_holds_all_logits_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_BLOCK_ELEMENTS", 40)
+    monkeypatch.setattr(logprobs_module, "_BLOCK_ELEMENTS", 40)
     sizes: list[int] = []
     original = ops._at_least_fp32
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif_cli.errors import ModelError
-from rlaif_cli.train import attention
-from rlaif_cli.train.attention import branch_attention, branches, varlen_branch_attention
-from rlaif_cli.train.models import response_logprobs
-from rlaif_cli.train.packing import Group, Layout, pack
+from rlaif_cli.train.nn import attention
+from rlaif_cli.train.nn.attention import branch_attention, branches, varlen_branch_attention
+from rlaif_cli.train.nn.heads import response_logprobs
+from rlaif_cli.train.nn.packing import Group, Layout, pack
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = {

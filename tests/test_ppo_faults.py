@@ -27,14 +27,19 @@ from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.errors import EngineError, InputError, UsageError
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.stages.generate import _candidates
-from rlaif_cli.train import loop, ops, scoring, selection
+from rlaif_cli.train import best_policy, scoring
+from rlaif_cli.train.best_policy import Selection
+from rlaif_cli.train.dataset import epoch_order
 from rlaif_cli.train.evaluate import reward
+from rlaif_cli.train.math.advantages import group_normalized_advantage, leave_one_out_baseline
+from rlaif_cli.train.math.kl import kl_estimate
+from rlaif_cli.train.math.losses import ppo_policy_loss, ppo_value_loss
+from rlaif_cli.train.math.masked import last_token_index, masked_mean, masked_whiten
 from rlaif_cli.train.ppo import VERSION, sample_seeds, shaped_scores, step_prompts, train_ppo
+from rlaif_cli.train.ppo_update import Trainer, all_tie, group_advantages, whitened
 from rlaif_cli.train.reward_function import PromptRow
-from rlaif_cli.train.rewards import JudgeScorer, why_unscored
+from rlaif_cli.train.reward_source import JudgeScorer, why_unscored
 from rlaif_cli.train.rollout import Prompt, Rollout
-from rlaif_cli.train.selection import Selection
-from rlaif_cli.train.trainer import Trainer, all_tie, group_advantages, whitened
 from rlaif_cli.ui.progress import no_progress
 from test_train import Interrupted, assert_same_run, interrupt_after, log_of, make_rollouts, ppo_config
 
@@ -87,7 +92,7 @@ def test_whitening_makes_noise_no_larger_than_it_is() -> None:
     small, large = torch.arange(6.0).view(2, 3) * 1e-3, torch.arange(6.0).view(2, 3) * 1e3
     torch.testing.assert_close(whitened(small, mask, True), small - small.mean(), atol=1e-5, rtol=1e-2)
     for values, tied in ((large, True), (large, False), (small, False)):
-        torch.testing.assert_close(whitened(values, mask, tied), ops.masked_whiten(values, mask))
+        torch.testing.assert_close(whitened(values, mask, tied), masked_whiten(values, mask))
     assert all_tie(torch.tensor([0.3, torch.nan, 0.3])) and not all_tie(torch.tensor([0.3, 0.4]))
     assert not all_tie(torch.tensor([0.3, torch.nan])), "one response alone ties with nothing"
 
@@ -112,7 +117,7 @@ def test_a_response_without_a_score_is_no_part_of_its_group(kind: str) -> None:
 
 def test_a_group_of_one_has_no_baseline() -> None:
     alone = torch.tensor([[True, False], [True, True]])
-    for function in (ops.leave_one_out_baseline, ops.group_normalized_advantage):
+    for function in (leave_one_out_baseline, group_normalized_advantage):
         with pytest.raises(ValueError, match="fewer than two"):
             function(torch.zeros(2, 2), mask=alone)
 
@@ -413,7 +418,7 @@ def test_the_highest_of_many_looks_is_too_high_and_the_reported_win_rate_is_not(
     for seed in range(60):
         config = ppo_config(tiny, eval_judge="fake", eval_fraction=0.4, seed=seed)
         prompts = [rollout(prompt=f"{seed} {i}").prompt for i in range(15)]
-        held_out = selection.split(config, prompts)[1]
+        held_out = best_policy.split(config, prompts)[1]
         choice = Selection(held_out, coin)
         start, *looks = (answers_to(held_out.prompts, call=call) for call in range(11))
         highest.append(max(choice.look(now, start).value for now in looks))
@@ -425,28 +430,28 @@ def test_the_highest_of_many_looks_is_too_high_and_the_reported_win_rate_is_not(
 def test_held_out_prompts_are_split_by_content_and_each_serves_once(tiny: Path) -> None:
     prompts = [Prompt(f"id{i}", [Message(role="user", content=f"q{i % 20}")], [1]) for i in range(40)]
     config = ppo_config(tiny, eval_judge="fake", eval_fraction=0.3)
-    trained, held_out = selection.split(config, prompts)
+    trained, held_out = best_policy.split(config, prompts)
     parts = [{p.messages[0].content for p in part} for part in (trained, held_out.choosing, held_out.reporting)]
     assert list(map(len, parts)) == [14, 3, 3] and len(set.union(*parts)) == 20
     assert len(trained) + len(held_out.choosing) + len(held_out.reporting) == 40
     with pytest.raises(UsageError, match="at least three different prompts"):
-        selection.split(config, [*prompts[:2], *prompts[20:22]])
-    trained, held_out = selection.split(config, prompts[:3])
+        best_policy.split(config, [*prompts[:2], *prompts[20:22]])
+    trained, held_out = best_policy.split(config, prompts[:3])
     assert list(map(len, (trained, held_out.choosing, held_out.reporting))) == [1, 1, 1]
 
 
 def test_without_a_judge_that_chooses_all_held_out_prompts_report(tiny: Path) -> None:
     prompts = [rollout(prompt=str(i)).prompt for i in range(10)]
-    trained, held_out = selection.split(ppo_config(tiny, eval_function="gold.py:tone", eval_fraction=0.3), prompts)
+    trained, held_out = best_policy.split(ppo_config(tiny, eval_function="gold.py:tone", eval_fraction=0.3), prompts)
     assert (len(trained), held_out.choosing, len(held_out.reporting)) == (7, [], 3)
-    judged = selection.split(ppo_config(tiny, eval_judge="fake", eval_fraction=0.3), prompts)[1]
+    judged = best_policy.split(ppo_config(tiny, eval_judge="fake", eval_fraction=0.3), prompts)[1]
     assert {p.id for p in judged.prompts} == {p.id for p in held_out.prompts}, "the same, with a judge and without"
-    assert selection.split(ppo_config(tiny), prompts) == (prompts, selection.HeldOut([], []))
+    assert best_policy.split(ppo_config(tiny), prompts) == (prompts, best_policy.HeldOut([], []))
 
 
 def test_equal_answers_are_ties_and_nobody_is_asked(tiny: Path) -> None:
     config = ppo_config(tiny, eval_judge="fake", eval_fraction=0.5)
-    held_out = selection.split(config, [rollout(prompt=str(i)).prompt for i in range(10)])[1]
+    held_out = best_policy.split(config, [rollout(prompt=str(i)).prompt for i in range(10)])[1]
     choice = Selection(held_out, lambda texts: [0.4] * len(texts))
     start = answers_to(held_out.prompts, "same", "same")
     assert choice.look(start, start).value == 0.5
@@ -455,7 +460,7 @@ def test_equal_answers_are_ties_and_nobody_is_asked(tiny: Path) -> None:
 
 def test_what_the_judge_cannot_decide_is_counted_and_left_out(tiny: Path) -> None:
     config = ppo_config(tiny, eval_judge="fake", eval_fraction=0.5)
-    held_out = selection.split(config, [rollout(prompt=str(i)).prompt for i in range(8)])[1]
+    held_out = best_policy.split(config, [rollout(prompt=str(i)).prompt for i in range(8)])[1]
     choice = Selection(held_out, lambda texts: [None if "maybe" in a else 0.9 for _, a, _ in texts])
     found = choice.look(answers_to(held_out.prompts, "good", "maybe"), answers_to(held_out.prompts, "a", "b"))
     assert found.wins == [1, None] * 2 and (found.value, found.unscored) == (1, 2)
@@ -506,7 +511,7 @@ def test_a_pass_is_shuffled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     shuffled = []
     real = np.random.default_rng
     monkeypatch.setattr(np.random, "default_rng", lambda seed: shuffled.append(seed) or real(seed))
-    loop.epoch_order.cache_clear()
+    epoch_order.cache_clear()
     for step in range(30):
         step_prompts(prompts_named("abcdefghij") * 10, 8, 4321, step)
     assert shuffled == [[4321, epoch] for epoch in range(3)]
@@ -519,10 +524,10 @@ def test_losses_do_not_wait_for_a_gpu() -> None:
     """A meta tensor has no values: whatever would have to be waited for on a GPU raises here."""
     numbers = [torch.zeros(2, 3, device="meta") for _ in range(4)]
     mask = torch.ones(2, 3, dtype=torch.bool, device="meta")
-    ops.ppo_policy_loss(numbers[0], numbers[1], numbers[2], mask, 0.2, numbers[3])
-    ops.ppo_value_loss(numbers[0], numbers[1], numbers[2], mask, 0.2)
-    ops.masked_mean(ops.kl_estimate(numbers[0], numbers[1], "k2"), mask)
-    ops.masked_whiten(numbers[0], mask)
-    ops.last_token_index(mask)
+    ppo_policy_loss(numbers[0], numbers[1], numbers[2], mask, 0.2, numbers[3])
+    ppo_value_loss(numbers[0], numbers[1], numbers[2], mask, 0.2)
+    masked_mean(kl_estimate(numbers[0], numbers[1], "k2"), mask)
+    masked_whiten(numbers[0], mask)
+    last_token_index(mask)
     with pytest.raises(RuntimeError):
         bool(mask.any())

@@ -25,7 +25,13 @@ from rlaif_cli.stages import pipeline, preflight
 from rlaif_cli.train import evaluate, scoring
 from rlaif_cli.train.ppo import train_ppo
 from rlaif_cli.train.reward_function import PromptRow, RewardFunction, load
-from rlaif_cli.train.rewards import WeightedSum, check_reward_source, reward_source, scores_and_parts, why_unscored
+from rlaif_cli.train.reward_source import (
+    WeightedSum,
+    check_reward_source,
+    reward_source,
+    scores_and_parts,
+    why_unscored,
+)
 from test_train import PPO_DEFAULTS, Interrupted, assert_same_run, interrupt_after, log_of, mean
 
 pytestmark = pytest.mark.usefixtures("one_thread")

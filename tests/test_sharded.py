@@ -22,12 +22,12 @@ from rlaif_cli.config.train import RewardModelConfig, SftConfig
 from rlaif_cli.engines import EnginePool, open_engine
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.errors import UsageError
-from rlaif_cli.train import distributed
 from rlaif_cli.train.evaluations import EVALUATIONS
-from rlaif_cli.train.packing import Group, deal
+from rlaif_cli.train.nn.packing import Group, deal
+from rlaif_cli.train.parallel.distributed import Meeting, leave, own_gpu, world_size
 from rlaif_cli.train.ppo import train_ppo
 from rlaif_cli.train.reward_model import train_reward_model
-from rlaif_cli.train.rewards import reward_source
+from rlaif_cli.train.reward_source import reward_source
 from rlaif_cli.train.sft import train_sft
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -234,17 +234,17 @@ def test_micro_batches_are_dealt_out_once_and_equally_often() -> None:
 
 
 def test_every_process_has_a_gpu_of_its_own() -> None:
-    assert [distributed.own_gpu(number, 2, 4, None) for number in range(2)] == ["0", "1"]
-    assert [distributed.own_gpu(number, 2, 2, "3, GPU-5a") for number in range(2)] == ["3", "GPU-5a"]
+    assert [own_gpu(number, 2, 4, None) for number in range(2)] == ["0", "1"]
+    assert [own_gpu(number, 2, 2, "3, GPU-5a") for number in range(2)] == ["3", "GPU-5a"]
     with pytest.raises(UsageError, match="3 processes, 2 GPUs"):
-        distributed.own_gpu(0, 3, 2, None)
+        own_gpu(0, 3, 2, None)
 
 
 def test_alone_nothing_is_distributed(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     write(tmp_path / "preferences.jsonl", [preference(i) for i in range(6)])
     train("train-rm", "rm", tiny, tmp_path / "one", epochs=1)
-    assert not torch.distributed.is_initialized() and distributed.world_size() == 1
+    assert not torch.distributed.is_initialized() and world_size() == 1
 
 
 def test_a_request_is_sampled_the_same_whatever_is_in_its_batch(tiny: Path) -> None:
@@ -370,6 +370,6 @@ def test_every_process_has_a_prompt_of_each_step(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"], os.environ["TRANSFORMERS_VERBOSITY"] = "1", "error"
-    distributed.Meeting().join()
+    Meeting().join()
     {"all": _all}[sys.argv[1]](*sys.argv[2:])
-    distributed.leave()
+    leave()

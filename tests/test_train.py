@@ -23,12 +23,9 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.errors import DivergedError, EngineError, InputError, ModelError, UsageError
 from rlaif_cli.models.tokenizer import ChatTokenizer
-from rlaif_cli.train import checkpoint
-from rlaif_cli.train.checkpoint import TrainState
+from rlaif_cli.train.dataset import held_out
 from rlaif_cli.train.evaluate import reward_model as evaluate_reward_model
-from rlaif_cli.train.folder import _claimed
-from rlaif_cli.train.loop import held_out
-from rlaif_cli.train.models import (
+from rlaif_cli.train.nn.heads import (
     hidden_states,
     load_policy,
     load_reward_model,
@@ -37,14 +34,17 @@ from rlaif_cli.train.models import (
     rewards,
     values,
 )
-from rlaif_cli.train.packing import Group, micro_batches, pack
+from rlaif_cli.train.nn.packing import Group, micro_batches, pack
 from rlaif_cli.train.ppo import check_mismatch, shaped_scores, train_ppo
+from rlaif_cli.train.ppo_update import Trainer, batch_advantages, group_advantages, token_rewards
 from rlaif_cli.train.reward_function import PromptRow
 from rlaif_cli.train.reward_model import Pair, hardened, score_groups, split, train_reward_model, train_step
-from rlaif_cli.train.rewards import reward_source, stored_scale
+from rlaif_cli.train.reward_source import reward_source, stored_scale
 from rlaif_cli.train.rollout import Prompt, Rollout, policy_weights
+from rlaif_cli.train.runtime import checkpoint
+from rlaif_cli.train.runtime.checkpoint import TrainState
+from rlaif_cli.train.runtime.run_folder import _claimed
 from rlaif_cli.train.sft import mean_loss, train_sft
-from rlaif_cli.train.trainer import Trainer, batch_advantages, group_advantages, token_rewards
 
 PPO_DEFAULTS = {
     "judge": "fake",

@@ -31,7 +31,7 @@ from rlaif_cli.errors import EngineError, ModelError
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.stages.label import label
-from rlaif_cli.train.models import load_policy
+from rlaif_cli.train.nn.heads import load_policy
 from rlaif_cli.train.ppo import check_mismatch, train_ppo
 from rlaif_cli.train.rollout import policy_weights
 

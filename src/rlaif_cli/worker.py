@@ -10,9 +10,10 @@ from typing import Any
 import typer
 
 from rlaif_cli import cli
-from rlaif_cli.commands import launch, ppo, sft, train_rm
+from rlaif_cli.commands import ppo, sft, train_rm
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig, SftConfig, TrainConfig
+from rlaif_cli.train.parallel import launch
 from rlaif_cli.ui import console
 
 _STAGES: dict[str, tuple[type[TrainConfig], Any]] = {

@@ -11,10 +11,10 @@ import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from rlaif_cli.commands import launch
 from rlaif_cli.config.base import FUNCTION_FIELDS, StageConfig
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import EXIT_PARTIAL, UsageError
+from rlaif_cli.train.parallel import launch
 from rlaif_cli.ui import console
 
 SET_HELP = "NAME=VALUE: another of the file's `values`, or STAGE.SETTING=VALUE; several times."

@@ -32,7 +32,7 @@ def train(config: PPOConfig, engines: Any, progress: Any) -> dict[str, Any]:
     from rlaif_cli.judge.constitution_files import load_constitution
     from rlaif_cli.judge.context_budget import Room
     from rlaif_cli.train.ppo import train_ppo
-    from rlaif_cli.train.rewards import reward_source
+    from rlaif_cli.train.reward_source import reward_source
 
     def make_reward(on_body: Any) -> Any:
         return reward_source(config, engines, on_body)

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-from rlaif_cli.commands import launch
 from rlaif_cli.commands.options import SET_HELP, Debug, epilog
 from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
 from rlaif_cli.config.evaluate import (
@@ -28,6 +27,7 @@ from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.report import ReportConfig
 from rlaif_cli.config.train import RewardModelConfig, SftConfig
 from rlaif_cli.errors import UsageError
+from rlaif_cli.train.parallel import launch
 from rlaif_cli.ui import console
 from rlaif_cli.ui.progress import ProgressCallback
 

@@ -10,9 +10,9 @@ import torch
 from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.rates import Rate
-from rlaif_cli.train import loop
-from rlaif_cli.train.packing import Group
+from rlaif_cli.train.nn.packing import Group
 from rlaif_cli.train.reward_model import Pair, train_step, untrained
+from rlaif_cli.train.runtime.optim import make_optimizer
 
 _PAIRS, _PROMPT, _RESPONSE = 16, 96, 64
 
@@ -26,7 +26,7 @@ def measure(model: str, **settings: Any) -> Rate:
     config = RewardModelConfig(preferences="-", model=model, output="-", **settings)
     started = time.monotonic()
     trained = untrained(resolve_model(model), config)
-    optimizer = loop.make_optimizer([(trained, 1e-6)], config)
+    optimizer = make_optimizer([(trained, 1e-6)], config)
     start = time.monotonic() - started
     draw = torch.Generator().manual_seed(0)
 

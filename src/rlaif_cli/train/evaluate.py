@@ -22,11 +22,12 @@ from rlaif_cli.results import agreement, check_preferences, nothing_scored, plan
 from rlaif_cli.stats.agreement import wins
 from rlaif_cli.stats.as_json import estimate, rate, rounded
 from rlaif_cli.stats.calibration import entropy
-from rlaif_cli.train.models import load_reward_model
-from rlaif_cli.train.packing import Group
+from rlaif_cli.train.best_policy import Compare
+from rlaif_cli.train.nn.heads import load_reward_model
+from rlaif_cli.train.nn.packing import Group
 from rlaif_cli.train.reward_function import PromptRow
 from rlaif_cli.train.reward_model import log_loss, probability, score_groups, too_long
-from rlaif_cli.train.rewards import (
+from rlaif_cli.train.reward_source import (
     RewardReader,
     RewardSource,
     check_reward_source,
@@ -34,7 +35,6 @@ from rlaif_cli.train.rewards import (
     scores_and_parts,
     why_unscored,
 )
-from rlaif_cli.train.selection import Compare
 
 
 def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:

@@ -23,11 +23,13 @@ from rlaif_cli.data.atomic import open_for_writing, read_rows
 from rlaif_cli.engines.base import request_seed
 from rlaif_cli.stats.as_json import estimate, rounded
 from rlaif_cli.stats.diversity import distinct_ngrams, openings
-from rlaif_cli.train import distributed, loop, scoring
-from rlaif_cli.train.checkpoint import keep_through
-from rlaif_cli.train.rewards import RewardSource
+from rlaif_cli.train import scoring
+from rlaif_cli.train.best_policy import Answers, Selection, WinRate
+from rlaif_cli.train.dataset import held_out
+from rlaif_cli.train.parallel.distributed import from_main, share_of, whole_of
+from rlaif_cli.train.reward_source import RewardSource
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
-from rlaif_cli.train.selection import Answers, Selection, WinRate
+from rlaif_cli.train.runtime.metrics_log import keep_through
 from rlaif_cli.ui import console
 
 EVALUATIONS = "evaluations.jsonl"
@@ -64,7 +66,7 @@ class Evaluations:
         self._kl_of, self._reward, self._functions, self._choice = kl_of, reward, functions, choice
         self._folder = Path(config.output)
         keep_through(self._folder / EVALUATIONS, through)
-        self._last = distributed.from_main(self._last_written)
+        self._last = from_main(self._last_written)
         # An evaluation is there once its row is: before that, a kill may have left some of its items.
         keep_through(self._folder / ITEMS, self._last)
 
@@ -74,7 +76,7 @@ class Evaluations:
 
     def rows(self) -> list[dict[str, Any]]:
         """All evaluations so far."""
-        return distributed.from_main(lambda: read_rows(self._folder / EVALUATIONS))
+        return from_main(lambda: read_rows(self._folder / EVALUATIONS))
 
     def evaluate(self, engine: RolloutEngine, step: int, *, choose: bool = True) -> WinRate | None:
         """Sample, score and write down; what the judge that chooses weights says, where it is asked.
@@ -90,22 +92,22 @@ class Evaluations:
         engine.sync()
         items = self._items(step, self._answer(engine))
         self._last = step
-        return distributed.from_main(lambda: self._write(items, choose and step > 0))
+        return from_main(lambda: self._write(items, choose and step > 0))
 
     def report(self, step: int) -> WinRate:
         """How often the answers of an evaluation win over the start's, on the prompts that chose nothing."""
         assert self._choice is not None
         choice = self._choice
-        return distributed.from_main(lambda: choice.report(*(answers(self._read(at)) for at in (step, 0))))
+        return from_main(lambda: choice.report(*(answers(self._read(at)) for at in (step, 0))))
 
     def _answer(self, engine: RolloutEngine) -> list[Rollout]:
         """Sampled with the same seeds every time, so that chance differs as little as it can."""
-        mine = distributed.share_of(self._prompts)
+        mine = share_of(self._prompts)
         seeds = [request_seed(self._config.seed, "held out", prompt.id) for prompt in mine]
-        return distributed.whole_of(engine.sample(mine, seeds))
+        return whole_of(engine.sample(mine, seeds))
 
     def _items(self, step: int, rollouts: list[Rollout]) -> list[Item]:
-        mine = distributed.share_of(rollouts)
+        mine = share_of(rollouts)
         kl = self._kl_of(rollouts).tolist()
         reward = scoring.ask(self._reward, mine).values.tolist()
         functions = {name: scoring.ask(source, mine).values.tolist() for name, source in self._functions.items()}
@@ -271,7 +273,7 @@ def peak(evaluations: Mapping[int, Sequence[Item]], value: Value, seed: int) -> 
 def _last_below(evaluations: Mapping[int, Sequence[Item]], value: Value, seed: int) -> dict[str, Any] | None:
     last = max(evaluations)
     prompts = {item["id"] for item in evaluations[last]}
-    half = loop.held_out(prompts, 0.5, seed)
+    half = held_out(prompts, 0.5, seed)
     pairs: list[Item] = []
     for measuring, choosing in ((half, prompts - half), (prompts - half, half)):
         highest = _highest({step: _of(items, choosing) for step, items in evaluations.items()}, value)

@@ -29,15 +29,23 @@ from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer, with_system
 from rlaif_cli.stats.as_json import rounded
 from rlaif_cli.stats.diversity import openings
-from rlaif_cli.train import distributed, evaluations, loop, ops, reward_function, scoring, selection
-from rlaif_cli.train.adapters import Adapted
-from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState, keep_through
+from rlaif_cli.train import best_policy, evaluations, reward_function, scoring
+from rlaif_cli.train.best_policy import Compare, Selection
+from rlaif_cli.train.dataset import checked_source, epoch_order
 from rlaif_cli.train.evaluations import Evaluations
-from rlaif_cli.train.folder import run_in_folder
-from rlaif_cli.train.rewards import RewardSource, check_reward_source
+from rlaif_cli.train.math.advantages import without_length
+from rlaif_cli.train.math.masked import explained_variance, masked_mean
+from rlaif_cli.train.nn.lora import Adapted
+from rlaif_cli.train.parallel.distributed import from_main, is_main, share_of, whole_of
+from rlaif_cli.train.ppo_update import Experience, Trainer, response_kl
+from rlaif_cli.train.reward_source import RewardSource, check_reward_source
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
-from rlaif_cli.train.selection import Compare, Selection
-from rlaif_cli.train.trainer import Experience, Trainer, response_kl
+from rlaif_cli.train.runtime.best_weights import BestWeights
+from rlaif_cli.train.runtime.checkpoint import TrainState
+from rlaif_cli.train.runtime.export import save_trained_model
+from rlaif_cli.train.runtime.metrics_log import MetricsLog, keep_through
+from rlaif_cli.train.runtime.optim import set_learning_rate
+from rlaif_cli.train.runtime.run_folder import run_in_folder
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 SAMPLES = "samples.jsonl"
@@ -80,8 +88,8 @@ def train_ppo(
         trainer = Trainer(config, base, reward_path)
         reward = make_reward(trainer.on_body)
         weights = _run(config, settings, base, trainer, reward, prompts, compare, functions, progress)
-        loop.save_trained_model(config, trainer.policy, base)
-        found = distributed.from_main(lambda: _results(config, weights)) | {"rejected": source.rejected}
+        save_trained_model(config, trainer.policy, base)
+        found = from_main(lambda: _results(config, weights)) | {"rejected": source.rejected}
         return found | ({"weights": weights} if weights else {})
 
     inputs = {"input_sha256": source.sha256, "ppo_version": VERSION, **judging_hashes(config)}
@@ -98,7 +106,7 @@ def _source(config: PPOConfig, base: Path, judge_fits: Callable[[list[Message]],
             return f"prompt and response need {need} tokens, the model's context holds {limit}"
         return judge_fits(messages)
 
-    return loop.checked_source(config, config.prompts, PromptRecord, fits)
+    return checked_source(config, config.prompts, PromptRecord, fits)
 
 
 def _prompts(config: PPOConfig, source: Source[PromptRecord], base: Path) -> list[Prompt]:
@@ -130,7 +138,7 @@ def _run(
     for name in (SAMPLES, scoring.UNSCORED):
         keep_through(folder / name, position["step"])
     engine = RolloutEngine(config, trainer.policy, base, max(len(p.token_ids) for p in prompts))
-    prompts, held_out = selection.split(config, prompts)
+    prompts, held_out = best_policy.split(config, prompts)
     choice = Selection(held_out, compare) if compare and held_out.choosing else None
     measured = Evaluations(
         config, held_out.prompts, trainer.response_kl, reward, functions, choice, through=position["step"]
@@ -220,14 +228,14 @@ def ppo_step(
         functions: by name; nothing is trained on them, and the samples that are written down carry their scores.
     """
     clock = Clock()
-    lr = loop.set_learning_rate(trainer.optimizer, config, step, config.steps)
+    lr = set_learning_rate(trainer.optimizer, config, step, config.steps)
     with clock("sync"):
         engine.sync()
     with clock("rollout"):
         batch = step_prompts(prompts, config.prompts_per_step, config.seed, step)
-        mine = distributed.share_of(batch)
-        sampled = engine.sample(mine, distributed.share_of(sample_seeds(batch, config.seed, step)))
-        rollouts = distributed.whole_of(sampled)
+        mine = share_of(batch)
+        sampled = engine.sample(mine, share_of(sample_seeds(batch, config.seed, step)))
+        rollouts = whole_of(sampled)
     completions = [c for r in rollouts for c in r.completions]
     with clock("reward"):
         asked = scoring.ask(reward, sampled)
@@ -237,13 +245,13 @@ def ppo_step(
         scoring.check(config, unscored, len(completions), len(trained_on), step + 1)
     with clock("forward"):
         experience = trainer.experience(trained_on, their_scores)
-    numbers = distributed.from_main(lambda: describe(experience, trainer.kl.value))
+    numbers = from_main(lambda: describe(experience, trainer.kl.value))
     check_mismatch(numbers["mismatch"], config.max_mismatch)
     if not too_far(config, numbers):
         with clock("update"):
             numbers |= trainer.update(experience, step)
     trainer.kl.update(numbers["kl"], int(their_scores.isfinite().sum()))
-    if config.samples_every and step % config.samples_every == 0 and distributed.is_main():
+    if config.samples_every and step % config.samples_every == 0 and is_main():
         write_samples(folder, step + 1, rollouts, scores, functions)
     samples_per_second = len(completions) / sum(clock.seconds.values())
     seconds = {f"seconds_{name}": value for name, value in clock.seconds.items()}
@@ -266,15 +274,15 @@ def describe(experience: Experience, kl_coef: float) -> dict[str, float]:
     kl = response_kl(e.old_logprobs, e.ref_logprobs, mask)
     values = {}
     if e.old_values is not None and e.returns is not None:
-        values["explained_variance"] = float(ops.explained_variance(e.old_values, e.returns, mask))
+        values["explained_variance"] = float(explained_variance(e.old_values, e.returns, mask))
     return values | {
         "score": float(e.scores[scored].mean()),
         "kl": float(kl[scored].mean()),
         "kl_coef": kl_coef,
-        "entropy": float(-ops.masked_mean(e.old_logprobs, mask)),
+        "entropy": float(-masked_mean(e.old_logprobs, mask)),
         "response_length": float(mask[scored].sum(1).float().mean()),
-        "mismatch": float(ops.masked_mean((e.rollout_logprobs - e.old_logprobs).abs(), mask)),
-        "importance_weight": float(ops.masked_mean(e.weights, mask)),
+        "mismatch": float(masked_mean((e.rollout_logprobs - e.old_logprobs).abs(), mask)),
+        "importance_weight": float(masked_mean(e.weights, mask)),
     }
 
 
@@ -297,7 +305,7 @@ def shaped_scores(config: PPOConfig, raw: Tensor, completions: Sequence[Completi
     scores = raw if config.missing_eos_penalty is None else raw.where(ended | raw.isnan(), config.missing_eos_penalty)
     lengths = torch.tensor([float(len(c.token_ids)) for c in completions])
     if config.length_control:
-        return ops.without_length(scores, lengths, config.n)
+        return without_length(scores, lengths, config.n)
     return scores - config.length_penalty * lengths
 
 
@@ -309,7 +317,7 @@ def too_far(config: PPOConfig, numbers: dict[str, Any]) -> bool:
 def step_prompts(prompts: list[Prompt], count: int, seed: int, step: int) -> list[Prompt]:
     """The prompts of a step: shuffled passes over all of them, known from the seed and the step alone."""
     places = (divmod(place, len(prompts)) for place in range(step * count, (step + 1) * count))
-    return [prompts[loop.epoch_order(len(prompts), seed, epoch)[index]] for epoch, index in places]
+    return [prompts[epoch_order(len(prompts), seed, epoch)[index]] for epoch, index in places]
 
 
 def sample_seeds(batch: Sequence[Prompt], seed: int, step: int) -> list[int]:

@@ -26,12 +26,17 @@ from rlaif_cli.results import calibration
 from rlaif_cli.stats.agreement import agreement_items
 from rlaif_cli.stats.calibration import entropy
 from rlaif_cli.stats.intervals import rate_estimate
-from rlaif_cli.train import distributed, loop
-from rlaif_cli.train.folder import run_in_folder
-from rlaif_cli.train.models import device, new_reward_model, rewards, trainable
-from rlaif_cli.train.ops import binary_entropy, soft_pairwise_loss
-from rlaif_cli.train.packing import Group, deal, pack
-from rlaif_cli.train.supervised import choosing_and_reporting, run_epochs
+from rlaif_cli.train.dataset import checked_source, held_out
+from rlaif_cli.train.epochs import choosing_and_reporting, run_epochs
+from rlaif_cli.train.math.losses import binary_entropy, soft_pairwise_loss
+from rlaif_cli.train.nn.batching import micro_batches
+from rlaif_cli.train.nn.heads import device, new_reward_model, rewards, trainable
+from rlaif_cli.train.nn.packing import Group, deal, pack
+from rlaif_cli.train.nn.precision import autocast, frozen_dtype
+from rlaif_cli.train.parallel.distributed import sum_, sum_numbers
+from rlaif_cli.train.runtime.export import save_trained_model
+from rlaif_cli.train.runtime.optim import clip_and_step, first_place, sharded
+from rlaif_cli.train.runtime.run_folder import run_in_folder
 from rlaif_cli.ui import console
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
@@ -101,16 +106,16 @@ def _train(
 
 def untrained(base: Path, config: RewardModelConfig) -> Any:
     """What training begins with: all weights in fp32, or adapters on a frozen body."""
-    dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
-    model = new_reward_model(base, config.seed, dtype, loop.first_place(config))
-    return loop.sharded(trainable(model, config), config)
+    dtype = frozen_dtype(config.precision) if config.lora_rank else torch.float32
+    model = new_reward_model(base, config.seed, dtype, first_place(config))
+    return sharded(trainable(model, config), config)
 
 
 def _source(config: RewardModelConfig, tokenizer: ChatTokenizer, path: str, rejected: str) -> Source[Preference]:
     def fits(record: Preference) -> str | None:
         return too_long(tokenize(record, tokenizer).group, config.max_length)
 
-    return loop.checked_source(config, path, Preference, fits, rejected)
+    return checked_source(config, path, Preference, fits, rejected)
 
 
 def too_long(group: Group, max_length: int) -> str | None:
@@ -126,7 +131,7 @@ def tokenize(record: Preference, tokenizer: ChatTokenizer) -> Pair:
 
 def split(pairs: Sequence[Pair], config: RewardModelConfig) -> tuple[list[Pair], list[Pair]]:
     """(train, held out), by prompt: no prompt is on both sides."""
-    away = loop.held_out((pair.prompt for pair in pairs), config.eval_fraction, config.seed)
+    away = held_out((pair.prompt for pair in pairs), config.eval_fraction, config.seed)
     return [p for p in pairs if p.prompt not in away], [p for p in pairs if p.prompt in away]
 
 
@@ -159,8 +164,8 @@ def train_step(
     labels = torch.tensor([pair.p_chosen for pair in pairs], device=device())
     labels = hardened(labels) if config.hard_labels else labels
     loss_sum, margins = torch.zeros((), device=device()), torch.zeros(len(pairs), device=device())
-    with loop.autocast(config.precision):
-        for indices, weight in distributed.micro_batches(groups, config.tokens_per_batch):
+    with autocast(config.precision):
+        for indices, weight in micro_batches(groups, config.tokens_per_batch):
             r = rewards(model, pack([groups[i] for i in indices]).to(device()))  # [b, 2]
             share = weight * len(indices) / len(pairs)
             loss = soft_pairwise_loss(r[:, 0], r[:, 1], labels[indices], margin=config.margin)
@@ -168,11 +173,11 @@ def train_step(
             (share * (loss + centering)).backward()
             loss_sum += share * loss.detach()
             margins[indices] += weight * (r[:, 0] - r[:, 1]).detach()
-    norm = loop.clip_and_step(optimizer, config.max_grad_norm)
-    distributed.sum_(margins)
+    norm = clip_and_step(optimizer, config.max_grad_norm)
+    sum_(margins)
     seconds = time.monotonic() - started
     return {
-        **distributed.sum_numbers({"loss": float(loss_sum)}),
+        **sum_numbers({"loss": float(loss_sum)}),
         "entropy_floor": float(binary_entropy(labels).mean()),
         "accuracy": float(((margins > 0).float() + 0.5 * (margins == 0)).mean()),
         "margin": float(margins.mean()),
@@ -192,12 +197,12 @@ def score_groups(
         together: all processes hold the same groups, and each computes its share.
     """
     scores = torch.zeros(len(groups), len(groups[0].responses), dtype=torch.float64)
-    mine = distributed.micro_batches(groups, token_budget) if together else deal(groups, token_budget, 1)[0]
-    with loop.autocast(precision):
+    mine = micro_batches(groups, token_budget) if together else deal(groups, token_budget, 1)[0]
+    with autocast(precision):
         for indices, weight in mine:
             packed = pack([groups[i] for i in indices]).to(device())
             scores[indices] += weight * rewards(model, packed).double().cpu()
-    return np.asarray((distributed.sum_(scores) if together else scores).numpy())
+    return np.asarray((sum_(scores) if together else scores).numpy())
 
 
 def measure(model: Any, pairs: Sequence[Pair], config: RewardModelConfig) -> dict[str, Any]:
@@ -272,5 +277,5 @@ def _finish(
     if unseen := [pair for pair in people if pair.prompt not in trained_on]:
         results["human"] = measure(model, unseen, config)
     model.config.rlaif = {"reward_mean": mean, "reward_std": std}
-    loop.save_trained_model(config, model, base)
+    save_trained_model(config, model, base)
     return results

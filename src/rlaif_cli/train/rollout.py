@@ -13,11 +13,12 @@ import torch
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.data.records import Message
 from rlaif_cli.engines import Completion, Engine, Request, Sampling, open_engine
-from rlaif_cli.train import distributed, loop
-from rlaif_cli.train.adapters import Adapted
-from rlaif_cli.train.checkpoint_names import checkpoint_names
-from rlaif_cli.train.models import load_policy
-from rlaif_cli.train.packing import Group
+from rlaif_cli.train.nn.heads import load_policy
+from rlaif_cli.train.nn.lora import Adapted
+from rlaif_cli.train.nn.packing import Group
+from rlaif_cli.train.nn.precision import frozen_dtype
+from rlaif_cli.train.parallel.distributed import whole, world_size
+from rlaif_cli.train.runtime.checkpoint_names import checkpoint_names
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,14 @@ class RolloutEngine:
         if config.engine == "vllm":
             # An fp32 trainer's rollouts come from an fp32 engine, also where the trainer falls back to fp32 without
             # bf16: "auto" would take the checkpoint's dtype or bf16.
-            dtype = "float32" if loop.frozen_dtype(config.precision) == torch.float32 else "auto"
+            dtype = "float32" if frozen_dtype(config.precision) == torch.float32 else "auto"
             options |= {"dtype": dtype, "seed": config.seed, "memory": config.engine_memory, "syncable": True}
             self.engine: Engine = open_engine("vllm", path, **options)
         else:
             batch_size = config.prompts_per_step * config.n
             module = policy.shared if isinstance(policy, Adapted) else policy
-            held = loop.frozen_dtype(config.precision)
-            if not config.lora_rank and (distributed.world_size() > 1 or held != torch.float32):
+            held = frozen_dtype(config.precision)
+            if not config.lora_rank and (world_size() > 1 or held != torch.float32):
                 self._copy = module = load_policy(path, held).requires_grad_(False)
             self.engine = open_engine("transformers", path, model=module, batch_size=batch_size, **options)
 
@@ -83,7 +84,7 @@ class RolloutEngine:
             load_weights(policy_weights(self._policy))
         if self._copy is not None:
             for mine, theirs in zip(self._copy.parameters(), self._policy.parameters(), strict=True):
-                mine.copy_(distributed.whole(theirs.detach()))
+                mine.copy_(whole(theirs.detach()))
 
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Rollout]:
         """`n` responses to every prompt, in the order of `prompts`."""
@@ -108,13 +109,13 @@ def policy_weights(policy: Any) -> Iterator[tuple[str, Any]]:
     module = policy.shared if adapted else policy
     own = itertools.chain(policy.weights() if adapted else policy.named_parameters(), _saved_buffers(module))
     names = set()
-    for name, weight in checkpoint_names(module, ((name, distributed.whole(weight.detach())) for name, weight in own)):
+    for name, weight in checkpoint_names(module, ((name, whole(weight.detach())) for name, weight in own)):
         names.add(name)
         yield name, weight
     output = module.get_output_embeddings()
     head = next((name for name, part in module.named_modules() if part is output), None)
     if head is not None and f"{head}.weight" not in names:
-        yield f"{head}.weight", distributed.whole(output.weight.detach())
+        yield f"{head}.weight", whole(output.weight.detach())
 
 
 def _saved_buffers(module: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -21,8 +21,8 @@ from torch import Tensor
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.data.atomic import open_for_writing
 from rlaif_cli.errors import EngineError
-from rlaif_cli.train import distributed
-from rlaif_cli.train.rewards import RewardSource, scores_and_parts, why_unscored
+from rlaif_cli.train.parallel.distributed import is_main, whole_of
+from rlaif_cli.train.reward_source import RewardSource, scores_and_parts, why_unscored
 from rlaif_cli.train.rollout import Prompt, Rollout
 
 UNSCORED = "unscored.jsonl"
@@ -71,10 +71,9 @@ def ask(source: RewardSource, mine: Sequence[Rollout]) -> Scores:
         [with_reason(prompt, text, score) for text, score in zip(of_prompt, row, strict=True)]
         for prompt, of_prompt, row in zip(rows, texts, scores.tolist(), strict=True)
     ]
-    flat = [each for row in distributed.whole_of(found) for each in row]
+    flat = [each for row in whole_of(found) for each in row]
     by_source = {
-        name: torch.tensor([score for row in distributed.whole_of(each.tolist()) for score in row])
-        for name, each in parts.items()
+        name: torch.tensor([score for row in whole_of(each.tolist()) for score in row]) for name, each in parts.items()
     }
     return Scores(torch.tensor([score for score, _ in flat]), [reason for _, reason in flat], by_source)
 
@@ -94,7 +93,7 @@ def set_aside(
         for (prompt, completion), scored, reason in zip(responses, scores.isfinite().tolist(), reasons, strict=True)
         if not scored
     ]
-    if rows and distributed.is_main():
+    if rows and is_main():
         with open_for_writing(folder / UNSCORED, "a") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return rows

@@ -19,11 +19,16 @@ from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Demonstration, as_messages, prompt_text
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
-from rlaif_cli.train import distributed, loop
-from rlaif_cli.train.folder import run_in_folder
-from rlaif_cli.train.models import device, load_policy, response_logprobs, trainable
-from rlaif_cli.train.packing import Group, pack
-from rlaif_cli.train.supervised import choosing_and_reporting, run_epochs
+from rlaif_cli.train import dataset
+from rlaif_cli.train.epochs import choosing_and_reporting, run_epochs
+from rlaif_cli.train.nn.batching import micro_batches
+from rlaif_cli.train.nn.heads import device, load_policy, response_logprobs, trainable
+from rlaif_cli.train.nn.packing import Group, pack
+from rlaif_cli.train.nn.precision import autocast, frozen_dtype
+from rlaif_cli.train.parallel.distributed import sum_numbers
+from rlaif_cli.train.runtime.export import save_trained_model
+from rlaif_cli.train.runtime.optim import clip_and_step, first_place, sharded
+from rlaif_cli.train.runtime.run_folder import run_in_folder
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
@@ -55,14 +60,14 @@ def _train(
     progress: ProgressCallback,
 ) -> dict[str, Any]:
     records = [each for record in source for each in _expanded(record, config)]
-    away = loop.held_out((prompt_text(record.prompt) for record in records), config.eval_fraction, config.seed)
+    away = dataset.held_out((prompt_text(record.prompt) for record in records), config.eval_fraction, config.seed)
     groups = [(_tokenize(record, tokenizer), prompt_text(record.prompt)) for record in records]
     train = [group for group, prompt in groups if prompt not in away]
     held_out = [each for each in groups if each[1] in away]
     halves = choosing_and_reporting(held_out, lambda each: each[1], config)
     choosing, test = ([group for group, _ in half] for half in halves)
-    dtype = loop.frozen_dtype(config.precision) if config.lora_rank else torch.float32
-    model = loop.sharded(trainable(load_policy(base, dtype, loop.first_place(config)), config), config)
+    dtype = frozen_dtype(config.precision) if config.lora_rank else torch.float32
+    model = sharded(trainable(load_policy(base, dtype, first_place(config)), config), config)
 
     def step(optimizer: torch.optim.Optimizer, batch: list[int]) -> dict[str, float]:
         return train_step(model, optimizer, [train[i] for i in batch], config)
@@ -81,7 +86,7 @@ def _train(
             "loss": round(after, 4),
             "perplexity": round(math.exp(after), 3),
         }
-    loop.save_trained_model(config, model, base)
+    save_trained_model(config, model, base)
     return results
 
 
@@ -92,7 +97,7 @@ def _source(config: SftConfig, tokenizer: ChatTokenizer) -> Source[Demonstration
         need = max(_tokenize(each, tokenizer).tokens for each in _expanded(record, config))
         return None if need <= config.max_length else f"{need} tokens; --max-length is {config.max_length}"
 
-    return loop.checked_source(config, config.records, Demonstration, fits)
+    return dataset.checked_source(config, config.records, Demonstration, fits)
 
 
 def _has_revisions(record: Demonstration) -> bool:
@@ -122,15 +127,15 @@ def train_step(
     started = time.monotonic()
     total = sum(len(response) for group in groups for response in group.responses)
     loss_sum = torch.zeros((), device=device())
-    with loop.autocast(config.precision):
-        for indices, weight in distributed.micro_batches(groups, config.tokens_per_batch):
+    with autocast(config.precision):
+        for indices, weight in micro_batches(groups, config.tokens_per_batch):
             loss = weight * _summed_loss(model, [groups[i] for i in indices]) / total
             loss.backward()
             loss_sum += loss.detach()
-    norm = loop.clip_and_step(optimizer, config.max_grad_norm)
+    norm = clip_and_step(optimizer, config.max_grad_norm)
     seconds = time.monotonic() - started
     return {
-        **distributed.sum_numbers({"loss": float(loss_sum)}),
+        **sum_numbers({"loss": float(loss_sum)}),
         "grad_norm": norm,
         "tokens_per_second": sum(group.tokens for group in groups) / seconds,
     }
@@ -139,12 +144,12 @@ def train_step(
 @torch.no_grad()
 def mean_loss(model: Any, groups: Sequence[Group], config: SftConfig) -> float:
     """-log p a response token, nats, over all groups."""
-    with loop.autocast(config.precision):
+    with autocast(config.precision):
         summed = sum(
             weight * float(_summed_loss(model, [groups[i] for i in indices]))
-            for indices, weight in distributed.micro_batches(groups, config.tokens_per_batch)
+            for indices, weight in micro_batches(groups, config.tokens_per_batch)
         )
-    total = distributed.sum_numbers({"loss": summed})["loss"]
+    total = sum_numbers({"loss": summed})["loss"]
     return total / sum(len(response) for group in groups for response in group.responses)
 
 

@@ -16,10 +16,10 @@ from rlaif_cli.data.run_settings import START_ANEW, refuse_other_settings
 from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.models.resolve import resolve_model
-from rlaif_cli.train import distributed
-from rlaif_cli.train.checkpoint import remove_state
-from rlaif_cli.train.loop import set_seed
-from rlaif_cli.train.trackers import check_trackers
+from rlaif_cli.train.parallel.distributed import from_main, is_main
+from rlaif_cli.train.runtime.checkpoint import remove_state
+from rlaif_cli.train.runtime.optim import set_seed
+from rlaif_cli.train.runtime.trackers import check_trackers
 
 MANIFEST = "manifest.json"
 
@@ -41,13 +41,13 @@ def run_in_folder(
     """
     check_trackers(config)
     folder = Path(config.output)
-    with _claimed(folder) if distributed.is_main() else contextlib.nullcontext():
-        settings, done = distributed.from_main(lambda: _begin(config, folder, stage, inputs))
+    with _claimed(folder) if is_main() else contextlib.nullcontext():
+        settings, done = from_main(lambda: _begin(config, folder, stage, inputs))
         if done is not None:
             return done
         set_seed(config.seed)
         results = _within_memory(train, settings)
-        distributed.from_main(lambda: _complete(folder, stage, settings, results))
+        from_main(lambda: _complete(folder, stage, settings, results))
         return results
 
 

@@ -20,7 +20,7 @@ from rlaif_cli.data.records import Message, content_id
 from rlaif_cli.errors import UsageError
 from rlaif_cli.stats import agreement
 from rlaif_cli.stats.as_json import rate
-from rlaif_cli.train import loop
+from rlaif_cli.train import dataset
 from rlaif_cli.train.rollout import Prompt
 
 # (prompt, a, b) triples -> P(a is better), None where the judge cannot tell
@@ -86,14 +86,14 @@ def split(config: PPOConfig, prompts: list[Prompt]) -> tuple[list[Prompt], HeldO
     if not config.evaluates:
         return prompts, HeldOut([], [])
     content = [content_id(prompt.messages) for prompt in prompts]
-    away = loop.held_out(content, config.eval_fraction, config.seed, least=2)
+    away = dataset.held_out(content, config.eval_fraction, config.seed, least=2)
     if not away:
         raise UsageError(
             "--eval-judge and --eval-function need at least three different prompts: two are held out (with a judge, "
             "one to choose the weights and one to measure them)",
             where=config.prompts,
         )
-    reporting = loop.held_out(away, 0.5, config.seed) if config.eval_judge is not None else away
+    reporting = dataset.held_out(away, 0.5, config.seed) if config.eval_judge is not None else away
 
     def those(wanted: set[str]) -> list[Prompt]:
         return [prompt for prompt, key in zip(prompts, content, strict=True) if key in wanted]

@@ -17,9 +17,18 @@ from torch import Tensor, nn
 
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.models.tokenizer import ChatTokenizer
-from rlaif_cli.train import adapters, distributed, loop, ops
-from rlaif_cli.train.adapters import Adapted
-from rlaif_cli.train.models import (
+from rlaif_cli.train.math.advantages import (
+    gae,
+    group_normalized_advantage,
+    leave_one_out_baseline,
+    truncated_importance_weights,
+)
+from rlaif_cli.train.math.kl import AdaptiveKLController, FixedKLController, kl_estimate
+from rlaif_cli.train.math.losses import ppo_policy_loss, ppo_value_loss
+from rlaif_cli.train.math.masked import last_token_index, masked_mean, masked_var, masked_whiten
+from rlaif_cli.train.nn import lora
+from rlaif_cli.train.nn.batching import micro_batches
+from rlaif_cli.train.nn.heads import (
     device,
     economical,
     load_policy,
@@ -29,10 +38,14 @@ from rlaif_cli.train.models import (
     trainable,
     values,
 )
-from rlaif_cli.train.packing import Packed, pack
+from rlaif_cli.train.nn.lora import Adapted
+from rlaif_cli.train.nn.packing import Packed, pack
+from rlaif_cli.train.nn.precision import autocast, frozen_dtype
+from rlaif_cli.train.parallel.distributed import sum_, sum_numbers
 from rlaif_cli.train.reward_model import NO_SPREAD
-from rlaif_cli.train.rewards import stored_scale
+from rlaif_cli.train.reward_source import stored_scale
 from rlaif_cli.train.rollout import Rollout
+from rlaif_cli.train.runtime.optim import clip_and_step, first_place, make_optimizer, sharded
 
 
 @dataclass
@@ -64,26 +77,26 @@ class Trainer:
 
     def __init__(self, config: PPOConfig, base: Path, reward_path: Path | None) -> None:
         self.config, self.base = config, base
-        frozen = loop.frozen_dtype(config.precision)
+        frozen = frozen_dtype(config.precision)
         self._shared = load_policy(base, frozen) if config.lora_rank else None
         if self._shared is not None:
             economical(self._shared, config).train()
-            adapters.add(self._shared, "policy", config)
+            lora.add(self._shared, "policy", config)
             self.policy, self.reference = Adapted(self._shared, "policy"), Adapted(self._shared, None)
         else:
-            policy = load_policy(base, place=loop.first_place(config))
-            self.policy = loop.sharded(trainable(policy, config), config)
-            reference = load_policy(base, frozen, loop.first_place(config))
-            self.reference = loop.sharded(reference.eval().requires_grad_(False), config)
+            policy = load_policy(base, place=first_place(config))
+            self.policy = sharded(trainable(policy, config), config)
+            reference = load_policy(base, frozen, first_place(config))
+            self.reference = sharded(reference.eval().requires_grad_(False), config)
         trained = [(self.policy, config.lr)]
         self.value_model = self._value_model(reward_path) if config.advantage == "gae" else None
         if self.value_model is not None:
             trained.append((self.value_model, config.value_lr or config.lr))
-        self.optimizer = loop.make_optimizer(trained, config)
+        self.optimizer = make_optimizer(trained, config)
         self.kl = (
-            ops.AdaptiveKLController(config.kl_coef, config.kl_target, horizon=10_000)
+            AdaptiveKLController(config.kl_coef, config.kl_target, horizon=10_000)
             if config.kl_target
-            else ops.FixedKLController(config.kl_coef)
+            else FixedKLController(config.kl_coef)
         )
 
     @property
@@ -92,11 +105,11 @@ class Trainer:
 
     def on_body(self, reward_path: Path) -> Adapted | None:
         """A reward model as one more adapter on the policy's body, where it was trained as one on the same body."""
-        folder = adapters.of_base(reward_path, self.base) if self._shared is not None else None
+        folder = lora.of_base(reward_path, self.base) if self._shared is not None else None
         if folder is None:
             return None
         name = f"reward {folder}".replace(".", "_")  # a part of parameters' names
-        return self._adapted(name, adapters.load(self._shared, name, folder))
+        return self._adapted(name, lora.load(self._shared, name, folder))
 
     def _adapted(self, name: str, head: dict[str, Tensor]) -> Adapted:
         score = nn.Linear(head["weight"].shape[1], 1, bias="bias" in head).to(device())
@@ -112,14 +125,14 @@ class Trainer:
         """
         mean, std = stored_scale(reward_path) if reward_path else (0.0, 1.0)
         if self._shared is not None:
-            folder = adapters.of_base(reward_path, self.base) if reward_path else None
+            folder = lora.of_base(reward_path, self.base) if reward_path else None
             if folder is None:
-                adapters.add(self._shared, "value", self.config)
+                lora.add(self._shared, "value", self.config)
                 return self._adapted("value", {"weight": torch.zeros(1, self._shared.config.hidden_size)})
-            weight = adapters.load(self._shared, "value", folder)["weight"]
+            weight = lora.load(self._shared, "value", folder)["weight"]
             return self._adapted("value", {"weight": weight / std, "bias": torch.tensor([-mean / std])})
         known = reward_path if reward_path and _same_tokens(self.base, reward_path) else None
-        place = loop.first_place(self.config)
+        place = first_place(self.config)
         seed = self.config.seed
         model = load_reward_model(known, place=place) if known else new_reward_model(self.base, seed, place=place)
         weight = model.score.weight if known else torch.zeros_like(model.score.weight)
@@ -127,7 +140,7 @@ class Trainer:
         with torch.no_grad():
             model.score.weight.copy_(weight / std if known else weight)
             model.score.bias.fill_(-mean / std if known else 0.0)
-        return loop.sharded(economical(model, self.config).train(), self.config)
+        return sharded(economical(model, self.config).train(), self.config)
 
     @torch.no_grad()
     def experience(self, rollouts: list[Rollout], scores: Tensor) -> Experience:
@@ -144,7 +157,7 @@ class Trainer:
         for row, completion in enumerate(c for r in rollouts for c in r.completions):
             sampled[row, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
         mask &= scores.isfinite()[:, None]
-        weights = ops.truncated_importance_weights(old, sampled, mask, cap=config.importance_cap)
+        weights = truncated_importance_weights(old, sampled, mask, cap=config.importance_cap)
         advantages, returns = self._advantages(scores, old, ref, value, mask)
         values_of = (value, returns) if self.value_model is not None else (None, None)
         return Experience(rollouts, scores, mask, sampled, old, ref, advantages, weights, *values_of)
@@ -160,14 +173,14 @@ class Trainer:
         """(the policy's log-probs, the reference's, values), [S, R] each; zeros where no values are asked for."""
         found = torch.zeros(3, *mask.shape)
         policy, reference, value = found.unbind()
-        with loop.autocast(self.config.precision):
+        with autocast(self.config.precision):
             for rows, packed, weight in self._micro_batches(rollouts):
                 width = packed.response_ids.shape[-1]
                 policy[rows, :width] += weight * self._logprobs(self.policy, packed)
                 reference[rows, :width] += weight * self._logprobs(self.reference, packed)
                 if values_too:
                     value[rows, :width] += weight * values(self.value_model, packed).flatten(0, 1).cpu()
-        distributed.sum_(found)
+        sum_(found)
         return policy, reference, value
 
     def _advantages(
@@ -182,14 +195,14 @@ class Trainer:
             # The scores alone are divided by their deviation: where they tie, it would be that of the KL's noise.
             rewards = token_rewards(known, old, ref, mask, 0.0)
             compared = group_advantages(rewards, mask, config.n, "grpo", scored)
-            return weight * compared - kl_coef * ops.kl_estimate(old, ref, "k1") * mask, None
+            return weight * compared - kl_coef * kl_estimate(old, ref, "k1") * mask, None
         rewards = token_rewards(weight * known, old, ref, mask, kl_coef)
         if config.advantage == "rloo":
             return group_advantages(rewards, mask, config.n, "rloo", scored), None
         tied = all_tie(scores)
         if config.advantage == "reinforce":
             return batch_advantages(rewards, mask, config.gamma, tied), None
-        advantages, returns = ops.gae(rewards, value, mask, config.gamma, config.lam)
+        advantages, returns = gae(rewards, value, mask, config.gamma, config.lam)
         return whitened(advantages, mask, tied), returns
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
@@ -208,7 +221,7 @@ class Trainer:
         n, mask = self.config.n, experience.mask  # on the CPU: to count on a GPU is to wait for it
         total = int(mask.view(-1, n, mask.shape[-1])[chosen].sum())
         sums: dict[str, Any] = {}
-        with loop.autocast(self.config.precision):
+        with autocast(self.config.precision):
             for rows, packed, weight in self._micro_batches([experience.rollouts[i] for i in chosen], chosen):
                 share = weight * int(mask[rows].sum()) / total
                 # One after the other, backward included: each one's memory is free for the next.
@@ -218,8 +231,8 @@ class Trainer:
                     (share * loss).backward()
                     for name, value in numbers.items():
                         sums[name] = sums.get(name, 0.0) + share * value
-        logged = distributed.sum_numbers({name: float(value) for name, value in sums.items()})
-        logged["grad_norm"] = loop.clip_and_step(self.optimizer, self.config.max_grad_norm)
+        logged = sum_numbers({name: float(value) for name, value in sums.items()})
+        logged["grad_norm"] = clip_and_step(self.optimizer, self.config.max_grad_norm)
         return logged
 
     def _policy_loss(self, experience: Experience, rows: list[int], packed: Packed) -> tuple[Tensor, dict[str, Any]]:
@@ -227,20 +240,20 @@ class Trainer:
         of = part_of(rows, packed)
         mask = of(experience.mask)
         logprobs = response_logprobs(self.policy, packed, config.temperature).flatten(0, 1)
-        loss, numbers = ops.ppo_policy_loss(
+        loss, numbers = ppo_policy_loss(
             logprobs, of(experience.old_logprobs), of(experience.advantages), mask, config.clip, of(experience.weights)
         )
         logged = {"policy_loss": loss.detach()} | {name: numbers[name] for name in ("clip_fraction", "approx_kl")}
         if config.kl_in == "loss":
             # k2, whose gradient is that of the KL; k3 as a loss is biased (arXiv 2510.01555).
-            kl = ops.masked_mean(ops.kl_estimate(logprobs, of(experience.ref_logprobs), "k2"), mask)
+            kl = masked_mean(kl_estimate(logprobs, of(experience.ref_logprobs), "k2"), mask)
             loss = loss + self.kl.value * kl
         return loss, logged
 
     def _value_loss(self, experience: Experience, rows: list[int], packed: Packed) -> tuple[Tensor, dict[str, Any]]:
         assert experience.old_values is not None and experience.returns is not None
         of = part_of(rows, packed)
-        loss, numbers = ops.ppo_value_loss(
+        loss, numbers = ppo_value_loss(
             values(self.value_model, packed).flatten(0, 1),
             of(experience.old_values),
             of(experience.returns),
@@ -262,7 +275,7 @@ class Trainer:
             places: the rollouts' numbers within the step.
         """
         groups, n = [rollout.group for rollout in rollouts], self.config.n
-        for indices, weight in distributed.micro_batches(groups, self.config.tokens_per_batch):
+        for indices, weight in micro_batches(groups, self.config.tokens_per_batch):
             numbers = [places[i] if places is not None else i for i in indices]
             rows = [number * n + k for number in numbers for k in range(n)]
             yield rows, pack([groups[i] for i in indices]).to(device()), weight
@@ -279,7 +292,7 @@ def response_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
 
     Over samples of the policy its mean is the KL to the reference.
     """
-    return (ops.kl_estimate(logprobs, ref_logprobs, "k1") * mask).sum(1)
+    return (kl_estimate(logprobs, ref_logprobs, "k1") * mask).sum(1)
 
 
 def part_of(rows: list[int], packed: Packed) -> Callable[[Tensor], Tensor]:
@@ -292,9 +305,9 @@ def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: 
 
     A row without a real token stays 0.
     """
-    rewards = -kl_coef * ops.kl_estimate(logprobs, ref_logprobs, "k1") * mask
+    rewards = -kl_coef * kl_estimate(logprobs, ref_logprobs, "k1") * mask
     real = mask.any(1).nonzero()[:, 0]
-    rewards[real, ops.last_token_index(mask[real])] += scores[real].to(rewards)
+    rewards[real, last_token_index(mask[real])] += scores[real].to(rewards)
     return rewards
 
 
@@ -315,9 +328,9 @@ def group_advantages(rewards: Tensor, mask: Tensor, n: int, kind: str, scored: T
     total = rewards.sum(1).view(-1, n)
     part = None if scored is None else scored.view(-1, n)
     if kind == "rloo":
-        advantages = total - ops.leave_one_out_baseline(total, part)
+        advantages = total - leave_one_out_baseline(total, part)
     else:
-        advantages = ops.group_normalized_advantage(total, mask=part)
+        advantages = group_normalized_advantage(total, mask=part)
     return advantages.flatten()[:, None] * mask
 
 
@@ -327,7 +340,7 @@ def batch_advantages(rewards: Tensor, mask: Tensor, gamma: float, tied: bool = F
     Args:
         tied: as in `whitened`.
     """
-    to_come, _ = ops.gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
+    to_come, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
     return whitened(to_come, mask, tied)
 
 
@@ -338,8 +351,8 @@ def whitened(advantages: Tensor, mask: Tensor, tied: bool) -> Tensor:
         tied: all scores are equal. What differs then is the KL's noise and the value model's error, and a deviation
             below 1 stays as it is: to divide by it would train on the noise at full strength.
     """
-    white = ops.masked_whiten(advantages, mask)
-    return white * ops.masked_var(advantages, mask).sqrt().clamp(max=1) if tied else white
+    white = masked_whiten(advantages, mask)
+    return white * masked_var(advantages, mask).sqrt().clamp(max=1) if tied else white
 
 
 def all_tie(scores: Tensor) -> bool:

@@ -29,10 +29,11 @@ from rlaif_cli.models.metadata import check_reward_model
 from rlaif_cli.models.names import FAKE
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
-from rlaif_cli.train import loop, reward_function
-from rlaif_cli.train.adapters import Adapted
-from rlaif_cli.train.models import load_reward_model
-from rlaif_cli.train.packing import Group
+from rlaif_cli.train import reward_function
+from rlaif_cli.train.nn.heads import load_reward_model
+from rlaif_cli.train.nn.lora import Adapted
+from rlaif_cli.train.nn.packing import Group
+from rlaif_cli.train.nn.precision import frozen_dtype
 from rlaif_cli.train.reward_function import RewardFunction, Row, response_key
 from rlaif_cli.train.reward_model import NO_SPREAD, score_groups
 from rlaif_cli.ui import console
@@ -104,7 +105,7 @@ class RewardModelScorer:
     """
 
     def __init__(self, path: Path, precision: str, token_budget: int, model: Adapted | None = None) -> None:
-        self.model = model or load_reward_model(path, loop.frozen_dtype(precision)).eval().requires_grad_(False)
+        self.model = model or load_reward_model(path, frozen_dtype(precision)).eval().requires_grad_(False)
         self.reader = RewardReader(path)
         self.mean, self.std = stored_scale(path)
         self._precision = precision

@@ -14,9 +14,9 @@ from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import ModelError
 from rlaif_cli.models.load import load, load_config
 from rlaif_cli.models.metadata import check_reward_model, stored_tensors
-from rlaif_cli.train import adapters, selftest
-from rlaif_cli.train.adapters import Adapted
-from rlaif_cli.train.forward import hidden_states, packs, response_logprobs, rewards, values
+from rlaif_cli.train.nn import lora, selftest
+from rlaif_cli.train.nn.forward import hidden_states, packs, response_logprobs, rewards, values
+from rlaif_cli.train.nn.lora import Adapted
 
 __all__ = [
     "device",
@@ -136,7 +136,7 @@ def _ready(model: Any, path: Path, place: torch.device | None) -> Any:
 def trainable(model: Any, config: TrainConfig) -> Any:
     """Ready for training: all of its weights, or its head and new adapters on the rest."""
     if config.lora_rank:
-        adapters.add(model, "trained", config)
+        lora.add(model, "trained", config)
         if hasattr(model, "score"):
             model.score.requires_grad_(True)
     return economical(model, config).train()

@@ -9,8 +9,11 @@ from typing import Any, TypeVar
 import torch
 
 from rlaif_cli.config.train import EpochsConfig
-from rlaif_cli.train import loop
-from rlaif_cli.train.checkpoint import BestWeights, MetricsLog, TrainState
+from rlaif_cli.train import dataset
+from rlaif_cli.train.runtime.best_weights import BestWeights
+from rlaif_cli.train.runtime.checkpoint import TrainState
+from rlaif_cli.train.runtime.metrics_log import MetricsLog
+from rlaif_cli.train.runtime.optim import make_optimizer, set_learning_rate
 from rlaif_cli.ui import console
 from rlaif_cli.ui.progress import ProgressCallback
 
@@ -38,7 +41,7 @@ def run_epochs(
         `step`, whose weights `model` has now, and `of`, the steps of a whole run.
     """
     folder = Path(config.output)
-    optimizer = loop.make_optimizer([(model, config.lr)], config)
+    optimizer = make_optimizer([(model, config.lr)], config)
     state = TrainState(folder, settings, {"model": model}, optimizer)
     position = state.load() or {"step": 0, "best": None}
     best = BestWeights(folder, model, position["best"])
@@ -51,7 +54,7 @@ def run_epochs(
         if best.exhausted(config.patience):
             break
         done = step + 1
-        lr = loop.set_learning_rate(optimizer, config, step, len(batches))
+        lr = set_learning_rate(optimizer, config, step, len(batches))
         numbers = train_step(optimizer, batches[step])
         if held_out_loss and (done % (config.eval_every or an_epoch) == 0 or done == len(batches)):
             numbers["held_out_loss"] = held_out_loss()
@@ -77,7 +80,7 @@ def choosing_and_reporting(
     Without `patience` nothing is chosen, and both are the same list; so they are where one prompt is held out, or none.
     """
     everything = list(held_out)
-    chooses = loop.held_out(map(prompt_of, everything), 0.5, config.seed) if config.patience else set()
+    chooses = dataset.held_out(map(prompt_of, everything), 0.5, config.seed) if config.patience else set()
     if not chooses:
         if config.patience and everything:
             console.warn("one held-out prompt both chooses the weights and measures them: a larger --eval-fraction?")
@@ -90,5 +93,5 @@ def choosing_and_reporting(
 
 def epoch_batches(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
     """A shuffled pass over `count` items in batches of `size`; a last small batch is kept."""
-    order = loop.epoch_order(count, seed, epoch).tolist()
+    order = dataset.epoch_order(count, seed, epoch).tolist()
     return [order[i : i + size] for i in range(0, count, size)]

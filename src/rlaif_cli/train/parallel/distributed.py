@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,7 +23,6 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlaif_cli.errors import UsageError
-from rlaif_cli.train.packing import Group, deal
 
 T = TypeVar("T")
 
@@ -131,14 +130,6 @@ def sum_(tensor: Tensor) -> Tensor:
 def sum_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
     """Each number's sum over the processes, which all have the same names."""
     return dict(zip(numbers, sum_(torch.tensor([*numbers.values()], dtype=torch.float64)).tolist(), strict=True))
-
-
-def micro_batches(groups: Sequence[Group], token_budget: int) -> Iterator[tuple[list[int], float]]:
-    """This process's (indices of groups, weight): weight 1; 0 where the others have more of them.
-
-    All processes go through the model equally often, because each pass gathers weights from all.
-    """
-    yield from deal(groups, token_budget, world_size())[rank()]
 
 
 # ------------------------------------------------------------------------------------------------ models

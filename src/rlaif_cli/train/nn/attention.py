@@ -24,7 +24,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlaif_cli.errors import ModelError
-from rlaif_cli.train.packing import Layout
+from rlaif_cli.train.nn.packing import Layout
 
 NAME = "rlaif_branches"
 _SHORT = 512  # keys up to which the scores of all heads are held in memory

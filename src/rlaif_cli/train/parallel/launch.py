@@ -84,20 +84,20 @@ def as_one_of_several(config: TrainConfig, work: Callable[[Any], int], *, watche
     Args:
         watched: `start` watches the processes, and tells what they cannot.
     """
-    from rlaif_cli.train import distributed
+    from rlaif_cli.train.parallel.distributed import Meeting, is_lost_process, leave
 
-    meeting = distributed.Meeting()
+    meeting = Meeting()
     console.first_to_fail = meeting.first_to_fail
     meeting.join()
     try:
         code = work(config)
-        distributed.leave()
+        leave()
     except KeyboardInterrupt:
         if watched:
             raise Told(EXIT_INTERRUPTED) from None
         raise
     except RuntimeError as error:
-        if not distributed.is_lost_process(error):
+        if not is_lost_process(error):
             raise
         time.sleep(1)  # for the one that failed first to be noticed first
         if watched:

@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlaif_cli.errors import ModelError
-from rlaif_cli.train import attention
-from rlaif_cli.train.forward import response_logprobs, rewards
-from rlaif_cli.train.packing import Group, Packed, pack
+from rlaif_cli.train.nn import attention
+from rlaif_cli.train.nn.forward import response_logprobs, rewards
+from rlaif_cli.train.nn.packing import Group, Packed, pack
 
 # Nats, or units of a reward. In fp32 a right model differs by 1e-6 to 1e-3; the smallest fault seen was 0.07. Where
 # even another prompt changes little (small random weights), a fault does too: then it is a share of that change.

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlaif_cli.train import attention, distributed
-from rlaif_cli.train.adapters import Adapted
-from rlaif_cli.train.ops import gather_logprobs
-from rlaif_cli.train.packing import Packed
+from rlaif_cli.train.math.logprobs import gather_logprobs
+from rlaif_cli.train.nn import attention
+from rlaif_cli.train.nn.lora import Adapted
+from rlaif_cli.train.nn.packing import Packed
+from rlaif_cli.train.parallel.distributed import computing
 
 
 def packs(model: Any) -> bool:
@@ -23,7 +24,7 @@ def packs(model: Any) -> bool:
     return bool(_module(model).config._attn_implementation == attention.NAME)
 
 
-@distributed.computing
+@computing
 def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
     """log p of every response token, [B, n, R], nats; 0 at padding. Logits are made at real response tokens only."""
     mask = batch.response_mask
@@ -36,14 +37,14 @@ def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
     return found.new_zeros(mask.shape).masked_scatter(mask, found)
 
 
-@distributed.computing
+@computing
 def rewards(model: Any, batch: Packed) -> Tensor:
     """The reward of every branch, [B, n]: the head at its last token, found from its place, not from a pad id."""
     batch = batch if packs(model) else batch.apart()
     return _scored(model, hidden_states(model, batch)[batch.last])
 
 
-@distributed.computing
+@computing
 def values(model: Any, batch: Packed) -> Tensor:
     """The value before each response token, [B, n, R]."""
     batch = batch if packs(model) else batch.apart()

@@ -1,0 +1,1 @@
+"""Models as they are trained: heads, attention, packing, adapters, precision."""
