@@ -27,7 +27,7 @@ from rlaif_cli.engines.server_dialect import Dialect
 from rlaif_cli.engines.server_labels import LabelShares
 from rlaif_cli.errors import EngineError, UsageError
 from rlaif_cli.judge.labels import Labels, sampled_label
-from rlaif_cli.stages.files import accounted
+from rlaif_cli.stages.manifest import accounted
 
 SCORES = [spelled for number in range(1, 11) for spelled in (str(number), f" {number}")]
 SCORE_LABELS = [str(number) for number in range(1, 11)]

@@ -23,7 +23,7 @@ from rlaif_cli.data.reader import Source, parse_record
 from rlaif_cli.data.records import HumanPair, PairsOnly, Preference, prompt_text
 from rlaif_cli.data.torn_lines import drop_torn_line
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.stages.label import pair_chooser, pair_id
+from rlaif_cli.stages.pairs import pair_chooser, pair_id
 from rlaif_cli.stats.agreement import agreement_items, pair_kappa
 from rlaif_cli.stats.as_json import rate
 

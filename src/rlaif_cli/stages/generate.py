@@ -16,7 +16,8 @@ from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.engines.tokenizer import open_tokenizer, too_long
 from rlaif_cli.models.tokenizer import with_system
-from rlaif_cli.stages.files import InOrder, Unanswered, accounted, finish, reject
+from rlaif_cli.stages.manifest import accounted, finish
+from rlaif_cli.stages.ordering import InOrder, Unanswered, reject
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
 from typing import Any
 
 from rlaif_cli.config.judge import LabelConfig
@@ -16,13 +14,14 @@ from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates, Message, PairsOnly, Preference, Unscored, Verdict, Vote, as_messages
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.errors import UsageError
 from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.context_budget import Room
 from rlaif_cli.judge.session import check_principles, open_judge
-from rlaif_cli.stages.files import InOrder, Unanswered, accounted, finish
+from rlaif_cli.stages.manifest import accounted, finish
+from rlaif_cli.stages.ordering import InOrder, Unanswered
+from rlaif_cli.stages.pairs import pair_chooser, pair_id
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
@@ -79,27 +78,6 @@ def _ratio(part: float, whole: int) -> float | None:
     return round(part / whole, 4) if whole else None
 
 
-def pair_chooser(rule: str, seed: int) -> Any:
-    """`--pairs` as a function: row -> index pairs.
-
-    Raises:
-        UsageError: the rule is none of all, chain, random:K.
-    """
-    if rule == "all":
-        return lambda row: list(combinations(range(len(row.responses)), 2))
-    if rule == "chain":
-        return lambda row: [(i, i + 1) for i in range(len(row.responses) - 1)]
-    name, _, count = rule.partition(":")
-    if name != "random" or not count.isdigit() or int(count) < 1:
-        raise UsageError(f"--pairs '{rule}' is unknown", hint="one of: all, chain, random:K (K pairs a row)")
-
-    def some(row: Candidates) -> list[tuple[int, int]]:
-        every = list(combinations(range(len(row.responses)), 2))
-        return sorted(random.Random(f"{seed}:{row.id}").sample(every, min(int(count), len(every))))
-
-    return some
-
-
 def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> LabelSummary:
     """Run the stage; see `LabelConfig`.
 
@@ -153,10 +131,6 @@ class _PairCount:
         reason = self._room.check(row.prompt, [response.text for response in row.responses])
         self.count += 0 if reason else len(self._choose_pairs(row))
         return reason
-
-
-def pair_id(row: Candidates, i: int, j: int) -> str:
-    return row.id if len(row.responses) == 2 else f"{row.id}/{i}-{j}"
 
 
 def _comparisons(

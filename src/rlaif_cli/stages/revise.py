@@ -23,7 +23,8 @@ from rlaif_cli.judge import prompts
 from rlaif_cli.judge.constitution import Constitution, Principle
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.models.tokenizer import with_system
-from rlaif_cli.stages.files import Unanswered, accounted, finish, reject
+from rlaif_cli.stages.manifest import accounted, finish
+from rlaif_cli.stages.ordering import Unanswered, reject
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 _AT_ONCE = 64  # prompts that go through all their rounds together

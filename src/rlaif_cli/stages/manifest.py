@@ -1,20 +1,15 @@
-"""What data stages share about their files, models and limits."""
+"""What a stage writes into its manifest when it is done."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rlaif_cli.config.engine import EngineConfig
-from rlaif_cli.data.atomic import open_for_writing
-from rlaif_cli.data.paths import rejected_path
-from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import LOCAL, Engine, computing_engine, engine_name
-from rlaif_cli.errors import EngineError
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.ui.console import warn_once
@@ -22,53 +17,6 @@ from rlaif_cli.ui.console import warn_once
 
 def model_hash(config: EngineConfig, model: str) -> str | None:
     return checkpoint_hash(resolve_model(model)) if computing_engine(config, model) in LOCAL else None
-
-
-class Unanswered:
-    """Rows that a server did not answer and may answer later: they are in no file, so that a second run asks again."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._last = ""
-
-    def add(self, reason: str) -> None:
-        self.count += 1
-        self._last = reason
-
-    def check(self) -> None:
-        """Raises: EngineError: there were some; what was done is kept."""
-        if self.count:
-            raise EngineError(
-                f"{self.count} rows got no answer; the last: {self._last}",
-                hint="what was done is kept; run the same command again to ask for the rest",
-            )
-
-
-class InOrder:
-    """Settles rows in the order of the input where that is wanted (`--ordered`), else as they come.
-
-    A row that is ready waits for those before it; a kill loses what waits.
-    """
-
-    def __init__(self, ordered: bool) -> None:
-        self._ordered = ordered
-        self._expected: deque[str] = deque()
-        self._ready: dict[str, Callable[[], None]] = {}
-
-    def expect(self, key: str) -> None:
-        """The next row of the input; every expected one must be settled."""
-        if self._ordered:
-            self._expected.append(key)
-
-    def settle(self, key: str, action: Callable[[], None]) -> None:
-        """Do `action` (write the row, or put it aside) in its turn."""
-        if not self._ordered:
-            action()
-            return
-        self._ready[key] = action
-        while self._expected and (ready := self._ready.pop(self._expected[0], None)):
-            self._expected.popleft()
-            ready()
 
 
 @contextlib.contextmanager
@@ -105,9 +53,3 @@ def finish(
         return of(config, model) if isinstance(model, str) else {name: of(config, name) for name in model}
 
     output.finish({"stage": stage, "model_sha256": each(model_hash), "engine": each(engine_name), "counts": counts})
-
-
-def reject(output: str, stage: str, record: PromptRecord, reason: str) -> None:
-    """A prompt that the server will never answer goes where lines go that cannot be used."""
-    with open_for_writing(rejected_path(output, stage), "a") as file:
-        file.write(json.dumps({"id": record.id, "reason": reason, "text": record.model_dump_json()}) + "\n")
