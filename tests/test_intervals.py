@@ -18,9 +18,10 @@ from rlaif_cli.config.evaluate import AlignmentConfig, RewardModelEvalConfig
 from rlaif_cli.config.judge import AuditConfig
 from rlaif_cli.data.records import prompt_key
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.results import agreement, calibration
+from rlaif_cli.evaluate.agreement import agreement, calibration
+from rlaif_cli.evaluate.alignment import alignment
+from rlaif_cli.evaluate.reward_model import reward_model as evaluate_reward_model
 from rlaif_cli.stages.audit import audit
-from rlaif_cli.stages.evaluate import alignment
 from rlaif_cli.stats import as_json
 from rlaif_cli.stats.agreement import cohen_kappa, pair_kappa
 from rlaif_cli.stats.intervals import (
@@ -33,7 +34,6 @@ from rlaif_cli.stats.intervals import (
     wilson_interval,
 )
 from rlaif_cli.stats.length import length_controlled_estimate
-from rlaif_cli.train.evaluate import reward_model as evaluate_reward_model
 from rlaif_cli.train.nn.heads import new_reward_model
 from rlaif_cli.train.reward_model import evaluate
 

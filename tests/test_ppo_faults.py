@@ -25,12 +25,12 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion, Request, request_seed
 from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.errors import EngineError, InputError, UsageError
+from rlaif_cli.evaluate.reward import reward
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.stages.generate import _candidates
 from rlaif_cli.train import best_policy, scoring
 from rlaif_cli.train.best_policy import Selection
 from rlaif_cli.train.dataset import epoch_order
-from rlaif_cli.train.evaluate import reward
 from rlaif_cli.train.math.advantages import group_normalized_advantage, leave_one_out_baseline
 from rlaif_cli.train.math.kl import kl_estimate
 from rlaif_cli.train.math.losses import ppo_policy_loss, ppo_value_loss

@@ -21,8 +21,10 @@ from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.records import Message
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import EngineError, InputError, RlaifError, UsageError
+from rlaif_cli.evaluate.best_of_n import best_of_n
+from rlaif_cli.evaluate.reward import reward
 from rlaif_cli.stages import pipeline, preflight
-from rlaif_cli.train import evaluate, scoring
+from rlaif_cli.train import scoring
 from rlaif_cli.train.ppo import train_ppo
 from rlaif_cli.train.reward_function import PromptRow, RewardFunction, load
 from rlaif_cli.train.reward_source import (
@@ -417,7 +419,7 @@ def test_eval_reward_by_functions(write: Any, write_jsonl: Callable[..., str], t
         reward_weights=(1, 10),
         output=output,
     )
-    found = evaluate.reward(config, EnginePool())
+    found = reward(config, EnginePool())
     assert (found["n"], found["unscored"]) == (2, 2), "z's responses have no reference on one side"
     assert found["sources"]["size"]["difference"]["value"] == pytest.approx(((1.5 - 1) + (1 - 3)) / 2)
     assert (
@@ -439,7 +441,7 @@ def test_best_of_n_by_a_function(write: Any, write_jsonl: Callable[..., str], tm
         constitution="helpfulness",
         output=str(tmp_path / "best.json"),
     )
-    found = evaluate.best_of_n(config, lambda asked: [1.0] * len(list(asked)))
+    found = best_of_n(config, lambda asked: [1.0] * len(list(asked)))
     assert (found["n"], found["rows_without_scores"], found["reward_function"]) == (2, 1, [spec])
     assert found["win_rate_over_first"]["value"] == 0.75 and found["chose_the_first"]["value"] == 0.5
     items = {item["id"]: item for item in rows_of(tmp_path / "best.items.jsonl")}

@@ -46,9 +46,9 @@ from rlaif_cli.data.tools.repair import mend
 from rlaif_cli.data.tools.shard import shard
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, RlaifError
+from rlaif_cli.evaluate.win_rate import win_rate
 from rlaif_cli.stages.annotate import Session
 from rlaif_cli.stages.audit import audit
-from rlaif_cli.stages.evaluate import win_rate
 from rlaif_cli.stages.report.samples import _sample
 from test_data import CANDIDATES, DEMONSTRATION, PREFERENCE, WILD
 
@@ -434,7 +434,7 @@ def run_win_rate(a: str, b: str, out: Path) -> Row:
 
 
 def run_reward(a: str, b: str, out: Path) -> Row:
-    from rlaif_cli.train.evaluate import reward
+    from rlaif_cli.evaluate.reward import reward
 
     with EnginePool() as engines:
         return reward(RewardConfig(candidates=a, baseline=b, output=str(out), **JUDGE), engines)

@@ -65,10 +65,10 @@ def _report(config: Any, result: dict[str, Any]) -> int:
 def _judged(name: str) -> Callable[[Any], int]:
     def run(config: Any) -> int:
         from rlaif_cli.engines import EnginePool
-        from rlaif_cli.stages import evaluate
+        from rlaif_cli.evaluate import alignment
 
         with EnginePool() as engines, console.progress(f"eval {name}") as progress:
-            result = getattr(evaluate, name.replace("-", "_"))(config, engines, progress=progress)
+            result = getattr(alignment, name.replace("-", "_"))(config, engines, progress=progress)
         return _report(config, result)
 
     return run
@@ -76,23 +76,23 @@ def _judged(name: str) -> Callable[[Any], int]:
 
 def _reward(config: RewardConfig) -> int:
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.train.evaluate import reward
+    from rlaif_cli.evaluate.reward import reward
 
     with EnginePool() as engines:
         return _report(config, reward(config, engines))
 
 
 def _reward_model(config: RewardModelEvalConfig) -> int:
-    from rlaif_cli.train.evaluate import reward_model
+    from rlaif_cli.evaluate.reward_model import reward_model
 
     return _report(config, reward_model(config))
 
 
 def best_of_n(config: BestOfNConfig, engines: Any) -> dict[str, Any]:
+    from rlaif_cli.evaluate import best_of_n as best_of_n_module
     from rlaif_cli.judge.compare import comparer
-    from rlaif_cli.train import evaluate
 
-    return evaluate.best_of_n(config, comparer(config, engines))
+    return best_of_n_module.best_of_n(config, comparer(config, engines))
 
 
 def _best_of_n(config: BestOfNConfig) -> int:

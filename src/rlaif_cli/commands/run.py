@@ -39,7 +39,7 @@ def kinds(engines: Any) -> dict[str, Any]:
     from rlaif_cli.commands.evaluate import best_of_n
     from rlaif_cli.commands.ppo import train
     from rlaif_cli.commands.report import write as write_report
-    from rlaif_cli.stages import evaluate
+    from rlaif_cli.evaluate import alignment
     from rlaif_cli.stages.generate import generate
     from rlaif_cli.stages.label import label
     from rlaif_cli.stages.pipeline import StageKind
@@ -80,12 +80,12 @@ def kinds(engines: Any) -> dict[str, Any]:
         return run
 
     def run_reward(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        from rlaif_cli.train.evaluate import reward
+        from rlaif_cli.evaluate.reward import reward
 
         return reward(settings, engines)
 
     def run_reward_model(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        from rlaif_cli.train.evaluate import reward_model
+        from rlaif_cli.evaluate.reward_model import reward_model
 
         return reward_model(settings)
 
@@ -93,7 +93,7 @@ def kinds(engines: Any) -> dict[str, Any]:
         return best_of_n(settings, engines)
 
     def judged(name: str) -> Any:
-        return lambda settings, progress: getattr(evaluate, name)(settings, engines, progress=progress)
+        return lambda settings, progress: getattr(alignment, name)(settings, engines, progress=progress)
 
     def run_report(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
         return {"report": str(write_report(settings)[0])}

@@ -20,9 +20,9 @@ from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Preference, prompt_text
 from rlaif_cli.errors import DivergedError, InputError
+from rlaif_cli.evaluate.agreement import calibration
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
-from rlaif_cli.results import calibration
 from rlaif_cli.stats.agreement import agreement_items
 from rlaif_cli.stats.calibration import entropy
 from rlaif_cli.stats.intervals import rate_estimate

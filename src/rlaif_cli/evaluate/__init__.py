@@ -1,0 +1,1 @@
+"""Evaluations: each writes one result and its per-item rows."""

@@ -1,0 +1,92 @@
+"""How often probabilities agree with people, and how well they are calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlaif_cli.stats.agreement import agreement_items, pair_kappa
+from rlaif_cli.stats.as_json import rate
+from rlaif_cli.stats.calibration import brier, expected_calibration_error, in_both_orders, reliability_bins
+from rlaif_cli.stats.length import length_gap, longer_wins
+
+
+def calibration(p: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
+    """What probabilities about pairs are worth: ECE, Brier score and the reliability diagram.
+
+    Every pair counts in both orders, so the bins hold twice as many items as there are pairs.
+
+    Args:
+        p: [n] P(the first of a pair is better).
+        y: [n] 1 where it was, 0 where not, or the share of people.
+    """
+    both = in_both_orders(p, y)
+    return {
+        "ece": round(expected_calibration_error(*both), 9),
+        "brier": round(brier(p, y), 9),
+        "reliability": [{name: round(value, 6) for name, value in found.items()} for found in reliability_bins(*both)],
+    }
+
+
+def agreement(
+    p: NDArray[Any],
+    human: NDArray[Any],
+    lengths: NDArray[Any],
+    sources: Sequence[str | None],
+    prompts: Sequence[Hashable],
+) -> dict[str, Any]:
+    """How far probabilities agree with people, beside "the longer one wins" and "the first one wins".
+
+    Args:
+        p: [n] P(a is better), by a judge or reward model.
+        human: [n] the share of people who preferred a.
+        lengths: [n, 2] characters of a and b.
+        sources: [n] what to split by.
+        prompts: [n] whose pairs they are.
+    """
+    decided = human != 0.5
+    names = np.array(prompts, dtype=object)
+    return {
+        "n": int(decided.sum()),
+        "prompts": len(set(names[decided])),
+        "human_ties": int((~decided).sum()),
+        **_accuracy(p, human, lengths, names),
+        "first_wins": _right(np.ones(len(p)), human, names),
+        "human_share": rate(_share_that_agrees(p, human), prompts),
+        "kappa": round(pair_kappa(p[decided], human[decided]), 9),
+        **calibration(p, human),
+        "by_source": _by_group(sources, p, human, lengths, names),
+        "by_length_gap": _by_group([length_gap(a, b) for a, b in lengths], p, human, lengths, names),
+    }
+
+
+def _accuracy(p: Any, human: Any, lengths: Any, prompts: Any) -> dict[str, Any]:
+    longer = longer_wins(lengths[:, 0], lengths[:, 1])
+    return {"accuracy": _right(p, human, prompts), "longer_wins": _right(longer, human, prompts)}
+
+
+def _right(p: Any, human: Any, prompts: Any) -> dict[str, Any]:
+    """How often p is on people's side; the pairs on which they are split evenly are left out."""
+    decided = human != 0.5
+    return rate(agreement_items(p, human)[decided], prompts[decided].tolist())
+
+
+def _share_that_agrees(p: Any, human: Any) -> Any:
+    """Per pair, the share of its annotators who chose as the judge did; one half where it chose neither."""
+    return np.where(p > 0.5, human, np.where(p < 0.5, 1 - human, 0.5))
+
+
+def _by_group(names: Sequence[str | None], p: Any, human: Any, lengths: Any, prompts: Any) -> dict[str, Any] | None:
+    """Agreement within each group that has a pair with a preference; None where there is one group alone."""
+    groups = sorted({name for name in names if name is not None})
+    if len(groups) < 2:
+        return None
+    found = {}
+    for group in groups:
+        rows = np.array([name == group for name in names])
+        if (human[rows] != 0.5).any():
+            found[group] = _accuracy(p[rows], human[rows], lengths[rows], prompts[rows])
+    return found

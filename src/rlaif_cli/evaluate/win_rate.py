@@ -1,0 +1,137 @@
+"""Win rate of one set of responses over another, also at equal length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rlaif_cli.config.engine import GenerateConfig
+from rlaif_cli.config.evaluate import WinRateConfig
+from rlaif_cli.data.inputs import names_records
+from rlaif_cli.data.paths import beside, rejected_path
+from rlaif_cli.data.reader import Source
+from rlaif_cli.data.records import Candidates, prompt_key
+from rlaif_cli.engines import EnginePool
+from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.evaluate.result import nothing_scored, planned, prompts_of_both, save
+from rlaif_cli.judge.compare import judge_all
+from rlaif_cli.judge.constitution_files import load_constitution
+from rlaif_cli.judge.context_budget import Room
+from rlaif_cli.judge.session import check_principles
+from rlaif_cli.stages.generate import generate
+from rlaif_cli.stats.agreement import wins
+from rlaif_cli.stats.as_json import as_json, rate
+from rlaif_cli.stats.diversity import opening, openings
+from rlaif_cli.stats.length import length_controlled_estimate
+from rlaif_cli.ui.progress import ProgressCallback, no_progress
+
+
+def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
+    """The share of comparisons in which the judge prefers A; the interval is over prompts.
+
+    `length_controlled` is the win rate at equal length, by Lee et al.'s logistic regression on the length ratio.
+    `openings` says how alike each side's responses begin: a small policy cheats by one opening for everything.
+
+    Raises:
+        InputError: an id stands on different prompts in A and B, or no comparison could be scored.
+    """
+    constitution = load_constitution(config.constitution)
+    check_principles(config, constitution)
+    room = Room(config, constitution)
+    a, b = (_candidates(config, side, name, engines) for side, name in (("a", config.a), ("b", config.b)))
+    if config.dry_run and not (a and b):  # a side is sampled only in earnest
+        return planned("win-rate", 0)
+    shared = prompts_of_both(a, b, (config.a, config.b))
+    keys, texts, alone = [], [], 0
+    for key, prompt in shared.items():
+        left, right = a[key].responses, b[key].responses
+        alone += abs(len(left) - len(right))
+        for index in range(min(len(left), len(right))):
+            keys.append((key, index))
+            texts.append((prompt, left[index].text, right[index].text))
+    reasons = (
+        (key, room.check(prompt, [left, right])) for (key, _), (prompt, left, right) in zip(keys, texts, strict=True)
+    )
+    if faults := [f"prompt {key}: {reason}" for key, reason in reasons if reason]:
+        raise InputError("the judge cannot compare all of these", where=f"{config.a}, {config.b}", faults=faults)
+    if config.dry_run:
+        return planned("win-rate", len(texts))
+    judgements = judge_all(config, constitution, room, engines, texts, progress)
+    items = [
+        {
+            "id": key,
+            "prompt_key": prompt_key(prompt),
+            "sample": index,
+            "p_a": j.p_a,
+            "equal": left == right,
+            "length_a": len(left),
+            "length_b": len(right),
+            "opening_a": opening(left),
+            "opening_b": opening(right),
+            **({"rationales": list(j.rationales)} if j.rationales else {}),
+            "reason": j.reason,
+        }
+        for (key, index), (prompt, left, right), j in zip(keys, texts, judgements, strict=True)
+    ]
+    scored = [(k, t, j) for k, t, j in zip(keys, texts, judgements, strict=True) if j.p_a is not None]
+    if not scored:
+        where = f"{config.a}, {config.b}"
+        raise nothing_scored(config, "win-rate", "no comparison could be scored", where, items)
+    p = np.array([j.p_a for _, _, j in scored])
+    # Equal texts are a tie, whatever the last bits of two log-probs say.
+    p[[t[1] == t[2] for _, t, _ in scored]] = 0.5
+    won = wins(p)
+    prompts = [prompt_key(t[0]) for _, t, _ in scored]
+    lengths = np.array([(len(t[1]), len(t[2])) for _, t, _ in scored])
+    result = {
+        "metric": "win-rate",
+        "judge": config.judge_name,
+        "method": config.method,
+        "constitution": config.constitution,
+        "a": config.a,
+        "b": config.b,
+        "n": len(scored),
+        "prompts": len(set(prompts)),
+        "prompts_of_one_side": len(a) + len(b) - 2 * len(shared),
+        "samples_of_one_side": alone,
+        "unscored": len(judgements) - len(scored),
+        "ties": int((p == 0.5).sum()),
+        "win_rate": rate(won, prompts),
+        "mean_p": rate(p, prompts),
+        "length_controlled": as_json(length_controlled_estimate(won, lengths[:, 0], lengths[:, 1], prompts)),
+        "mean_length_a": round(float(lengths[:, 0].mean()), 1),
+        "mean_length_b": round(float(lengths[:, 1].mean()), 1),
+        "openings": {
+            "a": openings([left for _, (_, left, _), _ in scored]),
+            "b": openings([right for _, (_, _, right), _ in scored]),
+        },
+    }
+    return save(config, result, items)
+
+
+def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool) -> dict[str, Candidates]:
+    """A side's responses by prompt id: from its file, or sampled now where it names a model."""
+    path = name
+    if not names_records(name):
+        if config.prompts is None:
+            raise UsageError(
+                f"'{name}' is not a candidates file; to sample from a model, --prompts is needed",
+                hint="give a .jsonl that `rlaif generate` made, or add --prompts",
+            )
+        path = str(beside(config.output, "win-rate", side))
+        shared = {
+            field: getattr(config, field)
+            for field in GenerateConfig.model_fields
+            if field in WinRateConfig.model_fields and field not in ("output", "prompts")
+        }
+        generate(GenerateConfig(**shared, prompts=config.prompts, output=path, model=name), engines)
+        if config.dry_run:
+            return {}
+    source = Source(
+        path,
+        Candidates,
+        skip_invalid=config.skip_invalid,
+        rejected_path=rejected_path(config.output, f"win-rate.{side}"),
+    )
+    return {row.id: row for row in source}
