@@ -281,7 +281,9 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
     from rlaif_cli.commands.run import kinds
     from rlaif_cli.data.tools import convert, repair, stats, validate
     from rlaif_cli.data.tools.kinds import KINDS, kind_of
-    from rlaif_cli.stages import again, audit, pipeline
+    from rlaif_cli.pipeline import file as file_module
+    from rlaif_cli.pipeline import reproduce
+    from rlaif_cli.stages import audit
 
     def file(folder: Path, row: dict[str, Any], chance: random.Random) -> Path:
         path = folder / f"broken{chance.choice(['.jsonl', '.jsonl', '.jsonl.gz', '.jsonl.zst'])}"
@@ -356,13 +358,13 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
         examples = sorted((Path(__file__).parents[1] / "examples").glob("*/pipeline.yaml"))
         path = folder / "broken.yaml"
         path.write_bytes(yaml_text(chance.choice(examples).read_text("utf-8"), chance))
-        pipeline.load(str(path), folder / "run", kinds(None))
+        file_module.load(str(path), folder / "run", kinds(None))
 
     def repeated(folder: Path, chance: random.Random) -> None:
         stage = {"run": "generate", "settings": {"prompts": "p", "model": "fake", "output": str(folder / "c.jsonl")}}
         summary = break_value({"name": "x", "stages": {"c": stage}}, chance)
         (folder / "summary.json").write_bytes(as_line(summary, chance))
-        again.again(str(folder), folder / "again", kinds(None))
+        reproduce.again(str(folder), folder / "again", kinds(None))
 
     def checkpoints(folder: Path, chance: random.Random) -> None:
         from rlaif_cli.models.tokenizer import ChatTokenizer

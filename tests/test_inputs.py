@@ -32,7 +32,7 @@ from rlaif_cli.data.tools import stats
 from rlaif_cli.data.tools import validate as validate_module
 from rlaif_cli.data.tools.shard import shard
 from rlaif_cli.errors import InputError, MissingDependency, UsageError
-from rlaif_cli.stages.plan import measure
+from rlaif_cli.pipeline.plan.counts import measure
 
 JUDGE = ("--judge", "fake", "--constitution", "helpfulness")
 

@@ -15,9 +15,9 @@ from chat_server import message
 from rlaif_cli.commands.run import kinds
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.fake import FakeEngine
-from rlaif_cli.rates import Rate
-from rlaif_cli.stages import pipeline
-from rlaif_cli.stages.plan import measure, plan
+from rlaif_cli.pipeline import file as file_module
+from rlaif_cli.pipeline.plan.counts import measure, plan
+from rlaif_cli.pipeline.plan.throughput import Rate
 
 JUDGED = {"judge": "fake", "constitution": "helpfulness"}
 
@@ -59,7 +59,7 @@ def test_calls_are_counted_as_they_are_made(
         monkeypatch.setattr(FakeEngine, name, counted(name))
     with EnginePool() as engines:
         available = kinds(engines)
-        _, steps = pipeline.load(str(file), tmp_path / "run", available)
+        _, steps = file_module.load(str(file), tmp_path / "run", available)
         before = dict(zip(stages, (found for _, found in plan(steps)), strict=True))
         for step in steps:
             available[step.kind].run(step.config, lambda *_: None)
@@ -77,7 +77,7 @@ def test_lengths_and_money_come_from_the_files_that_are_there(write_jsonl: Any, 
     stage = {"run": "label", "candidates": candidates, **server, "price_in": 1.0, "price_out": 2.0}
     file = tmp_path / "pipeline.yaml"
     file.write_text(json.dumps({"name": "x", "stages": {"preferences": stage, "next": stage | {"candidates": "gone"}}}))
-    (_, first), (_, second) = plan(pipeline.load(str(file), tmp_path / "run", kinds(None))[1])
+    (_, first), (_, second) = plan(file_module.load(str(file), tmp_path / "run", kinds(None))[1])
     assert first.tokens_in == 20 * (100 + 120 + 30) and first.tokens_out == 20 * 3
     assert first.cost == pytest.approx((5000 * 1.0 + 60 * 2.0) / 1e6, abs=1e-4)
     assert second.rows is None and second.cost is None, "a file that is not there is no reason to stop"
@@ -131,10 +131,10 @@ def test_samples_take_an_engine_of_this_machine_time_to_write(write_jsonl: Any, 
 # --------------------------------------------------------------------------------------------- time and memory
 
 
-def steps_of(folder: Path, stages: dict[str, Any]) -> list[pipeline.Step]:
+def steps_of(folder: Path, stages: dict[str, Any]) -> list[file_module.Step]:
     file = folder / "pipeline.yaml"
     file.write_text(json.dumps({"name": "x", "stages": stages}))
-    return pipeline.load(str(file), folder / "run", kinds(None))[1]
+    return file_module.load(str(file), folder / "run", kinds(None))[1]
 
 
 def test_time_is_tokens_by_what_was_measured(write_jsonl: Any, tmp_path: Path) -> None:

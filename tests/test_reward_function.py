@@ -23,7 +23,8 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import EngineError, InputError, RlaifError, UsageError
 from rlaif_cli.evaluate.best_of_n import best_of_n
 from rlaif_cli.evaluate.reward import reward
-from rlaif_cli.stages import pipeline, preflight
+from rlaif_cli.pipeline import file as file_module
+from rlaif_cli.pipeline import preflight
 from rlaif_cli.train import scoring
 from rlaif_cli.train.ppo import train_ppo
 from rlaif_cli.train.reward_function import PromptRow, RewardFunction, load
@@ -465,7 +466,7 @@ stages:
 
 def faults(path: Path) -> list[str]:
     with EnginePool() as engines:
-        _, steps = pipeline.load(str(path), path.parent / "run", kinds(engines))
+        _, steps = file_module.load(str(path), path.parent / "run", kinds(engines))
     with pytest.raises(RlaifError) as error:
         preflight.check(str(path), steps, steps)
     return error.value.faults

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlaif_cli import rates
 from rlaif_cli.errors import RlaifError
+from rlaif_cli.machine import cores
 from rlaif_cli.models.cache import cache_dir
 from rlaif_cli.models.gguf import builtin_file
 from rlaif_cli.models.names import BUILTIN
@@ -110,7 +110,7 @@ def _processor() -> Finding:
         flags = next((line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
     fast = [flag for flag in _BF16 if re.search(rf"\b{flag}\b", flags)]
     width = f"bfloat16 by {fast[0]}" if fast else "no bfloat16: training in fp32, at a third to half of the speed"
-    return Finding("processor", "ok" if fast else "note", f"{rates.cores()} cores, {width}")
+    return Finding("processor", "ok" if fast else "note", f"{cores()} cores, {width}")
 
 
 def memory_limit() -> float:

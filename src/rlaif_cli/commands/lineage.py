@@ -17,7 +17,7 @@ _STYLE = {"as recorded": "green", "changed": "bold red", "missing": "bold red"}
 
 
 def run(config: LineageConfig) -> int:
-    from rlaif_cli.stages.lineage import lineage
+    from rlaif_cli.pipeline.lineage import lineage
 
     root = lineage(config)
     if config.as_json:

@@ -26,12 +26,12 @@ LIMITS = {
 def run(
     pipeline: str, cluster_file: Path, prompts: int | None, changed: list[str], measure: bool, as_json: bool
 ) -> None:
-    from rlaif_cli import rates
-    from rlaif_cli.commands.calibrate import calibrate
     from rlaif_cli.commands.run import changed_values, kinds
     from rlaif_cli.errors import UsageError
-    from rlaif_cli.stages import cluster as clusters
-    from rlaif_cli.stages.pipeline import load, read
+    from rlaif_cli.pipeline.file import load, read
+    from rlaif_cli.pipeline.plan import cluster as clusters
+    from rlaif_cli.pipeline.plan.calibrate import calibrate
+    from rlaif_cli.pipeline.plan.throughput import known
 
     console.guard_stdout()
     folder = Path("runs") / read(pipeline).name
@@ -42,7 +42,7 @@ def run(
         raise UsageError("--calibrate measures this machine; this cluster file has `gpus`", hint="`machines: 1`")
     if measure:
         calibrate(work for _, each in found for work in each.work or ())
-    stages = clusters.forecast(found, cluster, rates.known())
+    stages = clusters.forecast(found, cluster, known())
     if as_json:
         told = [asdict(each) | {"limit": each.limit} | _spent(each.seconds or 0.0, cluster) for each in stages]
         answer = {"cluster": cluster.name, "stages": told} | _totals(stages, cluster)

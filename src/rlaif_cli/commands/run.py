@@ -40,9 +40,9 @@ def kinds(engines: Any) -> dict[str, Any]:
     from rlaif_cli.commands.ppo import train
     from rlaif_cli.commands.report import write as write_report
     from rlaif_cli.evaluate import alignment
+    from rlaif_cli.pipeline.file import StageKind
     from rlaif_cli.stages.generate import generate
     from rlaif_cli.stages.label import label
-    from rlaif_cli.stages.pipeline import StageKind
     from rlaif_cli.stages.revise import revise
 
     def run_generate(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def run_pipeline(
         run_code: of what was recorded, also stages that run Python functions.
     """
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.stages import again, pipeline, preflight
+    from rlaif_cli.pipeline import file, preflight, reproduce, runner
 
     if launch.started_by_others() > 1:
         raise UsageError("a pipeline starts its processes by itself", hint="num_processes in the stages that train")
@@ -143,10 +143,10 @@ def run_pipeline(
         available = kinds(engines)
         overrides = {"overwrite": True} if overwrite else {}
         if recorded:
-            plan, steps = again.again(path, folder, available, run_code=run_code, **overrides)
+            plan, steps = reproduce.again(path, folder, available, run_code=run_code, **overrides)
         else:
-            plan, steps = pipeline.load(path, folder, available, changed, **overrides)
-        wanted = pipeline.select(steps, only, start)
+            plan, steps = file.load(path, folder, available, changed, **overrides)
+        wanted = runner.select(steps, only, start)
         preflight.check(path, steps, wanted)
         if dry_run:
             show_plan(steps, wanted, measure)
@@ -158,7 +158,7 @@ def run_pipeline(
                 with stage(0, steps[0]) as progress:
                     available[steps[0].kind].run(steps[0].config, progress)
             else:
-                summary = pipeline.run(plan, steps, wanted, folder, available, stage, time.monotonic)
+                summary = runner.run(plan, steps, wanted, folder, available, stage, time.monotonic)
     if one_output:
         console.say(f"made again: {folder}")
         return 0
@@ -168,14 +168,14 @@ def run_pipeline(
 
 def show_plan(steps: list[Any], wanted: list[Any], measure: bool) -> None:
     """A line a step: what it runs, where its output goes, and how much it will ask of models and of this machine."""
-    from rlaif_cli import rates
-    from rlaif_cli.commands.calibrate import calibrate
-    from rlaif_cli.stages.plan import plan, timed
+    from rlaif_cli.pipeline.plan import throughput
+    from rlaif_cli.pipeline.plan.calibrate import calibrate
+    from rlaif_cli.pipeline.plan.counts import plan, timed
 
     planned = [(number, step, found) for number, (step, found) in enumerate(plan(steps), start=1) if step in wanted]
     if measure:
         calibrate(each for _, _, found in planned for each in found.work or ())
-    known = rates.known()
+    known = throughput.known()
     every = timed([found for _, _, found in planned], known)
     for (number, step, found), seconds in zip(planned, every, strict=True):
         told = [
@@ -248,7 +248,7 @@ def show_summary(summary: dict[str, Any], folder: Path) -> None:
 
 
 def show_schema() -> None:
-    from rlaif_cli.stages.pipeline_schema import schema
+    from rlaif_cli.pipeline.schema import schema
 
     console.guard_stdout()
     console.data_stream().write(json.dumps(schema(kinds(None)), indent=2) + "\n")
@@ -318,7 +318,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Run a pipeline file, all of its stages or some."""
         console.debug = debug
-        from rlaif_cli.stages.pipeline import read
+        from rlaif_cli.pipeline.file import read
 
         if schema:
             if any((pipeline, output, from_manifest, changes, only, start, overwrite, dry_run, measure)):

@@ -15,7 +15,7 @@ from rlaif_cli.config.data import ParallelConfig
 from rlaif_cli.data.inputs import files
 from rlaif_cli.data.reader import Each
 from rlaif_cli.errors import RlaifError
-from rlaif_cli.rates import cores
+from rlaif_cli.machine import cores
 
 
 @contextlib.contextmanager

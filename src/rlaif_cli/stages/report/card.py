@@ -12,7 +12,7 @@ from typing import Any
 
 from rlaif_cli import __version__
 from rlaif_cli.data.atomic import open_for_writing
-from rlaif_cli.stages.lineage import manifest_of
+from rlaif_cli.pipeline.lineage import manifest_of
 from rlaif_cli.stages.report.advice import caution, headline
 from rlaif_cli.stages.report.chain import chains
 from rlaif_cli.stages.report.findings import found_in

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from rlaif_cli import __version__
 from rlaif_cli.data.atomic import write_whole
 from rlaif_cli.errors import UsageError
-from rlaif_cli.stages.pipeline import SUMMARY
+from rlaif_cli.pipeline.file import SUMMARY
 from rlaif_cli.stages.report.advice import caution, headline, next_step, trained
 from rlaif_cli.stages.report.card import write_cards
 from rlaif_cli.stages.report.chain import chains

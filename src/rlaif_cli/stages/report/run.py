@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.errors import InputError
-from rlaif_cli.stages.pipeline import SUMMARY
+from rlaif_cli.pipeline.file import SUMMARY
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rlaif_cli.errors import RlaifError
-from rlaif_cli.stages.lineage import manifest_of
+from rlaif_cli.pipeline.lineage import manifest_of
 from rlaif_cli.stages.report.findings import effect, held_out_accuracy, judge_name, names, rate_text
 from rlaif_cli.stages.report.link import VERDICTS, Link, not_measured
 from rlaif_cli.stages.report.run import Run, Stage

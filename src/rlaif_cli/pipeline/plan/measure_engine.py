@@ -10,7 +10,7 @@ from typing import Any
 
 from rlaif_cli.engines import open_engine
 from rlaif_cli.engines.base import Engine, Failed, Request, Sampling
-from rlaif_cli.rates import Rate
+from rlaif_cli.pipeline.plan.throughput import Rate
 
 _READ = (24, 192)  # prompts, and the tokens of each
 _SAMPLED = (48, 48)  # responses decoded together, and the tokens of each

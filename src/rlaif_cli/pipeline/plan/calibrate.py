@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from rlaif_cli import rates
 from rlaif_cli.errors import EngineError
-from rlaif_cli.rates import Rate
+from rlaif_cli.machine import GIB
+from rlaif_cli.pipeline.plan import throughput
+from rlaif_cli.pipeline.plan.throughput import Rate
 from rlaif_cli.ui import console
 
 
@@ -22,11 +23,11 @@ def calibrate(work: Iterable[Any]) -> None:
     """
     from rlaif_cli.engines import CLUSTER
 
-    known = rates.known()
+    known = throughput.known()
     here = [each for each in work if each.engine != CLUSTER]
     for each in {each.key: each for each in here if each.key not in known}.values():
         console.say(f"measuring {each.key}")
-        rates.remember(each.key, _apart(each))
+        throughput.remember(each.key, _apart(each))
 
 
 def _apart(work: Any) -> Rate:
@@ -56,14 +57,14 @@ def _measure(work: Any, answer: Any) -> None:
 
 
 def _engine(work: Any) -> Rate:
-    from rlaif_cli.engines.calibrate import measure
     from rlaif_cli.models.resolve import resolve_model
+    from rlaif_cli.pipeline.plan.measure_engine import measure
 
     return measure(work.engine, resolve_model(work.model), **dict(work.options))
 
 
 def _training(work: Any) -> Rate:
-    from rlaif_cli.train.calibrate import measure
+    from rlaif_cli.pipeline.plan.measure_training import measure
 
     return measure(work.model, **dict(work.options))
 
@@ -73,5 +74,5 @@ def _peak_gib() -> float:
 
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return (total - free) / rates.GIB
+        return (total - free) / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -19,11 +19,9 @@ or the output of one that does, runs once for each value, as `<stage>.<axis>=<va
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -33,17 +31,16 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from rlaif_cli.config.base import StageConfig
 from rlaif_cli.data import strict_yaml
-from rlaif_cli.data.atomic import read_json, write_json
 from rlaif_cli.data.json_lines import describe
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.shipped_files import shipped_path
-from rlaif_cli.errors import InputError, RlaifError, UsageError
+from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.ui.progress import ProgressCallback
 
 SUMMARY = "summary.json"
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _OF_THE_RUN = ("overwrite", "dry_run")  # what --set cannot tell one stage
-_OPTION = re.compile(r"--([a-z][a-z-]*)")
+OPTION = re.compile(r"--([a-z][a-z-]*)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")  # in a file's name
 Scalar = str | int | float | bool
 
@@ -272,86 +269,3 @@ def _resolve(value: Any, values: Mapping[str, Scalar]) -> Any:
     if whole := _REFERENCE.fullmatch(value):
         return known(whole[1])
     return _REFERENCE.sub(lambda match: _shown(known(match[1])), value)
-
-
-def select(steps: list[Step], only: Sequence[str] = (), start: str | None = None) -> list[Step]:
-    """The steps of the stages `only`, or of the stage `start` and all after it; without either, every step.
-
-    Args:
-        only: stages, or single steps of a matrix (`rm.seed=1`).
-
-    Raises:
-        UsageError: there is no such stage or step, or none is both.
-    """
-    known = list(dict.fromkeys(name for step in steps for name in (step.stage, step.name)))
-    for name in [*only, *([start] if start else [])]:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
-            raise UsageError(f"the pipeline has no stage '{name}'", hint=hint)
-    first = next((place for place, step in enumerate(steps) if start in (step.stage, step.name)), 0)
-    found = [step for step in steps[first:] if not only or step.stage in only or step.name in only]
-    if not found:
-        raise UsageError(f"no stage that --only names stands at or after '{start}'", hint="give --only or --from alone")
-    return found
-
-
-def _name_stage(error: RlaifError, step: Step) -> None:
-    """Say which stage failed, what the options that the error speaks of are in a pipeline, and how to go on."""
-    error.where = f"stage '{step.name}'" + (f": {error.where}" if error.where else "")
-    named = _OPTION.findall(" ".join([error.what, error.hint or "", *error.faults]))
-    options = [name for name in dict.fromkeys(named) if name.replace("-", "_") in type(step.config).model_fields]
-    hints = [error.hint] if error.hint else []
-    for option in options:
-        name = option.replace("-", "_")
-        if option == "overwrite":
-            hints.append(f"--from {step.name} --overwrite starts this stage and those after it anew")
-        else:
-            value = "true" if isinstance(getattr(step.config, name), bool) else "VALUE"
-            hints.append(f"here --{option} is `--set {step.stage}.{name}={value}`, or in the file `{name}: {value}`")
-    hints.append("what was done is kept; the same command again goes on from here")
-    error.hint = "\n      ".join(hints)
-
-
-def run(
-    pipeline: PipelineFile,
-    steps: list[Step],
-    wanted: list[Step],
-    run_folder: Path,
-    kinds: Mapping[str, StageKind],
-    stage: Callable[[int, Step], AbstractContextManager[ProgressCallback]],
-    seconds: Callable[[], float],
-) -> dict[str, Any]:
-    """Run the wanted ones of the steps in order. One that is complete already is not run again: each resumes by itself.
-
-    Args:
-        stage: `stage(index, step)` is open while the step runs, and what it gives is told how far it is.
-
-    Returns:
-        What is also written to `<run>/summary.json`: the settings and the numbers of every stage, of those that are
-        not wanted now from before.
-    """
-    summary: dict[str, Any] = {"name": pipeline.name, "description": pipeline.description, "stages": {}}
-    hint = "remove it: every stage that is run writes it anew"
-    before = (
-        read_json(run_folder / SUMMARY, hint=hint, stages=dict)["stages"] if (run_folder / SUMMARY).exists() else {}
-    )
-    for index, step in enumerate(steps):
-        if step not in wanted:
-            summary["stages"] |= {step.name: before[step.name]} if step.name in before else {}
-            continue
-        started = seconds()
-        with stage(index, step) as progress:
-            try:
-                numbers = kinds[step.kind].run(step.config, progress)
-            except RlaifError as error:
-                _name_stage(error, step)
-                raise
-        summary["stages"][step.name] = {
-            "run": step.kind,
-            "settings": step.config.model_dump(mode="json"),
-            "seconds": round(seconds() - started, 1),
-            "results": numbers,
-        }
-        write_json(run_folder / SUMMARY, summary)
-    return summary

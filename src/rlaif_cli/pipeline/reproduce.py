@@ -13,8 +13,8 @@ from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.json_lines import describe
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.stages.lineage import lineage, manifest_of, recorded_function
-from rlaif_cli.stages.pipeline import SUMMARY, PipelineFile, StageKind, Step
+from rlaif_cli.pipeline.file import SUMMARY, PipelineFile, StageKind, Step
+from rlaif_cli.pipeline.lineage import lineage, manifest_of, recorded_function
 
 
 def again(

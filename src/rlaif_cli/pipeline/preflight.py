@@ -26,7 +26,7 @@ from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.session import check_principles
 from rlaif_cli.models.metadata import check_reward_model
 from rlaif_cli.models.resolve import look_up
-from rlaif_cli.stages.pipeline import Step
+from rlaif_cli.pipeline.file import Step
 
 Need = tuple[str, Callable[[str], object]]  # a name, and what raises an RlaifError where it cannot be had
 

@@ -28,9 +28,9 @@ from rlaif_cli.data import strict_yaml
 from rlaif_cli.data.json_lines import describe
 from rlaif_cli.engines import CLUSTER
 from rlaif_cli.errors import InputError
-from rlaif_cli.rates import Rate
-from rlaif_cli.stages.pipeline import Step
-from rlaif_cli.stages.plan import Plan, Work, left_open, measure, plan
+from rlaif_cli.pipeline.file import Step
+from rlaif_cli.pipeline.plan.counts import Plan, Work, left_open, measure, plan
+from rlaif_cli.pipeline.plan.throughput import Rate
 
 # Shares of what a GPU could do, where nothing was measured.
 _READ = 0.5  # of its arithmetic, prefilling: an assumption

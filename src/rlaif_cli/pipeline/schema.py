@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from rlaif_cli.stages.pipeline import PipelineFile, StageKind
+from rlaif_cli.pipeline.file import PipelineFile, StageKind
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{[^}]+\}"}
 

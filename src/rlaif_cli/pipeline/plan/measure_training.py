@@ -9,7 +9,7 @@ import torch
 
 from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.models.resolve import resolve_model
-from rlaif_cli.rates import Rate
+from rlaif_cli.pipeline.plan.throughput import Rate
 from rlaif_cli.train.nn.packing import Group
 from rlaif_cli.train.reward_model import Pair, train_step, untrained
 from rlaif_cli.train.runtime.optim import make_optimizer

@@ -24,9 +24,9 @@ from rlaif_cli.judge import named_principles
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.labels import ANSWER_TOKENS
 from rlaif_cli.judge.prompts import LABELS, SCORES
-from rlaif_cli.rates import Rate
+from rlaif_cli.pipeline.file import Step
+from rlaif_cli.pipeline.plan.throughput import Rate
 from rlaif_cli.stages.pairs import pair_chooser
-from rlaif_cli.stages.pipeline import Step
 
 _SAMPLED = 200  # rows of a file that are read for their lengths
 _CHARACTERS = 4  # of a token

@@ -1,0 +1,34 @@
+"""This machine: its processor, cores and memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+GIB = 2**30
+
+
+def machine() -> str:
+    """What a rate holds for: the GPU, or the processor and its cores."""
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            return f"{torch.cuda.get_device_name()} x{torch.cuda.device_count()}"
+    except Exception:  # a broken build raises whatever its libraries raise; the processor is still there
+        pass
+    return f"{_processor()}, {cores()} cores"
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

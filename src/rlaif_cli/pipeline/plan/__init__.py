@@ -1,0 +1,1 @@
+"""What a pipeline will cost: rows, calls, tokens, time and money."""

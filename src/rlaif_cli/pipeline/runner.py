@@ -1,0 +1,97 @@
+"""Run the stages of a pipeline, or some of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from rlaif_cli.data.atomic import read_json, write_json
+from rlaif_cli.errors import RlaifError, UsageError
+from rlaif_cli.pipeline.file import OPTION, SUMMARY, PipelineFile, StageKind, Step
+from rlaif_cli.ui.progress import ProgressCallback
+
+
+def select(steps: list[Step], only: Sequence[str] = (), start: str | None = None) -> list[Step]:
+    """The steps of the stages `only`, or of the stage `start` and all after it; without either, every step.
+
+    Args:
+        only: stages, or single steps of a matrix (`rm.seed=1`).
+
+    Raises:
+        UsageError: there is no such stage or step, or none is both.
+    """
+    known = list(dict.fromkeys(name for step in steps for name in (step.stage, step.name)))
+    for name in [*only, *([start] if start else [])]:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+            raise UsageError(f"the pipeline has no stage '{name}'", hint=hint)
+    first = next((place for place, step in enumerate(steps) if start in (step.stage, step.name)), 0)
+    found = [step for step in steps[first:] if not only or step.stage in only or step.name in only]
+    if not found:
+        raise UsageError(f"no stage that --only names stands at or after '{start}'", hint="give --only or --from alone")
+    return found
+
+
+def _name_stage(error: RlaifError, step: Step) -> None:
+    """Say which stage failed, what the options that the error speaks of are in a pipeline, and how to go on."""
+    error.where = f"stage '{step.name}'" + (f": {error.where}" if error.where else "")
+    named = OPTION.findall(" ".join([error.what, error.hint or "", *error.faults]))
+    options = [name for name in dict.fromkeys(named) if name.replace("-", "_") in type(step.config).model_fields]
+    hints = [error.hint] if error.hint else []
+    for option in options:
+        name = option.replace("-", "_")
+        if option == "overwrite":
+            hints.append(f"--from {step.name} --overwrite starts this stage and those after it anew")
+        else:
+            value = "true" if isinstance(getattr(step.config, name), bool) else "VALUE"
+            hints.append(f"here --{option} is `--set {step.stage}.{name}={value}`, or in the file `{name}: {value}`")
+    hints.append("what was done is kept; the same command again goes on from here")
+    error.hint = "\n      ".join(hints)
+
+
+def run(
+    pipeline: PipelineFile,
+    steps: list[Step],
+    wanted: list[Step],
+    run_folder: Path,
+    kinds: Mapping[str, StageKind],
+    stage: Callable[[int, Step], AbstractContextManager[ProgressCallback]],
+    seconds: Callable[[], float],
+) -> dict[str, Any]:
+    """Run the wanted ones of the steps in order. One that is complete already is not run again: each resumes by itself.
+
+    Args:
+        stage: `stage(index, step)` is open while the step runs, and what it gives is told how far it is.
+
+    Returns:
+        What is also written to `<run>/summary.json`: the settings and the numbers of every stage, of those that are
+        not wanted now from before.
+    """
+    summary: dict[str, Any] = {"name": pipeline.name, "description": pipeline.description, "stages": {}}
+    hint = "remove it: every stage that is run writes it anew"
+    before = (
+        read_json(run_folder / SUMMARY, hint=hint, stages=dict)["stages"] if (run_folder / SUMMARY).exists() else {}
+    )
+    for index, step in enumerate(steps):
+        if step not in wanted:
+            summary["stages"] |= {step.name: before[step.name]} if step.name in before else {}
+            continue
+        started = seconds()
+        with stage(index, step) as progress:
+            try:
+                numbers = kinds[step.kind].run(step.config, progress)
+            except RlaifError as error:
+                _name_stage(error, step)
+                raise
+        summary["stages"][step.name] = {
+            "run": step.kind,
+            "settings": step.config.model_dump(mode="json"),
+            "seconds": round(seconds() - started, 1),
+            "results": numbers,
+        }
+        write_json(run_folder / SUMMARY, summary)
+    return summary
