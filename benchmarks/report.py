@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rlaif_cli.stages.report import write_report
+from rlaif_cli.report import write_report
 
 LIMIT_SECONDS = 2.0
 

@@ -16,11 +16,11 @@ import yaml
 from conftest import rlaif
 from report_runs import estimate, make_run, make_summary, write_rows
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.stages.report import findings, write_report
-from rlaif_cli.stages.report.advice import next_step, trained
-from rlaif_cli.stages.report.chain import chains
-from rlaif_cli.stages.report.run import Run
-from rlaif_cli.stages.report.samples import spread
+from rlaif_cli.report import findings, write_report
+from rlaif_cli.report.advice import next_step, trained
+from rlaif_cli.report.chain import chains
+from rlaif_cli.report.run_folder import Run
+from rlaif_cli.report.samples import spread
 
 HOSTILE = "<script>alert(1)</script></script><img src=https://evil.example/x onerror=alert(2)>{{ 7 * 7 }}"
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from report_runs import estimate, make_run, make_summary, write_rows
-from rlaif_cli.stages.report import report_path, summary_lines, write_report
-from rlaif_cli.stages.report.advice import caution, headline, next_step
-from rlaif_cli.stages.report.chain import Chain, chains
-from rlaif_cli.stages.report.link import Link
-from rlaif_cli.stages.report.run import Run
-from rlaif_cli.stages.report.wording import percents, signed
+from rlaif_cli.report import report_path, summary_lines, write_report
+from rlaif_cli.report.advice import caution, headline, next_step
+from rlaif_cli.report.chain import Chain, chains
+from rlaif_cli.report.link import Link
+from rlaif_cli.report.run_folder import Run
+from rlaif_cli.report.wording import percents, signed
 
 Stages = dict[str, dict[str, Any]]
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from report_runs import estimate, make_run, make_summary, write_rows
-from rlaif_cli.stages.report import findings, write_report
-from rlaif_cli.stages.report.gold_curve import gold_curves, gold_tables
-from rlaif_cli.stages.report.run import Run
-from rlaif_cli.stages.report.samples import comparisons
+from rlaif_cli.report import findings, write_report
+from rlaif_cli.report.gold_curve import gold_curves, gold_tables
+from rlaif_cli.report.run_folder import Run
+from rlaif_cli.report.samples import comparisons
 
 Rows = list[dict[str, Any]]
 

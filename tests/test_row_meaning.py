@@ -47,9 +47,9 @@ from rlaif_cli.data.tools.shard import shard
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, RlaifError
 from rlaif_cli.evaluate.win_rate import win_rate
+from rlaif_cli.report.samples import _sample
 from rlaif_cli.stages.annotate import Session
 from rlaif_cli.stages.audit import audit
-from rlaif_cli.stages.report.samples import _sample
 from test_data import CANDIDATES, DEMONSTRATION, PREFERENCE, WILD
 
 Write = Callable[..., str]

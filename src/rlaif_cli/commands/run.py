@@ -38,9 +38,9 @@ def kinds(engines: Any) -> dict[str, Any]:
     """What a pipeline file can run, each by the same function as its subcommand."""
     from rlaif_cli.commands.evaluate import best_of_n
     from rlaif_cli.commands.ppo import train
-    from rlaif_cli.commands.report import write as write_report
     from rlaif_cli.evaluate import alignment
     from rlaif_cli.pipeline.file import StageKind
+    from rlaif_cli.report.write import write as write_report
     from rlaif_cli.stages.generate import generate
     from rlaif_cli.stages.label import label
     from rlaif_cli.stages.revise import revise
@@ -230,8 +230,8 @@ def _watched(title: str, steps: Sequence[Any], wanted: Sequence[Any]) -> Iterato
 
 def show_summary(summary: dict[str, Any], folder: Path) -> None:
     """The run on one screen: a line for each check of the chain, what it took, and where the report is."""
-    from rlaif_cli.stages.report import report_path, summary_lines
-    from rlaif_cli.stages.report.run import Run
+    from rlaif_cli.report import report_path, summary_lines
+    from rlaif_cli.report.run_folder import Run
 
     run = Run.of_summary(summary, folder)
     title, *checks = summary_lines(run, console.stderr().encoding)

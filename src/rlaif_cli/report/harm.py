@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rlaif_cli.stages.report.findings import effect, rate_text
-from rlaif_cli.stages.report.link import Link, not_measured
-from rlaif_cli.stages.report.paired import harmless_change
-from rlaif_cli.stages.report.run import Run, Stage
-from rlaif_cli.stages.report.trace import asks_alike, is_from, is_from_start, same_path, same_principles
-from rlaif_cli.stages.report.wording import percent_change, percents
+from rlaif_cli.report.findings import effect, rate_text
+from rlaif_cli.report.link import Link, not_measured
+from rlaif_cli.report.paired import harmless_change
+from rlaif_cli.report.run_folder import Run, Stage
+from rlaif_cli.report.trace import asks_alike, is_from, is_from_start, same_path, same_principles
+from rlaif_cli.report.wording import percent_change, percents
 
 
 def harmless_link(run: Run, policy: Stage | None, wins: Stage | None) -> Link:

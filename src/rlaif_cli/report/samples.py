@@ -10,8 +10,8 @@ from rlaif_cli.data.paths import beside
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates, content_id, prompt_text, shared_prompt
 from rlaif_cli.errors import InputError
-from rlaif_cli.stages.report.findings import side_of
-from rlaif_cli.stages.report.run import Run, Stage, tolerant_rows
+from rlaif_cli.report.findings import side_of
+from rlaif_cli.report.run_folder import Run, Stage, tolerant_rows
 from rlaif_cli.stats.diversity import opening, openings
 
 AT_ONCE = 20  # that are shown before anyone asks for more

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlaif_cli.stages.report.findings import FEW, effect, judge_name, names, rate_text
-from rlaif_cli.stages.report.link import VERDICTS, Link, Verdict, not_measured
-from rlaif_cli.stages.report.paired import length_change
-from rlaif_cli.stages.report.run import Run, Stage
-from rlaif_cli.stages.report.trace import function_name, is_from
-from rlaif_cli.stages.report.wording import percent_change, percents, shortened, signed
+from rlaif_cli.report.findings import FEW, effect, judge_name, names, rate_text
+from rlaif_cli.report.link import VERDICTS, Link, Verdict, not_measured
+from rlaif_cli.report.paired import length_change
+from rlaif_cli.report.run_folder import Run, Stage
+from rlaif_cli.report.trace import function_name, is_from
+from rlaif_cli.report.wording import percent_change, percents, shortened, signed
 
 LENGTH = 0.2  # of the start's mean length: a smaller change is no explanation of a gain
 ALIKE = 0.2  # of responses with the same first three words: from here on, one trick may be behind a gain

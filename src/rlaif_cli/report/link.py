@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlaif_cli.stages.report.findings import Effect
+from rlaif_cli.report.findings import Effect
 
 Verdict = Literal["holds", "fails", "not clear", "not measured", "too few to tell", "warning"]
 VERDICTS: dict[Effect, Verdict] = {

@@ -13,11 +13,11 @@ from typing import Any
 from rlaif_cli import __version__
 from rlaif_cli.data.atomic import open_for_writing
 from rlaif_cli.pipeline.lineage import manifest_of
-from rlaif_cli.stages.report.advice import caution, headline
-from rlaif_cli.stages.report.chain import chains
-from rlaif_cli.stages.report.findings import found_in
-from rlaif_cli.stages.report.numbers import as_text
-from rlaif_cli.stages.report.run import Run, Stage
+from rlaif_cli.report.advice import caution, headline
+from rlaif_cli.report.chain import chains
+from rlaif_cli.report.findings import found_in
+from rlaif_cli.report.numbers import as_text
+from rlaif_cli.report.run_folder import Run, Stage
 
 # What each kind of checkpoint is to the hub: (task, what it is in words)
 _KINDS = {

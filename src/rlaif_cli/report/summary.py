@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from rlaif_cli.stages.report.chain import Chain, chains
-from rlaif_cli.stages.report.link import Verdict
-from rlaif_cli.stages.report.run import Run
-from rlaif_cli.stages.report.wording import shortened
+from rlaif_cli.report.chain import Chain, chains
+from rlaif_cli.report.link import Verdict
+from rlaif_cli.report.run_folder import Run
+from rlaif_cli.report.wording import shortened
 
 MARKS: dict[Verdict, str] = {
     "holds": "✓",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.stages.report.findings import mean
-from rlaif_cli.stages.report.run import Run, Stage, tolerant_rows
+from rlaif_cli.report.findings import mean
+from rlaif_cli.report.run_folder import Run, Stage, tolerant_rows
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.pipeline.lineage import manifest_of
-from rlaif_cli.stages.report.run import Run, Stage
+from rlaif_cli.report.run_folder import Run, Stage
 
 HUMAN_LABEL = 0.67  # dollars, what Lee et al. 2023 (arXiv 2309.00267) reckon for one by people
 

@@ -14,8 +14,8 @@ from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.reader import CHANGED, is_changed
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.pipeline.lineage import Node, lineage
+from rlaif_cli.report.run_folder import Run
 from rlaif_cli.stages.audit import Finding, audit
-from rlaif_cli.stages.report.run import Run
 
 Seen = TypeVar("Seen")
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.stages.report.chain import Chain, win_stage
-from rlaif_cli.stages.report.findings import judge_name, names
-from rlaif_cli.stages.report.run import Run, Stage
-from rlaif_cli.stages.report.wording import percents
+from rlaif_cli.report.chain import Chain, win_stage
+from rlaif_cli.report.findings import judge_name, names
+from rlaif_cli.report.run_folder import Run, Stage
+from rlaif_cli.report.wording import percents
 
 
 def trained(run: Run) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlaif_cli.data.paths import beside
-from rlaif_cli.stages.report.run import Run, Stage, tolerant_rows
+from rlaif_cli.report.run_folder import Run, Stage, tolerant_rows
 from rlaif_cli.stats.as_json import estimate
 
 

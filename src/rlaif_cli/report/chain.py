@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlaif_cli.stages.report.harm import harmless_link
-from rlaif_cli.stages.report.link import Link, Verdict
-from rlaif_cli.stages.report.outcomes import gold_link, length_link, openings_link, win_rate_link
-from rlaif_cli.stages.report.run import Run, Stage
-from rlaif_cli.stages.report.teachers import judge_link, reward_model_link
-from rlaif_cli.stages.report.trace import is_from, is_from_start, last_policies, reward_models, teacher
+from rlaif_cli.report.harm import harmless_link
+from rlaif_cli.report.link import Link, Verdict
+from rlaif_cli.report.outcomes import gold_link, length_link, openings_link, win_rate_link
+from rlaif_cli.report.run_folder import Run, Stage
+from rlaif_cli.report.teachers import judge_link, reward_model_link
+from rlaif_cli.report.trace import is_from, is_from_start, last_policies, reward_models, teacher
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rlaif_cli.data.paths import beside
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import PromptRecord, as_messages, prompt_text
 from rlaif_cli.errors import InputError
-from rlaif_cli.stages.report.run import Run, Stage
+from rlaif_cli.report.run_folder import Run, Stage
 
 FEW = 10  # prompts; below, no verdict is given, whatever the interval says
 Effect = Literal["above", "below", "none", "few"]

@@ -20,18 +20,18 @@ from rlaif_cli import __version__
 from rlaif_cli.data.atomic import write_whole
 from rlaif_cli.errors import UsageError
 from rlaif_cli.pipeline.file import SUMMARY
-from rlaif_cli.stages.report.advice import caution, headline, next_step, trained
-from rlaif_cli.stages.report.card import write_cards
-from rlaif_cli.stages.report.chain import chains
-from rlaif_cli.stages.report.curves import curves
-from rlaif_cli.stages.report.findings import flat, found_in, rates, side_by_side
-from rlaif_cli.stages.report.gold_curve import gold_curves
-from rlaif_cli.stages.report.numbers import as_json, as_markdown
-from rlaif_cli.stages.report.run import Run, read_run
-from rlaif_cli.stages.report.samples import AT_ONCE, Sample, comparisons
-from rlaif_cli.stages.report.sources import audits, damaged, sources
-from rlaif_cli.stages.report.spent import beside_people, spent
-from rlaif_cli.stages.report.summary import MARKS
+from rlaif_cli.report.advice import caution, headline, next_step, trained
+from rlaif_cli.report.chain import chains
+from rlaif_cli.report.cost import beside_people, spent
+from rlaif_cli.report.curves import curves
+from rlaif_cli.report.findings import flat, found_in, rates, side_by_side
+from rlaif_cli.report.gold_curve import gold_curves
+from rlaif_cli.report.model_card import write_cards
+from rlaif_cli.report.numbers import as_json, as_markdown
+from rlaif_cli.report.run_folder import Run, read_run
+from rlaif_cli.report.samples import AT_ONCE, Sample, comparisons
+from rlaif_cli.report.sources import audits, damaged, sources
+from rlaif_cli.report.summary import MARKS
 
 
 def write_report(run_folder: Path, output: Path, beside: Sequence[Path] = ()) -> Path:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.stages.report.findings import names
-from rlaif_cli.stages.report.run import Run, Stage
+from rlaif_cli.report.findings import names
+from rlaif_cli.report.run_folder import Run, Stage
 
 _JUDGING = ("judge", "constitution", "method")  # what makes two stages ask the same judge the same thing
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.pipeline.lineage import manifest_of
-from rlaif_cli.stages.report.findings import effect, held_out_accuracy, judge_name, names, rate_text
-from rlaif_cli.stages.report.link import VERDICTS, Link, not_measured
-from rlaif_cli.stages.report.run import Run, Stage
-from rlaif_cli.stages.report.trace import asks_alike, maker, same_path, same_principles
-from rlaif_cli.stages.report.wording import percents
+from rlaif_cli.report.findings import effect, held_out_accuracy, judge_name, names, rate_text
+from rlaif_cli.report.link import VERDICTS, Link, not_measured
+from rlaif_cli.report.run_folder import Run, Stage
+from rlaif_cli.report.trace import asks_alike, maker, same_path, same_principles
+from rlaif_cli.report.wording import percents
 
 
 def judge_link(run: Run, taught: Stage | None) -> Link:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.stages.report.curves import Chart, Curves, column, step_line
-from rlaif_cli.stages.report.findings import effect
-from rlaif_cli.stages.report.outcomes import ALIKE
-from rlaif_cli.stages.report.run import Run, Stage, tolerant_rows
-from rlaif_cli.stages.report.wording import signed
+from rlaif_cli.report.curves import Chart, Curves, column, step_line
+from rlaif_cli.report.findings import effect
+from rlaif_cli.report.outcomes import ALIKE
+from rlaif_cli.report.run_folder import Run, Stage, tolerant_rows
+from rlaif_cli.report.wording import signed
 
 Row = dict[str, Any]
 _COLOURS = ("--accent", "--second", "--third")

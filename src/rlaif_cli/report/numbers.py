@@ -8,12 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from rlaif_cli import __version__
-from rlaif_cli.stages.report.advice import caution, headline
-from rlaif_cli.stages.report.chain import Chain, chains
-from rlaif_cli.stages.report.findings import flat, found_in, rates, side_by_side
-from rlaif_cli.stages.report.gold_curve import gold_tables
-from rlaif_cli.stages.report.run import Run
-from rlaif_cli.stages.report.sources import damaged
+from rlaif_cli.report.advice import caution, headline
+from rlaif_cli.report.chain import Chain, chains
+from rlaif_cli.report.findings import flat, found_in, rates, side_by_side
+from rlaif_cli.report.gold_curve import gold_tables
+from rlaif_cli.report.run_folder import Run
+from rlaif_cli.report.sources import damaged
 from rlaif_cli.ui.console import visible
 
 

@@ -1,0 +1,19 @@
+"""Read a run and write its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlaif_cli.config.report import ReportConfig
+from rlaif_cli.ui import console
+
+
+def write(config: ReportConfig) -> list[Path]:
+    """The report, and with `--card` the model cards; what was written, the report first."""
+    from rlaif_cli.report import damaged, read_run, write_model_cards, write_report
+
+    folder = Path(config.run_folder)
+    for warning in damaged(read_run(folder)):
+        console.warn_once(warning)
+    report = write_report(folder, Path(config.output), [Path(other) for other in config.beside])
+    return [report, *(write_model_cards(folder) if config.card else [])]
