@@ -278,7 +278,7 @@ def _told(faults: list[str], path: Path) -> None:
 
 def readers() -> dict[str, Callable[[Path, random.Random], None]]:
     """Each makes one broken input in a folder and reads it."""
-    from rlaif_cli.commands.run import kinds
+    from rlaif_cli.cli.run import kinds
     from rlaif_cli.data.tools import convert, repair, stats, validate
     from rlaif_cli.data.tools.kinds import KINDS, kind_of
     from rlaif_cli.pipeline import file as file_module

@@ -27,7 +27,7 @@ def commands(group: Any, before: str = "") -> list[tuple[str, Any]]:
 
 
 def page(name: str, command: Any) -> str:
-    from rlaif_cli.commands.options import flag
+    from rlaif_cli.cli.options import flag
 
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
@@ -63,7 +63,7 @@ def pages() -> dict[str, str]:
     """File name -> text; the index is `README.md`."""
     import typer
 
-    from rlaif_cli.cli import app
+    from rlaif_cli.cli.app import app
 
     found = {
         f"{name.replace(' ', '-')}.md": page(name, command) for name, command in commands(typer.main.get_command(app))
@@ -82,7 +82,7 @@ def man_page() -> str:
     """All commands as one page for `man rlaif`."""
     import typer
 
-    from rlaif_cli.cli import app
+    from rlaif_cli.cli.app import app
 
     group = typer.main.get_command(app)
     lines = ['.\\" Made by scripts/command_pages.py: change the code, then `make docs`.', ".TH RLAIF 1", ".SH NAME"]

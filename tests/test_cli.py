@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from conftest import ROOT, heed_interrupts, rlaif, rows_of
-from rlaif_cli.cli import ORDER
+from rlaif_cli.cli.app import ORDER
 
 Write = Callable[..., str]
 FAKE_JUDGE = ("--judge", "fake", "--constitution", "helpfulness")

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from rlaif_cli.commands.constitution import app
+from rlaif_cli.cli.constitution import app
 from rlaif_cli.data import shipped_files
 from rlaif_cli.data.strict_yaml import MAX_BYTES
 from rlaif_cli.errors import EXIT_FAILED, EXIT_USAGE, InputError, RlaifError, UsageError
@@ -481,7 +481,7 @@ def test_check_raises_what_the_command_line_turns_into_an_exit_code(tmp_path: Pa
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, rlaif_cli.commands.constitution as c\n"
+        "import sys, rlaif_cli.cli.constitution as c\n"
         "import rlaif_cli.judge.constitution\n"
         "assert not {'torch', 'transformers', 'vllm'} & set(sys.modules)"
     )

@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from conftest import ROOT
-from rlaif_cli.cli import app
+from rlaif_cli.cli.app import app
 
 PAGES = ROOT / "docs" / "commands"
 

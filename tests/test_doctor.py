@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from conftest import rlaif
-from rlaif_cli import doctor
-from rlaif_cli.cli import app
+from rlaif_cli.cli import diagnose
+from rlaif_cli.cli.app import app
 from rlaif_cli.models.resolve import importlib
 
 
@@ -31,28 +31,28 @@ def absent(*_: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "what", "mend"),
     [
-        (lambda patch, tmp: patch.setattr(doctor, "_version", absent), "vllm", "make setup"),
-        (lambda patch, tmp: patch.setattr(doctor, "memory_limit", lambda: 2.0), "memory", "--engine-memory"),
+        (lambda patch, tmp: patch.setattr(diagnose, "_version", absent), "vllm", "make setup"),
+        (lambda patch, tmp: patch.setattr(diagnose, "memory_limit", lambda: 2.0), "memory", "--engine-memory"),
         (lambda patch, tmp: patch.setattr(importlib.util, "find_spec", absent), "built-in model", "pip install"),
         (lambda patch, tmp: patch.setenv("RLAIF_CACHE", "/proc/nowhere"), "disk of the cache", "RLAIF_CACHE"),
-        (lambda patch, tmp: patch.setitem(doctor.NEEDED_GIB, "disk", 1e9), "disk here", "free some space"),
+        (lambda patch, tmp: patch.setitem(diagnose.NEEDED_GIB, "disk", 1e9), "disk here", "free some space"),
     ],
 )
 def test_what_is_missing_is_named(
     change: Any, what: str, mend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if what != "vllm":  # its import takes seconds, and is not what is asked here
-        monkeypatch.setattr(doctor, "_vllm", lambda: doctor.Finding("vllm", "ok", ""))
+        monkeypatch.setattr(diagnose, "_vllm", lambda: diagnose.Finding("vllm", "ok", ""))
     change(monkeypatch, tmp_path)
-    found = {each.what: each for each in doctor.examine()}
+    found = {each.what: each for each in diagnose.examine()}
     assert found[what].level == "missing" and mend in found[what].mend
-    assert not doctor.can_run(found.values())
+    assert not diagnose.can_run(found.values())
 
 
 def test_the_exit_code_says_whether_the_demo_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     for level, code in (("note", 0), ("missing", 1)):
-        finding = doctor.Finding("memory", level, "too little", "buy some")  # type: ignore[arg-type]
-        monkeypatch.setattr(doctor, "examine", lambda finding=finding: [finding])
+        finding = diagnose.Finding("memory", level, "too little", "buy some")  # type: ignore[arg-type]
+        monkeypatch.setattr(diagnose, "examine", lambda finding=finding: [finding])
         monkeypatch.setattr("rlaif_cli.ui.console.guard_stdout", lambda: None)
         done = CliRunner().invoke(app, ["doctor"])
         assert done.exit_code == code and "too little" in done.output and "-> buy some" in done.output

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from conftest import rows_of
-from rlaif_cli.commands import ppo as ppo_command
+from rlaif_cli.cli import ppo as ppo_command
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import UsageError

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from chat_server import message
-from rlaif_cli.commands.run import kinds
+from rlaif_cli.cli.run import kinds
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.pipeline import file as file_module

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import rlaif, rows_of
-from rlaif_cli.commands.run import kinds
+from rlaif_cli.cli.run import kinds
 from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig

@@ -11,10 +11,10 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 def main() -> None:
     try:
-        from rlaif_cli import cli
+        from rlaif_cli.cli import app
     except KeyboardInterrupt:  # Ctrl-C while libraries are still imported: nothing was begun
         sys.exit(130)
-    cli.main()
+    app.main()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rlaif_cli.commands.options import SET_HELP, Debug, epilog
+from rlaif_cli.cli.options import SET_HELP, Debug, epilog
 from rlaif_cli.ui import console
 
 # What a phase of `cluster.Forecast` means, and what there is against it.
@@ -26,7 +26,7 @@ LIMITS = {
 def run(
     pipeline: str, cluster_file: Path, prompts: int | None, changed: list[str], measure: bool, as_json: bool
 ) -> None:
-    from rlaif_cli.commands.run import changed_values, kinds
+    from rlaif_cli.cli.run import changed_values, kinds
     from rlaif_cli.errors import UsageError
     from rlaif_cli.pipeline.file import load, read
     from rlaif_cli.pipeline.plan import cluster as clusters

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from rlaif_cli.commands.options import command
+from rlaif_cli.cli.options import command
 from rlaif_cli.config.judge import AuditConfig
 from rlaif_cli.errors import EXIT_PARTIAL
 from rlaif_cli.ui import console

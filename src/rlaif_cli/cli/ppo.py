@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from rlaif_cli.commands.options import command, partial
+from rlaif_cli.cli.options import command, partial
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.ui import console
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from rlaif_cli.commands.options import command
+from rlaif_cli.cli.options import command
 from rlaif_cli.config.report import ReportConfig
 from rlaif_cli.report.write import write
 from rlaif_cli.ui import console

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rlaif_cli.commands.options import SET_HELP, Debug, epilog
+from rlaif_cli.cli.options import SET_HELP, Debug, epilog
 from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
 from rlaif_cli.config.evaluate import (
     AlignmentConfig,
@@ -36,8 +36,8 @@ DEMO = "demo"
 
 def kinds(engines: Any) -> dict[str, Any]:
     """What a pipeline file can run, each by the same function as its subcommand."""
-    from rlaif_cli.commands.evaluate import best_of_n
-    from rlaif_cli.commands.ppo import train
+    from rlaif_cli.cli.evaluate import best_of_n
+    from rlaif_cli.cli.ppo import train
     from rlaif_cli.evaluate import alignment
     from rlaif_cli.pipeline.file import StageKind
     from rlaif_cli.report.write import write as write_report

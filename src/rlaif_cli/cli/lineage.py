@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from rlaif_cli.commands.options import command
+from rlaif_cli.cli.options import command
 from rlaif_cli.config.report import LineageConfig
 from rlaif_cli.errors import EXIT_FAILED
 from rlaif_cli.ui import console

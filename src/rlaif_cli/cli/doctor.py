@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rlaif_cli.commands.options import Debug, epilog
+from rlaif_cli.cli.options import Debug, epilog
 from rlaif_cli.errors import EXIT_FAILED
 from rlaif_cli.ui import console
 
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
         from rich.table import Table
         from rich.text import Text
 
-        from rlaif_cli.doctor import can_run, examine
+        from rlaif_cli.cli.diagnose import can_run, examine
 
         console.debug = debug
         console.guard_stdout()

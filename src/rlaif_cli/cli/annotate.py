@@ -6,7 +6,7 @@ import webbrowser
 
 import typer
 
-from rlaif_cli.commands.options import command
+from rlaif_cli.cli.options import command
 from rlaif_cli.config.judge import AnnotateConfig
 from rlaif_cli.ui import console
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlaif_cli.commands.options import epilog
+from rlaif_cli.cli.options import epilog
 from rlaif_cli.ui import console
 
 if TYPE_CHECKING:  # at run time each command imports it

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from rlaif_cli.commands.options import command
+from rlaif_cli.cli.options import command
 from rlaif_cli.config.base import StageConfig
 from rlaif_cli.config.evaluate import (
     AlignmentConfig,

@@ -9,25 +9,8 @@ import typer
 from typer.core import TyperGroup
 
 from rlaif_cli import __version__
-from rlaif_cli.commands import (
-    annotate,
-    audit,
-    constitution,
-    data,
-    defaults,
-    doctor,
-    evaluate,
-    generate,
-    label,
-    lineage,
-    plan,
-    ppo,
-    report,
-    revise,
-    run,
-    sft,
-    train_rm,
-)
+
+pass
 from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, RlaifError
 from rlaif_cli.ui import console
 

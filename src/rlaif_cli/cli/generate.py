@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from rlaif_cli.commands.options import command, partial
+from rlaif_cli.cli.options import command, partial
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.ui import console
 

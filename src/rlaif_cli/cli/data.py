@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from rlaif_cli.commands.options import command, partial
+from rlaif_cli.cli.options import command, partial
 from rlaif_cli.config.data import (
     ConvertConfig,
     DataConfig,
