@@ -278,11 +278,11 @@ def _told(faults: list[str], path: Path) -> None:
 
 def readers() -> dict[str, Callable[[Path, random.Random], None]]:
     """Each makes one broken input in a folder and reads it."""
-    from rlaif_cli.cli.run import kinds
     from rlaif_cli.data.tools import convert, repair, stats, validate
     from rlaif_cli.data.tools.kinds import KINDS, kind_of
-    from rlaif_cli.pipeline import file as file_module
     from rlaif_cli.pipeline import reproduce
+    from rlaif_cli.pipeline.file import load as load_pipeline
+    from rlaif_cli.registry import STAGES
     from rlaif_cli.stages import audit
 
     def file(folder: Path, row: dict[str, Any], chance: random.Random) -> Path:
@@ -358,13 +358,13 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
         examples = sorted((Path(__file__).parents[1] / "examples").glob("*/pipeline.yaml"))
         path = folder / "broken.yaml"
         path.write_bytes(yaml_text(chance.choice(examples).read_text("utf-8"), chance))
-        file_module.load(str(path), folder / "run", kinds(None))
+        load_pipeline(str(path), folder / "run", STAGES)
 
     def repeated(folder: Path, chance: random.Random) -> None:
         stage = {"run": "generate", "settings": {"prompts": "p", "model": "fake", "output": str(folder / "c.jsonl")}}
         summary = break_value({"name": "x", "stages": {"c": stage}}, chance)
         (folder / "summary.json").write_bytes(as_line(summary, chance))
-        reproduce.again(str(folder), folder / "again", kinds(None))
+        reproduce.again(str(folder), folder / "again", STAGES)
 
     def checkpoints(folder: Path, chance: random.Random) -> None:
         from rlaif_cli.models.tokenizer import ChatTokenizer

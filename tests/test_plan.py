@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from chat_server import message
-from rlaif_cli.cli.run import kinds
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.fake import FakeEngine
-from rlaif_cli.pipeline import file as file_module
+from rlaif_cli.pipeline.file import Step
+from rlaif_cli.pipeline.file import load as load_pipeline
 from rlaif_cli.pipeline.plan.counts import measure, plan
 from rlaif_cli.pipeline.plan.throughput import Rate
+from rlaif_cli.registry import STAGES
 
 JUDGED = {"judge": "fake", "constitution": "helpfulness"}
 
@@ -58,11 +59,10 @@ def test_calls_are_counted_as_they_are_made(
     for name in made:
         monkeypatch.setattr(FakeEngine, name, counted(name))
     with EnginePool() as engines:
-        available = kinds(engines)
-        _, steps = file_module.load(str(file), tmp_path / "run", available)
+        _, steps = load_pipeline(str(file), tmp_path / "run", STAGES)
         before = dict(zip(stages, (found for _, found in plan(steps)), strict=True))
         for step in steps:
-            available[step.kind].run(step.config, lambda *_: None)
+            STAGES[step.kind].run(step.config, engines, lambda *_: None)
     assert before["candidates"].calls == 30 and before["candidates"].tokens_out == 30 * 2 * 16
     assert before["preferences"].calls == calls
     assert made["generate"] + made["logprobs"] == 30 + calls
@@ -77,7 +77,7 @@ def test_lengths_and_money_come_from_the_files_that_are_there(write_jsonl: Any, 
     stage = {"run": "label", "candidates": candidates, **server, "price_in": 1.0, "price_out": 2.0}
     file = tmp_path / "pipeline.yaml"
     file.write_text(json.dumps({"name": "x", "stages": {"preferences": stage, "next": stage | {"candidates": "gone"}}}))
-    (_, first), (_, second) = plan(file_module.load(str(file), tmp_path / "run", kinds(None))[1])
+    (_, first), (_, second) = plan(load_pipeline(str(file), tmp_path / "run", STAGES)[1])
     assert first.tokens_in == 20 * (100 + 120 + 30) and first.tokens_out == 20 * 3
     assert first.cost == pytest.approx((5000 * 1.0 + 60 * 2.0) / 1e6, abs=1e-4)
     assert second.rows is None and second.cost is None, "a file that is not there is no reason to stop"
@@ -110,7 +110,7 @@ def test_a_server_may_write_as_many_tokens_as_the_plan_says(
     with EnginePool() as engines:
         (step,) = steps_of(tmp_path, {"judged": stage})
         ((_, found),) = plan([step])
-        kinds(engines)[step.kind].run(step.config, lambda *_: None)
+        STAGES[step.kind].run(step.config, engines, lambda *_: None)
     limits = [body.get("max_tokens") or body["max_completion_tokens"] for body in server.requests]
     allowed = sum(limit * body.get("n", 1) for limit, body in zip(limits, server.requests, strict=True))
     assert found.tokens_out == allowed
@@ -131,10 +131,10 @@ def test_samples_take_an_engine_of_this_machine_time_to_write(write_jsonl: Any, 
 # --------------------------------------------------------------------------------------------- time and memory
 
 
-def steps_of(folder: Path, stages: dict[str, Any]) -> list[file_module.Step]:
+def steps_of(folder: Path, stages: dict[str, Any]) -> list[Step]:
     file = folder / "pipeline.yaml"
     file.write_text(json.dumps({"name": "x", "stages": stages}))
-    return file_module.load(str(file), folder / "run", kinds(None))[1]
+    return load_pipeline(str(file), folder / "run", STAGES)[1]
 
 
 def test_time_is_tokens_by_what_was_measured(write_jsonl: Any, tmp_path: Path) -> None:

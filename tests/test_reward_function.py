@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from conftest import rlaif, rows_of
-from rlaif_cli.cli.run import kinds
 from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig
@@ -23,8 +22,9 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import EngineError, InputError, RlaifError, UsageError
 from rlaif_cli.evaluate.best_of_n import best_of_n
 from rlaif_cli.evaluate.reward import reward
-from rlaif_cli.pipeline import file as file_module
 from rlaif_cli.pipeline import preflight
+from rlaif_cli.pipeline.file import load as load_pipeline
+from rlaif_cli.registry import STAGES
 from rlaif_cli.train import scoring
 from rlaif_cli.train.ppo import train_ppo
 from rlaif_cli.train.reward_function import PromptRow, RewardFunction, load
@@ -465,8 +465,7 @@ stages:
 
 
 def faults(path: Path) -> list[str]:
-    with EnginePool() as engines:
-        _, steps = file_module.load(str(path), path.parent / "run", kinds(engines))
+    _, steps = load_pipeline(str(path), path.parent / "run", STAGES)
     with pytest.raises(RlaifError) as error:
         preflight.check(str(path), steps, steps)
     return error.value.faults

@@ -1,4 +1,4 @@
-"""One of the processes that `commands/launch.py` starts: `python -m rlaif_cli.worker STAGE SETTINGS QUIET DEBUG`."""
+"""A process that `train/parallel/launch.py` starts: `python -m rlaif_cli.worker STAGE SETTINGS QUIET DEBUG`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import typer
 
-from rlaif_cli.cli import app as app_module
 from rlaif_cli.cli import ppo, sft, train_rm
+from rlaif_cli.cli.app import ErrorMappingGroup, main
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig, SftConfig, TrainConfig
 from rlaif_cli.train.parallel import launch
@@ -22,7 +22,7 @@ _STAGES: dict[str, tuple[type[TrainConfig], Any]] = {
     "ppo": (PPOConfig, ppo.run),
 }
 
-app = typer.Typer(cls=app_module.ErrorMappingGroup)
+app = typer.Typer(cls=ErrorMappingGroup)
 
 
 @app.callback()
@@ -48,4 +48,4 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     sys.argv.insert(1, "work")
-    app_module.main(app)
+    main(app)

@@ -9,8 +9,25 @@ import typer
 from typer.core import TyperGroup
 
 from rlaif_cli import __version__
-
-pass
+from rlaif_cli.cli import (
+    annotate,
+    audit,
+    constitution,
+    data,
+    defaults,
+    doctor,
+    evaluate,
+    generate,
+    label,
+    lineage,
+    plan,
+    ppo,
+    report,
+    revise,
+    run,
+    sft,
+    train_rm,
+)
 from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, RlaifError
 from rlaif_cli.ui import console
 

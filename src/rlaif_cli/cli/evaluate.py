@@ -62,53 +62,25 @@ def _report(config: Any, result: dict[str, Any]) -> int:
     return 0
 
 
-def _judged(name: str) -> Callable[[Any], int]:
+def _evaluation(name: str) -> Callable[[Any], int]:
     def run(config: Any) -> int:
         from rlaif_cli.engines import EnginePool
-        from rlaif_cli.evaluate import alignment
+        from rlaif_cli.registry import run_stage
 
         with EnginePool() as engines, console.progress(f"eval {name}") as progress:
-            result = getattr(alignment, name.replace("-", "_"))(config, engines, progress=progress)
+            result = run_stage(f"eval {name}", config, engines=engines, progress=progress)
         return _report(config, result)
 
     return run
 
 
-def _reward(config: RewardConfig) -> int:
-    from rlaif_cli.engines import EnginePool
-    from rlaif_cli.evaluate.reward import reward
-
-    with EnginePool() as engines:
-        return _report(config, reward(config, engines))
-
-
-def _reward_model(config: RewardModelEvalConfig) -> int:
-    from rlaif_cli.evaluate.reward_model import reward_model
-
-    return _report(config, reward_model(config))
-
-
-def best_of_n(config: BestOfNConfig, engines: Any) -> dict[str, Any]:
-    from rlaif_cli.evaluate import best_of_n as best_of_n_module
-    from rlaif_cli.judge.compare import comparer
-
-    return best_of_n_module.best_of_n(config, comparer(config, engines))
-
-
-def _best_of_n(config: BestOfNConfig) -> int:
-    from rlaif_cli.engines import EnginePool
-
-    with EnginePool() as engines:
-        return _report(config, best_of_n(config, engines))
-
-
-_JUDGED: dict[str, type[StageConfig]] = {
+_EVALUATIONS: dict[str, type[StageConfig]] = {
     "alignment": AlignmentConfig,
     "win-rate": WinRateConfig,
     "harmless-rate": HarmlessRateConfig,
+    "reward-model": RewardModelEvalConfig,
+    "best-of-n": BestOfNConfig,
+    "reward": RewardConfig,
 }
-for _name, _config in _JUDGED.items():
-    command(app, _name, _config, _judged(_name))
-command(app, "reward-model", RewardModelEvalConfig, _reward_model)
-command(app, "best-of-n", BestOfNConfig, _best_of_n)
-command(app, "reward", RewardConfig, _reward)
+for _name, _config in _EVALUATIONS.items():
+    command(app, _name, _config, _evaluation(_name))

@@ -26,16 +26,17 @@ LIMITS = {
 def run(
     pipeline: str, cluster_file: Path, prompts: int | None, changed: list[str], measure: bool, as_json: bool
 ) -> None:
-    from rlaif_cli.cli.run import changed_values, kinds
+    from rlaif_cli.cli.run import changed_values
     from rlaif_cli.errors import UsageError
     from rlaif_cli.pipeline.file import load, read
     from rlaif_cli.pipeline.plan import cluster as clusters
     from rlaif_cli.pipeline.plan.calibrate import calibrate
     from rlaif_cli.pipeline.plan.throughput import known
+    from rlaif_cli.registry import STAGES
 
     console.guard_stdout()
     folder = Path("runs") / read(pipeline).name
-    _, steps = load(pipeline, folder, kinds(None), changed_values(changed))
+    _, steps = load(pipeline, folder, STAGES, changed_values(changed))
     cluster = clusters.read(cluster_file)
     found = clusters.planned(steps, prompts)
     if measure and cluster.machines is None:

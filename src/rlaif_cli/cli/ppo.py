@@ -14,9 +14,10 @@ from rlaif_cli.ui import console
 def run(config: PPOConfig) -> int:
     from rlaif_cli.data.paths import set_aside
     from rlaif_cli.engines import EnginePool
+    from rlaif_cli.registry import ppo
 
     with EnginePool() as engines, console.progress("ppo") as progress:
-        results = train(config, engines, progress)
+        results = ppo(config, engines, progress)
     if config.dry_run:
         sequences = config.prompts_per_step * config.n
         console.say(f"{results['prompts']} prompts, {config.steps} steps of {sequences} sequences")
@@ -24,27 +25,6 @@ def run(config: PPOConfig) -> int:
     console.say(summary(results))
     console.say(f"ppo: the tuned policy is in {config.output}")
     return partial(results["rejected"], str(set_aside(config.output)))
-
-
-def train(config: PPOConfig, engines: Any, progress: Any) -> dict[str, Any]:
-    from rlaif_cli.engines import EnginePool
-    from rlaif_cli.judge.compare import comparer
-    from rlaif_cli.judge.constitution_files import load_constitution
-    from rlaif_cli.judge.context_budget import Room
-    from rlaif_cli.train.ppo import train_ppo
-    from rlaif_cli.train.reward_source import reward_source
-
-    def make_reward(on_body: Any) -> Any:
-        return reward_source(config, engines, on_body)
-
-    checks: dict[str, Any] = {}
-    if config.judge is not None:
-        judge = config.reward_judge
-        room = Room(judge, load_constitution(judge.constitution))
-        checks["judge_fits"] = lambda messages: room.check_length(messages, config.max_tokens)
-    with EnginePool() as others:  # beside the reward's judge, which stays open
-        compare = comparer(config.eval_comparison, others) if config.eval_judge else None
-        return train_ppo(config, make_reward, compare, **checks, progress=progress)
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -6,11 +6,12 @@ import typer
 
 from rlaif_cli.cli.options import command
 from rlaif_cli.config.report import ReportConfig
-from rlaif_cli.report.write import write
 from rlaif_cli.ui import console
 
 
 def run(config: ReportConfig) -> int:
+    from rlaif_cli.report.write import write
+
     report, *cards = write(config)
     console.say(f"report: {report}")
     for card in cards:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import resource
 import time
@@ -13,106 +14,12 @@ from typing import Annotated, Any
 import typer
 
 from rlaif_cli.cli.options import SET_HELP, Debug, epilog
-from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
-from rlaif_cli.config.evaluate import (
-    AlignmentConfig,
-    BestOfNConfig,
-    HarmlessRateConfig,
-    RewardConfig,
-    RewardModelEvalConfig,
-    WinRateConfig,
-)
-from rlaif_cli.config.judge import LabelConfig
-from rlaif_cli.config.ppo import PPOConfig
-from rlaif_cli.config.report import ReportConfig
-from rlaif_cli.config.train import RewardModelConfig, SftConfig
 from rlaif_cli.errors import UsageError
 from rlaif_cli.train.parallel import launch
 from rlaif_cli.ui import console
 from rlaif_cli.ui.progress import ProgressCallback
 
 DEMO = "demo"
-
-
-def kinds(engines: Any) -> dict[str, Any]:
-    """What a pipeline file can run, each by the same function as its subcommand."""
-    from rlaif_cli.cli.evaluate import best_of_n
-    from rlaif_cli.cli.ppo import train
-    from rlaif_cli.evaluate import alignment
-    from rlaif_cli.pipeline.file import StageKind
-    from rlaif_cli.report.write import write as write_report
-    from rlaif_cli.stages.generate import generate
-    from rlaif_cli.stages.label import label
-    from rlaif_cli.stages.revise import revise
-
-    def run_generate(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        return vars(generate(settings, engines, progress=progress))
-
-    def run_revise(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        return vars(revise(settings, engines, progress=progress))
-
-    def run_label(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        return label(settings, engines, progress=progress).as_numbers()
-
-    def run_train_rm(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        from rlaif_cli.train.reward_model import train_reward_model
-
-        return train_reward_model(settings, progress=progress)
-
-    def run_sft(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        from rlaif_cli.train.sft import train_sft
-
-        return train_sft(settings, progress=progress)
-
-    def run_ppo(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        return train(settings, engines, progress)
-
-    def training(stage: str, here: Any) -> Any:
-        def run(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-            engines.close()  # its memory is needed
-            if settings.num_processes == 1 or settings.dry_run:
-                return dict(here(settings, progress))
-            try:
-                return launch.start(stage, settings, quiet=True)
-            except launch.Told as told:
-                raise launch.Told(told.exit_code, "one of its processes failed, see above") from told
-
-        return run
-
-    def run_reward(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        from rlaif_cli.evaluate.reward import reward
-
-        return reward(settings, engines)
-
-    def run_reward_model(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        from rlaif_cli.evaluate.reward_model import reward_model
-
-        return reward_model(settings)
-
-    def run_best_of_n(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        return best_of_n(settings, engines)
-
-    def judged(name: str) -> Any:
-        return lambda settings, progress: getattr(alignment, name)(settings, engines, progress=progress)
-
-    def run_report(settings: Any, progress: ProgressCallback) -> dict[str, Any]:
-        return {"report": str(write_report(settings)[0])}
-
-    return {
-        "generate": StageKind(GenerateConfig, run_generate, ".jsonl"),
-        "revise": StageKind(ReviseConfig, run_revise, ".jsonl"),
-        "label": StageKind(LabelConfig, run_label, ".jsonl"),
-        "sft": StageKind(SftConfig, training("sft", run_sft), ""),
-        "train-rm": StageKind(RewardModelConfig, training("train-rm", run_train_rm), ""),
-        "ppo": StageKind(PPOConfig, training("ppo", run_ppo), ""),
-        "eval alignment": StageKind(AlignmentConfig, judged("alignment"), ".json"),
-        "eval win-rate": StageKind(WinRateConfig, judged("win_rate"), ".json"),
-        "eval harmless-rate": StageKind(HarmlessRateConfig, judged("harmless_rate"), ".json"),
-        "eval reward-model": StageKind(RewardModelEvalConfig, run_reward_model, ".json"),
-        "eval best-of-n": StageKind(BestOfNConfig, run_best_of_n, ".json"),
-        "eval reward": StageKind(RewardConfig, run_reward, ".json"),
-        "report": StageKind(ReportConfig, run_report, ".html"),
-    }
 
 
 def run_pipeline(
@@ -135,17 +42,17 @@ def run_pipeline(
     """
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.pipeline import file, preflight, reproduce, runner
+    from rlaif_cli.registry import STAGES, run_stage
 
     if launch.started_by_others() > 1:
         raise UsageError("a pipeline starts its processes by itself", hint="num_processes in the stages that train")
     console.guard_stdout()
     with EnginePool() as engines:
-        available = kinds(engines)
         overrides = {"overwrite": True} if overwrite else {}
         if recorded:
-            plan, steps = reproduce.again(path, folder, available, run_code=run_code, **overrides)
+            plan, steps = reproduce.again(path, folder, STAGES, run_code=run_code, **overrides)
         else:
-            plan, steps = file.load(path, folder, available, changed, **overrides)
+            plan, steps = file.load(path, folder, STAGES, changed, **overrides)
         wanted = runner.select(steps, only, start)
         preflight.check(path, steps, wanted)
         if dry_run:
@@ -156,9 +63,10 @@ def run_pipeline(
         with _watched(plan.name, steps, wanted) as stage:
             if one_output:
                 with stage(0, steps[0]) as progress:
-                    available[steps[0].kind].run(steps[0].config, progress)
+                    run_stage(steps[0].kind, steps[0].config, engines=engines, progress=progress)
             else:
-                summary = runner.run(plan, steps, wanted, folder, available, stage, time.monotonic)
+                run_one = functools.partial(run_stage, engines=engines)
+                summary = runner.run(plan, steps, wanted, folder, run_one, stage, time.monotonic)
     if one_output:
         console.say(f"made again: {folder}")
         return 0
@@ -249,9 +157,10 @@ def show_summary(summary: dict[str, Any], folder: Path) -> None:
 
 def show_schema() -> None:
     from rlaif_cli.pipeline.schema import schema
+    from rlaif_cli.registry import STAGES
 
     console.guard_stdout()
-    console.data_stream().write(json.dumps(schema(kinds(None)), indent=2) + "\n")
+    console.data_stream().write(json.dumps(schema(STAGES), indent=2) + "\n")
 
 
 def changed_values(given: Sequence[str]) -> dict[str, str]:

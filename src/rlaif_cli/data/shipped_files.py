@@ -7,7 +7,7 @@ from typing import Literal
 
 from rlaif_cli.errors import RlaifError
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped_path(kind: Literal["constitutions", "examples"]) -> Path:

@@ -47,10 +47,10 @@ Scalar = str | int | float | bool
 
 @dataclass(frozen=True)
 class StageKind:
-    """What a pipeline can run: `run(config, progress) -> the stage's numbers`; `ending` of its output's name."""
+    """What a pipeline can run: `run(config, engines, progress) -> its numbers`; `ending` of its output's name."""
 
     config: type[StageConfig]
-    run: Callable[[Any, ProgressCallback], dict[str, Any]]
+    run: Callable[[Any, Any, ProgressCallback], dict[str, Any]]
     ending: str
 
 

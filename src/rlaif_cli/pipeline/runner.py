@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlaif_cli.data.atomic import read_json, write_json
 from rlaif_cli.errors import RlaifError, UsageError
-from rlaif_cli.pipeline.file import OPTION, SUMMARY, PipelineFile, StageKind, Step
+from rlaif_cli.pipeline.file import OPTION, SUMMARY, PipelineFile, Step
 from rlaif_cli.ui.progress import ProgressCallback
+
+
+class RunStage(Protocol):
+    def __call__(self, name: str, config: Any, /, *, progress: ProgressCallback) -> dict[str, Any]: ...
 
 
 def select(steps: list[Step], only: Sequence[str] = (), start: str | None = None) -> list[Step]:
@@ -58,13 +62,14 @@ def run(
     steps: list[Step],
     wanted: list[Step],
     run_folder: Path,
-    kinds: Mapping[str, StageKind],
+    run_stage: RunStage,
     stage: Callable[[int, Step], AbstractContextManager[ProgressCallback]],
     seconds: Callable[[], float],
 ) -> dict[str, Any]:
     """Run the wanted ones of the steps in order. One that is complete already is not run again: each resumes by itself.
 
     Args:
+        run_stage: runs a stage by its name and config, and returns its numbers.
         stage: `stage(index, step)` is open while the step runs, and what it gives is told how far it is.
 
     Returns:
@@ -83,7 +88,7 @@ def run(
         started = seconds()
         with stage(index, step) as progress:
             try:
-                numbers = kinds[step.kind].run(step.config, progress)
+                numbers = run_stage(step.kind, step.config, progress=progress)
             except RlaifError as error:
                 _name_stage(error, step)
                 raise

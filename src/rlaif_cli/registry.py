@@ -1,0 +1,154 @@
+"""The stages of a pipeline, each by the function that its subcommand runs too.
+
+What a stage needs is imported when it runs: `rlaif --help` needs none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
+from rlaif_cli.config.evaluate import (
+    AlignmentConfig,
+    BestOfNConfig,
+    HarmlessRateConfig,
+    RewardConfig,
+    RewardModelEvalConfig,
+    WinRateConfig,
+)
+from rlaif_cli.config.judge import LabelConfig
+from rlaif_cli.config.ppo import PPOConfig
+from rlaif_cli.config.report import ReportConfig
+from rlaif_cli.config.train import RewardModelConfig, SftConfig, TrainConfig
+from rlaif_cli.pipeline.file import StageKind
+from rlaif_cli.ui.progress import ProgressCallback
+
+# run(config, engines, progress) -> the stage's numbers; `engines` is an EnginePool.
+Run = Callable[[Any, Any, ProgressCallback], dict[str, Any]]
+
+
+def generate(config: GenerateConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.stages import generate
+
+    return vars(generate.generate(config, engines, progress=progress))
+
+
+def revise(config: ReviseConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.stages import revise
+
+    return vars(revise.revise(config, engines, progress=progress))
+
+
+def label(config: LabelConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.stages import label
+
+    return label.label(config, engines, progress=progress).as_numbers()
+
+
+def sft(config: SftConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.train.sft import train_sft
+
+    return train_sft(config, progress=progress)
+
+
+def train_rm(config: RewardModelConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.train.reward_model import train_reward_model
+
+    return train_reward_model(config, progress=progress)
+
+
+def ppo(config: PPOConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.engines import EnginePool
+    from rlaif_cli.judge.compare import comparer
+    from rlaif_cli.judge.constitution_files import load_constitution
+    from rlaif_cli.judge.context_budget import Room
+    from rlaif_cli.train.ppo import train_ppo
+    from rlaif_cli.train.reward_source import reward_source
+
+    def make_reward(on_body: Any) -> Any:
+        return reward_source(config, engines, on_body)
+
+    checks: dict[str, Any] = {}
+    if config.judge is not None:
+        judge = config.reward_judge
+        room = Room(judge, load_constitution(judge.constitution))
+        checks["judge_fits"] = lambda messages: room.check_length(messages, config.max_tokens)
+    with EnginePool() as others:  # beside the reward's judge, which stays open
+        compare = comparer(config.eval_comparison, others) if config.eval_judge else None
+        return train_ppo(config, make_reward, compare, **checks, progress=progress)
+
+
+def alignment(config: AlignmentConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.evaluate import alignment
+
+    return alignment.alignment(config, engines, progress=progress)
+
+
+def win_rate(config: WinRateConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.evaluate import win_rate
+
+    return win_rate.win_rate(config, engines, progress=progress)
+
+
+def harmless_rate(config: HarmlessRateConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.evaluate import harmless_rate
+
+    return harmless_rate.harmless_rate(config, engines, progress=progress)
+
+
+def reward_model(config: RewardModelEvalConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.evaluate import reward_model
+
+    return reward_model.reward_model(config)
+
+
+def best_of_n(config: BestOfNConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.evaluate import best_of_n
+    from rlaif_cli.judge.compare import comparer
+
+    return best_of_n.best_of_n(config, comparer(config, engines))
+
+
+def reward(config: RewardConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.evaluate import reward
+
+    return reward.reward(config, engines)
+
+
+def report(config: ReportConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.report.write import write
+
+    return {"report": str(write(config)[0])}
+
+
+STAGES: dict[str, StageKind] = {
+    "generate": StageKind(GenerateConfig, generate, ".jsonl"),
+    "revise": StageKind(ReviseConfig, revise, ".jsonl"),
+    "label": StageKind(LabelConfig, label, ".jsonl"),
+    "sft": StageKind(SftConfig, sft, ""),
+    "train-rm": StageKind(RewardModelConfig, train_rm, ""),
+    "ppo": StageKind(PPOConfig, ppo, ""),
+    "eval alignment": StageKind(AlignmentConfig, alignment, ".json"),
+    "eval win-rate": StageKind(WinRateConfig, win_rate, ".json"),
+    "eval harmless-rate": StageKind(HarmlessRateConfig, harmless_rate, ".json"),
+    "eval reward-model": StageKind(RewardModelEvalConfig, reward_model, ".json"),
+    "eval best-of-n": StageKind(BestOfNConfig, best_of_n, ".json"),
+    "eval reward": StageKind(RewardConfig, reward, ".json"),
+    "report": StageKind(ReportConfig, report, ".html"),
+}
+
+
+def run_stage(name: str, config: Any, /, *, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    """Run a stage; for one that trains, the engines are closed first, and as many processes start as it asks for."""
+    if not isinstance(config, TrainConfig):
+        return STAGES[name].run(config, engines, progress)
+    from rlaif_cli.train.parallel import launch
+
+    engines.close()
+    if config.num_processes == 1 or config.dry_run:
+        return STAGES[name].run(config, engines, progress)
+    try:
+        return launch.start(name, config, quiet=True)
+    except launch.Told as told:
+        raise launch.Told(told.exit_code, "one of its processes failed, see above") from told
