@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.data.records import HumanPair, prompt_text
+from rlaif_cli.data.messages import prompt_text
+from rlaif_cli.data.records import HumanPair
 from rlaif_cli.train.dataset import held_out
 
 

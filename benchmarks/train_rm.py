@@ -49,7 +49,8 @@ def matmul_rate(precision: str) -> float:
 
 def write_inputs(options: Any, folder: Path) -> dict[str, Any]:
     """The start checkpoint with one fresh head for all, and the pairs, in order, as texts and as token ids."""
-    from rlaif_cli.data.records import HumanPair, as_messages
+    from rlaif_cli.data.messages import as_messages
+    from rlaif_cli.data.records import HumanPair
     from rlaif_cli.models.resolve import resolve_model
     from rlaif_cli.models.tokenizer import ChatTokenizer
     from rlaif_cli.train.nn.heads import new_reward_model

@@ -14,7 +14,8 @@ import pytest
 
 from conftest import rlaif
 from rlaif_cli.config.judge import AuditConfig
-from rlaif_cli.stages.audit import audit, similarity, worst
+from rlaif_cli.stages.audit import audit, worst
+from rlaif_cli.stages.audit_checks import similarity
 
 WORDS = [f"word{i}" for i in range(500)]
 

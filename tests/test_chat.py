@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlaif_cli.data.records import Message
+from rlaif_cli.data.messages import Message
 from rlaif_cli.errors import ModelError
 from rlaif_cli.judge import prompts
 from rlaif_cli.judge.constitution_files import load_constitution

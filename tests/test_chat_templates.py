@@ -17,7 +17,7 @@ from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig, SftConfig
-from rlaif_cli.data.records import Message
+from rlaif_cli.data.messages import Message
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import ConversationError, InputError, ModelError
 from rlaif_cli.models import tiny

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import families
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig
-from rlaif_cli.data.records import Message
+from rlaif_cli.data.messages import Message
 from rlaif_cli.engines.transformers import TransformersEngine
 from rlaif_cli.errors import ModelError
 from rlaif_cli.models import precision

@@ -12,7 +12,8 @@ import pytest
 
 from conftest import rlaif, rows_of
 from rlaif_cli.data.formats import FORMATS
-from rlaif_cli.data.records import PromptRecord, as_messages
+from rlaif_cli.data.messages import as_messages
+from rlaif_cli.data.records import PromptRecord
 
 Write = Callable[..., str]
 PREFERENCE = {"id": "p1", "prompt": "Why?", "chosen": "so", "rejected": "no", "p_chosen": 0.75, "source": "s"}

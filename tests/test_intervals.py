@@ -16,14 +16,15 @@ from transformers import AutoTokenizer
 from conftest import ROOT, rows_of
 from rlaif_cli.config.evaluate import AlignmentConfig, RewardModelEvalConfig
 from rlaif_cli.config.judge import AuditConfig
-from rlaif_cli.data.records import prompt_key
+from rlaif_cli.data.messages import prompt_key
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.evaluate.agreement import agreement, calibration
+from rlaif_cli.evaluate.agreement import agreement
 from rlaif_cli.evaluate.alignment import alignment
 from rlaif_cli.evaluate.reward_model import reward_model as evaluate_reward_model
 from rlaif_cli.stages.audit import audit
 from rlaif_cli.stats import as_json
 from rlaif_cli.stats.agreement import cohen_kappa, pair_kappa
+from rlaif_cli.stats.calibration import calibration
 from rlaif_cli.stats.intervals import (
     CARRIERS,
     CARRIERS_AT_EQUAL_LENGTH,

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from rlaif_cli.config.judge import LabelConfig
-from rlaif_cli.data.records import Candidates, Message
+from rlaif_cli.data.messages import Message
+from rlaif_cli.data.records import Candidates
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.errors import UsageError

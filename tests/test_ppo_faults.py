@@ -20,7 +20,8 @@ from rlaif_cli.cli import ppo as ppo_command
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import RewardConfig
 from rlaif_cli.config.judge import JudgeConfig
-from rlaif_cli.data.records import Message, PromptRecord
+from rlaif_cli.data.messages import Message
+from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion, Request, request_seed
 from rlaif_cli.engines.fake import FakeEngine

@@ -16,8 +16,8 @@ from conftest import rlaif, rows_of
 from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig
+from rlaif_cli.data.messages import Message
 from rlaif_cli.data.overlap import check_outputs
-from rlaif_cli.data.records import Message
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import EngineError, InputError, RlaifError, UsageError
 from rlaif_cli.evaluate.best_of_n import best_of_n

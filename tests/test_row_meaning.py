@@ -27,19 +27,10 @@ from rlaif_cli.config.judge import AnnotateConfig, AuditConfig
 from rlaif_cli.config.train import SftConfig
 from rlaif_cli.data.formats import FORMATS
 from rlaif_cli.data.json_lines import describe
+from rlaif_cli.data.messages import as_messages, shared_prompt
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import (
-    Candidates,
-    Demonstration,
-    HumanPair,
-    PairsOnly,
-    Preference,
-    PromptRecord,
-    Record,
-    as_messages,
-    shared_prompt,
-)
+from rlaif_cli.data.records import Candidates, Demonstration, HumanPair, PairsOnly, Preference, PromptRecord, Record
 from rlaif_cli.data.tools import convert as convert_module
 from rlaif_cli.data.tools import kinds, validate
 from rlaif_cli.data.tools.repair import mend

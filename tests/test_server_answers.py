@@ -17,7 +17,8 @@ from chat_server import Server, message, oracle
 from conftest import rlaif, rows_of
 from rlaif_cli.config.base import address_fault
 from rlaif_cli.config.engine import GenerateConfig
-from rlaif_cli.data.records import Message, PromptRecord
+from rlaif_cli.data.messages import Message
+from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import server_answers, server_errors
 from rlaif_cli.engines.base import Bound, Completion, Failed, Request, Sampling, Usage

@@ -18,7 +18,8 @@ from rlaif_cli.cli.train_rm import summary
 from rlaif_cli.config.evaluate import RewardModelEvalConfig
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig, SftConfig
-from rlaif_cli.data.records import Demonstration, Message, prompt_text
+from rlaif_cli.data.messages import Message, prompt_text
+from rlaif_cli.data.records import Demonstration
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.errors import DivergedError, EngineError, InputError, ModelError, UsageError

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import rlaif, rows_of
-from rlaif_cli.data.records import Message
+from rlaif_cli.data.messages import Message
 from rlaif_cli.judge.base import Comparison
 from rlaif_cli.judge.truncate import MARK, common_length, truncate
 from rlaif_cli.models.tokenizer import FakeTokenizer

@@ -22,7 +22,7 @@ from conftest import rows_of, vllm_serve
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.config.ppo import PPOConfig
-from rlaif_cli.data.records import Message
+from rlaif_cli.data.messages import Message
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.engines.transformers import TransformersEngine

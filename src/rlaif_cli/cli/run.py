@@ -78,7 +78,8 @@ def show_plan(steps: list[Any], wanted: list[Any], measure: bool) -> None:
     """A line a step: what it runs, where its output goes, and how much it will ask of models and of this machine."""
     from rlaif_cli.pipeline.plan import throughput
     from rlaif_cli.pipeline.plan.calibrate import calibrate
-    from rlaif_cli.pipeline.plan.counts import plan, timed
+    from rlaif_cli.pipeline.plan.counts import plan
+    from rlaif_cli.pipeline.plan.work import timed
 
     planned = [(number, step, found) for number, (step, found) in enumerate(plan(steps), start=1) if step in wanted]
     if measure:

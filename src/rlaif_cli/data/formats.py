@@ -17,16 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, Json, ValidationError, model_validator
 
 from rlaif_cli.data.json_lines import describe
-from rlaif_cli.data.records import (
-    Candidates,
-    Demonstration,
-    Message,
-    Preference,
-    Record,
-    as_messages,
-    content_id,
-    prompt_text,
-)
+from rlaif_cli.data.messages import Message, as_messages, content_id, prompt_text
+from rlaif_cli.data.records import Candidates, Demonstration, Preference, Record
 from rlaif_cli.data.turns import as_turns, common_turns, is_talk, parse_transcript, plain_row, without_prompt
 
 Row = dict[str, Any]

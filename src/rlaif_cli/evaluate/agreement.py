@@ -10,25 +10,8 @@ from numpy.typing import NDArray
 
 from rlaif_cli.stats.agreement import agreement_items, pair_kappa
 from rlaif_cli.stats.as_json import rate
-from rlaif_cli.stats.calibration import brier, expected_calibration_error, in_both_orders, reliability_bins
+from rlaif_cli.stats.calibration import calibration
 from rlaif_cli.stats.length import length_gap, longer_wins
-
-
-def calibration(p: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
-    """What probabilities about pairs are worth: ECE, Brier score and the reliability diagram.
-
-    Every pair counts in both orders, so the bins hold twice as many items as there are pairs.
-
-    Args:
-        p: [n] P(the first of a pair is better).
-        y: [n] 1 where it was, 0 where not, or the share of people.
-    """
-    both = in_both_orders(p, y)
-    return {
-        "ece": round(expected_calibration_error(*both), 9),
-        "brier": round(brier(p, y), 9),
-        "reliability": [{name: round(value, 6) for name, value in found.items()} for found in reliability_bins(*both)],
-    }
 
 
 def agreement(

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from rlaif_cli.config.evaluate import BestOfNConfig
+from rlaif_cli.data.messages import as_messages, content_id, prompt_key
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import Candidates, PairsOnly, as_messages, content_id, prompt_key
+from rlaif_cli.data.records import Candidates, PairsOnly
 from rlaif_cli.evaluate.result import nothing_scored, planned, save
 from rlaif_cli.evaluate.reward import RowScores, _scores
 from rlaif_cli.stats.agreement import wins

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlaif_cli.config.evaluate import HarmlessRateConfig
+from rlaif_cli.data.messages import prompt_key
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import Candidates, prompt_key
+from rlaif_cli.data.records import Candidates
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.evaluate.result import nothing_scored, planned, save
 from rlaif_cli.judge import Approval, Single, named_principles

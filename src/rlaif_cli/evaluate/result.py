@@ -11,8 +11,9 @@ from rlaif_cli.config.base import DATA_FIELDS, StageConfig
 from rlaif_cli.data.atomic import open_for_writing, write_json
 from rlaif_cli.data.compression import content_sha256
 from rlaif_cli.data.inputs import files, names_records
+from rlaif_cli.data.messages import Message, prompt_text, shared_prompt
 from rlaif_cli.data.paths import beside, file_of, sidecar
-from rlaif_cli.data.records import Candidates, HumanPair, Message, prompt_text, shared_prompt
+from rlaif_cli.data.records import Candidates, HumanPair
 from rlaif_cli.errors import InputError
 from rlaif_cli.judge.provenance import judging_hashes
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif_cli.config.evaluate import RewardConfig
+from rlaif_cli.data.messages import as_messages, prompt_key
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import Candidates, as_messages, prompt_key
+from rlaif_cli.data.records import Candidates
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.evaluate.result import nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.stats.as_json import estimate, rounded

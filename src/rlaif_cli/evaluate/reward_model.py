@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from rlaif_cli.config.evaluate import RewardModelEvalConfig
+from rlaif_cli.data.messages import as_messages
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import HumanPair, as_messages
+from rlaif_cli.data.records import HumanPair
 from rlaif_cli.evaluate.agreement import agreement
 from rlaif_cli.evaluate.result import check_preferences, planned, save
 from rlaif_cli.models.metadata import check_reward_model

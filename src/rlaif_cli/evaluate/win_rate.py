@@ -9,9 +9,10 @@ import numpy as np
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import WinRateConfig
 from rlaif_cli.data.inputs import names_records
+from rlaif_cli.data.messages import prompt_key
 from rlaif_cli.data.paths import beside, rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import Candidates, prompt_key
+from rlaif_cli.data.records import Candidates
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.evaluate.result import nothing_scored, planned, prompts_of_both, save

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rlaif_cli.data.records import Message, content_id
+from rlaif_cli.data.messages import Message, content_id
 from rlaif_cli.engines.base import Request
 from rlaif_cli.judge.constitution import Constitution, Principle
 

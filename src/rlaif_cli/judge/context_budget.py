@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig
-from rlaif_cli.data.records import Message
+from rlaif_cli.data.messages import Message
 from rlaif_cli.engines.base import Request
 from rlaif_cli.engines.tokenizer import open_tokenizer, too_long
 from rlaif_cli.errors import InputError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from rlaif_cli.data.records import Message
+from rlaif_cli.data.messages import Message
 from rlaif_cli.engines.base import UNSEEN, Bound, Completion, Engine, Failed, Request, Sampling, gather, request_seed
 from rlaif_cli.judge.prompts import ANSWER_PREFIX
 from rlaif_cli.models.tokenizer import AnyTokenizer, Spellings

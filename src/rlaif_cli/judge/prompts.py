@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from rlaif_cli.data.records import Message, as_messages, prompt_text
+from rlaif_cli.data.messages import Message, as_messages, prompt_text
 from rlaif_cli.judge.constitution import Constitution, Exemplar, Principle
 
 LABELS = ("1", "2")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from rlaif_cli.data.records import Message
+from rlaif_cli.data.messages import Message
 from rlaif_cli.judge.base import Comparison
 
 Cut = Literal["head", "tail", "middle"]

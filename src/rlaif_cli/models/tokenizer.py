@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.data.atomic import read_json
-from rlaif_cli.data.records import Message
+from rlaif_cli.data.messages import Message
 from rlaif_cli.errors import ModelError
 from rlaif_cli.models.chat_template import ChatTemplate, named_turns
 from rlaif_cli.models.load import NO_PROGRAMS, not_loaded

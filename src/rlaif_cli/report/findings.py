@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from rlaif_cli.data.inputs import names_records
+from rlaif_cli.data.messages import as_messages, prompt_text
 from rlaif_cli.data.paths import beside
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import PromptRecord, as_messages, prompt_text
+from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.errors import InputError
 from rlaif_cli.report.run_folder import Run, Stage
 
@@ -229,7 +230,7 @@ def _reward_model_and_people(stage: Stage, run: Run) -> list[str]:
     return [f"agrees with the preferences of {pairs} in {rate_text(r['accuracy'])} of n = {r['n']} pairs", verdict]
 
 
-_OTHERS = {"random": "a random one", "first": "the first"}  # what the best of n is compared with
+OTHERS = {"random": "a random one", "first": "the first"}  # what the best of n is compared with
 
 
 def _best_of_n(stage: Stage, run: Run) -> list[str]:
@@ -237,7 +238,7 @@ def _best_of_n(stage: Stage, run: Run) -> list[str]:
     r = stage.results
     by = " + ".join([*names(r, "reward_model"), *(Path(spec).name for spec in names(r, "reward_function"))])
     parts = []
-    for other, words in _OTHERS.items():
+    for other, words in OTHERS.items():
         if won := r.get(f"win_rate_over_{other}"):
             found = effect(won, 0.5, r.get("prompts", 0))
             parts.append(f"wins {rate_text(won)} over {words}, {_WIN_WORDS[found] or _few(won['n'], 'prompts')}")
@@ -378,38 +379,3 @@ _DESCRIBERS: tuple[tuple[str, str, Callable[[Stage, Run], list[str]]], ...] = (
     ("eval win-rate", "Win rate", _win_rate),
     ("eval harmless-rate", "Harmless rate", _harmless),
 )
-
-
-def rates(run: Run) -> list[dict[str, Any]]:
-    """Every rate that is 50 % by chance, for the picture of intervals; of a kind that ran twice, with its stage."""
-    found: list[tuple[str, Stage, dict[str, Any] | None, Any]] = []
-    for stage in run.of("eval alignment"):
-        n = stage.results.get("n")
-        found += [("Judge agrees with people", stage, stage.results.get("accuracy"), n)]
-        found += [("The longer response wins", stage, stage.results.get("longer_wins"), n)]
-    for stage in run.of("train-rm"):
-        if held_out := stage.results.get("held_out"):
-            found.append(("Reward model agrees with the labels", stage, held_out_accuracy(held_out), held_out["pairs"]))
-    for stage in run.of("eval reward-model"):
-        found += [("Reward model agrees with people", stage, stage.results.get("accuracy"), stage.results.get("n"))]
-    for stage in run.of("eval best-of-n"):
-        for other, words in _OTHERS.items():
-            won = stage.results.get(f"win_rate_over_{other}")
-            found += [(f"Best of n wins over {words}", stage, won, stage.results.get("n"))]
-    for stage in run.of("eval win-rate"):
-        n = stage.results.get("prompts")
-        found += [("Tuned model wins", stage, stage.results.get("win_rate"), n)]
-        found += [("Tuned model wins, at equal length", stage, stage.results.get("length_controlled"), n)]
-    return [
-        {**estimate, "name": f"{name} ({stage.name})" if len(run.of(stage.kind)) > 1 else name}
-        | {"text": rate_text(estimate), "n": n}
-        for name, stage, estimate, n in found
-        if estimate
-    ]
-
-
-def side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The rates of several runs: (rate, of each run its value with interval; "" where it has none)."""
-    by_run = [{rate["name"]: rate["text"] for rate in rates(run)} for run in runs]
-    names = dict.fromkeys(name for found in by_run for name in found)
-    return [(name, [found.get(name, "") for found in by_run]) for name in names]

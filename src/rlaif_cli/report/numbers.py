@@ -10,9 +10,10 @@ from typing import Any
 from rlaif_cli import __version__
 from rlaif_cli.report.advice import caution, headline
 from rlaif_cli.report.chain import Chain, chains
-from rlaif_cli.report.findings import flat, found_in, rates, side_by_side
+from rlaif_cli.report.findings import flat, found_in
 from rlaif_cli.report.gold_curve import gold_tables
 from rlaif_cli.report.run_folder import Run
+from rlaif_cli.report.side_by_side import rates, side_by_side
 from rlaif_cli.report.sources import damaged
 from rlaif_cli.ui.console import visible
 

@@ -24,12 +24,13 @@ from rlaif_cli.report.advice import caution, headline, next_step, trained
 from rlaif_cli.report.chain import chains
 from rlaif_cli.report.cost import beside_people, spent
 from rlaif_cli.report.curves import curves
-from rlaif_cli.report.findings import flat, found_in, rates, side_by_side
+from rlaif_cli.report.findings import flat, found_in
 from rlaif_cli.report.gold_curve import gold_curves
 from rlaif_cli.report.model_card import write_cards
 from rlaif_cli.report.numbers import as_json, as_markdown
 from rlaif_cli.report.run_folder import Run, read_run
 from rlaif_cli.report.samples import AT_ONCE, Sample, comparisons
+from rlaif_cli.report.side_by_side import rates, side_by_side
 from rlaif_cli.report.sources import audits, damaged, sources
 from rlaif_cli.report.summary import MARKS
 

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.data.messages import content_id, prompt_text, shared_prompt
 from rlaif_cli.data.paths import beside
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import Candidates, content_id, prompt_text, shared_prompt
+from rlaif_cli.data.records import Candidates
 from rlaif_cli.errors import InputError
 from rlaif_cli.report.findings import side_of
 from rlaif_cli.report.run_folder import Run, Stage, tolerant_rows

@@ -15,7 +15,8 @@ from rlaif_cli.data.reader import CHANGED, is_changed
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.pipeline.lineage import Node, lineage
 from rlaif_cli.report.run_folder import Run
-from rlaif_cli.stages.audit import Finding, audit
+from rlaif_cli.stages.audit import audit
+from rlaif_cli.stages.audit_checks import Finding
 
 Seen = TypeVar("Seen")
 

@@ -18,9 +18,10 @@ from filelock import FileLock
 
 from rlaif_cli.config.judge import AnnotateConfig
 from rlaif_cli.data.atomic import cannot_write, read_rows
+from rlaif_cli.data.messages import prompt_text
 from rlaif_cli.data.paths import rejected_path, sidecar
 from rlaif_cli.data.reader import Source, parse_record
-from rlaif_cli.data.records import HumanPair, PairsOnly, Preference, prompt_text
+from rlaif_cli.data.records import HumanPair, PairsOnly, Preference
 from rlaif_cli.data.torn_lines import drop_torn_line
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.stages.pairs import pair_chooser, pair_id

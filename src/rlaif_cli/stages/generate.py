@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from rlaif_cli.config.engine import GenerateConfig
+from rlaif_cli.data.messages import Message, as_messages
 from rlaif_cli.data.paths import file_of, rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import Candidates, Message, PromptRecord, Response, as_messages
+from rlaif_cli.data.records import Candidates, PromptRecord, Response
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import Completion, request_seed

@@ -9,9 +9,10 @@ from typing import Any
 
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.data.hash_set import HashSet
+from rlaif_cli.data.messages import Message, as_messages
 from rlaif_cli.data.paths import beside, file_of, rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import Candidates, Message, PairsOnly, Preference, Unscored, Verdict, Vote, as_messages
+from rlaif_cli.data.records import Candidates, PairsOnly, Preference, Unscored, Verdict, Vote
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles

@@ -12,9 +12,10 @@ from itertools import islice
 from typing import Any
 
 from rlaif_cli.config.engine import ReviseConfig
+from rlaif_cli.data.messages import as_messages
 from rlaif_cli.data.paths import file_of, rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import PromptRecord, Revision, Round, as_messages
+from rlaif_cli.data.records import PromptRecord, Revision, Round
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
 from rlaif_cli.engines.base import request_seed

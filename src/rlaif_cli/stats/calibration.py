@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rlaif_cli.stats.checks import Floats, as_probabilities, as_vector, check_same_length, sigmoid
 
@@ -150,3 +152,20 @@ def fit_contrast_scale(differences: ArrayLike, human_first: ArrayLike) -> float:
             return following
         k = following
     return k
+
+
+def calibration(p: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
+    """What probabilities about pairs are worth: ECE, Brier score and the reliability diagram.
+
+    Every pair counts in both orders, so the bins hold twice as many items as there are pairs.
+
+    Args:
+        p: [n] P(the first of a pair is better).
+        y: [n] 1 where it was, 0 where not, or the share of people.
+    """
+    both = in_both_orders(p, y)
+    return {
+        "ece": round(expected_calibration_error(*both), 9),
+        "brier": round(brier(p, y), 9),
+        "reliability": [{name: round(value, 6) for name, value in found.items()} for found in reliability_bins(*both)],
+    }

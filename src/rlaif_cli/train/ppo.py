@@ -6,11 +6,8 @@ entropy that is logged is the sampled estimate -mean log p(token).
 
 from __future__ import annotations
 
-import json
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +16,15 @@ from torch import Tensor
 
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.data.atomic import read_rows
+from rlaif_cli.data.messages import Message, as_messages
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import Message, PromptRecord, as_messages
+from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError
 from rlaif_cli.judge.provenance import judging_hashes
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer, with_system
-from rlaif_cli.stats.as_json import rounded
 from rlaif_cli.stats.diversity import openings
 from rlaif_cli.train import best_policy, evaluations, reward_function, scoring
 from rlaif_cli.train.best_policy import Compare, Selection
@@ -39,16 +36,17 @@ from rlaif_cli.train.nn.lora import Adapted
 from rlaif_cli.train.parallel.distributed import from_main, is_main, share_of, whole_of
 from rlaif_cli.train.ppo_update import Experience, Trainer, response_kl
 from rlaif_cli.train.reward_source import RewardSource, check_reward_source
-from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
+from rlaif_cli.train.rollout import Prompt, RolloutEngine
 from rlaif_cli.train.runtime.best_weights import BestWeights
 from rlaif_cli.train.runtime.checkpoint import TrainState
+from rlaif_cli.train.runtime.clock import Clock
 from rlaif_cli.train.runtime.export import save_trained_model
 from rlaif_cli.train.runtime.metrics_log import MetricsLog, keep_through
 from rlaif_cli.train.runtime.optim import set_learning_rate
 from rlaif_cli.train.runtime.run_folder import run_in_folder
+from rlaif_cli.train.samples import SAMPLES, write_samples
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
-SAMPLES = "samples.jsonl"
 # Counts changes of what a step computes: a run that an earlier version began would go on as a mixture of two.
 # 2: GRPO normalises scores alone; texts are scored without white space around them; held-out prompts by content.
 # 3: held-out answers are in evaluations.items.jsonl.
@@ -329,56 +327,6 @@ def sample_seeds(batch: Sequence[Prompt], seed: int, step: int) -> list[int]:
         seeds.append(request_seed(seed, step, prompt.id, *repeat))
         seen[prompt.id] += 1
     return seeds
-
-
-def write_samples(
-    folder: Path,
-    step: int,
-    rollouts: Sequence[Rollout],
-    scores: Tensor,
-    functions: Mapping[str, RewardSource],
-    count: int = 4,
-) -> None:
-    """The first sample of a few prompts, for people to read: what is trained on, and what else is measured.
-
-    Args:
-        scores: [S].
-        functions: by name; those that the evaluations ask.
-    """
-    shown, n = rollouts[:count], len(rollouts[0].completions)
-    texts = [rollout.completions[0].reply for rollout in shown]
-    asked = {name: of_first(source, shown, texts) for name, source in functions.items()}
-    with open(folder / SAMPLES, "a", encoding="utf-8") as file:
-        for index, (rollout, text) in enumerate(zip(shown, texts, strict=True)):
-            row = {
-                "step": step,
-                "prompt": [message.model_dump() for message in rollout.prompt.messages],
-                "response": text,
-                "score": rounded(float(scores[index * n]), 4),
-            }
-            row |= {"functions": {name: found[index] for name, found in asked.items()}} if asked else {}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def of_first(source: RewardSource, rollouts: Sequence[Rollout], texts: Sequence[str]) -> list[float | None]:
-    """The score of one response to each prompt."""
-    scores = source.score([rollout.prompt for rollout in rollouts], [[text] for text in texts])
-    return [rounded(score, 4) for score in scores.flatten().tolist()]
-
-
-class Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - started
 
 
 def _results(config: PPOConfig, weights: dict[str, Any] | None) -> dict[str, Any]:

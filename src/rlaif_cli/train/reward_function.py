@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlaif_cli.data import user_function
-from rlaif_cli.data.records import Message, content_id
+from rlaif_cli.data.messages import Message, content_id
 from rlaif_cli.data.user_function import UserFunction
 
 

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from rlaif_cli.config.train import RewardModelConfig
+from rlaif_cli.data.messages import prompt_text
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import Preference, prompt_text
+from rlaif_cli.data.records import Preference
 from rlaif_cli.errors import DivergedError, InputError
-from rlaif_cli.evaluate.agreement import calibration
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.stats.agreement import agreement_items
-from rlaif_cli.stats.calibration import entropy
+from rlaif_cli.stats.calibration import calibration, entropy
 from rlaif_cli.stats.intervals import rate_estimate
 from rlaif_cli.train.dataset import checked_source, held_out
 from rlaif_cli.train.epochs import choosing_and_reporting, run_epochs

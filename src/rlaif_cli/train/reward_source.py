@@ -19,7 +19,7 @@ from rlaif_cli.config.judge import JudgeConfig
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig, ScorersConfig
 from rlaif_cli.data.atomic import read_json
-from rlaif_cli.data.records import Message, content_id
+from rlaif_cli.data.messages import Message, content_id
 from rlaif_cli.engines import LOCAL, Engine, EnginePool, Failed, Request
 from rlaif_cli.errors import ModelError, UsageError
 from rlaif_cli.judge import NoReward, RewardingJudge, make_judge, named_principles

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rlaif_cli.config.ppo import PPOConfig
-from rlaif_cli.data.records import Message
+from rlaif_cli.data.messages import Message
 from rlaif_cli.engines import Completion, Engine, Request, Sampling, open_engine
 from rlaif_cli.train.nn.heads import load_policy
 from rlaif_cli.train.nn.lora import Adapted

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlaif_cli.config.data import DedupeConfig
 from rlaif_cli.data.hash_set import HashSet, hash64
-from rlaif_cli.data.records import content_id, prompt_text
+from rlaif_cli.data.messages import content_id, prompt_text
 from rlaif_cli.data.tools.kinds import response_texts
 from rlaif_cli.data.tools.parallel import each_file
 from rlaif_cli.data.tools.rows import rewritten, rows_of_kind

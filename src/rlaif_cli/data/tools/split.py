@@ -10,9 +10,9 @@ from rlaif_cli.config.data import SplitConfig
 from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.compression import content_sha256
 from rlaif_cli.data.hash_set import hash64
+from rlaif_cli.data.messages import prompt_text
 from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.reader import Source, is_changed
-from rlaif_cli.data.records import prompt_text
 from rlaif_cli.data.tools.rows import recorded_settings, rewritten, rows_of_kind
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 

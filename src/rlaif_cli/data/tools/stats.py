@@ -12,7 +12,7 @@ import numpy as np
 
 from rlaif_cli.config.data import StatsConfig
 from rlaif_cli.data.hash_set import HashSet
-from rlaif_cli.data.records import prompt_text
+from rlaif_cli.data.messages import prompt_text
 from rlaif_cli.data.tools.kinds import response_texts
 from rlaif_cli.data.tools.parallel import each_file
 from rlaif_cli.data.tools.rows import rows_of_kind

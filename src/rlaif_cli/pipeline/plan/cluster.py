@@ -29,8 +29,9 @@ from rlaif_cli.data.json_lines import describe
 from rlaif_cli.engines import CLUSTER
 from rlaif_cli.errors import InputError
 from rlaif_cli.pipeline.file import Step
-from rlaif_cli.pipeline.plan.counts import Plan, Work, left_open, measure, plan
+from rlaif_cli.pipeline.plan.counts import measure, plan
 from rlaif_cli.pipeline.plan.throughput import Rate
+from rlaif_cli.pipeline.plan.work import Plan, Work, left_open
 
 # Shares of what a GPU could do, where nothing was measured.
 _READ = 0.5  # of its arithmetic, prefilling: an assumption

@@ -1,0 +1,50 @@
+"""samples.jsonl: what the policy answers at each step, with its rewards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from rlaif_cli.stats.as_json import rounded
+from rlaif_cli.train.reward_source import RewardSource
+from rlaif_cli.train.rollout import Rollout
+
+SAMPLES = "samples.jsonl"
+
+
+def write_samples(
+    folder: Path,
+    step: int,
+    rollouts: Sequence[Rollout],
+    scores: Tensor,
+    functions: Mapping[str, RewardSource],
+    count: int = 4,
+) -> None:
+    """The first sample of a few prompts, for people to read: what is trained on, and what else is measured.
+
+    Args:
+        scores: [S].
+        functions: by name; those that the evaluations ask.
+    """
+    shown, n = rollouts[:count], len(rollouts[0].completions)
+    texts = [rollout.completions[0].reply for rollout in shown]
+    asked = {name: of_first(source, shown, texts) for name, source in functions.items()}
+    with open(folder / SAMPLES, "a", encoding="utf-8") as file:
+        for index, (rollout, text) in enumerate(zip(shown, texts, strict=True)):
+            row = {
+                "step": step,
+                "prompt": [message.model_dump() for message in rollout.prompt.messages],
+                "response": text,
+                "score": rounded(float(scores[index * n]), 4),
+            }
+            row |= {"functions": {name: found[index] for name, found in asked.items()}} if asked else {}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def of_first(source: RewardSource, rollouts: Sequence[Rollout], texts: Sequence[str]) -> list[float | None]:
+    """The score of one response to each prompt."""
+    scores = source.score([rollout.prompt for rollout in rollouts], [[text] for text in texts])
+    return [rounded(score, 4) for score in scores.flatten().tolist()]
