@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typer.testing import CliRunner
 from conftest import rlaif
 from rlaif_cli.cli import diagnose
 from rlaif_cli.cli.app import app
-from rlaif_cli.models.resolve import importlib
 
 
 @pytest.mark.vllm

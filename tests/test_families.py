@@ -20,7 +20,8 @@ from rlaif_cli.config.train import SftConfig
 from rlaif_cli.errors import ModelError
 from rlaif_cli.train.nn.heads import load_policy, new_reward_model, packs, response_logprobs, rewards
 from rlaif_cli.train.nn.packing import Group, pack
-from rlaif_cli.train.runtime.optim import distributed, sharded
+from rlaif_cli.train.runtime import optim
+from rlaif_cli.train.runtime.optim import sharded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,7 +138,7 @@ def test_a_model_that_reads_one_sequence_at_a_time_is_not_split(
 ) -> None:
     """Its processes would ask for its blocks unequally often, and wait for each other for ever."""
     model = load_policy(families.save("mamba2", tmp_path))
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(optim, "world_size", lambda: 2)
     with pytest.raises(ModelError, match=r"one sequence at a time, which cannot be split") as refused:
         sharded(model, SftConfig(records="-", model=str(tmp_path), output="-"))
     assert refused.value.hint == "one process, or --lora-rank"

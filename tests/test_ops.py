@@ -358,13 +358,13 @@ def test_gather_logprobs_in_bf16_is_fp32_arithmetic_on_bf16_numbers() -> None:
 def test_gather_logprobs_never_holds_all_logits_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logprobs_module, "_BLOCK_ELEMENTS", 40)
     sizes: list[int] = []
-    original = ops._at_least_fp32
+    original = logprobs_module.at_least_fp32
 
     def recording(x: Tensor) -> Tensor:
         sizes.append(x.numel())
         return original(x)
 
-    monkeypatch.setattr(ops, "_at_least_fp32", recording)
+    monkeypatch.setattr(logprobs_module, "at_least_fp32", recording)
     logits, labels = logits_and_labels(torch.bfloat16)
     ops.gather_logprobs(logits[:, :-1].requires_grad_(), labels).sum().backward()
     ops.entropy_from_logits(logits)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from conftest import rows_of
-from rlaif_cli.cli import ppo as ppo_command
+from rlaif_cli import registry
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import RewardConfig
 from rlaif_cli.config.judge import JudgeConfig
@@ -367,7 +367,7 @@ def test_prompts_that_leave_the_judge_no_room_are_refused_before_compute(
 
     def checked(tokens: int) -> Any:
         with EnginePool() as engines:
-            return ppo_command.train(ppo_config(tiny, max_tokens=tokens, **options), engines, no_progress)
+            return registry.ppo(ppo_config(tiny, max_tokens=tokens, **options), engines, no_progress)
 
     assert checked(100)["prompts"] == 2
     for tokens, count in ((400, 1), (600, 2)):

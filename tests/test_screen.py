@@ -35,7 +35,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def text_of(screen: Screen) -> str:
     page = Console(file=io.StringIO(), width=100)
-    page.print(live._render())
+    page.print(screen._render())
     return page.file.getvalue()
 
 
@@ -88,7 +88,7 @@ def test_marks_times_and_rewards_fit_every_terminal_and_nothing_jumps(
 
     def lines_of(screen: Screen) -> list[str]:
         page = Console(file=io.StringIO(), width=width)
-        page.print(live._render())
+        page.print(screen._render())
         return page.file.getvalue().splitlines()
 
     with Screen("demo", DEMO, [name for name, _ in DEMO]) as run:
