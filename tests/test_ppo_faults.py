@@ -17,6 +17,7 @@ import torch
 
 from conftest import rows_of
 from rlaif_cli import registry
+from rlaif_cli.cli import ppo as ppo_command
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import RewardConfig
 from rlaif_cli.config.judge import JudgeConfig
