@@ -64,7 +64,7 @@ def run_ppo(options: Any) -> None:
         **settings(options),
     )
     with EnginePool() as engines:
-        train_ppo(config, lambda on_body: reward_source(config, engines, on_body))
+        train_ppo(config, lambda load_adapter: reward_source(config, engines, load_adapter))
 
 
 def before() -> float:

@@ -150,7 +150,7 @@ def test_ppo_holds_one_body(tiny: Path, tmp_path: Path, preferences: str) -> Non
     folder = train_rm(tiny, tmp_path, preferences)
     options = config(PPOConfig, tmp_path, tiny, prompts="-", reward_model=str(folder), engine="transformers")
     trainer = Trainer(options, tiny, folder)
-    reward = trainer.on_body(folder)
+    reward = trainer.load_adapter(folder)
     assert reward is not None and trainer.value_model is not None
     assert trainer.policy.shared is trainer.reference.shared is trainer.value_model.shared is reward.shared
     packed = batch()
@@ -169,9 +169,9 @@ def test_a_reward_model_of_another_base_is_loaded_whole(tiny: Path, tmp_path: Pa
     other = load_policy(tiny)
     torch.nn.init.normal_(other.model.norm.weight)
     other.save_pretrained(tmp_path / "other")
-    assert lora.of_base(folder, tiny) is not None
-    assert lora.of_base(folder, tmp_path / "other") is None
-    assert lora.of_base(tiny, tiny) is None, "it has no adapter"
+    assert lora.adapter_of_base(folder, tiny) is not None
+    assert lora.adapter_of_base(folder, tmp_path / "other") is None
+    assert lora.adapter_of_base(tiny, tiny) is None, "it has no adapter"
 
 
 class Lowercase:

@@ -323,7 +323,7 @@ def _one_ppo_step(prompts: str, model: str, reward_model: str, output: str) -> N
         **QUICK,
     )
     with EnginePool() as engines:
-        train_ppo(config, lambda on_body: reward_source(config, engines, on_body), None)
+        train_ppo(config, lambda load_adapter: reward_source(config, engines, load_adapter), None)
     [row] = rows_of(Path(output) / "metrics.jsonl")
     # The engine's and the trainer's log-probs of the sampled tokens are those of one model on one prompt.
     assert row["kl"] == pytest.approx(0, abs=1e-4)

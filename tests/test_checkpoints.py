@@ -68,7 +68,7 @@ def test_weights_are_handed_over_by_the_names_of_the_checkpoint(family: str, tmp
 def test_the_experts_of_one_layer_are_converted_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that is split over processes is whole in no place, and so must not be gathered at once."""
     gathered = []
-    monkeypatch.setattr(rollout, "whole", lambda tensor: gathered.append(tensor.numel()) or tensor)
+    monkeypatch.setattr(rollout, "full_tensor", lambda tensor: gathered.append(tensor.numel()) or tensor)
     model = load_policy(families.save("mixtral", tmp_path))
     weights = policy_weights(model)
     while "layers.0." not in next(weights)[0]:

@@ -20,7 +20,7 @@ from rlaif_cli.errors import UsageError
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import scoring
 from rlaif_cli.train.best_policy import WinRate
-from rlaif_cli.train.evaluations import EVALUATIONS, ITEMS, answers, function, peak, row_of
+from rlaif_cli.train.evaluations import EVALUATIONS, ITEMS, answers, function, peak, summary_row
 from rlaif_cli.train.nn.heads import new_reward_model
 from rlaif_cli.train.ppo import describe, train_ppo
 from rlaif_cli.train.ppo_update import Trainer
@@ -78,7 +78,7 @@ def test_a_row_has_means_paired_differences_and_what_is_missing() -> None:
         item("q", "x y z", 2, reward=3.0, gold=4.0, kl=-1.0),
         item("q", "a", 2, reward=2.0, gold=9.0),
     ]
-    row = row_of(now, start)
+    row = summary_row(now, start)
     assert (row["step"], row["prompts"], row["responses"], row["unscored"]) == (2, 2, 4, 1)
     assert row["kl"]["value"] == 0.25 and row["kl"]["n"] == 4 and row["kl"]["prompts"] == 2
     assert row["reward"]["value"] == 2 and row["reward"]["n"] == 3
@@ -95,22 +95,22 @@ def test_a_row_has_means_paired_differences_and_what_is_missing() -> None:
 
 def test_at_the_start_nothing_has_changed_and_nothing_is_compared() -> None:
     start = [item("p"), item("q", reward=None, gold=None)]
-    row = row_of(start, start)
+    row = summary_row(start, start)
     assert row["reward_change"] is None and row["functions_change"] == {"gold": None}
     assert row["unscored"] == 1
 
 
 def test_measures_without_a_single_score_are_null() -> None:
     items = [item("p", gold=None), item("q", gold=None)]
-    row = row_of(items, items)
+    row = summary_row(items, items)
     assert row["functions"] == {"gold": None} and row["unscored"] == 2 and row["reward"]["n"] == 2
 
 
 def test_the_win_rate_stands_in_the_row_where_the_judge_decided_something() -> None:
     items, start = [item(key, step=1) for key in "pq"], [item(key) for key in "pq"]
-    row = row_of(items, start, WinRate([1.0, None, 0.5], ["p", "q", "q"]))
+    row = summary_row(items, start, WinRate([1.0, None, 0.5], ["p", "q", "q"]))
     assert (row["win_rate"]["value"], row["win_rate"]["n"], row["win_rate_unscored"]) == (0.75, 2, 1)
-    assert "win_rate" not in row_of(items, start, WinRate([None], ["p"]))
+    assert "win_rate" not in summary_row(items, start, WinRate([None], ["p"]))
 
 
 # ------------------------------------------------------------------------------------------- where the peak was
@@ -416,7 +416,7 @@ def test_a_process_without_a_held_out_prompt_asks_for_nothing(tiny: Path, tmp_pa
     if "function" in kind:
         options["reward_function"] = f"{gold}:half"
     with EnginePool() as engines:
-        found = scoring.ask(reward_source(ppo_config(tiny, **options), engines), [])
+        found = scoring.score_rollouts(reward_source(ppo_config(tiny, **options), engines), [])
     assert len(found.values) == 0 and set(found.by_source) == ({"model", "half"} if " and " in kind else set())
 
 

@@ -613,7 +613,7 @@ def test_without_length_nothing_is_left_for_length_to_explain() -> None:
     scores = 0.3 * lengths + torch.randn(60, generator=generator, dtype=torch.float64)
     scores[7] = torch.nan
 
-    left = ops.without_length(scores, lengths, 4)
+    left = ops.remove_length_effect(scores, lengths, 4)
 
     known = left.isfinite()
     assert known.tolist() == scores.isfinite().tolist()
@@ -626,6 +626,10 @@ def test_without_length_nothing_is_left_for_length_to_explain() -> None:
 
 def test_without_length_where_length_says_nothing() -> None:
     scores = torch.tensor([1.0, 2.0, 4.0, 0.0])
-    assert ops.without_length(scores, torch.full((4,), 9.0), 2).equal(scores)  # all are as long
-    assert ops.without_length(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0]), 1).tolist() == [2, 2, 2]
-    assert ops.without_length(scores, torch.tensor([3.0, 3.0, 1.0, 2.0]), 2).tolist() == [1, 2, 2, 2]
+    assert ops.remove_length_effect(scores, torch.full((4,), 9.0), 2).equal(scores)  # all are as long
+    assert ops.remove_length_effect(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0]), 1).tolist() == [
+        2,
+        2,
+        2,
+    ]
+    assert ops.remove_length_effect(scores, torch.tensor([3.0, 3.0, 1.0, 2.0]), 2).tolist() == [1, 2, 2, 2]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rlaif_cli.errors import ModelError
 from rlaif_cli.train.nn import attention
-from rlaif_cli.train.nn.attention import branch_attention, branches, varlen_branch_attention
+from rlaif_cli.train.nn.attention import branch_attention, varlen_branch_attention, varlen_inputs
 from rlaif_cli.train.nn.heads import response_logprobs
 from rlaif_cli.train.nn.packing import Group, Layout, pack
 
@@ -90,12 +90,12 @@ def test_a_kernel_for_all_branches_is_given_what_each_one_sees() -> None:
     layout = Layout(((30, 7, 11, 1), (2, 40, 3, 5)))
     drawn = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, 3, 99, 16, generator=drawn) for _ in "qkv")
-    at = branches(layout, query.device)
-    assert (at.longest_query, at.longest_key) == (42, 42)
+    at = varlen_inputs(layout, query.device)
+    assert (at.max_query_length, at.max_key_length) == (42, 42)
     outputs = []
-    for place in range(len(at.query_ends) - 1):
-        q = query[:, :, at.query_ends[place] : at.query_ends[place + 1]]
-        keys = at.keys[at.key_ends[place] : at.key_ends[place + 1]]
+    for place in range(len(at.query_offsets) - 1):
+        q = query[:, :, at.query_offsets[place] : at.query_offsets[place + 1]]
+        keys = at.keys[at.key_offsets[place] : at.key_offsets[place + 1]]
         outputs.append(attention.causal_attention(q, key[:, :, keys], value[:, :, keys]))
     torch.testing.assert_close(torch.cat(outputs, dim=2), branch_attention(query, key, value, layout))
 

@@ -38,7 +38,7 @@ from rlaif_cli.train.math.kl import kl_estimate
 from rlaif_cli.train.math.losses import ppo_policy_loss, ppo_value_loss
 from rlaif_cli.train.math.masked import last_token_index, masked_mean, masked_whiten
 from rlaif_cli.train.ppo import VERSION, sample_seeds, shaped_scores, step_prompts, train_ppo
-from rlaif_cli.train.ppo_update import Trainer, all_tie, group_advantages, whitened
+from rlaif_cli.train.ppo_update import Trainer, all_tied, group_advantages, whiten_advantages
 from rlaif_cli.train.reward_function import PromptRow
 from rlaif_cli.train.reward_source import JudgeScorer, why_unscored
 from rlaif_cli.train.rollout import Prompt, Rollout
@@ -92,11 +92,11 @@ def test_the_convex_form_weighs_the_normalized_scores(tiny: Path) -> None:
 def test_whitening_makes_noise_no_larger_than_it_is() -> None:
     mask = torch.ones(2, 3, dtype=torch.bool)
     small, large = torch.arange(6.0).view(2, 3) * 1e-3, torch.arange(6.0).view(2, 3) * 1e3
-    torch.testing.assert_close(whitened(small, mask, True), small - small.mean(), atol=1e-5, rtol=1e-2)
+    torch.testing.assert_close(whiten_advantages(small, mask, True), small - small.mean(), atol=1e-5, rtol=1e-2)
     for values, tied in ((large, True), (large, False), (small, False)):
-        torch.testing.assert_close(whitened(values, mask, tied), masked_whiten(values, mask))
-    assert all_tie(torch.tensor([0.3, torch.nan, 0.3])) and not all_tie(torch.tensor([0.3, 0.4]))
-    assert not all_tie(torch.tensor([0.3, torch.nan])), "one response alone ties with nothing"
+        torch.testing.assert_close(whiten_advantages(values, mask, tied), masked_whiten(values, mask))
+    assert all_tied(torch.tensor([0.3, torch.nan, 0.3])) and not all_tied(torch.tensor([0.3, 0.4]))
+    assert not all_tied(torch.tensor([0.3, torch.nan])), "one response alone ties with nothing"
 
 
 # ------------------------------------------------------------------------------------------- responses without a score
@@ -158,7 +158,7 @@ def rollout(*texts: str, prompt: str = "Say it") -> Rollout:
 def test_a_prompt_that_has_too_few_scores_leaves_the_step(tiny: Path, advantage: str, kept: str) -> None:
     rollouts = [rollout("x", "y", prompt=name) for name in "abcd"]
     scores = torch.tensor([1.0, 2.0, torch.nan, 4.0, 5.0, 6.0, torch.nan, torch.nan])
-    found, left = scoring.comparable(ppo_config(tiny, advantage=advantage), rollouts, scores)
+    found, left = scoring.trainable_rollouts(ppo_config(tiny, advantage=advantage), rollouts, scores)
     assert "".join(each.prompt.id for each in found) == kept
     rows = torch.tensor(["abcd".index(name) for name in kept])
     assert torch.equal(left.nan_to_num(-1), scores.view(4, 2)[rows].flatten().nan_to_num(-1))
@@ -251,7 +251,7 @@ def test_what_is_scored_is_what_files_of_responses_hold(tiny: Path) -> None:
             texts.extend(responses)
             return torch.zeros(len(responses), len(responses[0]))
 
-    scoring.ask(Source(), [rollout(" yes\n", "\n\nno")])
+    scoring.score_rollouts(Source(), [rollout(" yes\n", "\n\nno")])
     assert texts == [["yes", "no"]]
     config = GenerateConfig(prompts="-", model=str(tiny))
     record = PromptRecord(id="p", prompt="q")
@@ -322,7 +322,7 @@ def test_a_first_step_without_scores_can_be_resumed_too(run: Any) -> None:
 def test_where_several_principles_are_asked_fewer_are_hinted_at(principles: tuple[str, ...], hinted: bool) -> None:
     config: Any = SimpleNamespace(judge="j", principles=principles, max_unscored=0.2, output="policy")
     with pytest.raises(EngineError) as error:
-        scoring.check(config, [{"reason": "r"}], total=2, trained_on=1, step=1)
+        scoring.check_unscored(config, [{"reason": "r"}], total=2, trained_on=1, step=1)
     assert ("fewer --principles" in str(error.value.hint)) == hinted
 
 
@@ -423,8 +423,8 @@ def test_the_highest_of_many_looks_is_too_high_and_the_reported_win_rate_is_not(
         held_out = best_policy.split(config, prompts)[1]
         choice = Selection(held_out, coin)
         start, *looks = (answers_to(held_out.prompts, call=call) for call in range(11))
-        highest.append(max(choice.look(now, start).value for now in looks))
-        reported.append(choice.report(looks[-1], start).value)
+        highest.append(max(choice.selection_win_rate(now, start).value for now in looks))
+        reported.append(choice.report_win_rate(looks[-1], start).value)
     assert np.mean(highest) > 0.62
     assert np.mean(reported) == pytest.approx(0.5, abs=3 * 0.5 / (12 * 60) ** 0.5)
 
@@ -456,15 +456,17 @@ def test_equal_answers_are_ties_and_nobody_is_asked(tiny: Path) -> None:
     held_out = best_policy.split(config, [rollout(prompt=str(i)).prompt for i in range(10)])[1]
     choice = Selection(held_out, lambda texts: [0.4] * len(texts))
     start = answers_to(held_out.prompts, "same", "same")
-    assert choice.look(start, start).value == 0.5
-    assert choice.look(answers_to(held_out.prompts, "same", "another"), start).value == 0.25
+    assert choice.selection_win_rate(start, start).value == 0.5
+    assert choice.selection_win_rate(answers_to(held_out.prompts, "same", "another"), start).value == 0.25
 
 
 def test_what_the_judge_cannot_decide_is_counted_and_left_out(tiny: Path) -> None:
     config = ppo_config(tiny, eval_judge="fake", eval_fraction=0.5)
     held_out = best_policy.split(config, [rollout(prompt=str(i)).prompt for i in range(8)])[1]
     choice = Selection(held_out, lambda texts: [None if "maybe" in a else 0.9 for _, a, _ in texts])
-    found = choice.look(answers_to(held_out.prompts, "good", "maybe"), answers_to(held_out.prompts, "a", "b"))
+    found = choice.selection_win_rate(
+        answers_to(held_out.prompts, "good", "maybe"), answers_to(held_out.prompts, "a", "b")
+    )
     assert found.wins == [1, None] * 2 and (found.value, found.unscored) == (1, 2)
     assert found.as_json()["win_rate"]["n"] == found.as_json()["prompts"] == 2
 

@@ -314,7 +314,7 @@ def ppo(tiny: Path, tmp_path: Path, write_jsonl: Callable[..., str]) -> Callable
         config = PPOConfig(**(PPO_DEFAULTS | own | {"steps": 4, "n": 4} | shared | options))
         progress = {} if stop is None else {"progress": interrupt_after(stop)}
         with EnginePool() as engines:
-            train_ppo(config, lambda on_body: reward_source(config, engines, on_body), **progress)
+            train_ppo(config, lambda load_adapter: reward_source(config, engines, load_adapter), **progress)
         return tmp_path / name
 
     return run

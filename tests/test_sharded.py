@@ -23,8 +23,8 @@ from rlaif_cli.engines import EnginePool, open_engine
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.errors import UsageError
 from rlaif_cli.train.evaluations import EVALUATIONS
-from rlaif_cli.train.nn.packing import Group, deal
-from rlaif_cli.train.parallel.distributed import Meeting, leave, own_gpu, world_size
+from rlaif_cli.train.nn.packing import Group, distribute
+from rlaif_cli.train.parallel.distributed import Rendezvous, assigned_gpu, leave, world_size
 from rlaif_cli.train.ppo import train_ppo
 from rlaif_cli.train.reward_model import train_reward_model
 from rlaif_cli.train.reward_source import reward_source
@@ -91,7 +91,9 @@ def train(stage: str, name: str, tiny: Path, folder: Path, stop: int | None = No
             tuned = PPOConfig(**shared, prompts=str(folder.parent / "prompts.jsonl"))
             compare = _longer_is_better if tuned.eval_judge else None
             with EnginePool() as engines:
-                train_ppo(tuned, lambda on_body: reward_source(tuned, engines, on_body), compare, progress=progress)
+                train_ppo(
+                    tuned, lambda load_adapter: reward_source(tuned, engines, load_adapter), compare, progress=progress
+                )
     except InterruptedError:
         pass
 
@@ -223,21 +225,21 @@ def test_any_number_of_processes_goes_on_from_the_state_of_another(runs: Path, o
 def test_micro_batches_are_dealt_out_once_and_equally_often() -> None:
     groups = [Group([1] * 10, [[1] * length]) for length in (5, 50, 7, 20, 1, 33, 8)]
     for parts in (1, 2, 3, 10):
-        dealt = deal(groups, 64, parts)
+        dealt = distribute(groups, 64, parts)
         counted = sorted(i for batches in dealt for batch, weight in batches if weight for i in batch)
         assert counted == list(range(7)), "every group counts once"
         assert len(dealt) == parts and len({len(batches) for batches in dealt}) == 1
         assert all(weight in (0.0, 1.0) for batches in dealt for _, weight in batches)
-    counted_of = [[i for batch, weight in batches if weight for i in batch] for batches in deal(groups, 64, 2)]
+    counted_of = [[i for batch, weight in batches if weight for i in batch] for batches in distribute(groups, 64, 2)]
     loads = [sum(groups[i].tokens for i in counted) for counted in counted_of]
     assert abs(loads[0] - loads[1]) <= 15, "about equally many tokens each"
 
 
 def test_every_process_has_a_gpu_of_its_own() -> None:
-    assert [own_gpu(number, 2, 4, None) for number in range(2)] == ["0", "1"]
-    assert [own_gpu(number, 2, 2, "3, GPU-5a") for number in range(2)] == ["3", "GPU-5a"]
+    assert [assigned_gpu(number, 2, 4, None) for number in range(2)] == ["0", "1"]
+    assert [assigned_gpu(number, 2, 2, "3, GPU-5a") for number in range(2)] == ["3", "GPU-5a"]
     with pytest.raises(UsageError, match="3 processes, 2 GPUs"):
-        own_gpu(0, 3, 2, None)
+        assigned_gpu(0, 3, 2, None)
 
 
 def test_alone_nothing_is_distributed(tiny: Path, tmp_path: Path) -> None:
@@ -370,6 +372,6 @@ def test_every_process_has_a_prompt_of_each_step(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"], os.environ["TRANSFORMERS_VERBOSITY"] = "1", "error"
-    Meeting().join()
+    Rendezvous().join()
     {"all": _all}[sys.argv[1]](*sys.argv[2:])
     leave()

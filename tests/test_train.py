@@ -824,7 +824,7 @@ def test_checkpoints_are_made_by_the_clock_where_nothing_is_said(ppo: Any, train
         run(f"{kind}, too soon", stop=2)
         assert not (whole.parent / f"{kind}, too soon" / "state").exists()
         with monkeypatch.context() as clock:
-            clock.setattr(checkpoint, "_BETWEEN", 0.0)
+            clock.setattr(checkpoint, "_SAVE_INTERVAL", 0.0)
             run(f"{kind}, cut", stop=2)
         assert (whole.parent / f"{kind}, cut" / "state").exists()
         assert_same_run(whole, run(f"{kind}, cut"))

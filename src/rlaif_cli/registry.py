@@ -66,8 +66,8 @@ def ppo(config: PPOConfig, engines: Any, progress: ProgressCallback) -> dict[str
     from rlaif_cli.train.ppo import train_ppo
     from rlaif_cli.train.reward_source import reward_source
 
-    def make_reward(on_body: Any) -> Any:
-        return reward_source(config, engines, on_body)
+    def make_reward(load_adapter: Any) -> Any:
+        return reward_source(config, engines, load_adapter)
 
     checks: dict[str, Any] = {}
     if config.judge is not None:
@@ -150,5 +150,5 @@ def run_stage(name: str, config: Any, /, *, engines: Any, progress: ProgressCall
         return STAGES[name].run(config, engines, progress)
     try:
         return launch.start(name, config, quiet=True)
-    except launch.Told as told:
-        raise launch.Told(told.exit_code, "one of its processes failed, see above") from told
+    except launch.AlreadyReported as told:
+        raise launch.AlreadyReported(told.exit_code, "one of its processes failed, see above") from told

@@ -33,11 +33,11 @@ def _root() -> None:
 @app.command()
 def work(stage: str, settings: str, quiet: int, debug: int) -> None:
     _end_with_parent()
-    launch.be_quiet()
+    launch.silence_unless_main()
     console.debug, console.quiet = bool(debug), console.quiet or bool(quiet)
     console.guard_stdout()
     config, run = _STAGES[stage]
-    launch.as_one_of_several(config.model_validate_json(settings), run, watched=True)
+    launch.run_as_worker(config.model_validate_json(settings), run, watched=True)
 
 
 def _end_with_parent() -> None:

@@ -29,7 +29,7 @@ def command(
     def callback(**values: Any) -> None:
         console.debug = values.pop("debug")
         if issubclass(config, TrainConfig):
-            launch.be_quiet()
+            launch.silence_unless_main()
         say_sources(values.pop("context"))
         settings = parse(config, {key: value for key, value in values.items() if value is not None})
         console.guard_stdout()

@@ -44,7 +44,7 @@ def run_pipeline(
     from rlaif_cli.pipeline import file, preflight, reproduce, runner
     from rlaif_cli.registry import STAGES, run_stage
 
-    if launch.started_by_others() > 1:
+    if launch.launched_processes() > 1:
         raise UsageError("a pipeline starts its processes by itself", hint="num_processes in the stages that train")
     console.guard_stdout()
     with EnginePool() as engines:

@@ -86,7 +86,7 @@ def split(config: PPOConfig, prompts: list[Prompt]) -> tuple[list[Prompt], HeldO
     if not config.evaluates:
         return prompts, HeldOut([], [])
     content = [content_id(prompt.messages) for prompt in prompts]
-    away = dataset.held_out(content, config.eval_fraction, config.seed, least=2)
+    away = dataset.held_out(content, config.eval_fraction, config.seed, minimum=2)
     if not away:
         raise UsageError(
             "--eval-judge and --eval-function need at least three different prompts: two are held out (with a judge, "
@@ -108,11 +108,11 @@ class Selection:
         self._held_out = held_out
         self._compare = compare
 
-    def look(self, now: Answers, start: Answers) -> WinRate:
+    def selection_win_rate(self, now: Answers, start: Answers) -> WinRate:
         """On the prompts that choose."""
         return self._win_rate(self._held_out.choosing, now, start)
 
-    def report(self, now: Answers, start: Answers) -> WinRate:
+    def report_win_rate(self, now: Answers, start: Answers) -> WinRate:
         """On the prompts that took no part in the choice."""
         return self._win_rate(self._held_out.reporting, now, start)
 

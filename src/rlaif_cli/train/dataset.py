@@ -29,15 +29,15 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return order
 
 
-def held_out(keys: Iterable[str], fraction: float, seed: int, *, least: int = 1) -> set[str]:
+def held_out(keys: Iterable[str], fraction: float, seed: int, *, minimum: int = 1) -> set[str]:
     """The keys (prompts) that training never sees: `fraction` of the distinct ones, chosen by hash.
 
     Args:
-        least: that many at least; none where not even one more is there.
+        minimum: that many at least; none where not even one more is there.
     """
     distinct = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).hexdigest())
     count = round(fraction * len(distinct))
-    return set(distinct[: max(least, count) if fraction > 0 and len(distinct) > least else 0])
+    return set(distinct[: max(minimum, count) if fraction > 0 and len(distinct) > minimum else 0])
 
 
 def checked_source(

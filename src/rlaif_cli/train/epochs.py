@@ -45,34 +45,34 @@ def run_epochs(
     state = TrainState(folder, settings, {"model": model}, optimizer)
     position = state.load() or {"step": 0, "best": None}
     best = BestWeights(folder, model, position["best"])
-    log = MetricsLog(config, folder, keep_through_step=position["step"])
+    log = MetricsLog(config, folder, resume_step=position["step"])
     batches = [
         batch for epoch in range(config.epochs) for batch in epoch_batches(count, config.batch_size, config.seed, epoch)
     ]
-    an_epoch = len(batches) // config.epochs
+    steps_per_epoch = len(batches) // config.epochs
     for step in range(position["step"], len(batches)):
         if best.exhausted(config.patience):
             break
         done = step + 1
         lr = set_learning_rate(optimizer, config, step, len(batches))
         numbers = train_step(optimizer, batches[step])
-        if held_out_loss and (done % (config.eval_every or an_epoch) == 0 or done == len(batches)):
+        if held_out_loss and (done % (config.eval_every or steps_per_epoch) == 0 or done == len(batches)):
             numbers["held_out_loss"] = held_out_loss()
             if config.patience:
                 best.offer(numbers["held_out_loss"], done)
         log.add(done, **numbers, lr=lr)
         if state.due(done, len(batches), config.save_every):
-            state.save({"step": done, "best": best.found})
+            state.save({"step": done, "best": best.record})
             best.saved()
         floor = f" (floor {numbers['entropy_floor']:.4f})" if "entropy_floor" in numbers else ""
         progress(done, len(batches), f"loss {numbers['loss']:.4f}{floor}", numbers["loss"])
     log.close()
-    if best.found:
+    if best.record:
         best.restore()
-    return {"step": best.found["step"] if best.found else len(batches), "of": len(batches)}
+    return {"step": best.record["step"] if best.record else len(batches), "of": len(batches)}
 
 
-def choosing_and_reporting(
+def selection_and_report(
     held_out: Sequence[T], prompt_of: Callable[[T], str], config: EpochsConfig
 ) -> tuple[list[T], list[T]]:
     """(what `patience` watches, what is reported): halves by prompt, since the lowest of several losses is partly luck.

@@ -26,10 +26,10 @@ from rlaif_cli.stats.diversity import distinct_ngrams, openings
 from rlaif_cli.train import scoring
 from rlaif_cli.train.best_policy import Answers, Selection, WinRate
 from rlaif_cli.train.dataset import held_out
-from rlaif_cli.train.parallel.distributed import from_main, share_of, whole_of
+from rlaif_cli.train.parallel.distributed import all_gather, broadcast_from_main, local_share
 from rlaif_cli.train.reward_source import RewardSource
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
-from rlaif_cli.train.runtime.metrics_log import keep_through
+from rlaif_cli.train.runtime.metrics_log import drop_rows_after
 from rlaif_cli.ui import console
 
 EVALUATIONS = "evaluations.jsonl"
@@ -48,7 +48,7 @@ class Evaluations:
         reward: what the policy is trained on.
         functions: by name, what it is not trained on.
         choice: compares answers with the start's, to choose weights; None: nothing is chosen.
-        through: the step that the run goes on from; later evaluations will be made again.
+        resume_step: the step that the run goes on from; later evaluations will be made again.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class Evaluations:
         functions: Mapping[str, RewardSource],
         choice: Selection | None = None,
         *,
-        through: int = 0,
+        resume_step: int = 0,
     ) -> None:
         self._config, self._prompts = config, prompts
         self._kl_of, self._reward, self._functions, self._choice = kl_of, reward, functions, choice
         self._folder = Path(config.output)
-        keep_through(self._folder / EVALUATIONS, through)
-        self._last = from_main(self._last_written)
+        drop_rows_after(self._folder / EVALUATIONS, resume_step)
+        self._last = broadcast_from_main(self._last_written)
         # An evaluation is there once its row is: before that, a kill may have left some of its items.
-        keep_through(self._folder / ITEMS, self._last)
+        drop_rows_after(self._folder / ITEMS, self._last)
 
     def due(self, step: int, *, last: bool) -> bool:
         """Whether to evaluate after so many updates: every `eval_every` and after the last one."""
@@ -76,7 +76,7 @@ class Evaluations:
 
     def rows(self) -> list[dict[str, Any]]:
         """All evaluations so far."""
-        return from_main(lambda: read_rows(self._folder / EVALUATIONS))
+        return broadcast_from_main(lambda: read_rows(self._folder / EVALUATIONS))
 
     def evaluate(self, engine: RolloutEngine, step: int, *, choose: bool = True) -> WinRate | None:
         """Sample, score and write down; what the judge that chooses weights says, where it is asked.
@@ -92,25 +92,27 @@ class Evaluations:
         engine.sync()
         items = self._items(step, self._answer(engine))
         self._last = step
-        return from_main(lambda: self._write(items, choose and step > 0))
+        return broadcast_from_main(lambda: self._write(items, choose and step > 0))
 
     def report(self, step: int) -> WinRate:
         """How often the answers of an evaluation win over the start's, on the prompts that chose nothing."""
         assert self._choice is not None
         choice = self._choice
-        return from_main(lambda: choice.report(*(answers(self._read(at)) for at in (step, 0))))
+        return broadcast_from_main(lambda: choice.report_win_rate(*(answers(self._read(at)) for at in (step, 0))))
 
     def _answer(self, engine: RolloutEngine) -> list[Rollout]:
         """Sampled with the same seeds every time, so that chance differs as little as it can."""
-        mine = share_of(self._prompts)
+        mine = local_share(self._prompts)
         seeds = [request_seed(self._config.seed, "held out", prompt.id) for prompt in mine]
-        return whole_of(engine.sample(mine, seeds))
+        return all_gather(engine.sample(mine, seeds))
 
     def _items(self, step: int, rollouts: list[Rollout]) -> list[Item]:
-        mine = share_of(rollouts)
+        mine = local_share(rollouts)
         kl = self._kl_of(rollouts).tolist()
-        reward = scoring.ask(self._reward, mine).values.tolist()
-        functions = {name: scoring.ask(source, mine).values.tolist() for name, source in self._functions.items()}
+        reward = scoring.score_rollouts(self._reward, mine).values.tolist()
+        functions = {
+            name: scoring.score_rollouts(source, mine).values.tolist() for name, source in self._functions.items()
+        }
         responses = [(rollout.prompt.id, completion) for rollout in rollouts for completion in rollout.completions]
         return [
             {
@@ -129,13 +131,13 @@ class Evaluations:
         """The items, and then the row, which says that they are complete."""
         step = items[0]["step"]
         start = self._read(0) if step else items
-        found = self._choice.look(answers(items), answers(start)) if choose and self._choice else None
+        found = self._choice.selection_win_rate(answers(items), answers(start)) if choose and self._choice else None
         if found is not None:
-            _note_wins(items, found)
+            _record_wins(items, found)
             if not found.decided:
                 console.warn(f"--eval-judge could decide none of the {found.unscored} comparisons after step {step}")
         self._append(ITEMS, items)
-        self._append(EVALUATIONS, [row_of(items, start, found)])
+        self._append(EVALUATIONS, [summary_row(items, start, found)])
         return found
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -158,7 +160,7 @@ def answers(items: Sequence[Item]) -> Answers:
     return found
 
 
-def _note_wins(items: Sequence[Item], found: WinRate) -> None:
+def _record_wins(items: Sequence[Item], found: WinRate) -> None:
     """`win` on the items of the prompts that choose: their k-th comparison is of their k-th response."""
     wins: dict[str, list[float | None]] = {}
     for prompt, win in zip(found.prompts, found.wins, strict=True):
@@ -171,7 +173,7 @@ def _note_wins(items: Sequence[Item], found: WinRate) -> None:
 # ------------------------------------------------------------------------------------------- the numbers of a row
 
 
-def row_of(items: Sequence[Item], start: Sequence[Item], found: WinRate | None = None) -> dict[str, Any]:
+def summary_row(items: Sequence[Item], start: Sequence[Item], found: WinRate | None = None) -> dict[str, Any]:
     """What stands in `evaluations.jsonl` about an evaluation.
 
     Args:

@@ -30,10 +30,10 @@ from rlaif_cli.train import best_policy, evaluations, reward_function, scoring
 from rlaif_cli.train.best_policy import Compare, Selection
 from rlaif_cli.train.dataset import checked_source, epoch_order
 from rlaif_cli.train.evaluations import Evaluations
-from rlaif_cli.train.math.advantages import without_length
+from rlaif_cli.train.math.advantages import remove_length_effect
 from rlaif_cli.train.math.masked import explained_variance, masked_mean
 from rlaif_cli.train.nn.lora import Adapted
-from rlaif_cli.train.parallel.distributed import from_main, is_main, share_of, whole_of
+from rlaif_cli.train.parallel.distributed import all_gather, broadcast_from_main, is_main, local_share
 from rlaif_cli.train.ppo_update import Experience, Trainer, response_kl
 from rlaif_cli.train.reward_source import RewardSource, check_reward_source
 from rlaif_cli.train.rollout import Prompt, RolloutEngine
@@ -41,7 +41,7 @@ from rlaif_cli.train.runtime.best_weights import BestWeights
 from rlaif_cli.train.runtime.checkpoint import TrainState
 from rlaif_cli.train.runtime.clock import Clock
 from rlaif_cli.train.runtime.export import save_trained_model
-from rlaif_cli.train.runtime.metrics_log import MetricsLog, keep_through
+from rlaif_cli.train.runtime.metrics_log import MetricsLog, drop_rows_after
 from rlaif_cli.train.runtime.optim import set_learning_rate
 from rlaif_cli.train.runtime.run_folder import run_in_folder
 from rlaif_cli.train.samples import SAMPLES, write_samples
@@ -84,10 +84,10 @@ def train_ppo(
     def train(settings: dict[str, Any]) -> dict[str, Any]:
         prompts = _prompts(config, source, base)
         trainer = Trainer(config, base, reward_path)
-        reward = make_reward(trainer.on_body)
+        reward = make_reward(trainer.load_adapter)
         weights = _run(config, settings, base, trainer, reward, prompts, compare, functions, progress)
         save_trained_model(config, trainer.policy, base)
-        found = from_main(lambda: _results(config, weights)) | {"rejected": source.rejected}
+        found = broadcast_from_main(lambda: _results(config, weights)) | {"rejected": source.rejected}
         return found | ({"weights": weights} if weights else {})
 
     inputs = {"input_sha256": source.sha256, "ppo_version": VERSION, **judging_hashes(config)}
@@ -132,19 +132,19 @@ def _run(
     state = TrainState(folder, settings, trainer.models, trainer.optimizer)
     position = state.load() or {"step": 0, "kl": trainer.kl.state_dict(), "best": None}
     trainer.kl.load_state_dict(position["kl"])
-    log = MetricsLog(config, folder, keep_through_step=position["step"])
+    log = MetricsLog(config, folder, resume_step=position["step"])
     for name in (SAMPLES, scoring.UNSCORED):
-        keep_through(folder / name, position["step"])
+        drop_rows_after(folder / name, position["step"])
     engine = RolloutEngine(config, trainer.policy, base, max(len(p.token_ids) for p in prompts))
     prompts, held_out = best_policy.split(config, prompts)
     choice = Selection(held_out, compare) if compare and held_out.choosing else None
     measured = Evaluations(
-        config, held_out.prompts, trainer.response_kl, reward, functions, choice, through=position["step"]
+        config, held_out.prompts, trainer.response_kl, reward, functions, choice, resume_step=position["step"]
     )
     best = BestWeights(folder, trainer.policy, position["best"])
 
     def save(done: int) -> None:
-        state.save({"step": done, "kl": trainer.kl.state_dict(), "best": best.found})
+        state.save({"step": done, "kl": trainer.kl.state_dict(), "best": best.record})
         best.saved()
 
     try:
@@ -156,9 +156,11 @@ def _run(
             except scoring.TooManyUnscored:
                 save(step)
                 raise
-            stop = too_far(config, numbers)
+            stop = exceeds_max_kl(config, numbers)
             # A step that is too far has no update, and weights beyond the bound are measured but never chosen.
-            numbers |= look(measured, engine, best, done - stop, last=stop or done == config.steps, choose=not stop)
+            numbers |= evaluate_if_due(
+                measured, engine, best, done - stop, last=stop or done == config.steps, choose=not stop
+            )
             log.add(done, **numbers)
             if stop:
                 break
@@ -166,13 +168,13 @@ def _run(
                 save(done)
             note = f"reward {numbers['reward']:.3f}, KL {numbers['kl']:.2f}"
             progress(done, config.steps, note, numbers["reward"])
-        return chosen_weights(measured, best) if choice and best.found else None
+        return restore_best(measured, best) if choice and best.record else None
     finally:
         engine.close()
         log.close()
 
 
-def look(
+def evaluate_if_due(
     measured: Evaluations, engine: RolloutEngine, best: BestWeights, step: int, *, last: bool, choose: bool
 ) -> dict[str, Any]:
     """Evaluate the policy where it is time, and keep its weights where they are the best so far.
@@ -194,11 +196,11 @@ def look(
     return {"win_rate": found.value, "win_rate_n": len(found.decided)} | seconds
 
 
-def chosen_weights(measured: Evaluations, best: BestWeights) -> dict[str, Any]:
+def restore_best(measured: Evaluations, best: BestWeights) -> dict[str, Any]:
     """Put the best weights back, and measure them on prompts that took no part in the choice."""
-    assert best.found is not None
+    assert best.record is not None
     best.restore()
-    step = best.found["step"]
+    step = best.record["step"]
     looks = [row for row in measured.rows() if "win_rate" in row]
     chosen_by = next(row["win_rate"] for row in looks if row["step"] == step)
     return {
@@ -231,21 +233,21 @@ def ppo_step(
         engine.sync()
     with clock("rollout"):
         batch = step_prompts(prompts, config.prompts_per_step, config.seed, step)
-        mine = share_of(batch)
-        sampled = engine.sample(mine, share_of(sample_seeds(batch, config.seed, step)))
-        rollouts = whole_of(sampled)
+        mine = local_share(batch)
+        sampled = engine.sample(mine, local_share(sample_seeds(batch, config.seed, step)))
+        rollouts = all_gather(sampled)
     completions = [c for r in rollouts for c in r.completions]
     with clock("reward"):
-        asked = scoring.ask(reward, sampled)
+        asked = scoring.score_rollouts(reward, sampled)
         scores = shaped_scores(config, asked.values, completions)
-        unscored = scoring.set_aside(folder, step + 1, rollouts, scores, asked.reasons)
-        trained_on, their_scores = scoring.comparable(config, rollouts, scores)
-        scoring.check(config, unscored, len(completions), len(trained_on), step + 1)
+        unscored = scoring.record_unscored(folder, step + 1, rollouts, scores, asked.reasons)
+        trained_on, their_scores = scoring.trainable_rollouts(config, rollouts, scores)
+        scoring.check_unscored(config, unscored, len(completions), len(trained_on), step + 1)
     with clock("forward"):
         experience = trainer.experience(trained_on, their_scores)
-    numbers = from_main(lambda: describe(experience, trainer.kl.value))
+    numbers = broadcast_from_main(lambda: describe(experience, trainer.kl.value))
     check_mismatch(numbers["mismatch"], config.max_mismatch)
-    if not too_far(config, numbers):
+    if not exceeds_max_kl(config, numbers):
         with clock("update"):
             numbers |= trainer.update(experience, step)
     trainer.kl.update(numbers["kl"], int(their_scores.isfinite().sum()))
@@ -303,11 +305,11 @@ def shaped_scores(config: PPOConfig, raw: Tensor, completions: Sequence[Completi
     scores = raw if config.missing_eos_penalty is None else raw.where(ended | raw.isnan(), config.missing_eos_penalty)
     lengths = torch.tensor([float(len(c.token_ids)) for c in completions])
     if config.length_control:
-        return without_length(scores, lengths, config.n)
+        return remove_length_effect(scores, lengths, config.n)
     return scores - config.length_penalty * lengths
 
 
-def too_far(config: PPOConfig, numbers: dict[str, Any]) -> bool:
+def exceeds_max_kl(config: PPOConfig, numbers: dict[str, Any]) -> bool:
     """The policy is further from the reference than `max_kl` allows."""
     return config.max_kl is not None and numbers["kl"] > config.max_kl
 
@@ -343,7 +345,7 @@ def _results(config: PPOConfig, weights: dict[str, Any] | None) -> dict[str, Any
 
     return {
         "steps": len(rows),
-        "stopped_by_kl": too_far(config, rows[-1]),
+        "stopped_by_kl": exceeds_max_kl(config, rows[-1]),
         "unscored": sum(row["unscored"] for row in rows),
         "reward_first": mean("reward", rows[:edge]),
         "reward_last": mean("reward", rows[-edge:]),

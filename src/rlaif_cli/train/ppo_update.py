@@ -30,22 +30,22 @@ from rlaif_cli.train.nn import lora
 from rlaif_cli.train.nn.batching import micro_batches
 from rlaif_cli.train.nn.heads import (
     device,
-    economical,
     load_policy,
     load_reward_model,
     new_reward_model,
     response_logprobs,
     trainable,
     values,
+    with_checkpointing_and_compile,
 )
 from rlaif_cli.train.nn.lora import Adapted
 from rlaif_cli.train.nn.packing import Packed, pack
 from rlaif_cli.train.nn.precision import autocast, frozen_dtype
-from rlaif_cli.train.parallel.distributed import sum_, sum_numbers
-from rlaif_cli.train.reward_model import NO_SPREAD
+from rlaif_cli.train.parallel.distributed import all_reduce, all_reduce_numbers
+from rlaif_cli.train.reward_model import MIN_REWARD_STD
 from rlaif_cli.train.reward_source import stored_scale
 from rlaif_cli.train.rollout import Rollout
-from rlaif_cli.train.runtime.optim import clip_and_step, first_place, make_optimizer, sharded
+from rlaif_cli.train.runtime.optim import clip_and_step, loading_device, make_optimizer, sharded
 
 
 @dataclass
@@ -80,13 +80,13 @@ class Trainer:
         frozen = frozen_dtype(config.precision)
         self._shared = load_policy(base, frozen) if config.lora_rank else None
         if self._shared is not None:
-            economical(self._shared, config).train()
+            with_checkpointing_and_compile(self._shared, config).train()
             lora.add(self._shared, "policy", config)
             self.policy, self.reference = Adapted(self._shared, "policy"), Adapted(self._shared, None)
         else:
-            policy = load_policy(base, place=first_place(config))
+            policy = load_policy(base, target=loading_device(config))
             self.policy = sharded(trainable(policy, config), config)
-            reference = load_policy(base, frozen, first_place(config))
+            reference = load_policy(base, frozen, loading_device(config))
             self.reference = sharded(reference.eval().requires_grad_(False), config)
         trained = [(self.policy, config.lr)]
         self.value_model = self._value_model(reward_path) if config.advantage == "gae" else None
@@ -103,9 +103,9 @@ class Trainer:
     def models(self) -> dict[str, Any]:
         return {"policy": self.policy} | ({"value": self.value_model} if self.value_model is not None else {})
 
-    def on_body(self, reward_path: Path) -> Adapted | None:
+    def load_adapter(self, reward_path: Path) -> Adapted | None:
         """A reward model as one more adapter on the policy's body, where it was trained as one on the same body."""
-        folder = lora.of_base(reward_path, self.base) if self._shared is not None else None
+        folder = lora.adapter_of_base(reward_path, self.base) if self._shared is not None else None
         if folder is None:
             return None
         name = f"reward {folder}".replace(".", "_")  # a part of parameters' names
@@ -125,22 +125,22 @@ class Trainer:
         """
         mean, std = stored_scale(reward_path) if reward_path else (0.0, 1.0)
         if self._shared is not None:
-            folder = lora.of_base(reward_path, self.base) if reward_path else None
+            folder = lora.adapter_of_base(reward_path, self.base) if reward_path else None
             if folder is None:
                 lora.add(self._shared, "value", self.config)
                 return self._adapted("value", {"weight": torch.zeros(1, self._shared.config.hidden_size)})
             weight = lora.load(self._shared, "value", folder)["weight"]
             return self._adapted("value", {"weight": weight / std, "bias": torch.tensor([-mean / std])})
-        known = reward_path if reward_path and _same_tokens(self.base, reward_path) else None
-        place = first_place(self.config)
+        known = reward_path if reward_path and _same_vocabulary(self.base, reward_path) else None
+        target = loading_device(self.config)
         seed = self.config.seed
-        model = load_reward_model(known, place=place) if known else new_reward_model(self.base, seed, place=place)
+        model = load_reward_model(known, target=target) if known else new_reward_model(self.base, seed, target=target)
         weight = model.score.weight if known else torch.zeros_like(model.score.weight)
         model.score = nn.Linear(weight.shape[1], 1).to(weight)
         with torch.no_grad():
             model.score.weight.copy_(weight / std if known else weight)
             model.score.bias.fill_(-mean / std if known else 0.0)
-        return sharded(economical(model, self.config).train(), self.config)
+        return sharded(with_checkpointing_and_compile(model, self.config).train(), self.config)
 
     @torch.no_grad()
     def experience(self, rollouts: list[Rollout], scores: Tensor) -> Experience:
@@ -180,7 +180,7 @@ class Trainer:
                 reference[rows, :width] += weight * self._logprobs(self.reference, packed)
                 if values_too:
                     value[rows, :width] += weight * values(self.value_model, packed).flatten(0, 1).cpu()
-        sum_(found)
+        all_reduce(found)
         return policy, reference, value
 
     def _advantages(
@@ -199,11 +199,11 @@ class Trainer:
         rewards = token_rewards(weight * known, old, ref, mask, kl_coef)
         if config.advantage == "rloo":
             return group_advantages(rewards, mask, config.n, "rloo", scored), None
-        tied = all_tie(scores)
+        tied = all_tied(scores)
         if config.advantage == "reinforce":
             return batch_advantages(rewards, mask, config.gamma, tied), None
         advantages, returns = gae(rewards, value, mask, config.gamma, config.lam)
-        return whitened(advantages, mask, tied), returns
+        return whiten_advantages(advantages, mask, tied), returns
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
         """`epochs` passes over the rollout in `minibatches` optimizer steps each."""
@@ -231,13 +231,13 @@ class Trainer:
                     (share * loss).backward()
                     for name, value in numbers.items():
                         sums[name] = sums.get(name, 0.0) + share * value
-        logged = sum_numbers({name: float(value) for name, value in sums.items()})
+        logged = all_reduce_numbers({name: float(value) for name, value in sums.items()})
         logged["grad_norm"] = clip_and_step(self.optimizer, self.config.max_grad_norm)
         return logged
 
     def _policy_loss(self, experience: Experience, rows: list[int], packed: Packed) -> tuple[Tensor, dict[str, Any]]:
         config = self.config
-        of = part_of(rows, packed)
+        of = select_rows(rows, packed)
         mask = of(experience.mask)
         logprobs = response_logprobs(self.policy, packed, config.temperature).flatten(0, 1)
         loss, numbers = ppo_policy_loss(
@@ -252,7 +252,7 @@ class Trainer:
 
     def _value_loss(self, experience: Experience, rows: list[int], packed: Packed) -> tuple[Tensor, dict[str, Any]]:
         assert experience.old_values is not None and experience.returns is not None
-        of = part_of(rows, packed)
+        of = select_rows(rows, packed)
         loss, numbers = ppo_value_loss(
             values(self.value_model, packed).flatten(0, 1),
             of(experience.old_values),
@@ -295,7 +295,7 @@ def response_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
     return (kl_estimate(logprobs, ref_logprobs, "k1") * mask).sum(1)
 
 
-def part_of(rows: list[int], packed: Packed) -> Callable[[Tensor], Tensor]:
+def select_rows(rows: list[int], packed: Packed) -> Callable[[Tensor], Tensor]:
     """Cuts the packed sequences' part out of a step's [S, R] tensors."""
     return lambda tensor: tensor[rows, : packed.response_ids.shape[-1]].to(packed.input_ids.device)
 
@@ -338,13 +338,13 @@ def batch_advantages(rewards: Tensor, mask: Tensor, gamma: float, tied: bool = F
     """REINFORCE: what is still to come, against the whole step's mean and deviation. [S, R] -> [S, R].
 
     Args:
-        tied: as in `whitened`.
+        tied: as in `whiten_advantages`.
     """
-    to_come, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
-    return whitened(to_come, mask, tied)
+    reward_to_go, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
+    return whiten_advantages(reward_to_go, mask, tied)
 
 
-def whitened(advantages: Tensor, mask: Tensor, tied: bool) -> Tensor:
+def whiten_advantages(advantages: Tensor, mask: Tensor, tied: bool) -> Tensor:
     """Mean 0 and deviation 1 over the step's tokens, as in the N+ details (arXiv 2403.17031). [S, R] -> [S, R].
 
     Args:
@@ -355,12 +355,12 @@ def whitened(advantages: Tensor, mask: Tensor, tied: bool) -> Tensor:
     return white * masked_var(advantages, mask).sqrt().clamp(max=1) if tied else white
 
 
-def all_tie(scores: Tensor) -> bool:
+def all_tied(scores: Tensor) -> bool:
     """Whether the scores of several responses are all the same. [S], NaN where there is none."""
     known = scores[scores.isfinite()]
-    return len(known) > 1 and float(known.max() - known.min()) < NO_SPREAD
+    return len(known) > 1 and float(known.max() - known.min()) < MIN_REWARD_STD
 
 
-def _same_tokens(a: Path, b: Path) -> bool:
+def _same_vocabulary(a: Path, b: Path) -> bool:
     vocabulary, other = (ChatTokenizer(path).hf.get_vocab() for path in (a, b))
     return bool(vocabulary == other)

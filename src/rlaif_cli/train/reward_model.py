@@ -27,21 +27,21 @@ from rlaif_cli.stats.agreement import agreement_items
 from rlaif_cli.stats.calibration import calibration, entropy
 from rlaif_cli.stats.intervals import rate_estimate
 from rlaif_cli.train.dataset import checked_source, held_out
-from rlaif_cli.train.epochs import choosing_and_reporting, run_epochs
+from rlaif_cli.train.epochs import run_epochs, selection_and_report
 from rlaif_cli.train.math.losses import binary_entropy, soft_pairwise_loss
 from rlaif_cli.train.nn.batching import micro_batches
 from rlaif_cli.train.nn.heads import device, new_reward_model, rewards, trainable
-from rlaif_cli.train.nn.packing import Group, deal, pack
+from rlaif_cli.train.nn.packing import Group, distribute, pack
 from rlaif_cli.train.nn.precision import autocast, frozen_dtype
-from rlaif_cli.train.parallel.distributed import sum_, sum_numbers
+from rlaif_cli.train.parallel.distributed import all_reduce, all_reduce_numbers
 from rlaif_cli.train.runtime.export import save_trained_model
-from rlaif_cli.train.runtime.optim import clip_and_step, first_place, sharded
+from rlaif_cli.train.runtime.optim import clip_and_step, loading_device, sharded
 from rlaif_cli.train.runtime.run_folder import run_in_folder
 from rlaif_cli.ui import console
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 SCALE_PAIRS = 128  # the reward's mean and std are taken over at most these: the std to within 5 %
-NO_SPREAD = 1e-6  # a standard deviation of rewards below which they are all the same
+MIN_REWARD_STD = 1e-6  # a standard deviation of rewards below which they are all the same
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _train(
 ) -> dict[str, Any]:
     train, test = split(pairs, config)
     train, ties = without_ties(train, config)
-    choosing, reported = choosing_and_reporting(test, lambda pair: pair.prompt, config)
+    choosing, reported = selection_and_report(test, lambda pair: pair.prompt, config)
     model = untrained(base, config)
 
     def step(optimizer: torch.optim.Optimizer, batch: list[int]) -> dict[str, float]:
@@ -107,7 +107,7 @@ def _train(
 def untrained(base: Path, config: RewardModelConfig) -> Any:
     """What training begins with: all weights in fp32, or adapters on a frozen body."""
     dtype = frozen_dtype(config.precision) if config.lora_rank else torch.float32
-    model = new_reward_model(base, config.seed, dtype, first_place(config))
+    model = new_reward_model(base, config.seed, dtype, loading_device(config))
     return sharded(trainable(model, config), config)
 
 
@@ -174,10 +174,10 @@ def train_step(
             loss_sum += share * loss.detach()
             margins[indices] += weight * (r[:, 0] - r[:, 1]).detach()
     norm = clip_and_step(optimizer, config.max_grad_norm)
-    sum_(margins)
+    all_reduce(margins)
     seconds = time.monotonic() - started
     return {
-        **sum_numbers({"loss": float(loss_sum)}),
+        **all_reduce_numbers({"loss": float(loss_sum)}),
         "entropy_floor": float(binary_entropy(labels).mean()),
         "accuracy": float(((margins > 0).float() + 0.5 * (margins == 0)).mean()),
         "margin": float(margins.mean()),
@@ -197,12 +197,12 @@ def score_groups(
         together: all processes hold the same groups, and each computes its share.
     """
     scores = torch.zeros(len(groups), len(groups[0].responses), dtype=torch.float64)
-    mine = micro_batches(groups, token_budget) if together else deal(groups, token_budget, 1)[0]
+    mine = micro_batches(groups, token_budget) if together else distribute(groups, token_budget, 1)[0]
     with autocast(precision):
         for indices, weight in mine:
             packed = pack([groups[i] for i in indices]).to(device())
             scores[indices] += weight * rewards(model, packed).double().cpu()
-    return np.asarray((sum_(scores) if together else scores).numpy())
+    return np.asarray((all_reduce(scores) if together else scores).numpy())
 
 
 def measure(model: Any, pairs: Sequence[Pair], config: RewardModelConfig) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def _finish(
     model.eval()
     seen = _scores(model, random.Random(config.seed).sample(train, min(SCALE_PAIRS, len(train))), config)
     mean, std = float(seen.mean()), float(seen.std())
-    if std < NO_SPREAD:
+    if std < MIN_REWARD_STD:
         console.warn("the reward is the same for all training responses: this model prefers nothing (a lower --lr?)")
     results: dict[str, Any] = {
         "train_pairs": len(train),

@@ -35,7 +35,7 @@ from rlaif_cli.train.nn.lora import Adapted
 from rlaif_cli.train.nn.packing import Group
 from rlaif_cli.train.nn.precision import frozen_dtype
 from rlaif_cli.train.reward_function import RewardFunction, Row, response_key
-from rlaif_cli.train.reward_model import NO_SPREAD, score_groups
+from rlaif_cli.train.reward_model import MIN_REWARD_STD, score_groups
 from rlaif_cli.ui import console
 
 
@@ -64,17 +64,17 @@ def check_reward_source(config: ScorersConfig) -> None:
 def reward_source(
     config: PPOConfig | RewardConfig | BestOfNConfig,
     engines: EnginePool | None,
-    on_body: Callable[[Path], Adapted | None] = lambda _: None,
+    load_adapter: Callable[[Path], Adapted | None] = lambda _: None,
 ) -> RewardSource:
     """What `config` names: the reward models or the judge, and the functions; of several, the weighted sum.
 
     Args:
         engines: where a judge is run; not needed without one.
-        on_body: a reward model as an adapter on a body that is there already, where it can be one.
+        load_adapter: a reward model as an adapter on a body that is there already, where it can be one.
     """
     found = list[RewardSource]()
     if config.reward_model:
-        found.append(reward_models(config.reward_model, config.precision, config.tokens_per_batch, on_body))
+        found.append(reward_models(config.reward_model, config.precision, config.tokens_per_batch, load_adapter))
     elif isinstance(config, RewardSourceConfig) and config.judge is not None:
         assert engines is not None
         wanted = config.reward_judge
@@ -89,11 +89,11 @@ def reward_models(
     names: Sequence[str],
     precision: str,
     token_budget: int,
-    on_body: Callable[[Path], Adapted | None] = lambda _: None,
+    load_adapter: Callable[[Path], Adapted | None] = lambda _: None,
 ) -> RewardSource:
     """The mean of the normalised rewards of several reward models."""
     return Ensemble(
-        [RewardModelScorer(path, precision, token_budget, on_body(path)) for path in map(resolve_model, names)]
+        [RewardModelScorer(path, precision, token_budget, load_adapter(path)) for path in map(resolve_model, names)]
     )
 
 
@@ -205,7 +205,7 @@ class JudgeScorer:
     def __init__(self, config: JudgeConfig, engine: Engine) -> None:
         constitution = load_constitution(config.constitution)
         self._principles = _principles(constitution, config.principles)
-        self._judge = cast(RewardingJudge, make_judge(config, constitution, cast(Engine, _Fitting(engine))))
+        self._judge = cast(RewardingJudge, make_judge(config, constitution, cast(Engine, _SkipsTooLong(engine))))
         self._cache: dict[str, float] = {}
         self.reasons: dict[str, str] = {}
 
@@ -236,7 +236,7 @@ class JudgeScorer:
         return torch.tensor([[self._cache.get(key, math.nan) for key, _, _ in of_row] for of_row in asked])
 
 
-class _Fitting:
+class _SkipsTooLong:
     """An engine that answers `Failed` to what its context does not hold; the engine itself would end the whole run."""
 
     def __init__(self, engine: Engine) -> None:
@@ -295,6 +295,6 @@ def stored_scale(path: Path) -> tuple[float, float]:
     """(mean, std) of the rewards over the training responses; (0, 1) for a model of another tool."""
     scale = read_json(path / "config.json", error=ModelError).get("rlaif") or {}
     std = float(scale.get("reward_std", 1.0))
-    if std < NO_SPREAD:
+    if std < MIN_REWARD_STD:
         console.warn_once(f"{path}: this reward model prefers nothing: all its training responses got one reward")
-    return float(scale.get("reward_mean", 0.0)), max(std, NO_SPREAD)
+    return float(scale.get("reward_mean", 0.0)), max(std, MIN_REWARD_STD)

@@ -17,7 +17,7 @@ from rlaif_cli.train.nn.heads import load_policy
 from rlaif_cli.train.nn.lora import Adapted
 from rlaif_cli.train.nn.packing import Group
 from rlaif_cli.train.nn.precision import frozen_dtype
-from rlaif_cli.train.parallel.distributed import whole, world_size
+from rlaif_cli.train.parallel.distributed import full_tensor, world_size
 from rlaif_cli.train.runtime.checkpoint_names import checkpoint_names
 
 
@@ -84,7 +84,7 @@ class RolloutEngine:
             load_weights(policy_weights(self._policy))
         if self._copy is not None:
             for mine, theirs in zip(self._copy.parameters(), self._policy.parameters(), strict=True):
-                mine.copy_(whole(theirs.detach()))
+                mine.copy_(full_tensor(theirs.detach()))
 
     def sample(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Rollout]:
         """`n` responses to every prompt, in the order of `prompts`."""
@@ -109,13 +109,13 @@ def policy_weights(policy: Any) -> Iterator[tuple[str, Any]]:
     module = policy.shared if adapted else policy
     own = itertools.chain(policy.weights() if adapted else policy.named_parameters(), _saved_buffers(module))
     names = set()
-    for name, weight in checkpoint_names(module, ((name, whole(weight.detach())) for name, weight in own)):
+    for name, weight in checkpoint_names(module, ((name, full_tensor(weight.detach())) for name, weight in own)):
         names.add(name)
         yield name, weight
     output = module.get_output_embeddings()
     head = next((name for name, part in module.named_modules() if part is output), None)
     if head is not None and f"{head}.weight" not in names:
-        yield f"{head}.weight", whole(output.weight.detach())
+        yield f"{head}.weight", full_tensor(output.weight.detach())
 
 
 def _saved_buffers(module: Any) -> Iterator[tuple[str, torch.Tensor]]:

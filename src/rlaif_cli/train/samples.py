@@ -31,7 +31,7 @@ def write_samples(
     """
     shown, n = rollouts[:count], len(rollouts[0].completions)
     texts = [rollout.completions[0].reply for rollout in shown]
-    asked = {name: of_first(source, shown, texts) for name, source in functions.items()}
+    asked = {name: scores_of_first(source, shown, texts) for name, source in functions.items()}
     with open(folder / SAMPLES, "a", encoding="utf-8") as file:
         for index, (rollout, text) in enumerate(zip(shown, texts, strict=True)):
             row = {
@@ -44,7 +44,7 @@ def write_samples(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def of_first(source: RewardSource, rollouts: Sequence[Rollout], texts: Sequence[str]) -> list[float | None]:
+def scores_of_first(source: RewardSource, rollouts: Sequence[Rollout], texts: Sequence[str]) -> list[float | None]:
     """The score of one response to each prompt."""
     scores = source.score([rollout.prompt for rollout in rollouts], [[text] for text in texts])
     return [rounded(score, 4) for score in scores.flatten().tolist()]

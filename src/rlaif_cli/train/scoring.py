@@ -21,7 +21,7 @@ from torch import Tensor
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.data.atomic import open_for_writing
 from rlaif_cli.errors import EngineError
-from rlaif_cli.train.parallel.distributed import is_main, whole_of
+from rlaif_cli.train.parallel.distributed import all_gather, is_main
 from rlaif_cli.train.reward_source import RewardSource, scores_and_parts, why_unscored
 from rlaif_cli.train.rollout import Prompt, Rollout
 
@@ -52,7 +52,7 @@ class Scores:
         return {f"reward_{name}": float(each[scored].mean()) for name, each in self.by_source.items()}
 
 
-def ask(source: RewardSource, mine: Sequence[Rollout]) -> Scores:
+def score_rollouts(source: RewardSource, mine: Sequence[Rollout]) -> Scores:
     """The score of every response of a step.
 
     Args:
@@ -71,14 +71,15 @@ def ask(source: RewardSource, mine: Sequence[Rollout]) -> Scores:
         [with_reason(prompt, text, score) for text, score in zip(of_prompt, row, strict=True)]
         for prompt, of_prompt, row in zip(rows, texts, scores.tolist(), strict=True)
     ]
-    flat = [each for row in whole_of(found) for each in row]
+    flat = [each for row in all_gather(found) for each in row]
     by_source = {
-        name: torch.tensor([score for row in whole_of(each.tolist()) for score in row]) for name, each in parts.items()
+        name: torch.tensor([score for row in all_gather(each.tolist()) for score in row])
+        for name, each in parts.items()
     }
     return Scores(torch.tensor([score for score, _ in flat]), [reason for _, reason in flat], by_source)
 
 
-def set_aside(
+def record_unscored(
     folder: Path, step: int, rollouts: Sequence[Rollout], scores: Tensor, reasons: Sequence[str | None]
 ) -> list[dict[str, Any]]:
     """Every response without a score, with the reason; written to the run's folder too. `scores`, `reasons`: [S]."""
@@ -99,7 +100,7 @@ def set_aside(
     return rows
 
 
-def comparable(config: PPOConfig, rollouts: list[Rollout], scores: Tensor) -> tuple[list[Rollout], Tensor]:
+def trainable_rollouts(config: PPOConfig, rollouts: list[Rollout], scores: Tensor) -> tuple[list[Rollout], Tensor]:
     """The rollouts that can be trained on, and their scores, [S]: with one score; two, where scores are compared."""
     needed = 2 if config.advantage in ("rloo", "grpo") else 1
     by_prompt = scores.view(len(rollouts), -1)
@@ -109,12 +110,14 @@ def comparable(config: PPOConfig, rollouts: list[Rollout], scores: Tensor) -> tu
     ].flatten()
 
 
-def check(config: PPOConfig, unscored: Sequence[dict[str, Any]], total: int, trained_on: int, step: int) -> None:
+def check_unscored(
+    config: PPOConfig, unscored: Sequence[dict[str, Any]], total: int, trained_on: int, step: int
+) -> None:
     """Whether a step can do without its missing scores.
 
     Args:
         total: the step's responses.
-        trained_on: the prompts that `comparable` leaves.
+        trained_on: the prompts that `trainable_rollouts` leaves.
 
     Raises:
         TooManyUnscored: it cannot.

@@ -21,14 +21,14 @@ from rlaif_cli.data.records import Demonstration
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import dataset
-from rlaif_cli.train.epochs import choosing_and_reporting, run_epochs
+from rlaif_cli.train.epochs import run_epochs, selection_and_report
 from rlaif_cli.train.nn.batching import micro_batches
 from rlaif_cli.train.nn.heads import device, load_policy, response_logprobs, trainable
 from rlaif_cli.train.nn.packing import Group, pack
 from rlaif_cli.train.nn.precision import autocast, frozen_dtype
-from rlaif_cli.train.parallel.distributed import sum_numbers
+from rlaif_cli.train.parallel.distributed import all_reduce_numbers
 from rlaif_cli.train.runtime.export import save_trained_model
-from rlaif_cli.train.runtime.optim import clip_and_step, first_place, sharded
+from rlaif_cli.train.runtime.optim import clip_and_step, loading_device, sharded
 from rlaif_cli.train.runtime.run_folder import run_in_folder
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
@@ -65,10 +65,10 @@ def _train(
     groups = [(_tokenize(record, tokenizer), prompt_text(record.prompt)) for record in records]
     train = [group for group, prompt in groups if prompt not in away]
     held_out = [each for each in groups if each[1] in away]
-    halves = choosing_and_reporting(held_out, lambda each: each[1], config)
+    halves = selection_and_report(held_out, lambda each: each[1], config)
     choosing, test = ([group for group, _ in half] for half in halves)
     dtype = frozen_dtype(config.precision) if config.lora_rank else torch.float32
-    model = sharded(trainable(load_policy(base, dtype, first_place(config)), config), config)
+    model = sharded(trainable(load_policy(base, dtype, loading_device(config)), config), config)
 
     def step(optimizer: torch.optim.Optimizer, batch: list[int]) -> dict[str, float]:
         return train_step(model, optimizer, [train[i] for i in batch], config)
@@ -136,7 +136,7 @@ def train_step(
     norm = clip_and_step(optimizer, config.max_grad_norm)
     seconds = time.monotonic() - started
     return {
-        **sum_numbers({"loss": float(loss_sum)}),
+        **all_reduce_numbers({"loss": float(loss_sum)}),
         "grad_norm": norm,
         "tokens_per_second": sum(group.tokens for group in groups) / seconds,
     }
@@ -150,7 +150,7 @@ def mean_loss(model: Any, groups: Sequence[Group], config: SftConfig) -> float:
             weight * float(_summed_loss(model, [groups[i] for i in indices]))
             for indices, weight in micro_batches(groups, config.tokens_per_batch)
         )
-    total = sum_numbers({"loss": summed})["loss"]
+    total = all_reduce_numbers({"loss": summed})["loss"]
     return total / sum(len(response) for group in groups for response in group.responses)
 
 

@@ -4,8 +4,8 @@ from rlaif_cli.train.math.advantages import (
     gae,
     group_normalized_advantage,
     leave_one_out_baseline,
+    remove_length_effect,
     truncated_importance_weights,
-    without_length,
 )
 from rlaif_cli.train.math.kl import AdaptiveKLController, FixedKLController, KLController, kl_estimate
 from rlaif_cli.train.math.logprobs import entropy_from_logits, gather_logprobs
@@ -39,7 +39,7 @@ __all__ = [
     "masked_whiten",
     "ppo_policy_loss",
     "ppo_value_loss",
+    "remove_length_effect",
     "soft_pairwise_loss",
     "truncated_importance_weights",
-    "without_length",
 ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlaif_cli.train.math.masked import keep, known_zero, real_positions
+from rlaif_cli.train.math.masked import has_known_zero, keep, real_positions
 
 
-def without_length(scores: Tensor, lengths: Tensor, n: int) -> Tensor:
+def remove_length_effect(scores: Tensor, lengths: Tensor, n: int) -> Tensor:
     """What is left of scores after the part that is linear in the responses' lengths, each prompt's mean kept.
 
     Least squares on deviations from the prompt's mean, so that scores are no longer correlated with length among the
@@ -160,6 +160,6 @@ def _groups(rewards: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         raise ValueError(f"rewards must be [P, n] with n of at least 2, found {tuple(rewards.shape)}")
     real = real_positions(torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask, rewards)
     count = real.sum(1, keepdim=True)
-    if mask is not None and known_zero((count - 1).clamp(min=0)):
+    if mask is not None and has_known_zero((count - 1).clamp(min=0)):
         raise ValueError("a prompt has fewer than two samples with a reward: there is nothing to compare")
     return real, count

@@ -20,7 +20,7 @@ def real_positions(mask: Tensor, *tensors: Tensor) -> Tensor:
     return mask.bool()
 
 
-def known_zero(count: Tensor) -> bool:
+def has_known_zero(count: Tensor) -> bool:
     """Whether a count is 0 anywhere; never asked of a GPU, see the top."""
     return count.device.type == "cpu" and bool((count == 0).any())
 
@@ -46,7 +46,7 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """
     real = real_positions(mask, x)
     count = real.sum(dim=dim)
-    if count.numel() == 0 or known_zero(count):
+    if count.numel() == 0 or has_known_zero(count):
         raise ValueError("the mean over an all-zero mask is undefined")
     return keep(x, real).sum(dim=dim) / count
 
@@ -70,7 +70,7 @@ def masked_var(x: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
     if not unbiased:
         return variance
     count = real.sum()
-    if known_zero(count - 1):
+    if has_known_zero(count - 1):
         raise ValueError("the unbiased variance of one value is undefined")
     return variance * count / (count - 1)
 
@@ -93,8 +93,8 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """
     real = real_positions(mask, x)
     mean = masked_mean(x, mask)
-    whitened = (keep(x, real) - mean) * torch.rsqrt(masked_var(x, mask) + 1e-8)
-    return keep(whitened if shift_mean else whitened + mean, real)
+    whiten_advantages = (keep(x, real) - mean) * torch.rsqrt(masked_var(x, mask) + 1e-8)
+    return keep(whiten_advantages if shift_mean else whiten_advantages + mean, real)
 
 
 @torch.no_grad()
@@ -138,6 +138,6 @@ def last_token_index(attention_mask: Tensor) -> Tensor:
     if attention_mask.dim() != 2:
         raise ValueError(f"attention_mask must be [B, T], found {tuple(attention_mask.shape)}")
     real = attention_mask.bool()
-    if known_zero(real.sum(1)):
+    if has_known_zero(real.sum(1)):
         raise ValueError("attention_mask has a row without a real token")
     return (real * torch.arange(real.shape[1], device=real.device)).amax(1)

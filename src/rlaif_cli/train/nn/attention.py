@@ -30,7 +30,7 @@ NAME = "rlaif_branches"
 _SHORT = 512  # keys up to which the scores of all heads are held in memory
 # Arguments of an attention call that say nothing about what a token sees: positions and caches are in the layout, and
 # dropout is off (`models.py`). Any other one that is not None is refused: to ignore it would be another model.
-_WITHOUT_EFFECT = frozenset(
+_IGNORED_ARGUMENTS = frozenset(
     {
         "cache_position",
         "dropout",
@@ -45,7 +45,7 @@ _WITHOUT_EFFECT = frozenset(
     }
 )
 # Fewer heads of keys than of queries: the kernel always took them, and later versions of torch want to be told.
-_FEWER_HEADS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+_GQA_OPTIONS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def register() -> str:
@@ -60,7 +60,7 @@ def register() -> str:
     return NAME
 
 
-def no_mask(device: torch.device | str) -> Tensor:
+def placeholder_mask(device: torch.device | str) -> Tensor:
     """Stands for the mask that the layout makes needless; one with four dimensions is not touched by transformers."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
@@ -82,7 +82,7 @@ class Rules:
     sinks: Tensor | None = None
 
     @property
-    def plain(self) -> bool:
+    def fusable(self) -> bool:
         """Whether a fused kernel computes it."""
         return self.softcap is None and self.sinks is None
 
@@ -102,7 +102,7 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """query [B, heads, Q, d], key and value [B, key heads, K, d] -> [B, Q, heads, d]; by a layout B = 1, Q = K = T."""
     rules = Rules(scaling, sliding_window or None, softcap or None, s_aux)
-    if layout is None and rules.plain:
+    if layout is None and rules.fusable:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
@@ -110,7 +110,7 @@ def _attention(
     if layout is not None:
         _refuse(options)
         query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotated ones come in fp32
-        if _kernel_takes(query, value) and rules.plain:
+        if _kernel_takes(query, value) and rules.fusable:
             return varlen_branch_attention(query, key, value, layout, rules), None
     repeats = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(repeats, dim=1) if repeats > 1 else x for x in (key, value))
@@ -131,31 +131,31 @@ def _kernel_takes(query: Tensor, value: Tensor) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Branches:
+class VarlenInputs:
     """The sequences of a layout, for a kernel that takes them end to end: the queries as they lie, the keys gathered.
 
     Attributes:
         keys: [K]; the places in T of the keys that every sequence sees, one sequence after the other.
-        query_ends, key_ends: [sequences + 1] int32, where each begins and ends.
-        longest_query, longest_key: tokens.
+        query_offsets, key_offsets: [sequences + 1] int32, where each begins and ends.
+        max_query_length, max_key_length: tokens.
     """
 
     keys: Tensor
-    query_ends: Tensor
-    key_ends: Tensor
-    longest_query: int
-    longest_key: int
+    query_offsets: Tensor
+    key_offsets: Tensor
+    max_query_length: int
+    max_key_length: int
 
 
 @lru_cache(maxsize=2)  # every layer asks for the same
-def branches(layout: Layout, device: torch.device) -> Branches:
+def varlen_inputs(layout: Layout, device: torch.device) -> VarlenInputs:
     queries, keys = zip(*_sequences(layout), strict=True)
     key_lengths = [len(places) for places in keys]
-    query_ends, key_ends = (
+    query_offsets, key_offsets = (
         torch.tensor([0, *accumulate(of)], dtype=torch.int32, device=device) for of in (queries, key_lengths)
     )
     places = torch.tensor([place for sequence in keys for place in sequence], device=device)
-    return Branches(places, query_ends, key_ends, max(queries), max(key_lengths))
+    return VarlenInputs(places, query_offsets, key_offsets, max(queries), max(key_lengths))
 
 
 def _sequences(layout: Layout) -> Iterator[tuple[int, list[int]]]:
@@ -177,13 +177,13 @@ def varlen_branch_attention(
 
     bf16 or fp16, CUDA.
     """
-    at = branches(layout, query.device)
+    at = varlen_inputs(layout, query.device)
     key, value = (x[0].transpose(0, 1).index_select(0, at.keys) for x in (key, value))
     # Where a sequence has fewer queries than keys, they are its last ones. The kernel's window leaves out the query.
     before = -1 if rules.window is None else rules.window - 1
     output: Any = varlen_attn(
-        query[0].transpose(0, 1), key, value, at.query_ends, at.key_ends, at.longest_query, at.longest_key,
-        scale=rules.scale, window_size=(before, 0), **_FEWER_HEADS,
+        query[0].transpose(0, 1), key, value, at.query_offsets, at.key_offsets, at.max_query_length, at.max_key_length,
+        scale=rules.scale, window_size=(before, 0), **_GQA_OPTIONS,
     )  # fmt: skip
     attended: Tensor = output[None]
     return attended
@@ -213,7 +213,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, rules: Rules = R
     """[1, heads, Q, d] over two [1, heads, K, d] -> [1, heads, Q, d]; the queries are the last ones of the keys."""
     queries, keys, scale = query.shape[2], key.shape[2], rules.scale
     window = rules.window if rules.window is not None and rules.window < keys else None
-    if not rules.plain:
+    if not rules.fusable:
         return _explicit_attention(query, key, value, _visible(queries, keys, query.device, window), rules)
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and keys <= _SHORT:
         # Three plain products: torch's fused kernel is slow at bf16 gradients on a CPU (docs/benchmarks.md).
@@ -254,6 +254,6 @@ def _additive_mask(queries: int, keys: int, dtype: torch.dtype, window: int | No
 
 
 def _refuse(options: dict[str, Any]) -> None:
-    asked = sorted(name for name, value in options.items() if value is not None and name not in _WITHOUT_EFFECT)
+    asked = sorted(name for name, value in options.items() if value is not None and name not in _IGNORED_ARGUMENTS)
     if asked:
         raise ModelError(f"the model's attention uses {', '.join(asked)}, which training does not support")

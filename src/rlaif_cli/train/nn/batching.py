@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rlaif_cli.train.nn.packing import Group, deal
+from rlaif_cli.train.nn.packing import Group, distribute
 from rlaif_cli.train.parallel.distributed import rank, world_size
 
 
@@ -13,4 +13,4 @@ def micro_batches(groups: Sequence[Group], token_budget: int) -> Iterator[tuple[
 
     All processes go through the model equally often, because each pass gathers weights from all.
     """
-    yield from deal(groups, token_budget, world_size())[rank()]
+    yield from distribute(groups, token_budget, world_size())[rank()]

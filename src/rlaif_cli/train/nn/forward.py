@@ -16,7 +16,7 @@ from rlaif_cli.train.math.logprobs import gather_logprobs
 from rlaif_cli.train.nn import attention
 from rlaif_cli.train.nn.lora import Adapted
 from rlaif_cli.train.nn.packing import Packed
-from rlaif_cli.train.parallel.distributed import computing
+from rlaif_cli.train.parallel.distributed import with_gathered_weights
 
 
 def packs(model: Any) -> bool:
@@ -24,7 +24,7 @@ def packs(model: Any) -> bool:
     return bool(_module(model).config._attn_implementation == attention.NAME)
 
 
-@computing
+@with_gathered_weights
 def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
     """log p of every response token, [B, n, R], nats; 0 at padding. Logits are made at real response tokens only."""
     mask = batch.response_mask
@@ -37,22 +37,22 @@ def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
     return found.new_zeros(mask.shape).masked_scatter(mask, found)
 
 
-@computing
+@with_gathered_weights
 def rewards(model: Any, batch: Packed) -> Tensor:
     """The reward of every branch, [B, n]: the head at its last token, found from its place, not from a pad id."""
-    batch = batch if packs(model) else batch.apart()
+    batch = batch if packs(model) else batch.split_branches()
     return _scored(model, hidden_states(model, batch)[batch.last])
 
 
-@computing
+@with_gathered_weights
 def values(model: Any, batch: Packed) -> Tensor:
     """The value before each response token, [B, n, R]."""
-    batch = batch if packs(model) else batch.apart()
+    batch = batch if packs(model) else batch.split_branches()
     return _scored(model, hidden_states(model, batch)[batch.predictor])
 
 
 def hidden_states(model: Any, batch: Packed) -> Tensor:
-    """[T, d]: the body's last hidden states; of an `apart` batch where the model reads one sequence at a time."""
+    """[T, d]: the body's last hidden states; of `split_branches()` where the model cannot pack."""
     module = model.activate() if isinstance(model, Adapted) else model
     body = getattr(module, module.base_model_prefix)
     if packs(model):
@@ -69,13 +69,13 @@ def _module(model: Any) -> Any:
 
 def _packing(batch: Packed) -> dict[str, Any]:
     """What a forward pass needs to know about packed sequences, beside their tokens."""
-    mask = attention.no_mask(batch.input_ids.device)
+    mask = attention.placeholder_mask(batch.input_ids.device)
     return {"attention_mask": mask, "position_ids": batch.position_ids, "layout": batch.layout}
 
 
 def _sequences(batch: Packed) -> list[tuple[Tensor, int]]:
     """(token ids [1, L], tokens of its prompt) of every branch with its prompt, in the order of [B, n]."""
-    batch = batch.apart()
+    batch = batch.split_branches()
     groups = batch.layout.groups
     return [
         (ids, prompt) for ids, (prompt, _) in zip(batch.input_ids.split([*map(sum, groups)], 1), groups, strict=True)
@@ -90,7 +90,7 @@ def _sequence_logprobs(model: Any, ids: Tensor, prompt: int, temperature: float)
 
 def _logits(model: Any, ids: Tensor, places: Tensor, **packing: Any) -> Tensor:
     """The model's own logits at `places` of ids [1, T]: [places, V]."""
-    # `forward`, not a call: a sharded model's weights are gathered already, around `distributed.computing`.
+    # `forward`, not a call: a sharded model's weights are gathered already, around `distributed.with_gathered_weights`.
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         logits: Tensor = model.forward(input_ids=ids, use_cache=False, logits_to_keep=places, **packing).logits[0]
         return logits

@@ -20,7 +20,6 @@ from rlaif_cli.train.nn.lora import Adapted
 
 __all__ = [
     "device",
-    "economical",
     "hidden_states",
     "load_policy",
     "load_reward_model",
@@ -31,6 +30,7 @@ __all__ = [
     "trainable",
     "trained_parameters",
     "values",
+    "with_checkpointing_and_compile",
 ]
 
 # What makes two passes over the same tokens differ: rollout and update must see the same network.
@@ -41,7 +41,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_policy(path: Path, dtype: torch.dtype = torch.float32, place: torch.device | None = None) -> Any:
+def load_policy(path: Path, dtype: torch.dtype = torch.float32, target: torch.device | None = None) -> Any:
     """A causal LM; float32 weights where it will be trained (autocast computes in bf16).
 
     Raises:
@@ -50,11 +50,11 @@ def load_policy(path: Path, dtype: torch.dtype = torch.float32, place: torch.dev
     from transformers import AutoModelForCausalLM
 
     config = _without_randomness(load_config(path))
-    return _ready(load(AutoModelForCausalLM, path, config=config, dtype=dtype), path, place)
+    return _ready(load(AutoModelForCausalLM, path, config=config, dtype=dtype), path, target)
 
 
 def new_reward_model(
-    path: Path, seed: int, dtype: torch.dtype = torch.float32, place: torch.device | None = None
+    path: Path, seed: int, dtype: torch.dtype = torch.float32, target: torch.device | None = None
 ) -> Any:
     """A reward model with a fresh head on the checkpoint's body: N(0, 1/(d+1)), in fp32 (arXiv 2403.17031).
 
@@ -67,10 +67,10 @@ def new_reward_model(
     with torch.no_grad():
         fresh = torch.randn(weight.shape, generator=generator) / (weight.shape[1] + 1) ** 0.5
         weight.copy_(fresh.to(weight))
-    return _ready(model, path, place)
+    return _ready(model, path, target)
 
 
-def load_reward_model(path: Path, dtype: torch.dtype = torch.float32, place: torch.device | None = None) -> Any:
+def load_reward_model(path: Path, dtype: torch.dtype = torch.float32, target: torch.device | None = None) -> Any:
     """A trained reward model, its head in fp32.
 
     Raises:
@@ -82,7 +82,7 @@ def load_reward_model(path: Path, dtype: torch.dtype = torch.float32, place: tor
     if dtype != torch.float32:  # loading has rounded it
         stored = stored_tensors(path, "score.")
         model.score.float().load_state_dict({name.removeprefix("score."): tensor for name, tensor in stored.items()})
-    return _ready(model, path, place)
+    return _ready(model, path, target)
 
 
 def _with_head(path: Path, fresh: frozenset[str], dtype: torch.dtype, **options: Any) -> Any:
@@ -120,13 +120,13 @@ def _without_randomness(config: Any) -> Any:
     return config
 
 
-def _ready(model: Any, path: Path, place: torch.device | None) -> Any:
-    """On its device (or `place`), with no randomness, and the attention that `selftest` finds right for it."""
+def _ready(model: Any, path: Path, target: torch.device | None) -> Any:
+    """On its device (or `target`), with no randomness, and the attention that `selftest` finds right for it."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-    model = model.to(place or device())
-    selftest.admit(model, str(path))
+    model = model.to(target or device())
+    selftest.select_attention(model, str(path))
     return model
 
 
@@ -139,10 +139,10 @@ def trainable(model: Any, config: TrainConfig) -> Any:
         lora.add(model, "trained", config)
         if hasattr(model, "score"):
             model.score.requires_grad_(True)
-    return economical(model, config).train()
+    return with_checkpointing_and_compile(model, config).train()
 
 
-def economical(model: Any, config: TrainConfig) -> Any:
+def with_checkpointing_and_compile(model: Any, config: TrainConfig) -> Any:
     """With gradient checkpointing and compiled layers, where they are asked for."""
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -144,7 +144,7 @@ def load(model: Any, name: str, folder: Path) -> dict[str, Tensor]:
     return head
 
 
-def of_base(checkpoint: Path, base: Path) -> Path | None:
+def adapter_of_base(checkpoint: Path, base: Path) -> Path | None:
     """The adapter that a checkpoint was merged from, where it belongs to `base`: the same weights by their hash."""
     folder = checkpoint / ADAPTER
     if not (folder / _CONFIG).is_file():

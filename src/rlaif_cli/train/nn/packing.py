@@ -62,7 +62,7 @@ class Packed:
     def to(self, device: torch.device | str) -> Packed:
         return Packed(self.layout, *(getattr(self, name).to(device) for name in self.__slots__[1:]))
 
-    def apart(self) -> Packed:
+    def split_branches(self) -> Packed:
         """The same branches, each with a prompt of its own: for models that read one sequence at a time."""
         ids: list[Tensor] = []
         positions: list[Tensor] = []
@@ -142,7 +142,7 @@ def micro_batches(groups: Sequence[Group], token_budget: int) -> Iterator[list[i
         yield batch
 
 
-def deal(groups: Sequence[Group], token_budget: int, parts: int) -> list[list[tuple[list[int], float]]]:
+def distribute(groups: Sequence[Group], token_budget: int, parts: int) -> list[list[tuple[list[int], float]]]:
     """Micro-batches dealt out over `parts` processes, which get about equally many tokens.
 
     Returns:

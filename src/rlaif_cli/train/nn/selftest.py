@@ -30,10 +30,10 @@ _WINDOW = 4  # tokens, in place of a model's own windows: each must matter to se
 _LENGTH = 9  # of every sequence of the test
 _SHAPES = ((6, 3), (2, 7))  # (prompt, response) of two groups with two branches each
 
-_found: dict[str, str | ModelError] = {}  # what was found out, by the model's class and config
+_results: dict[str, str | ModelError] = {}  # what was found out, by the model's class and config
 
 
-def admit(model: Any, where: str) -> None:
+def select_attention(model: Any, where: str) -> None:
     """Choose the model's attention: `attention.NAME` where packed sequences are right, else a plain one.
 
     Raises:
@@ -41,15 +41,15 @@ def admit(model: Any, where: str) -> None:
     """
     config = {name: value for name, value in model.config.to_dict().items() if name not in ("dtype", "rlaif")}
     key = f"{type(model).__name__} {json.dumps(config, sort_keys=True, default=str)}"
-    if key not in _found:
+    if key not in _results:
         training = model.training
         try:
-            _found[key] = _choose(model)
+            _results[key] = _choose(model)
         except ModelError as error:
-            _found[key] = error
+            _results[key] = error
         finally:
             model.train(training)
-    found = _found[key]
+    found = _results[key]
     if isinstance(found, ModelError):
         raise ModelError(found.what, where=where, hint=found.hint)
     _set_attention(model, found)
@@ -64,7 +64,7 @@ def _choose(model: Any) -> str:
         expected = _expected(model.eval(), batch)
         # A fused attention may leave something out that the authors' own computes, and is then not right either.
         for name in dict.fromkeys((attention.register(), given, own)):
-            reason = _tried(model, name, batch, expected)
+            reason = _mismatch(model, name, batch, expected)
             if reason is None:
                 return name
     raise ModelError(f"this kind of model ({model.config.model_type}) cannot be trained: {reason}", hint=_HINT)
@@ -96,8 +96,8 @@ def _expected(model: Any, batch: Packed) -> _Expected:
     rows = _rows(batch)
     other = torch.cat([rows[0, :prompt].flip(0), rows[0, prompt:]])
     try:
-        numbers, seen = _own(
-            model, torch.cat([rows, other[None]]), [g[0] for g in batch.apart().layout.groups] + [prompt]
+        numbers, seen = _reference_output(
+            model, torch.cat([rows, other[None]]), [g[0] for g in batch.split_branches().layout.groups] + [prompt]
         )
     except Exception as error:  # whatever layers raise that are given what they do not know
         what = f"its own forward takes no plain text: {type(error).__name__}: {error}"
@@ -114,16 +114,16 @@ def _expected(model: Any, batch: Packed) -> _Expected:
     return found
 
 
-def _tried(model: Any, name: str, batch: Packed, expected: _Expected) -> str | None:
+def _mismatch(model: Any, name: str, batch: Packed, expected: _Expected) -> str | None:
     """Why the model is not trained right with the attention of this name; None: it is."""
     if not _set_attention(model, name):
         return "it does not take another attention"
     model.train()
     try:
-        found = _ours(model, batch)
+        found = _training_output(model, batch)
         if not expected.differ(found):
             return None
-        again = _ours(model, batch)
+        again = _training_output(model, batch)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     if _Expected(found, expected.tolerance).differ(again):
@@ -132,14 +132,14 @@ def _tried(model: Any, name: str, batch: Packed, expected: _Expected) -> str | N
     return f"the {kind} that training would see are not those of its own forward"
 
 
-def _ours(model: Any, batch: Packed) -> Tensor:
+def _training_output(model: Any, batch: Packed) -> Tensor:
     """As training computes it: [4] rewards, or the log-probs of all responses one after the other."""
     if hasattr(model, "score"):
         return rewards(model, batch).flatten()
     return response_logprobs(model, batch, 1.0)[batch.response_mask]
 
 
-def _own(model: Any, rows: Tensor, prompts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+def _reference_output(model: Any, rows: Tensor, prompts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
     """The same of each of the rows [N, L] by the model's own forward; and what that computes at every token."""
     if hasattr(model, "score"):
         seen = getattr(model, model.base_model_prefix)(input_ids=rows, use_cache=False)[0]
@@ -165,7 +165,7 @@ def _batch(model: Any) -> Packed:
 
 def _rows(batch: Packed) -> Tensor:
     """[4, _LENGTH]: every branch with its prompt."""
-    return batch.apart().input_ids.view(-1, _LENGTH)
+    return batch.split_branches().input_ids.view(-1, _LENGTH)
 
 
 # ------------------------------------------------------------------------------------------------ for the test alone

@@ -27,15 +27,15 @@ from rlaif_cli.errors import UsageError
 T = TypeVar("T")
 
 # The main process may write a large checkpoint, or wait for a judge, while the others wait for it.
-_PATIENCE = timedelta(hours=4)
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
+_TIMEOUT = timedelta(hours=4)
+_LOST_PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
 
 
-class Meeting:
+class Rendezvous:
     """The processes that torchrun, accelerate or `launch` started, before they work together."""
 
     def __init__(self) -> None:
-        self._store, self._rank, self._world = next(rendezvous("env://", timeout=_PATIENCE))
+        self._store, self._rank, self._world = next(rendezvous("env://", timeout=_TIMEOUT))
 
     def first_to_fail(self) -> bool:
         """True for the first process that asks: the one that tells how the run failed."""
@@ -51,13 +51,13 @@ class Meeting:
         gpus = torch.cuda.device_count()
         if gpus:
             number, count = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-            place = own_gpu(number, count, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+            place = assigned_gpu(number, count, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
             os.environ |= {"CUDA_VISIBLE_DEVICES": place, "LOCAL_RANK": "0"}
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        dist.init_process_group(backend, store=self._store, rank=self._rank, world_size=self._world, timeout=_PATIENCE)
+        dist.init_process_group(backend, store=self._store, rank=self._rank, world_size=self._world, timeout=_TIMEOUT)
 
 
-def own_gpu(number: int, count: int, gpus: int, visible: str | None) -> str:
+def assigned_gpu(number: int, count: int, gpus: int, visible: str | None) -> str:
     """The GPU of process `number` of `count` on a machine, `visible` being the names of its GPUs where they are said.
 
     Raises:
@@ -89,15 +89,15 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def is_lost_process(error: BaseException) -> bool:
+def is_lost_peer(error: BaseException) -> bool:
     """Whether an error says no more than that another process is gone."""
-    return isinstance(error, dist.DistError) or any(text in str(error) for text in _LOST)
+    return isinstance(error, dist.DistError) or any(text in str(error) for text in _LOST_PEER_ERRORS)
 
 
 # ------------------------------------------------------------------------------------------------ values
 
 
-def from_main(compute: Callable[[], T]) -> T:
+def broadcast_from_main(compute: Callable[[], T]) -> T:
     """What `compute` gives in the main process, in all of them. Where it fails there, the others end too."""
     if world_size() == 1:
         return compute()
@@ -106,13 +106,13 @@ def from_main(compute: Callable[[], T]) -> T:
     return found[0]  # type: ignore[return-value]
 
 
-def share_of(items: Sequence[T]) -> Sequence[T]:
+def local_share(items: Sequence[T]) -> Sequence[T]:
     """This process's part of a sequence that all have."""
     return items[rank() :: world_size()]
 
 
-def whole_of(share: Sequence[T]) -> list[T]:
-    """The reverse of `share_of`, in all processes."""
+def all_gather(share: Sequence[T]) -> list[T]:
+    """The reverse of `local_share`, in all processes."""
     if world_size() == 1:
         return list(share)
     shares: list[Any] = [None] * world_size()
@@ -120,16 +120,16 @@ def whole_of(share: Sequence[T]) -> list[T]:
     return [shares[i % world_size()][i // world_size()] for i in range(sum(map(len, shares)))]
 
 
-def sum_(tensor: Tensor) -> Tensor:
+def all_reduce(tensor: Tensor) -> Tensor:
     """The sum over the processes, in place and returned."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def sum_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
+def all_reduce_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
     """Each number's sum over the processes, which all have the same names."""
-    return dict(zip(numbers, sum_(torch.tensor([*numbers.values()], dtype=torch.float64)).tolist(), strict=True))
+    return dict(zip(numbers, all_reduce(torch.tensor([*numbers.values()], dtype=torch.float64)).tolist(), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------ models
@@ -168,7 +168,7 @@ def _compute(model: Any, function: Callable[..., Tensor], *inputs: Any) -> Tenso
     return function(model, *inputs).clone()  # FSDP hangs a hook on the output, which a view may lose
 
 
-def computing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def with_gathered_weights(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A function of (model, inputs) that uses the model's parts, where the model may be sharded."""
 
     def run(model: Any, *inputs: Any) -> Tensor:
@@ -188,26 +188,26 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             dist.all_reduce(parameter.grad)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor of a sharded model or optimizer, whole, in every process."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def on_main(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gather_on_main(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, whole and contiguous, in the main process; nothing in the others. One at a time is gathered."""
     found = {}
     for name, tensor in tensors.items():
-        gathered = whole(tensor.detach())
+        gathered = full_tensor(tensor.detach())
         if is_main():
             found[name] = gathered.cpu().contiguous() if world_size() > 1 else gathered.contiguous()
     return found
 
 
-def plain(model: Any) -> Any:
+def unshard(model: Any) -> Any:
     """A sharded model whole and on the CPU, in the main process; others, and all models elsewhere, as they are."""
     if not _is_sharded(model):
         return model
-    weights = on_main(model.state_dict())
+    weights = gather_on_main(model.state_dict())
     if not is_main():
         return model
     with torch.device("meta"):  # of the class behind those that `fully_shard` put before it
@@ -219,7 +219,7 @@ def plain(model: Any) -> Any:
     return unsplit
 
 
-def like(target: Tensor, value: Tensor | None) -> Tensor:
+def distribute_like(target: Tensor, value: Tensor | None) -> Tensor:
     """The main process's `value`, split as `target` is, or whole."""
     if world_size() == 1:
         assert value is not None

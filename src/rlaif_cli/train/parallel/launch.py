@@ -23,11 +23,11 @@ from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError
 from rlaif_cli.ui import console
 
-GO_ON = "what was saved is kept; run the same command again to go on"
+RESUME_HINT = "what was saved is kept; run the same command again to go on"
 _GRACE = 15  # seconds that processes have to end, before they are killed
 
 
-class Told(RlaifError):
+class AlreadyReported(RlaifError):
     """A process of the run failed, and that was told; `what` is what is left to say."""
 
     def __init__(self, exit_code: int, what: str = "") -> None:
@@ -35,14 +35,14 @@ class Told(RlaifError):
         self.exit_code = exit_code
 
 
-def started_by_others() -> int:
+def launched_processes() -> int:
     """How many processes torchrun or accelerate say there are; 1 where they have started none."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
-def be_quiet() -> None:
+def silence_unless_main() -> None:
     """One of the processes talks."""
-    console.quiet = started_by_others() > 1 and os.environ["RANK"] != "0"
+    console.quiet = launched_processes() > 1 and os.environ["RANK"] != "0"
 
 
 def run(stage: str, config: TrainConfig, work: Callable[[Any], int]) -> int:
@@ -50,17 +50,17 @@ def run(stage: str, config: TrainConfig, work: Callable[[Any], int]) -> int:
 
     Raises:
         UsageError: they cannot be.
-        Told: one failed, and said so.
+        AlreadyReported: one failed, and said so.
         EngineError: one was killed.
     """
-    there = started_by_others()
+    there = launched_processes()
     if config.dry_run or max(there, config.num_processes) == 1:
         return work(config)
     _check(config, there)
     if there == 1:
         start(stage, config)
         return 0
-    return as_one_of_several(config, work)
+    return run_as_worker(config, work)
 
 
 def _check(config: TrainConfig, there: int) -> None:
@@ -78,15 +78,15 @@ def _check(config: TrainConfig, there: int) -> None:
 # ------------------------------------------------------------------------------------------------ in each process
 
 
-def as_one_of_several(config: TrainConfig, work: Callable[[Any], int], *, watched: bool = False) -> int:
+def run_as_worker(config: TrainConfig, work: Callable[[Any], int], *, watched: bool = False) -> int:
     """`work(config)` as one process of a run.
 
     Args:
         watched: `start` watches the processes, and tells what they cannot.
     """
-    from rlaif_cli.train.parallel.distributed import Meeting, is_lost_process, leave
+    from rlaif_cli.train.parallel.distributed import Rendezvous, is_lost_peer, leave
 
-    meeting = Meeting()
+    meeting = Rendezvous()
     console.first_to_fail = meeting.first_to_fail
     meeting.join()
     try:
@@ -94,15 +94,15 @@ def as_one_of_several(config: TrainConfig, work: Callable[[Any], int], *, watche
         leave()
     except KeyboardInterrupt:
         if watched:
-            raise Told(EXIT_INTERRUPTED) from None
+            raise AlreadyReported(EXIT_INTERRUPTED) from None
         raise
     except RuntimeError as error:
-        if not is_lost_process(error):
+        if not is_lost_peer(error):
             raise
         time.sleep(1)  # for the one that failed first to be noticed first
         if watched:
-            raise Told(EXIT_FAILED) from error
-        raise EngineError("another process of this run has ended", hint=GO_ON) from error
+            raise AlreadyReported(EXIT_FAILED) from error
+        raise EngineError("another process of this run has ended", hint=RESUME_HINT) from error
     return code
 
 
@@ -116,7 +116,7 @@ def start(stage: str, config: TrainConfig, *, quiet: bool = False) -> dict[str, 
         quiet: nothing is told of it but an error.
 
     Raises:
-        Told: one failed, and said so.
+        AlreadyReported: one failed, and said so.
         EngineError: one was killed.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -148,7 +148,7 @@ def start(stage: str, config: TrainConfig, *, quiet: bool = False) -> dict[str, 
         except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
-            raise Told(128 + error.sigval) from None
+            raise AlreadyReported(128 + error.sigval) from None
     return dict(read_json(Path(config.output) / "manifest.json", results=dict)["results"])
 
 
@@ -158,8 +158,10 @@ def _failure(codes: Iterator[int]) -> RlaifError:
     if killed := [-code for code in found if code < 0]:
         name = signal.Signals(killed[0]).name
         why = " (by the system, for want of memory?)" if killed[0] == signal.SIGKILL else ""
-        return EngineError(f"a process of this run was ended by {name}{why}", hint=GO_ON)
-    return Told(max(found)) if found else EngineError("the processes of this run were ended", hint=GO_ON)
+        return EngineError(f"a process of this run was ended by {name}{why}", hint=RESUME_HINT)
+    return (
+        AlreadyReported(max(found)) if found else EngineError("the processes of this run were ended", hint=RESUME_HINT)
+    )
 
 
 @contextmanager

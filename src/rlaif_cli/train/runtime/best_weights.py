@@ -21,33 +21,33 @@ class BestWeights:
     def __init__(self, folder: Path, model: Any, found: dict[str, Any] | None) -> None:
         self._folder = folder
         self._model = model
-        self.found = self._saved = found
+        self.record = self._saved = found
 
     def offer(self, loss: float, step: int) -> None:
-        if self.found and not loss < self.found["loss"]:
-            self.found = self.found | {"since": self.found["since"] + 1}
+        if self.record and not loss < self.record["loss"]:
+            self.record = self.record | {"since": self.record["since"] + 1}
             return
         save_trained(self._model, self._path(step))
-        self.found = {"step": step, "loss": loss, "since": 0}
+        self.record = {"step": step, "loss": loss, "since": 0}
         self._remove_others()
 
     def saved(self) -> None:
         """A state that names what is found now has been saved."""
-        self._saved = self.found
+        self._saved = self.record
         self._remove_others()
 
     def _path(self, step: int) -> Path:
         return self._folder / BEST.replace("*", str(step))
 
     def _remove_others(self) -> None:
-        needed = {self._path(found["step"]) for found in (self.found, self._saved) if found}
+        needed = {self._path(found["step"]) for found in (self.record, self._saved) if found}
         if is_main():
             for path in set(self._folder.glob(BEST)) - needed:
                 path.unlink()
 
     def exhausted(self, patience: int) -> bool:
-        return bool(patience and self.found and self.found["since"] >= patience)
+        return bool(patience and self.record and self.record["since"] >= patience)
 
     def restore(self) -> None:
-        assert self.found is not None
-        load_trained(self._model, self._path(self.found["step"]))
+        assert self.record is not None
+        load_trained(self._model, self._path(self.record["step"]))

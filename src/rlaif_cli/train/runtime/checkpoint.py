@@ -24,10 +24,16 @@ from rlaif_cli.data.atomic import cannot_write, fsync_folder, fsync_tree, read_j
 from rlaif_cli.data.run_settings import START_ANEW, refuse_other_settings
 from rlaif_cli.errors import InputError
 from rlaif_cli.train.nn.heads import trained_parameters
-from rlaif_cli.train.parallel.distributed import from_main, is_lost_process, is_main, like, on_main
+from rlaif_cli.train.parallel.distributed import (
+    broadcast_from_main,
+    distribute_like,
+    gather_on_main,
+    is_lost_peer,
+    is_main,
+)
 
 _STATE = "state"
-_BETWEEN = 600.0  # seconds between states, where no number of steps is asked for
+_SAVE_INTERVAL = 600.0  # seconds between states, where no number of steps is asked for
 BEST = "best-*.safetensors"
 
 
@@ -63,7 +69,7 @@ class TrainState:
             return False
         if every:
             return done % every == 0
-        return from_main(lambda: time.monotonic() - self._saved_at >= _BETWEEN)
+        return broadcast_from_main(lambda: time.monotonic() - self._saved_at >= _SAVE_INTERVAL)
 
     def save(self, position: dict[str, Any]) -> None:
         """Make `position` (JSON) and the present weights the point to go on from."""
@@ -80,9 +86,9 @@ class TrainState:
         if is_main():
             output = str(self._path.parent)
             record = {"output": output, "settings": self._settings, "optimizer": numbers, "position": position}
-            self._go_on_from(new, record)
+            self._replace_state(new, record)
 
-    def _go_on_from(self, new: Path, position: dict[str, Any]) -> None:
+    def _replace_state(self, new: Path, position: dict[str, Any]) -> None:
         """Complete the new state, and put it in the place of the old one."""
         old = self._path.with_name("state.old")
         with saving(self._path):
@@ -99,13 +105,13 @@ class TrainState:
     def load(self) -> dict[str, Any] | None:
         """Put everything back as it was saved; None if there is nothing to go on from."""
         path = self._path if self._path.exists() else self._path.with_name("state.old")
-        saved = from_main(lambda: self._position(path))
+        saved = broadcast_from_main(lambda: self._position(path))
         if saved is None:
             return None
         try:
-            self._put_back(path, saved["optimizer"])
+            self._restore(path, saved["optimizer"])
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            if is_lost_process(error):
+            if is_lost_peer(error):
                 raise
             what = f"the run's saved state is damaged: {type(error).__name__}: {error}"
             raise InputError(what, where=str(path), hint=START_ANEW) from error
@@ -119,7 +125,7 @@ class TrainState:
         refuse_other_settings(saved, self._settings, path.parent)
         return saved
 
-    def _put_back(self, path: Path, optimizer: dict[str, Any]) -> None:
+    def _restore(self, path: Path, optimizer: dict[str, Any]) -> None:
         for name, model in self._models.items():
             load_trained(model, path / f"{name}.safetensors")
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -165,11 +171,11 @@ def load_trained(model: Any, path: Path) -> None:
     for name, parameter in trained_parameters(model).items():
         value = saved[name] if is_main() else None
         with torch.no_grad():
-            parameter.copy_(like(parameter, value))
+            parameter.copy_(distribute_like(parameter, value))
 
 
 def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    gathered = on_main(tensors)
+    gathered = gather_on_main(tensors)
     if is_main():
         with saving(path):
             save_file(gathered, path)
@@ -178,12 +184,12 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 def _load_state(path: Path, parameters: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """An optimizer's tensors, named `<parameter>.<what>`, each split as its parameter is."""
     saved = load_file(path) if is_main() else {}
-    shapes = from_main(lambda: {name: tensor.shape for name, tensor in saved.items()})
+    shapes = broadcast_from_main(lambda: {name: tensor.shape for name, tensor in saved.items()})
     found = {}
     for name, shape in shapes.items():
         parameter = parameters[int(name.partition(".")[0])]
         target = parameter if parameter.shape == shape else torch.zeros(shape)  # a count of steps is of no parameter
-        found[name] = like(target, saved.get(name))
+        found[name] = distribute_like(target, saved.get(name))
     return found
 
 

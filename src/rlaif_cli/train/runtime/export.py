@@ -11,14 +11,14 @@ from rlaif_cli.models.load import set_pad_token
 from rlaif_cli.models.metadata import stored_dtype
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train.nn import lora, selftest
-from rlaif_cli.train.parallel.distributed import is_main, plain
+from rlaif_cli.train.parallel.distributed import is_main, unshard
 from rlaif_cli.train.runtime.checkpoint import saving
 
 
 def save_trained_model(config: Any, model: Any, base: Path) -> None:
     """The run's checkpoint; an adapter is merged into it, and stands beside it in a folder of its own."""
     folder = Path(config.output)
-    model = plain(model)
+    model = unshard(model)
     if not is_main():
         return
     if config.lora_rank:

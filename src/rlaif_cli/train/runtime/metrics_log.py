@@ -16,7 +16,7 @@ from rlaif_cli.train.parallel.distributed import is_main
 from rlaif_cli.train.runtime.trackers import Trackers
 
 
-def keep_through(path: Path, step: int) -> None:
+def drop_rows_after(path: Path, step: int) -> None:
     """Cut off the rows of a log that come after the step a run goes on from: they will be written again."""
     if not is_main() or not path.exists():
         return
@@ -36,12 +36,12 @@ def keep_through(path: Path, step: int) -> None:
 class MetricsLog:
     """`metrics.jsonl`, a row a step, by the main process. A resumed run drops rows after the step it goes on from."""
 
-    def __init__(self, config: TrainConfig, folder: Path, *, keep_through_step: int = 0) -> None:
+    def __init__(self, config: TrainConfig, folder: Path, *, resume_step: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
         self._writes = is_main()
         if not self._writes:
             return
-        keep_through(self.path, keep_through_step)
+        drop_rows_after(self.path, resume_step)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in `close`

@@ -14,7 +14,7 @@ from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import DivergedError, ModelError, UsageError
 from rlaif_cli.train.nn.heads import device, packs, trained_parameters
 from rlaif_cli.train.nn.precision import frozen_dtype
-from rlaif_cli.train.parallel.distributed import shard, sum_gradients, whole, world_size
+from rlaif_cli.train.parallel.distributed import full_tensor, shard, sum_gradients, world_size
 
 
 def set_seed(seed: int) -> None:
@@ -22,7 +22,7 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def first_place(config: TrainConfig) -> torch.device:
+def loading_device(config: TrainConfig) -> torch.device:
     """Where a model for `sharded` is loaded: not onto a GPU, where it would be whole for a moment."""
     return torch.device("cpu") if world_size() > 1 and not config.lora_rank else device()
 
@@ -82,7 +82,7 @@ def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     sum_gradients(parameters)
-    norm = float(whole(nn.utils.clip_grad_norm_(parameters, max_norm)))
+    norm = float(full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm)))
     if not math.isfinite(norm):
         raise DivergedError(f"the gradient's norm is {norm}")
     optimizer.step()

@@ -16,7 +16,7 @@ from rlaif_cli.data.run_settings import START_ANEW, refuse_other_settings
 from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.models.resolve import resolve_model
-from rlaif_cli.train.parallel.distributed import from_main, is_main
+from rlaif_cli.train.parallel.distributed import broadcast_from_main, is_main
 from rlaif_cli.train.runtime.checkpoint import remove_state
 from rlaif_cli.train.runtime.optim import set_seed
 from rlaif_cli.train.runtime.trackers import check_trackers
@@ -42,12 +42,12 @@ def run_in_folder(
     check_trackers(config)
     folder = Path(config.output)
     with _claimed(folder) if is_main() else contextlib.nullcontext():
-        settings, done = from_main(lambda: _begin(config, folder, stage, inputs))
+        settings, done = broadcast_from_main(lambda: _begin(config, folder, stage, inputs))
         if done is not None:
             return done
         set_seed(config.seed)
         results = _within_memory(train, settings)
-        from_main(lambda: _complete(folder, stage, settings, results))
+        broadcast_from_main(lambda: _complete(folder, stage, settings, results))
         return results
 
 
