@@ -5,20 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlaif_cli.train.math.masked import has_known_zero, keep, real_positions
+from rlaif_cli.train.math.masked import has_known_zero, real_positions, zero_masked
 
 
 def remove_length_effect(scores: Tensor, lengths: Tensor, n: int) -> Tensor:
-    """What is left of scores after the part that is linear in the responses' lengths, each prompt's mean kept.
+    """Remove from scores the part that is linear in the responses' lengths, keeping each prompt's mean.
 
-    Least squares on deviations from the prompt's mean, so that scores are no longer correlated with length among the
-    responses to a prompt, and a policy gradient from them has no reason to lengthen or shorten. The training-time
+    Least squares on deviations from the prompt's mean, so that scores no longer correlate with length among the
+    responses to a prompt, and the policy gradient no longer rewards longer or shorter responses. The training-time
     counterpart of length-controlled win rates (Dubois et al. 2024, arXiv 2404.04475).
 
     Args:
-        scores: [S], the `n` responses of a prompt one after another; not finite: unscored, and left as it is.
-        lengths: [S], tokens.
-        n: responses to a prompt; with one, deviations are from the mean of all.
+        scores: [S], the `n` responses of each prompt one after another; values that are not finite are unscored and
+            stay as they are.
+        lengths: [S], in tokens.
+        n: responses per prompt; with 1, deviations are from the mean of all scores.
     """
     rows = n if n > 1 else len(scores)
     y, x = scores.view(-1, rows).double(), lengths.view(-1, rows).double()
@@ -37,8 +38,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     """Generalised advantage estimation (Schulman et al., arXiv 1506.02438) over the real steps of each row.
 
     delta_t = r_t + gamma V_next - V_t;  A_t = delta_t + gamma lam A_next;  both are 0 after the last real
-    step. "Next" is the next *real* step: masked steps, wherever they are, pass its state through (ROLL#447 is
-    what happens otherwise).
+    step. "Next" is the next *real* step: masked steps, wherever they are, pass its state through (for the bug
+    otherwise, see https://github.com/alibaba/ROLL/issues/447).
 
     Args:
         rewards: [B, T].
@@ -58,7 +59,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         raise ValueError(f"rewards must be [B, T], found {tuple(rewards.shape)}")
     if not (0 <= gamma <= 1 and 0 <= lam <= 1):
         raise ValueError(f"gamma and lam must be in [0, 1], found {gamma} and {lam}")
-    rewards, values = keep(rewards, real), keep(values, real)
+    rewards, values = zero_masked(rewards, real), zero_masked(values, real)
     advantages = torch.zeros_like(values)
     next_value = next_advantage = values.new_zeros(values.shape[0])  # [B]
     for t in reversed(range(values.shape[1])):
@@ -66,22 +67,21 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         advantages[:, t] = delta + gamma * lam * next_advantage
         next_advantage = torch.where(real[:, t], advantages[:, t], next_advantage)
         next_value = torch.where(real[:, t], values[:, t], next_value)
-    return keep(advantages, real), keep(advantages + values, real)
+    return zero_masked(advantages, real), zero_masked(advantages + values, real)
 
 
 @torch.no_grad()
 def truncated_importance_weights(
     logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, cap: float = 2.0, level: str = "token"
 ) -> Tensor:
-    """min(pi_trainer / pi_engine, cap): corrects for an engine whose numbers differ from the trainer's.
+    """min(pi_trainer / pi_engine, cap): corrects for an engine whose log-probs differ from the trainer's.
 
-    Sequence-level weights (one a row, of the product of its ratios) are unbiased but for the cap; token-level
-    ones have the lower variance. Truncation as in Ionides (2008), "Truncated importance sampling"; C = 2 as
-    in practice.
+    Sequence-level weights (one per row: the product of its ratios) are unbiased apart from the cap; token-level
+    ones have lower variance. Truncation as in Ionides (2008), "Truncated importance sampling".
 
     Args:
         logprobs: [B, T] nats, of the trainer's policy *before* the update.
-        rollout_logprobs: [B, T] nats, as the engine that sampled gave them.
+        rollout_logprobs: [B, T] nats, from the engine that sampled.
         mask: [B, T], 1 at response tokens.
         cap: the largest weight, above 0.
         level: "token" or "sequence".
@@ -97,11 +97,11 @@ def truncated_importance_weights(
         raise ValueError(f"level must be token or sequence, found {level!r}")
     if not cap > 0:
         raise ValueError(f"cap must be above 0, found {cap}")
-    log_ratio = keep(logprobs, real) - keep(rollout_logprobs, real)
+    log_ratio = zero_masked(logprobs, real) - zero_masked(rollout_logprobs, real)
     if level == "sequence":
         log_ratio = log_ratio.sum(-1, keepdim=True).expand_as(log_ratio)
-    # exp may overflow to infinity, which the cap mends; capping the log instead would round the cap itself.
-    return keep(torch.exp(log_ratio).clamp(max=cap), real)
+    # exp may overflow to infinity, which the cap fixes; capping the log instead would round the cap itself.
+    return zero_masked(torch.exp(log_ratio).clamp(max=cap), real)
 
 
 def leave_one_out_baseline(rewards: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -109,7 +109,7 @@ def leave_one_out_baseline(rewards: Tensor, mask: Tensor | None = None) -> Tenso
 
     Args:
         rewards: [P, n].
-        mask: [P, n], 0 at samples without a reward, which are no part of their group; None: all have one.
+        mask: [P, n], 0 at samples without a reward, which are left out of their group; None if all have one.
 
     Returns:
         [P, n]; the advantage is ``rewards`` minus this. 0 at masked samples.
@@ -118,22 +118,22 @@ def leave_one_out_baseline(rewards: Tensor, mask: Tensor | None = None) -> Tenso
         ValueError: not [P, n], shapes differ, or a prompt has fewer than two samples with a reward.
     """
     real, count = _groups(rewards, mask)
-    rewards = keep(rewards, real)
-    return keep((rewards.sum(1, keepdim=True) - rewards) / (count - 1), real)
+    rewards = zero_masked(rewards, real)
+    return zero_masked((rewards.sum(1, keepdim=True) - rewards) / (count - 1), real)
 
 
 def group_normalized_advantage(rewards: Tensor, scale_by_std: bool = True, mask: Tensor | None = None) -> Tensor:
     """Rewards minus their prompt's mean, over their prompt's standard deviation (GRPO, arXiv 2402.03300).
 
-    Unbiased deviation with 1e-6 added, so that a prompt whose samples all score the same teaches nothing. That
-    holds for what is passed in: scores alone. With a KL penalty among them, samples that tie would be divided
-    by the deviation of their KL (`trainer.group_advantages` takes the KL off afterwards).
+    Unbiased standard deviation plus 1e-6, so that a prompt whose samples all have the same score gets zero
+    advantages. Pass scores without the KL penalty: with it, tied samples would be divided by the deviation of
+    their KL (`Trainer` in `ppo_update.py` subtracts the KL afterwards).
     ``scale_by_std=False`` is Dr. GRPO (arXiv 2503.20783), which does not favour prompts of low variance.
 
     Args:
         rewards: [P, n].
         scale_by_std: divide by the deviation.
-        mask: [P, n], 0 at samples without a reward, which are no part of their group; None: all have one.
+        mask: [P, n], 0 at samples without a reward, which are left out of their group; None if all have one.
 
     Returns:
         [P, n]; 0 at masked samples.
@@ -142,12 +142,12 @@ def group_normalized_advantage(rewards: Tensor, scale_by_std: bool = True, mask:
         ValueError: not [P, n], shapes differ, or a prompt has fewer than two samples with a reward.
     """
     real, count = _groups(rewards, mask)
-    rewards = keep(rewards, real)
-    # From the first sample's reward, so that equal rewards become exactly 0: else the rounding of their mean,
-    # divided by a deviation of nearly 0, would pass for an advantage.
+    rewards = zero_masked(rewards, real)
+    # Subtract the first sample's reward first, so that equal rewards become exactly 0: otherwise the rounding error of
+    # their mean, divided by a deviation of nearly 0, would look like an advantage.
     first = real.int().argmax(1, keepdim=True)
-    rewards = keep(rewards - rewards.gather(1, first), real)
-    centered = keep(rewards - rewards.sum(1, keepdim=True) / count, real)
+    rewards = zero_masked(rewards - rewards.gather(1, first), real)
+    centered = zero_masked(rewards - rewards.sum(1, keepdim=True) / count, real)
     if not scale_by_std:
         return centered
     deviation = (centered.square().sum(1, keepdim=True) / (count - 1)).sqrt()
@@ -155,7 +155,7 @@ def group_normalized_advantage(rewards: Tensor, scale_by_std: bool = True, mask:
 
 
 def _groups(rewards: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which samples have a reward, [P, n], and how many of each prompt, [P, 1]."""
+    """(which samples have a reward, [P, n]; their number per prompt, [P, 1])."""
     if rewards.dim() != 2 or rewards.shape[1] < 2:
         raise ValueError(f"rewards must be [P, n] with n of at least 2, found {tuple(rewards.shape)}")
     real = real_positions(torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask, rewards)

@@ -1,4 +1,4 @@
-"""The KL to the reference, and what its coefficient does."""
+"""KL estimates, and controllers of the KL coefficient."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str, clamp: float 
     """Per-token estimates of KL(policy || reference) from tokens that the policy sampled.
 
     With log r = ref_logprobs - logprobs: k1 = -log r, k2 = (log r)^2 / 2, k3 = (r - 1) - log r
-    (Schulman, "Approximating KL divergence", 2020). k1 is unbiased and may be negative; k2 and k3 never are.
-    As a term *in the reward* k1 is right, as a *loss* k2 is, and k3 as a loss is biased (arXiv 2510.01555).
+    (Schulman, "Approximating KL divergence", 2020). k1 is unbiased and may be negative; k2 and k3 are
+    never negative. *In the reward*, k1 is correct; as a *loss*, k2 is, and k3 is biased (arXiv 2510.01555).
 
     Args:
         logprobs: any shape, nats, of the policy.
         ref_logprobs: the shape of ``logprobs``, of the reference.
         kind: "k1", "k2" or "k3".
-        clamp: if given, log r is first bounded to [-clamp, clamp]; no gradient flows beyond the bound.
+        clamp: if given, log r is first clamped to [-clamp, clamp]; no gradient flows beyond the bound.
 
     Returns:
         The shape of ``logprobs``.
@@ -47,10 +47,10 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str, clamp: float 
 
 
 class KLController:
-    """A KL coefficient that may change as training goes on.
+    """A KL coefficient that may change during training.
 
     Attributes:
-        value: the coefficient now.
+        value: the current coefficient.
     """
 
     def __init__(self, init: float) -> None:
@@ -59,23 +59,23 @@ class KLController:
         self.value = float(init)
 
     def update(self, kl: float, n: int) -> None:
-        """Take note of a mean ``kl`` (nats a sequence) over ``n`` sequences."""
+        """Update the coefficient after ``n`` sequences with a mean KL of ``kl`` nats."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, float]:
-        """What changes in training; target and horizon belong to the config."""
+        """What changes during training; target and horizon are in the config."""
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from ``state_dict()``. Raises KeyError if it is of something else."""
+        """Restore ``state_dict()``. Raises KeyError if ``value`` is missing."""
         self.value = float(state["value"])
 
 
 class FixedKLController(KLController):
-    """The coefficient that it was given."""
+    """A constant coefficient."""
 
     def update(self, kl: float, n: int) -> None:
-        """Nothing: the coefficient is fixed."""
+        """Does nothing: the coefficient is fixed."""
 
 
 class AdaptiveKLController(KLController):
@@ -84,9 +84,9 @@ class AdaptiveKLController(KLController):
     value <- value * (1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon)
 
     Args:
-        init: the first coefficient, above 0.
-        target: the KL to hold, nats a sequence.
-        horizon: the sequences over which an error of 20 %, the most that counts, moves the
+        init: the initial coefficient, above 0.
+        target: the KL to aim for, nats per sequence.
+        horizon: the number of sequences over which an error of 20 %, the maximum, changes the
             coefficient by 20 %.
 
     Raises:
@@ -95,7 +95,7 @@ class AdaptiveKLController(KLController):
 
     def __init__(self, init: float, target: float, horizon: float) -> None:
         super().__init__(init)
-        if not (init > 0 and target > 0 and horizon > 0):  # from 0, a product never rises again
+        if not (init > 0 and target > 0 and horizon > 0):  # a coefficient of 0 could never rise again
             raise ValueError(f"init, target and horizon must be above 0, found {init}, {target}, {horizon}")
         self.target = float(target)
         self.horizon = float(horizon)
@@ -108,7 +108,7 @@ class AdaptiveKLController(KLController):
                 coefficient would become 0 or negative.
         """
         if not math.isfinite(kl) or n < 1:
-            raise ValueError(f"a finite kl and n of at least 1 are needed, found kl {kl}, n {n}")
+            raise ValueError(f"kl must be finite and n at least 1, found kl {kl}, n {n}")
         error = min(max(float(kl) / self.target - 1, -0.2), 0.2)
         factor = 1 + error * n / self.horizon
         if factor <= 0:

@@ -1,4 +1,4 @@
-"""Log-probs of tokens, without a second copy of the logits."""
+"""Log-probs and entropy of tokens, without an fp32 copy of the logits."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from rlaif_cli.train.math.masked import at_least_fp32
 
-# fp32 elements (16 MiB) that one step over logits may hold: 85 rows of a 49k vocabulary, 27 of a 152k one.
+# fp32 elements (16 MiB) per block of logits: 85 rows of a 49k vocabulary, 27 of a 152k one.
 _BLOCK_ELEMENTS = 1 << 22
 
 
 def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Index pairs that cut [B, T, V] into blocks of at most ``_BLOCK_ELEMENTS``.
+    """Index pairs that divide [B, T, V] into blocks of at most ``_BLOCK_ELEMENTS``.
 
-    Both B and T are cut, rather than one flattened dimension, because ``logits[:, :-1]`` cannot be flattened
+    Both B and T are divided, rather than one flattened dimension, because ``logits[:, :-1]`` cannot be flattened
     without a copy.
     """
     batch, length, vocabulary = logits.shape
@@ -29,7 +29,7 @@ def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
 
 
 class _GatherLogprobs(torch.autograd.Function):
-    """Gathered log-softmax that keeps one fp32 number a token for the backward pass instead of V of them."""
+    """Gathered log-softmax that saves one fp32 number per token for the backward pass instead of V."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -63,7 +63,7 @@ def _check_logits(logits: Tensor, temperature: float) -> None:
 
 
 def gather_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / temperature) at ``labels``: the log-probability of each token as it was sampled.
+    """log softmax(logits / temperature) at ``labels``: the log-probability of each sampled token.
 
     Computed as the label's logit minus a logsumexp, block by block, so that no fp32 copy of all logits exists
     in the forward or the backward pass; the only thing of that size is the gradient, in the logits' own
@@ -79,7 +79,7 @@ def gather_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) ->
         [B, T] (or [N]) nats, fp32 (fp64 for fp64 logits). Differentiable once.
 
     Raises:
-        ValueError: shapes do not fit, or temperature is not above 0.
+        ValueError: shapes do not match, or temperature is not above 0.
     """
     _check_logits(logits, temperature)
     if labels.shape != logits.shape[:-1]:
@@ -104,7 +104,7 @@ def entropy_from_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
         [B, T] (or [N]) nats, from 0 to log V.
 
     Raises:
-        ValueError: logits have another number of dimensions, or temperature is not above 0.
+        ValueError: logits have the wrong number of dimensions, or temperature is not above 0.
     """
     _check_logits(logits, temperature)
     if logits.dim() == 2:

@@ -1,22 +1,4 @@
-"""The maths of training: pure functions on tensors, each with its shapes and its source.
-
-Conventions, kept by every function here:
-
-- ``B`` sequences, ``T`` positions, ``V`` vocabulary entries; ``P`` prompts with ``n`` samples each.
-- Log-probabilities, KL and entropy are in nats.
-- A mask (bool, int or float) is nonzero at real positions. Whatever stands at masked positions, NaN and
-  infinity included, reaches neither a result nor a gradient: it is replaced before any arithmetic, never
-  multiplied by zero.
-- Results are fp32 (fp64 for fp64 input), also for bf16 input: sums over thousands of tokens do not fit in 8
-  bits.
-- Scalars for logging come back as detached 0-d tensors, so that reading them is the caller's choice of when
-  to wait. For the same reason a mask without a real position is an error on a CPU alone: on a GPU the question
-  would stop the program until all work in flight is done, several times a micro-batch. There 0 / 0 gives NaN,
-  at which an optimizer step stops (`loop.clip_and_step`).
-
-Departures from the papers: none in the formulas; where implementations differ, the docstring names the one
-followed.
-"""
+"""The losses of PPO and of reward models, and scores from a judge."""
 
 from __future__ import annotations
 
@@ -26,18 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlaif_cli.train.math.masked import at_least_fp32, explained_variance, keep, masked_mean, real_positions
+from rlaif_cli.train.math.masked import at_least_fp32, explained_variance, masked_mean, real_positions, zero_masked
 
 Number = TypeVar("Number", float, Tensor)
-
-
-# --- masked statistics --------------------------------------------------------------------------------------
-
-
-# --- log-probabilities from logits --------------------------------------------------------------------------
-
-
-# --- KL -----------------------------------------------------------------------------------------------------
 
 
 # --- PPO ----------------------------------------------------------------------------------------------------
@@ -58,7 +31,7 @@ def ppo_policy_loss(
 
     Args:
         logprobs: [B, T] nats, with gradient.
-        old_logprobs: [B, T] nats, of the policy that the update started from.
+        old_logprobs: [B, T] nats, of the policy before the update.
         advantages: [B, T].
         mask: [B, T], 1 at response tokens.
         clip: epsilon, above 0.
@@ -66,21 +39,21 @@ def ppo_policy_loss(
             divides by the number of tokens.
 
     Returns:
-        The loss, 0-d, and for the log: clip_fraction (share of tokens whose gradient the clip removed),
-        approx_kl (k3 of KL(old || new), nats a token) and ratio_mean.
+        The loss, 0-d, and for logging: clip_fraction (share of tokens whose gradient the clip removed),
+        approx_kl (k3 estimate of KL(old || new), nats per token) and ratio_mean.
 
     Raises:
         ValueError: shapes differ, no token is real, or clip is not above 0.
     """
     real = real_positions(mask, logprobs, old_logprobs, advantages, *([] if weights is None else [weights]))
     _check_clip(clip)
-    log_ratio = keep(logprobs, real) - keep(old_logprobs, real)
-    advantages = keep(advantages, real)
+    log_ratio = zero_masked(logprobs, real) - zero_masked(old_logprobs, real)
+    advantages = zero_masked(advantages, real)
     ratio = torch.exp(log_ratio)
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
     losses = torch.maximum(unclipped, clipped)
-    loss = masked_mean(losses if weights is None else keep(weights, real) * losses, mask)
+    loss = masked_mean(losses if weights is None else zero_masked(weights, real) * losses, mask)
     with torch.no_grad():
         return loss, {
             "clip_fraction": masked_mean(clipped > unclipped, mask),
@@ -98,21 +71,21 @@ def ppo_value_loss(
 
     Args:
         values: [B, T] with gradient.
-        old_values: [B, T] of the value model that the update started from.
+        old_values: [B, T] of the value model before the update.
         returns: [B, T].
         mask: [B, T], 1 at response tokens.
-        clip: how far a value may usefully move in one update, above 0, in units of reward.
+        clip: how far a value may move in one update before its gradient vanishes, above 0, in units of reward.
 
     Returns:
-        The loss, 0-d, and for the log: value_clip_fraction (share of tokens where the clipped error is the
-        larger) and explained_variance (of ``returns`` by ``values``; NaN where the returns do not vary).
+        The loss, 0-d, and for logging: value_clip_fraction (share of tokens where the clipped error is the
+        larger) and explained_variance (of ``returns`` by ``values``; NaN if the returns do not vary).
 
     Raises:
         ValueError: shapes differ, no token is real, or clip is not above 0.
     """
     real = real_positions(mask, values, old_values, returns)
     _check_clip(clip)
-    values, old_values, returns = keep(values, real), keep(old_values, real), keep(returns, real)
+    values, old_values, returns = zero_masked(values, real), zero_masked(old_values, real), zero_masked(returns, real)
     near_values = torch.clamp(values, old_values - clip, old_values + clip)
     unclipped = (values - returns).square()
     clipped = (near_values - returns).square()
@@ -129,7 +102,7 @@ def _check_clip(clip: float) -> None:
         raise ValueError(f"clip must be above 0, found {clip}")
 
 
-# --- reward model and judge ---------------------------------------------------------------------------------
+# --- reward models and judges --------------------------------------------------------------------------------
 
 
 def soft_pairwise_loss(
@@ -174,7 +147,7 @@ def binary_entropy(p: Tensor) -> Tensor:
         p: any shape, in [0, 1].
 
     Returns:
-        The shape of ``p``, nats; exactly 0 at 0 and 1, and -inf (torch's ``entr``) outside of [0, 1].
+        The shape of ``p``, nats; exactly 0 at 0 and 1, and -inf (torch's ``entr``) outside [0, 1].
     """
     p = at_least_fp32(p)
     return torch.special.entr(p) + torch.special.entr(1 - p)
@@ -203,7 +176,7 @@ def expected_score(p: Tensor) -> Tensor:
 def direct_reward(score: Number) -> Number:
     """The linear map of a score from [1, 10] to [-1, 1]: (2 s - 11) / 9.
 
-    Direct RLAIF (arXiv 2309.00267) states the range and not the map; this is the linear one.
+    Direct RLAIF (arXiv 2309.00267) states the range but not the map; this is the linear one.
 
     Args:
         score: a number, or a tensor of any shape.

@@ -11,7 +11,7 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 def real_positions(mask: Tensor, *tensors: Tensor) -> Tensor:
-    """``mask`` as bool, after checking that all ``tensors`` have its shape: broadcasting here hides a bug."""
+    """``mask`` as bool, after checking that all ``tensors`` have its shape: broadcasting here would hide a bug."""
     for tensor in tensors:
         if tensor.shape != mask.shape:
             raise ValueError(
@@ -21,11 +21,11 @@ def real_positions(mask: Tensor, *tensors: Tensor) -> Tensor:
 
 
 def has_known_zero(count: Tensor) -> bool:
-    """Whether a count is 0 anywhere; never asked of a GPU, see the top."""
+    """Whether a count on the CPU is 0 anywhere. Always False on a GPU, where checking would synchronise the device."""
     return count.device.type == "cpu" and bool((count == 0).any())
 
 
-def keep(x: Tensor, real: Tensor) -> Tensor:
+def zero_masked(x: Tensor, real: Tensor) -> Tensor:
     """``x``, 0 where not ``real``: before any arithmetic, since 0 * NaN is NaN, in gradients too."""
     return at_least_fp32(x).masked_fill(~real, 0.0)
 
@@ -48,7 +48,7 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     count = real.sum(dim=dim)
     if count.numel() == 0 or has_known_zero(count):
         raise ValueError("the mean over an all-zero mask is undefined")
-    return keep(x, real).sum(dim=dim) / count
+    return zero_masked(x, real).sum(dim=dim) / count
 
 
 def masked_var(x: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
@@ -66,7 +66,7 @@ def masked_var(x: Tensor, mask: Tensor, unbiased: bool = True) -> Tensor:
         ValueError: shapes differ, no position is real, or only one is and ``unbiased``.
     """
     real = real_positions(mask, x)
-    variance = masked_mean((keep(x, real) - masked_mean(x, mask)).square(), mask)
+    variance = masked_mean((zero_masked(x, real) - masked_mean(x, mask)).square(), mask)
     if not unbiased:
         return variance
     count = real.sum()
@@ -83,7 +83,7 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     Args:
         x: any shape.
         mask: the shape of ``x``.
-        shift_mean: False keeps the mean where it was.
+        shift_mean: False keeps the mean as it was.
 
     Returns:
         The shape of ``x``.
@@ -93,8 +93,8 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     """
     real = real_positions(mask, x)
     mean = masked_mean(x, mask)
-    whiten_advantages = (keep(x, real) - mean) * torch.rsqrt(masked_var(x, mask) + 1e-8)
-    return keep(whiten_advantages if shift_mean else whiten_advantages + mean, real)
+    whitened = (zero_masked(x, real) - mean) * torch.rsqrt(masked_var(x, mask) + 1e-8)
+    return zero_masked(whitened if shift_mean else whitened + mean, real)
 
 
 @torch.no_grad()
@@ -103,17 +103,17 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         values: [B, T] predictions.
-        returns: [B, T] what was to be predicted.
+        returns: [B, T] targets.
         mask: [B, T].
 
     Returns:
-        A 0-d tensor; NaN where the returns do not vary, since there is nothing to explain.
+        A 0-d tensor; NaN if the returns do not vary, since there is nothing to explain.
 
     Raises:
         ValueError: shapes differ, or no token is real.
     """
     real = real_positions(mask, values, returns)
-    values, returns = keep(values, real), keep(returns, real)
+    values, returns = zero_masked(values, real), zero_masked(returns, real)
     total = masked_var(returns, mask, unbiased=False)
     unexplained = masked_var(returns - values, mask, unbiased=False)
     rounding = torch.finfo(returns.dtype).eps ** 2 * masked_mean(returns.square(), mask)
@@ -123,8 +123,8 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 def last_token_index(attention_mask: Tensor) -> Tensor:
     """Index of each row's last real token, for left, right or no padding.
 
-    Found from the mask and never by searching for a pad id: a pad token may be the end-of-text token, and
-    then the search finds the wrong place (trl#3750).
+    Found from the mask, never by searching for a pad id: the pad token may be the end-of-text token, and
+    then the search finds the wrong position (https://github.com/huggingface/trl/issues/3750).
 
     Args:
         attention_mask: [B, T].

@@ -1,1 +1,1 @@
-"""Models as they are trained: heads, attention, packing, adapters, precision."""
+"""Models for training: heads, attention, packing, adapters, precision."""

@@ -1,12 +1,13 @@
-"""Attention over prompts with branches, laid end to end without padding.
+"""Attention for packed sequences: prompts with branches, laid end to end without padding.
 
-Each branch attends to its prompt and itself, so the work is what the sequences need and no mask of [T, T] exists. On a
-GPU, in half precision, all branches are one call of torch's variable-length kernel; else each is a call of its own.
-Models of transformers take it through their attention interface (`attn_implementation=NAME`); calls without a
-layout, such as generation's, are plain scaled-dot-product attention.
+Each branch attends to its prompt and itself, without wasted work or a [T, T] mask. On a GPU in half precision, all
+branches are one call of torch's variable-length kernel; otherwise each is a separate call. Models from transformers use
+it through the attention interface (`attn_implementation=NAME`). Calls without a layout, such as those of generation,
+get ordinary scaled-dot-product attention.
 
-What a model may ask of its attention is a closed list: sliding windows, caps on the scores (Gemma 2, arXiv 2408.00118)
-and sinks (gpt-oss; Xiao et al., arXiv 2309.17453) are computed; whatever is on neither list below is refused.
+Only a closed list of attention features is supported: sliding windows, soft caps on the scores (Gemma 2, arXiv
+2408.00118) and sinks (gpt-oss; Xiao et al., arXiv 2309.17453). Any argument that is neither one of these nor in
+`_IGNORED_ARGUMENTS` is refused.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from rlaif_cli.errors import ModelError
 from rlaif_cli.train.nn.packing import Layout
 
 NAME = "rlaif_branches"
-_SHORT = 512  # keys up to which the scores of all heads are held in memory
-# Arguments of an attention call that say nothing about what a token sees: positions and caches are in the layout, and
-# dropout is off (`models.py`). Any other one that is not None is refused: to ignore it would be another model.
+_SHORT = 512  # up to this many keys, the scores of all heads may be held in memory
+# Arguments of an attention call that do not change what a token sees: the layout has the positions, there is no cache,
+# and dropout is off (`heads.py`). Any other argument that is not None is refused: ignoring it would change the model.
 _IGNORED_ARGUMENTS = frozenset(
     {
         "cache_position",
@@ -44,36 +45,36 @@ _IGNORED_ARGUMENTS = frozenset(
         "use_cache",
     }
 )
-# Fewer heads of keys than of queries: the kernel always took them, and later versions of torch want to be told.
+# Fewer key heads than query heads: the kernel always supported this, but newer versions of torch need the option.
 _GQA_OPTIONS: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 def register() -> str:
-    """Make `NAME` known to transformers; returns it."""
+    """Register this attention with transformers and return its `NAME`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     if NAME not in AttentionInterface():
-        # The layers around it may be compiled: the layout is data, and no part of their program.
+        # Not compiled, even if the layers around it are: the layout is data, not part of the graph.
         AttentionInterface.register(NAME, torch.compiler.disable(_attention))
         AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
 
 
 def placeholder_mask(device: torch.device | str) -> Tensor:
-    """Stands for the mask that the layout makes needless; one with four dimensions is not touched by transformers."""
+    """A dummy mask, since the layout replaces it; transformers passes 4-dimensional masks through unchanged."""
     return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a layer asks of its attention beside causality.
+    """Attention features of a layer, besides causality.
 
     Attributes:
-        scale: of the scores; None: 1 / sqrt(d).
-        window: keys that a query sees, itself among them; None: all.
+        scale: factor on the scores; None for 1 / sqrt(d).
+        window: number of keys that a query sees, including its own; None for all.
         softcap: scores s become softcap * tanh(s / softcap).
-        sinks: [heads]; the score of a key that every query sees and that has no value.
+        sinks: [heads]; the score of an extra key that every query sees and that has no value.
     """
 
     scale: float | None = None
@@ -83,7 +84,7 @@ class Rules:
 
     @property
     def fusable(self) -> bool:
-        """Whether a fused kernel computes it."""
+        """Whether a fused kernel supports it."""
         return self.softcap is None and self.sinks is None
 
 
@@ -100,7 +101,7 @@ def _attention(
     s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """query [B, heads, Q, d], key and value [B, key heads, K, d] -> [B, Q, heads, d]; by a layout B = 1, Q = K = T."""
+    """query [B, heads, Q, d], key and value [B, kv heads, K, d] -> [B, Q, heads, d]; B = 1, Q = K = T with a layout."""
     rules = Rules(scaling, sliding_window or None, softcap or None, s_aux)
     if layout is None and rules.fusable:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -109,8 +110,8 @@ def _attention(
         return output, None
     if layout is not None:
         _refuse(options)
-        query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotated ones come in fp32
-        if _kernel_takes(query, value) and rules.fusable:
+        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotary outputs in fp32
+        if _kernel_supports(query, value) and rules.fusable:
             return varlen_branch_attention(query, key, value, layout, rules), None
     repeats = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(repeats, dim=1) if repeats > 1 else x for x in (key, value))
@@ -120,10 +121,10 @@ def _attention(
     return branch_attention(query, key, value, layout, rules).transpose(1, 2).contiguous(), None
 
 
-# ------------------------------------------------------------------------------------------------ one call for all
+# ------------------------------------------------------------------------------------------------ one kernel call
 
 
-def _kernel_takes(query: Tensor, value: Tensor) -> bool:
+def _kernel_supports(query: Tensor, value: Tensor) -> bool:
     size = query.shape[3]
     if not query.is_cuda or query.dtype == torch.float32 or torch.cuda.get_device_capability(query.device) < (8, 0):
         return False
@@ -132,12 +133,12 @@ def _kernel_takes(query: Tensor, value: Tensor) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class VarlenInputs:
-    """The sequences of a layout, for a kernel that takes them end to end: the queries as they lie, the keys gathered.
+    """A layout as arguments of a variable-length kernel; the queries stay in place, the keys are gathered.
 
     Attributes:
-        keys: [K]; the places in T of the keys that every sequence sees, one sequence after the other.
-        query_offsets, key_offsets: [sequences + 1] int32, where each begins and ends.
-        max_query_length, max_key_length: tokens.
+        keys: [K]; indices in T of the keys that each sequence sees, one sequence after another.
+        query_offsets, key_offsets: [sequences + 1] int32; cumulative lengths, from 0.
+        max_query_length, max_key_length: in tokens.
     """
 
     keys: Tensor
@@ -147,19 +148,19 @@ class VarlenInputs:
     max_key_length: int
 
 
-@lru_cache(maxsize=2)  # every layer asks for the same
+@lru_cache(maxsize=2)  # all layers share the result
 def varlen_inputs(layout: Layout, device: torch.device) -> VarlenInputs:
     queries, keys = zip(*_sequences(layout), strict=True)
-    key_lengths = [len(places) for places in keys]
+    key_lengths = [len(indices) for indices in keys]
     query_offsets, key_offsets = (
-        torch.tensor([0, *accumulate(of)], dtype=torch.int32, device=device) for of in (queries, key_lengths)
+        torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device) for lengths in (queries, key_lengths)
     )
-    places = torch.tensor([place for sequence in keys for place in sequence], device=device)
-    return VarlenInputs(places, query_offsets, key_offsets, max(queries), max(key_lengths))
+    indices = torch.tensor([index for sequence in keys for index in sequence], device=device)
+    return VarlenInputs(indices, query_offsets, key_offsets, max(queries), max(key_lengths))
 
 
 def _sequences(layout: Layout) -> Iterator[tuple[int, list[int]]]:
-    """(queries, places of the keys) of every sequence; the first branch and its prompt are one."""
+    """(number of queries, indices of the keys) of every sequence; a prompt and its first branch are one sequence."""
     start = 0
     for prompt, first, *rest in layout.groups:
         shared, end = [*range(start, start + prompt)], start + prompt + first
@@ -173,13 +174,13 @@ def _sequences(layout: Layout) -> Iterator[tuple[int, list[int]]]:
 def varlen_branch_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules = Rules()
 ) -> Tensor:
-    """What `branch_attention` computes by plain rules, as [1, T, heads, d]; key and value may have fewer heads.
+    """`branch_attention` for fusable rules, as [1, T, heads, d]; key and value may have fewer heads.
 
-    bf16 or fp16, CUDA.
+    Needs bf16 or fp16 on CUDA.
     """
     at = varlen_inputs(layout, query.device)
     key, value = (x[0].transpose(0, 1).index_select(0, at.keys) for x in (key, value))
-    # Where a sequence has fewer queries than keys, they are its last ones. The kernel's window leaves out the query.
+    # If a sequence has fewer queries than keys, they are its last tokens. The kernel's window excludes the query.
     before = -1 if rules.window is None else rules.window - 1
     output: Any = varlen_attn(
         query[0].transpose(0, 1), key, value, at.query_offsets, at.key_offsets, at.max_query_length, at.max_key_length,
@@ -189,12 +190,12 @@ def varlen_branch_attention(
     return attended
 
 
-# ------------------------------------------------------------------------------------------------ a call for each
+# ------------------------------------------------------------------------------------------------ a call per branch
 
 
 def branch_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rules: Rules = Rules()) -> Tensor:
-    """Causal attention in which a branch sees its prompt and itself. All [1, heads, T, d]."""
-    # The first branch starts where the prompt ends: together they are one causal sequence.
+    """Causal attention in which each branch sees its prompt and itself. All tensors are [1, heads, T, d]."""
+    # The prompt and its first branch are contiguous, so together they are one causal sequence.
     lengths = [length for prompt, first, *rest in layout.groups for length in (prompt + first, *rest)]
     pieces = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     outputs = []
@@ -210,13 +211,13 @@ def branch_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, 
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, rules: Rules = Rules()) -> Tensor:
-    """[1, heads, Q, d] over two [1, heads, K, d] -> [1, heads, Q, d]; the queries are the last ones of the keys."""
+    """query [1, heads, Q, d], key and value [1, heads, K, d] -> [1, heads, Q, d]; the queries are the last Q tokens."""
     queries, keys, scale = query.shape[2], key.shape[2], rules.scale
     window = rules.window if rules.window is not None and rules.window < keys else None
     if not rules.fusable:
         return _explicit_attention(query, key, value, _visible(queries, keys, query.device, window), rules)
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and keys <= _SHORT:
-        # Three plain products: torch's fused kernel is slow at bf16 gradients on a CPU (docs/benchmarks.md).
+        # Explicit matrix products: torch's fused kernel has slow bf16 gradients on a CPU (docs/benchmarks.md).
         mask = _additive_mask(queries, keys, query.dtype, window)
         scores = torch.baddbmm(mask, query[0], key[0].transpose(1, 2), alpha=scale or query.shape[3] ** -0.5)
         return torch.bmm(scores.softmax(-1), value[0])[None]
@@ -227,7 +228,10 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, rules: Rules = R
 
 
 def _explicit_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, rules: Rules) -> Tensor:
-    """Rules that no fused kernel has. [B, heads, Q, d] over two [B, heads, K, d]; visible [..., Q, K] bool."""
+    """For rules that no fused kernel supports.
+
+    query [B, heads, Q, d], key and value [B, heads, K, d], visible [..., Q, K] bool -> [B, heads, Q, d].
+    """
     scale = query.shape[3] ** -0.5 if rules.scale is None else rules.scale
     scores = query @ key.transpose(2, 3) * scale
     if rules.softcap is not None:
@@ -241,19 +245,21 @@ def _explicit_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tens
 
 
 def _visible(queries: int, keys: int, device: torch.device, window: int | None = None) -> Tensor:
-    """[queries, keys] bool: what each query may see, the queries being the last ones of the keys."""
+    """[queries, keys] bool: which keys each query sees; the queries are the last tokens of the keys."""
     visible = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     return visible if window is None else visible.triu(keys - queries - window + 1)
 
 
 @lru_cache(maxsize=512)
 def _additive_mask(queries: int, keys: int, dtype: torch.dtype, window: int | None) -> Tensor:
-    """[queries, keys]: 0 where a query may look, -inf where it may not."""
+    """[queries, keys]: 0 where a query sees a key, -inf elsewhere."""
     visible = _visible(queries, keys, torch.device("cpu"), window)
     return torch.zeros(queries, keys, dtype=dtype).masked_fill(~visible, float("-inf"))
 
 
 def _refuse(options: dict[str, Any]) -> None:
-    asked = sorted(name for name, value in options.items() if value is not None and name not in _IGNORED_ARGUMENTS)
-    if asked:
-        raise ModelError(f"the model's attention uses {', '.join(asked)}, which training does not support")
+    unsupported = sorted(
+        name for name, value in options.items() if value is not None and name not in _IGNORED_ARGUMENTS
+    )
+    if unsupported:
+        raise ModelError(f"the model's attention uses {', '.join(unsupported)}, which training does not support")

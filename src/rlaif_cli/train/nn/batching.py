@@ -1,4 +1,4 @@
-"""Sequences in batches that fit the memory."""
+"""Split a batch over the processes, and each share into micro-batches that fit in memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from rlaif_cli.train.parallel.distributed import rank, world_size
 
 
 def micro_batches(groups: Sequence[Group], token_budget: int) -> Iterator[tuple[list[int], float]]:
-    """This process's (indices of groups, weight): weight 1; 0 where the others have more of them.
+    """This process's micro-batches: (indices of groups, weight). The weight is 1, or 0 for padding.
 
-    All processes go through the model equally often, because each pass gathers weights from all.
+    All processes get the same number of micro-batches, because every forward pass is a collective when weights are
+    sharded.
     """
     yield from distribute(groups, token_budget, world_size())[rank()]

@@ -1,7 +1,7 @@
-"""The forward passes that training is made of: log-probs of responses, rewards and values of packed sequences.
+"""The forward passes of training: log-probs of responses, and rewards and values of packed sequences.
 
-What is computed is the model's own: log-probs are those of its `forward`, with whatever that does to its logits (a
-scale, a cap, one more norm). A model that cannot take packed sequences (`selftest.py` finds out) reads one at a time.
+Log-probs come from the model's own `forward`, including whatever it does to its logits (a scale, a cap, another norm).
+A model that cannot take packed sequences (see `selftest.py`) gets one sequence at a time.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from rlaif_cli.train.parallel.distributed import with_gathered_weights
 
 
 def packs(model: Any) -> bool:
-    """Whether the model takes packed sequences: it was given the attention for them."""
+    """Whether the model takes packed sequences, that is, whether `selftest` gave it the attention for them."""
     return bool(_module(model).config._attn_implementation == attention.NAME)
 
 
 @with_gathered_weights
 def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
-    """log p of every response token, [B, n, R], nats; 0 at padding. Logits are made at real response tokens only."""
+    """log p of every response token, [B, n, R], nats; 0 at padding. Computes logits only at real response tokens."""
     mask = batch.response_mask
     module = model.activate() if isinstance(model, Adapted) else model
     if packs(model):
@@ -39,7 +39,7 @@ def response_logprobs(model: Any, batch: Packed, temperature: float) -> Tensor:
 
 @with_gathered_weights
 def rewards(model: Any, batch: Packed) -> Tensor:
-    """The reward of every branch, [B, n]: the head at its last token, found from its place, not from a pad id."""
+    """The reward of every branch, [B, n]: the head's output at its last token, found by position, not by a pad id."""
     batch = batch if packs(model) else batch.split_branches()
     return _scored(model, hidden_states(model, batch)[batch.last])
 
@@ -52,7 +52,7 @@ def values(model: Any, batch: Packed) -> Tensor:
 
 
 def hidden_states(model: Any, batch: Packed) -> Tensor:
-    """[T, d]: the body's last hidden states; of `split_branches()` where the model cannot pack."""
+    """The body's last hidden states, [T, d]. For a model that cannot pack, `batch` comes from `split_branches()`."""
     module = model.activate() if isinstance(model, Adapted) else model
     body = getattr(module, module.base_model_prefix)
     if packs(model):
@@ -68,13 +68,13 @@ def _module(model: Any) -> Any:
 
 
 def _packing(batch: Packed) -> dict[str, Any]:
-    """What a forward pass needs to know about packed sequences, beside their tokens."""
+    """The arguments of a forward pass over packed sequences, besides the tokens."""
     mask = attention.placeholder_mask(batch.input_ids.device)
     return {"attention_mask": mask, "position_ids": batch.position_ids, "layout": batch.layout}
 
 
 def _sequences(batch: Packed) -> list[tuple[Tensor, int]]:
-    """(token ids [1, L], tokens of its prompt) of every branch with its prompt, in the order of [B, n]."""
+    """(token ids [1, L], prompt length) of every branch with its prompt, in the order of [B, n]."""
     batch = batch.split_branches()
     groups = batch.layout.groups
     return [
@@ -83,23 +83,23 @@ def _sequences(batch: Packed) -> list[tuple[Tensor, int]]:
 
 
 def _sequence_logprobs(model: Any, ids: Tensor, prompt: int, temperature: float) -> Tensor:
-    """Of the tokens after the prompt, [L - prompt]."""
+    """Log-probs of the tokens after the prompt, [L - prompt]."""
     predictors = torch.arange(prompt - 1, ids.shape[1] - 1, device=ids.device)
     return gather_logprobs(_logits(model, ids, predictors), ids[0, prompt:], temperature)
 
 
-def _logits(model: Any, ids: Tensor, places: Tensor, **packing: Any) -> Tensor:
-    """The model's own logits at `places` of ids [1, T]: [places, V]."""
-    # `forward`, not a call: a sharded model's weights are gathered already, around `distributed.with_gathered_weights`.
+def _logits(model: Any, ids: Tensor, positions: Tensor, **packing: Any) -> Tensor:
+    """The model's own logits at `positions` of ids [1, T]: [positions, V]."""
+    # `forward`, not a call: `with_gathered_weights` has already gathered a sharded model's weights.
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        logits: Tensor = model.forward(input_ids=ids, use_cache=False, logits_to_keep=places, **packing).logits[0]
+        logits: Tensor = model.forward(input_ids=ids, use_cache=False, logits_to_keep=positions, **packing).logits[0]
         return logits
-    every: Tensor = model.forward(input_ids=ids, use_cache=False, **packing).logits[0]
-    return every[places]
+    logits = model.forward(input_ids=ids, use_cache=False, **packing).logits[0]
+    return logits[positions]
 
 
 def _scored(model: Any, states: Tensor) -> Tensor:
-    """The head, in fp32: rewards are compared by their differences, and bf16 holds three digits."""
+    """The head's output, in fp32: rewards matter by their differences, and bf16 has only three digits."""
     weight, bias = model.score.weight.float(), model.score.bias
     with torch.autocast(states.device.type, enabled=False):
         score = torch.nn.functional.linear(states.float(), weight, None if bias is None else bias.float())

@@ -1,4 +1,4 @@
-"""Causal LMs, and reward and value models on top of them: loaded, checked by a short trial, and made ready to train."""
+"""Load causal LMs, and reward and value models built on them, check them with `selftest`, and prepare them to train."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
     "with_checkpointing_and_compile",
 ]
 
-# What makes two passes over the same tokens differ: rollout and update must see the same network.
+# Settings that make two passes over the same tokens differ: rollout and update must see the same network.
 _RANDOM = re.compile(r".*(drop(out|_?path|_?rate|$)|pdrop|layerdrop|jitter).*")
 
 
@@ -42,15 +42,15 @@ def device() -> torch.device:
 
 
 def load_policy(path: Path, dtype: torch.dtype = torch.float32, target: torch.device | None = None) -> Any:
-    """A causal LM; float32 weights where it will be trained (autocast computes in bf16).
+    """Load a causal LM. Use float32 weights for training (autocast computes in bf16).
 
     Raises:
-        ModelError: it cannot be loaded, or is of a kind that cannot be trained here (see `selftest`).
+        ModelError: it cannot be loaded, or its architecture cannot be trained (see `selftest`).
     """
     from transformers import AutoModelForCausalLM
 
     config = _without_randomness(load_config(path))
-    return _ready(load(AutoModelForCausalLM, path, config=config, dtype=dtype), path, target)
+    return _prepare(load(AutoModelForCausalLM, path, config=config, dtype=dtype), path, target)
 
 
 def new_reward_model(
@@ -59,7 +59,7 @@ def new_reward_model(
     """A reward model with a fresh head on the checkpoint's body: N(0, 1/(d+1)), in fp32 (arXiv 2403.17031).
 
     Raises:
-        ModelError: see `load_policy`; or transformers has no reward models with such a body.
+        ModelError: see `load_policy`; or transformers has no reward model of this architecture.
     """
     model = _with_head(path, frozenset({"score.weight"}), dtype, num_labels=1)
     weight = model.score.float().weight
@@ -67,22 +67,22 @@ def new_reward_model(
     with torch.no_grad():
         fresh = torch.randn(weight.shape, generator=generator) / (weight.shape[1] + 1) ** 0.5
         weight.copy_(fresh.to(weight))
-    return _ready(model, path, target)
+    return _prepare(model, path, target)
 
 
 def load_reward_model(path: Path, dtype: torch.dtype = torch.float32, target: torch.device | None = None) -> Any:
-    """A trained reward model, its head in fp32.
+    """Load a trained reward model, with its head in fp32.
 
     Raises:
-        ModelError: the folder is no one-label sequence-classification checkpoint with a trained head. transformers
-            would make a random head without an error, and every reward would be noise.
+        ModelError: the folder is not a one-label sequence-classification checkpoint with a trained head. transformers
+            would silently initialise a random head, and every reward would be noise.
     """
     check_reward_model(path)
     model = _with_head(path, frozenset(), dtype)
-    if dtype != torch.float32:  # loading has rounded it
+    if dtype != torch.float32:  # loading rounded the head; restore its stored precision
         stored = stored_tensors(path, "score.")
         model.score.float().load_state_dict({name.removeprefix("score."): tensor for name, tensor in stored.items()})
-    return _ready(model, path, target)
+    return _prepare(model, path, target)
 
 
 def _with_head(path: Path, fresh: frozenset[str], dtype: torch.dtype, **options: Any) -> Any:
@@ -93,22 +93,22 @@ def _with_head(path: Path, fresh: frozenset[str], dtype: torch.dtype, **options:
     hint = "docs/models.md lists the kinds of models that can be trained"
     if type(config) not in known:
         raise ModelError(
-            f"transformers has no reward models of this kind ({config.model_type})",
+            f"transformers has no reward model of this kind ({config.model_type})",
             where=str(path),
-            hint=f"a reward model on another base; ppo without a value model: --advantage rloo ({hint})",
+            hint=f"use another base for the reward model; ppo --advantage rloo needs no value model ({hint})",
         )
     with torch.device("meta"):
         head = getattr(AutoModelForSequenceClassification.from_config(config), "score", None)
     if not isinstance(head, nn.Linear):
-        what = f"the head of this kind of model ({config.model_type}) is not one linear layer on the last token"
+        what = f"the head of this kind of model ({config.model_type}) is not a single linear layer on the last token"
         raise ModelError(what, where=str(path), hint=hint)
     return load(AutoModelForSequenceClassification, path, fresh=fresh, config=config, dtype=dtype)
 
 
 def _without_randomness(config: Any) -> Any:
-    """The config, and those inside it, with every dropout and jitter at 0.
+    """Set every dropout and jitter in a config and its sub-configs to 0.
 
-    Before the model is built: many hold the number in a layer, and apply it by a function and not by a module.
+    Done before the model is built, because many layers store the rate and apply it with a function, not a module.
     """
     for part in selftest.configs(config):
         for name, value in part.to_dict().items():
@@ -116,12 +116,12 @@ def _without_randomness(config: Any) -> Any:
                 setattr(part, name, 0.0)
         part.use_cache = False
         if getattr(part, "output_router_logits", False):
-            part.output_router_logits = False  # only for a loss that is not trained on
+            part.output_router_logits = False  # only for the load-balancing loss, which is not used here
     return config
 
 
-def _ready(model: Any, path: Path, target: torch.device | None) -> Any:
-    """On its device (or `target`), with no randomness, and the attention that `selftest` finds right for it."""
+def _prepare(model: Any, path: Path, target: torch.device | None) -> Any:
+    """Move the model to `target` (default: `device()`), disable dropout, and select its attention with `selftest`."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -130,11 +130,11 @@ def _ready(model: Any, path: Path, target: torch.device | None) -> Any:
     return model
 
 
-# ------------------------------------------------------------------------------------------------ what is trained
+# ------------------------------------------------------------------------------------------------ training
 
 
 def trainable(model: Any, config: TrainConfig) -> Any:
-    """Ready for training: all of its weights, or its head and new adapters on the rest."""
+    """Prepare a model for training: all of its weights, or with LoRA new adapters and its head."""
     if config.lora_rank:
         lora.add(model, "trained", config)
         if hasattr(model, "score"):
@@ -143,20 +143,20 @@ def trainable(model: Any, config: TrainConfig) -> Any:
 
 
 def with_checkpointing_and_compile(model: Any, config: TrainConfig) -> Any:
-    """With gradient checkpointing and compiled layers, where they are asked for."""
+    """Enable gradient checkpointing and compile the layers, if the config says so."""
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
-            raise ModelError("--compile does not find the layers of this model", hint="train without it")
-        for layer in layers:  # all are one program, compiled once, for any number of tokens
+            raise ModelError("--compile cannot find the layers of this model", hint="train without --compile")
+        for layer in layers:  # compiled once for all layers and any number of tokens
             layer.compile(dynamic=True)
     return model
 
 
 def trained_parameters(model: Any) -> dict[str, nn.Parameter]:
-    """By name; a tied one stands once (`named_parameters` skips repeats)."""
+    """Trained parameters by name; tied ones appear once (`named_parameters` skips repeats)."""
     if isinstance(model, Adapted):
         return model.trained_parameters()
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

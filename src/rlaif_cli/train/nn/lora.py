@@ -1,7 +1,7 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685), by peft: low-rank adapters on a body that stays as it was.
+"""LoRA (Hu et al. 2021, arXiv 2106.09685), with peft: low-rank adapters on a frozen body.
 
-In PPO the policy and the value model are adapters on one body, the reference is that body without one, and a reward
-model that was trained on the same body is one more adapter: all together they need about one model's memory.
+In PPO the policy and the value model are adapters on one shared body, the reference is that body without an adapter,
+and a reward model that was trained on the same body is another adapter. Together they need about one model's memory.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from rlaif_cli.errors import ModelError, RlaifError
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.models.resolve import resolve_model
 
-ADAPTER = "adapter"  # the folder beside the merged weights
+ADAPTER = "adapter"  # subfolder of the checkpoint with the merged weights
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."  # of peft's files
+_PREFIX = "base_model.model."  # in peft's files
 
 
 def add(model: Any, name: str, config: TrainConfig) -> None:
-    """Freeze `model`; give the linear layers of its body a new adapter, which changes nothing before it is trained."""
+    """Freeze `model` and add a new adapter to the linear layers of its body; untrained, it changes nothing."""
     _inject(model, name, _lora(model, config.lora_rank, config.lora_alpha or 2 * config.lora_rank))
 
 
@@ -38,17 +38,17 @@ def _lora(model: Any, rank: int, alpha: int) -> LoraConfig:
     linear = adapted or [path for path, module in body.named_modules() if isinstance(module, nn.Linear)]
     targets = sorted({path.rpartition(".")[2] for path in linear})
     if not targets:
-        raise ModelError("LoRA needs linear layers, and the model's body has none", hint="train without --lora-rank")
+        raise ModelError("LoRA needs linear layers, but the model's body has none", hint="train without --lora-rank")
     return LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
 
 
 def _inject(model: Any, name: str, lora: LoraConfig) -> None:
     model.requires_grad_(False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several on one body: that is the point
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters on one body are intended
         inject_adapter_in_model(lora, model, adapter_name=name)
     for parameter in _own(model, name).values():
-        parameter.data = parameter.data.float()  # trained, so fp32 as all that is trained
+        parameter.data = parameter.data.float()  # all trained weights are fp32
         parameter.requires_grad_(True)
 
 
@@ -63,12 +63,12 @@ def _layers(model: Any) -> Iterator[tuple[str, LoraLayer]]:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A model that shares its body with others: the body with one adapter, and perhaps a head of its own.
+    """A model that shares its body with others: the body with one adapter, and optionally its own head.
 
     Attributes:
         shared: the model whose linear layers hold the adapters.
-        adapter: its name; None: the body as it was.
-        score: a reward or value head.
+        adapter: its name; None for the body without an adapter.
+        score: a reward or value head, or None.
     """
 
     shared: Any
@@ -76,7 +76,7 @@ class Adapted:
     score: nn.Linear | None = None
 
     def activate(self) -> Any:
-        """The shared model, ready to compute as this one; its backward pass comes before another model's turn."""
+        """Switch the shared model to this adapter. Run the backward pass before activating another one."""
         for _, layer in _layers(self.shared):
             layer.enable_adapters(self.adapter is not None)
             if self.adapter is not None:
@@ -88,7 +88,7 @@ class Adapted:
         return own | ({f"score.{name}": p for name, p in self.score.named_parameters()} if self.score else {})
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of the whole model as if there were no adapters: each one's product added to its layer."""
+        """(name, tensor) of the whole model with the adapter merged into its layers."""
         layers = dict(_layers(self.shared))
         for key, parameter in self.shared.named_parameters():
             name = key.replace(".base_layer.", ".")
@@ -103,20 +103,20 @@ class Adapted:
 
 
 def merge(model: Any) -> Any:
-    """A plain model: the adapter added to the weights. What shared the body with it is gone."""
+    """Merge the adapter into the weights and return the model without adapters; others on the same body are lost."""
     shared, name, _ = _parts(model)
     for path, layer in list(_layers(shared)):
-        plain = layer.get_base_layer().float()
+        base = layer.get_base_layer().float()
         layer.merge(adapter_names=[name])
-        shared.set_submodule(path, plain)
+        shared.set_submodule(path, base)
     return shared
 
 
 def save(model: Any, base_name: str, folder: Path) -> None:
-    """The adapter, and a head that was trained with it, in peft's own format, for tools that load such.
+    """Save the adapter, and the head trained with it if any, in peft's format.
 
     Args:
-        base_name: the model that it belongs to, as the user called it.
+        base_name: the base model, as the user named it.
     """
     shared, name, head = _parts(model)
     layer = next(_layers(shared))[1]
@@ -131,7 +131,7 @@ def save(model: Any, base_name: str, folder: Path) -> None:
 
 
 def load(model: Any, name: str, folder: Path) -> dict[str, Tensor]:
-    """Give `model` the adapter of a folder that `save` wrote; returns its head's tensors, by name."""
+    """Add the adapter that `save` wrote to `model`; returns its head's tensors by name."""
     _inject(model, name, LoraConfig.from_pretrained(str(folder)))
     own, head = _own(model, name), {}
     for key, tensor in load_file(folder / _WEIGHTS).items():
@@ -145,20 +145,20 @@ def load(model: Any, name: str, folder: Path) -> dict[str, Tensor]:
 
 
 def adapter_of_base(checkpoint: Path, base: Path) -> Path | None:
-    """The adapter that a checkpoint was merged from, where it belongs to `base`: the same weights by their hash."""
+    """The adapter folder of a checkpoint, if it was trained on `base` (compared by the hash of the weights)."""
     folder = checkpoint / ADAPTER
     if not (folder / _CONFIG).is_file():
         return None
     try:
         theirs = resolve_model(str(LoraConfig.from_pretrained(str(folder)).base_model_name_or_path))
         same = theirs == base or checkpoint_hash(theirs) == checkpoint_hash(base)
-    except RlaifError:  # the base is not there any more under that name
+    except RlaifError:  # the base no longer exists under that name
         return None
     return folder if same else None
 
 
 def _parts(model: Any) -> tuple[Any, str, nn.Linear | None]:
-    """The module with the adapters, the adapter's name, the head."""
+    """(the module with the adapters, the adapter's name, the head)."""
     if isinstance(model, Adapted):
         return model.shared, str(model.adapter), model.score
     return model, next(_layers(model))[1].active_adapters[0], getattr(model, "score", None)

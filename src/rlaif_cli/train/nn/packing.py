@@ -1,8 +1,8 @@
-"""Sequences that share a prompt compute it once: [prompt | response 1 | response 2 | … | next prompt | …], no padding.
+"""Packing with prefix sharing: [prompt | response 1 | response 2 | … | next prompt | …], without padding.
 
-A reward model's pair and a policy's group of rollouts are the same thing here: a prompt with branches. Positions
-restart at every branch and attention keeps branches apart (`attention.py`), so each sees what it would see alone
-(after prefix sharing, arXiv 2410.20305).
+Responses to the same prompt share it, so that it is computed once (after arXiv 2410.20305). A reward model's pair and a
+policy's group of rollouts are both a prompt with branches. Every branch's positions continue from the end of its
+prompt, and attention keeps branches separate (`attention.py`), so each branch sees exactly what it would see alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A prompt and the responses to it, as token ids."""
+    """A prompt and its responses, as token ids."""
 
     prompt: Sequence[int]
     responses: Sequence[Sequence[int]]
@@ -28,10 +28,9 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Per group: tokens of its prompt, then of each branch.
+    """Per group: the length of its prompt, then of each branch, in tokens.
 
-    An object and no tuple: torch.compile takes a tuple's numbers for a part of the program, and compiles it again for
-    every batch.
+    An object, not a bare tuple: torch.compile treats a tuple's numbers as constants and recompiles for every batch.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -39,16 +38,16 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Groups ready for a model: T tokens of B groups, n branches each, of at most R response tokens.
+    """Packed groups: T tokens in B groups of n branches, each of at most R response tokens.
 
     Attributes:
-        layout: where the prompts and branches lie in T.
+        layout: the lengths of the prompts and branches, in the order of T.
         input_ids: [1, T].
         position_ids: [1, T]; every branch continues from the end of its prompt.
         response_ids: [B, n, R].
         response_mask: [B, n, R] bool; False is padding.
-        predictor: [B, n, R]; the position in T whose output predicts this response token.
-        last: [B, n]; the position of the branch's last token.
+        predictor: [B, n, R]; the index in T whose output predicts this response token.
+        last: [B, n]; the index in T of the branch's last token.
     """
 
     layout: Layout
@@ -63,7 +62,7 @@ class Packed:
         return Packed(self.layout, *(getattr(self, name).to(device) for name in self.__slots__[1:]))
 
     def split_branches(self) -> Packed:
-        """The same branches, each with a prompt of its own: for models that read one sequence at a time."""
+        """The same branches, each with its own copy of the prompt: for models that cannot pack."""
         ids: list[Tensor] = []
         positions: list[Tensor] = []
         groups = []
@@ -91,16 +90,16 @@ class Packed:
 
 
 def pack(groups: Sequence[Group]) -> Packed:
-    """Lay out groups of equally many responses.
+    """Pack groups with the same number of responses each.
 
     Raises:
         ValueError: a prompt or response is empty, or the groups differ in their number of responses.
     """
     branches = len(groups[0].responses)
     if any(len(group.responses) != branches for group in groups):
-        raise ValueError("groups packed together need the same number of responses")
+        raise ValueError("groups packed together must have the same number of responses")
     if any(not group.prompt or not all(group.responses) for group in groups):
-        raise ValueError("a prompt or a response holds no tokens")
+        raise ValueError("a prompt or a response has no tokens")
     shape = (len(groups), branches, max(len(response) for group in groups for response in group.responses))
     response_ids, predictor = torch.zeros(2, *shape, dtype=torch.long).unbind()
     response_mask = torch.zeros(shape, dtype=torch.bool)
@@ -126,9 +125,9 @@ def pack(groups: Sequence[Group]) -> Packed:
 
 
 def micro_batches(groups: Sequence[Group], token_budget: int) -> Iterator[list[int]]:
-    """Indices of groups that go through the model together, in order: at most `token_budget` tokens.
+    """Indices of groups, in order, in batches of at most `token_budget` tokens.
 
-    A group that is larger than the budget goes alone.
+    A group larger than the budget is a batch by itself.
     """
     batch: list[int] = []
     tokens = 0
@@ -143,11 +142,11 @@ def micro_batches(groups: Sequence[Group], token_budget: int) -> Iterator[list[i
 
 
 def distribute(groups: Sequence[Group], token_budget: int, parts: int) -> list[list[tuple[list[int], float]]]:
-    """Micro-batches dealt out over `parts` processes, which get about equally many tokens.
+    """Distribute micro-batches over `parts` processes, balanced by tokens.
 
     Returns:
-        For each process (indices of groups, weight), equally many for all: the weight is 1, or 0 where a small group
-        stands once more, to fill up.
+        For each process its micro-batches, (indices of groups, weight); the same number for all. The weight is 1, or 0
+        for a repeated small group that only pads the list.
     """
     shares: list[list[int]] = [[] for _ in range(parts)]
     loads = [0] * parts
@@ -155,10 +154,10 @@ def distribute(groups: Sequence[Group], token_budget: int, parts: int) -> list[l
         part = loads.index(min(loads))
         shares[part].append(index)
         loads[part] += groups[index].tokens
-    dealt = []
+    distributed = []
     for share in map(sorted, shares):
         batches = micro_batches([groups[i] for i in share], token_budget)
-        dealt.append([([share[i] for i in batch], 1.0) for batch in batches])
+        distributed.append([([share[i] for i in batch], 1.0) for batch in batches])
     smallest = min(range(len(groups)), key=lambda i: groups[i].tokens)
-    passes = max(map(len, dealt))
-    return [batches + [([smallest], 0.0)] * (passes - len(batches)) for batches in dealt]
+    passes = max(map(len, distributed))
+    return [batches + [([smallest], 0.0)] * (passes - len(batches)) for batches in distributed]

@@ -1,8 +1,8 @@
-"""How a model is trained: on packed sequences, one sequence at a time, or not at all. Found by trying it.
+"""Find out by a test how a model can be trained: on packed sequences, one sequence at a time, or not at all.
 
-A few random tokens go through the model as training would send them and through its own plain forward. Layers that
-mix neighbouring tokens in another way than attention (convolutions, state spaces, linear attention), and models that do
-not hand the layout on to their attention, do not pack; what is not causal, or random in training, is refused.
+A few random tokens go through the model as in training, and through its own unmodified forward. Models that mix tokens
+other than by attention (convolutions, state spaces, linear attention), or that do not pass the layout on to their
+attention, cannot pack. Models that are not causal, or random in training, are refused.
 """
 
 from __future__ import annotations
@@ -23,21 +23,24 @@ from rlaif_cli.train.nn import attention
 from rlaif_cli.train.nn.forward import response_logprobs, rewards
 from rlaif_cli.train.nn.packing import Group, Packed, pack
 
-# Nats, or units of a reward. In fp32 a right model differs by 1e-6 to 1e-3; the smallest fault seen was 0.07. Where
-# even another prompt changes little (small random weights), a fault does too: then it is a share of that change.
+# In nats, or units of a reward. In fp32 a correct model differs by 1e-6 to 1e-3; the smallest error seen was 0.07. If
+# even a different prompt changes little (small random weights), errors are small too: the bound is a share of that.
 _TOLERANCE, _SHARE, _NOISE = 1e-2, 0.02, 2e-5
-_WINDOW = 4  # tokens, in place of a model's own windows: each must matter to sequences that are this short
-_LENGTH = 9  # of every sequence of the test
-_SHAPES = ((6, 3), (2, 7))  # (prompt, response) of two groups with two branches each
+_WINDOW = 4  # tokens; replaces a model's own windows, so that they matter in such short sequences
+_LENGTH = 9  # tokens in every test sequence
+_SHAPES = ((6, 3), (2, 7))  # (prompt, response) lengths of two groups with two branches each
 
-_results: dict[str, str | ModelError] = {}  # what was found out, by the model's class and config
+_results: dict[str, str | ModelError] = {}  # test results, by the model's class and config
 
 
 def select_attention(model: Any, where: str) -> None:
-    """Choose the model's attention: `attention.NAME` where packed sequences are right, else a plain one.
+    """Set the model's attention: `attention.NAME` if packing is correct, otherwise an ordinary one.
+
+    Args:
+        where: the model's path, for errors.
 
     Raises:
-        ModelError: neither way gives what the model's own forward does.
+        ModelError: no attention reproduces the model's own forward.
     """
     config = {name: value for name, value in model.config.to_dict().items() if name not in ("dtype", "rlaif")}
     key = f"{type(model).__name__} {json.dumps(config, sort_keys=True, default=str)}"
@@ -56,13 +59,13 @@ def select_attention(model: Any, where: str) -> None:
 
 
 def _choose(model: Any) -> str:
-    """The name of the attention that the model is trained with."""
+    """The name of the first attention that reproduces the model's own forward, the one for packing first."""
     batch = _batch(model)
     given = str(model.config._attn_implementation)
     with torch.no_grad(), _in_fp32(model), _short_windows(model):
-        own = "eager" if _set_attention(model, "eager") else given  # the one that every model's authors wrote
+        own = "eager" if _set_attention(model, "eager") else given  # the reference implementation of every model
         expected = _expected(model.eval(), batch)
-        # A fused attention may leave something out that the authors' own computes, and is then not right either.
+        # A fused attention may leave out something that the eager one computes, so it is checked too.
         for name in dict.fromkeys((attention.register(), given, own)):
             reason = _mismatch(model, name, batch, expected)
             if reason is None:
@@ -75,21 +78,21 @@ _HINT = "docs/models.md lists the kinds of models that can be trained"
 
 @dataclass(frozen=True)
 class _Expected:
-    """What training has to compute, and how far it may be from it."""
+    """The numbers that training must reproduce, and the tolerance."""
 
     numbers: Tensor
     tolerance: float
 
     def differ(self, found: Tensor) -> bool:
-        """Also where one is not a number."""
+        """Whether any number is off by more than the tolerance, or NaN."""
         return not bool(((self.numbers - found).abs() <= self.tolerance).all())
 
 
 def _expected(model: Any, batch: Packed) -> _Expected:
-    """By the model's own forward.
+    """The outputs of the model's own forward.
 
     Raises:
-        ModelError: it has none for plain text, or tokens see what comes after them.
+        ModelError: the model does not take plain text, or is not causal.
     """
     kind = f"this kind of model ({model.config.model_type})"
     prompt = batch.layout.groups[0][0]
@@ -99,14 +102,14 @@ def _expected(model: Any, batch: Packed) -> _Expected:
         numbers, seen = _reference_output(
             model, torch.cat([rows, other[None]]), [g[0] for g in batch.split_branches().layout.groups] + [prompt]
         )
-    except Exception as error:  # whatever layers raise that are given what they do not know
-        what = f"its own forward takes no plain text: {type(error).__name__}: {error}"
+    except Exception as error:  # layers with unexpected inputs may raise anything
+        what = f"its forward does not accept plain text: {type(error).__name__}: {error}"
         raise ModelError(f"{kind} cannot be trained: {what}", hint=_HINT) from error
     change = float((numbers[0] - numbers[-1]).abs().max())
     found = _Expected(torch.cat(numbers[:-1]), min(_TOLERANCE, _NOISE + _SHARE * change))
     if not bool(torch.isfinite(seen).all()):
-        raise ModelError("the model's own forward gives what is not a number")
-    # Two sequences that begin alike: with small weights what comes later shows little, but always above the noise.
+        raise ModelError("the model's own forward returns values that are not finite")
+    # Two sequences with the same prefix: with small weights a dependence on later tokens is small, but above noise.
     noise = _NOISE * max(1.0, float(seen.abs().max()))
     if _Expected(seen[0, :prompt], noise).differ(seen[1, :prompt]):
         what = "reads text in both directions: its outputs depend on tokens that come later"
@@ -115,9 +118,9 @@ def _expected(model: Any, batch: Packed) -> _Expected:
 
 
 def _mismatch(model: Any, name: str, batch: Packed, expected: _Expected) -> str | None:
-    """Why the model is not trained right with the attention of this name; None: it is."""
+    """Why training with the attention of this name would be wrong; None if it is correct."""
     if not _set_attention(model, name):
-        return "it does not take another attention"
+        return "its attention cannot be replaced"
     model.train()
     try:
         found = _training_output(model, batch)
@@ -127,20 +130,20 @@ def _mismatch(model: Any, name: str, batch: Packed, expected: _Expected) -> str 
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     if _Expected(found, expected.tolerance).differ(again):
-        return "it is random in training (a dropout that no setting turns off)"
+        return "it is random in training (a dropout that no setting disables)"
     kind = "rewards" if hasattr(model, "score") else "log-probs"
-    return f"the {kind} that training would see are not those of its own forward"
+    return f"its {kind} in training differ from those of its own forward"
 
 
 def _training_output(model: Any, batch: Packed) -> Tensor:
-    """As training computes it: [4] rewards, or the log-probs of all responses one after the other."""
+    """As in training: [4] rewards, or the log-probs of all response tokens."""
     if hasattr(model, "score"):
         return rewards(model, batch).flatten()
     return response_logprobs(model, batch, 1.0)[batch.response_mask]
 
 
 def _reference_output(model: Any, rows: Tensor, prompts: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-    """The same of each of the rows [N, L] by the model's own forward; and what that computes at every token."""
+    """Per row of [N, L], the same by the model's own forward; and its outputs at every token, [N, L, ...]."""
     if hasattr(model, "score"):
         seen = getattr(model, model.base_model_prefix)(input_ids=rows, use_cache=False)[0]
         return [model.forward(input_ids=row[None], use_cache=False).logits[0] for row in rows], seen
@@ -150,11 +153,11 @@ def _reference_output(model: Any, rows: Tensor, prompts: Sequence[int]) -> tuple
 
 
 def _batch(model: Any) -> Packed:
-    """Two groups with two branches each, all sequences equally long; no token that a config gives a meaning."""
+    """Two groups with two branches each, all sequences of equal length, without special tokens."""
     config = model.config.get_text_config()
     named = [value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index"))]
-    meant = {token for value in named for token in (value if isinstance(value, list) else [value])}
-    vocabulary = [token for token in range(min(config.vocab_size, 10_000)) if token not in meant]
+    special = {token for value in named for token in (value if isinstance(value, list) else [value])}
+    vocabulary = [token for token in range(min(config.vocab_size, 10_000)) if token not in special]
     draw = random.Random(0)
     groups = [
         Group(draw.choices(vocabulary, k=prompt), [draw.choices(vocabulary, k=response) for _ in range(2)])
@@ -168,11 +171,11 @@ def _rows(batch: Packed) -> Tensor:
     return batch.split_branches().input_ids.view(-1, _LENGTH)
 
 
-# ------------------------------------------------------------------------------------------------ for the test alone
+# ------------------------------------------------------------------------------------------------ test settings
 
 
 def _set_attention(model: Any, name: str) -> bool:
-    """Whether the model has it now."""
+    """Set the model's attention; returns whether that worked."""
     if model.config._attn_implementation == name:
         return True
     if not model._can_set_attn_implementation():
@@ -184,7 +187,7 @@ def _set_attention(model: Any, name: str) -> bool:
 
 @contextlib.contextmanager
 def _short_windows(model: Any) -> Iterator[None]:
-    """A short window: with one as long as a checkpoint's, a short test would not notice that attention ignores it."""
+    """Use a short window: with a checkpoint's own, a short test would not notice that attention ignores it."""
     changed = []
     for holder in [*model.modules(), *configs(model.config)]:
         for name in ("sliding_window", "attention_chunk_size"):
@@ -200,7 +203,7 @@ def _short_windows(model: Any) -> Iterator[None]:
 
 
 def configs(config: Any) -> Iterator[Any]:
-    """A config and those inside it."""
+    """A config and its sub-configs, recursively."""
     yield config
     for name in config.sub_configs:
         if (part := getattr(config, name, None)) is not None:
@@ -209,7 +212,7 @@ def configs(config: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _in_fp32(model: Any) -> Iterator[None]:
-    """A model in half precision computes in fp32, with one layer's weights in fp32 at a time."""
+    """Compute in fp32 even if the model is in half precision, with only one layer's weights in fp32 at a time."""
     narrow: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def widen(key: int, tensors: list[Tensor]) -> None:
