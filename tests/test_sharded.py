@@ -287,7 +287,7 @@ def test_bad_input_is_told_once_and_as_by_one_process(command: Any, tmp_path: Pa
     ("more", "data", "code", "message"),
     [
         (["--num-processes", "0"], None, 2, "--num-processes"),
-        (["--num-processes", "2"], "-", 2, "several processes cannot read one stdin"),
+        (["--num-processes", "2"], "-", 2, "several processes cannot share stdin"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_starts(
@@ -327,7 +327,7 @@ def test_a_killed_process_ends_the_run_which_then_goes_on(command: Any, runs: Pa
     os.kill(workers[1], signal.SIGKILL)
     _, told = run.communicate(timeout=60)
     assert run.returncode == 1
-    assert told.count("error:") == 1 and "was ended by SIGKILL" in told and "Traceback" not in told
+    assert told.count("error:") == 1 and "was killed by SIGKILL" in told and "Traceback" not in told
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert not (tmp_path / "rm" / "manifest.json").exists()
     done = rlaif(*command(*options))

@@ -474,7 +474,7 @@ def test_one_held_out_prompt_chooses_and_is_reported_and_that_is_said(
     folder = train_rm("rm", eval_fraction=0.1, patience=1)
     results = json.loads((folder / "manifest.json").read_text())["results"]
     assert results["chosen_on"]["also_reported"] and results["held_out"]["prompts"] == 1
-    assert "both chooses the weights and measures them" in capsys.readouterr().err
+    assert "both selects the weights and measures them" in capsys.readouterr().err
     assert "held out 2 pairs of 1 prompt: " in summary(results)
     assert "(the same pairs chose the weights)" in summary(results)
 
@@ -486,7 +486,7 @@ def test_patience_without_a_held_out_prompt_is_said_and_claims_nothing(
     rows = [preference(0, 0.9, "The same?") | {"id": f"r{i}"} for i in range(4)]
     results = json.loads((train_rm("rm", rows, patience=1) / "manifest.json").read_text())["results"]
     assert not {"chosen_on", "held_out"} & results.keys()
-    assert "--patience has nothing to measure by: no prompt is held out" in capsys.readouterr().err
+    assert "--patience has no effect: no prompt is held out" in capsys.readouterr().err
     assert "not measured, because no pair with a preference was held out" in summary(results)
     assert "chose the weights" not in summary(results)
 

@@ -1,6 +1,6 @@
-"""The stages of a pipeline, each by the function that its subcommand runs too.
+"""The stages of a pipeline, each with the function that its subcommand also runs.
 
-What a stage needs is imported when it runs: `rlaif --help` needs none of it.
+Each function imports what its stage needs, so that `rlaif --help` stays fast.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def ppo(config: PPOConfig, engines: Any, progress: ProgressCallback) -> dict[str
         judge = config.reward_judge
         room = Room(judge, load_constitution(judge.constitution))
         checks["judge_fits"] = lambda messages: room.check_length(messages, config.max_tokens)
-    with EnginePool() as others:  # beside the reward's judge, which stays open
+    with EnginePool() as others:  # separate from the pool of the reward's judge, which stays open
         compare = comparer(config.eval_comparison, others) if config.eval_judge else None
         return train_ppo(config, make_reward, compare, **checks, progress=progress)
 
@@ -140,7 +140,7 @@ STAGES: dict[str, StageKind] = {
 
 
 def run_stage(name: str, config: Any, /, *, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    """Run a stage; for one that trains, the engines are closed first, and as many processes start as it asks for."""
+    """Run a stage. A training stage first closes the engines, then starts `--num-processes` processes."""
     if not isinstance(config, TrainConfig):
         return STAGES[name].run(config, engines, progress)
     from rlaif_cli.train.parallel import launch
@@ -150,5 +150,5 @@ def run_stage(name: str, config: Any, /, *, engines: Any, progress: ProgressCall
         return STAGES[name].run(config, engines, progress)
     try:
         return launch.start(name, config, quiet=True)
-    except launch.AlreadyReported as told:
-        raise launch.AlreadyReported(told.exit_code, "one of its processes failed, see above") from told
+    except launch.AlreadyReported as error:
+        raise launch.AlreadyReported(error.exit_code, "one of its processes failed, see above") from error

@@ -1,4 +1,7 @@
-"""A process that `train/parallel/launch.py` starts: `python -m rlaif_cli.worker STAGE SETTINGS QUIET DEBUG`."""
+"""A worker process of a training run, started by `train/parallel/launch.py`.
+
+Usage: `python -m rlaif_cli.worker STAGE SETTINGS QUIET DEBUG`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ app = typer.Typer(cls=ErrorMappingGroup)
 
 @app.callback()
 def _root() -> None:
-    """Errors are told by a group alone."""
+    """A callback makes this app a command group: only `ErrorMappingGroup` reports errors."""
 
 
 @app.command()
@@ -41,7 +44,7 @@ def work(stage: str, settings: str, quiet: int, debug: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """However the one that started this process ends: training without a command behind it would hold the output."""
+    """Terminate with the launcher, however it ends: an orphaned worker would keep the output folder locked."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 

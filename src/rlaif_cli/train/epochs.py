@@ -1,4 +1,4 @@
-"""Passes over a fixed data set, resumable at every checkpoint: what `train-rm` and `sft` share."""
+"""The training loop of `train-rm` and `sft`: epochs over a fixed data set, resumable at every checkpoint."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def run_epochs(
     held_out_loss: Callable[[], float] | None,
     progress: ProgressCallback,
 ) -> dict[str, Any]:
-    """Train `model` for `config.epochs` passes over `count` items, or until `config.patience` is at its end.
+    """Train `model` for `config.epochs` passes over `count` items, stopping early by `config.patience`.
 
     Args:
-        settings: all that decides the result; a resumed run must have the same.
-        train_step: one optimizer step on the items of these numbers; returns what is logged, `loss` among it.
-        held_out_loss: None where nothing is held out.
+        settings: everything that determines the result; a resumed run must have the same.
+        train_step: one optimizer step on the items with these indices; returns the metrics to log, including `loss`.
+        held_out_loss: None if nothing is held out.
 
     Returns:
-        `step`, whose weights `model` has now, and `of`, the steps of a whole run.
+        `step`, the step whose weights `model` now holds, and `of`, the number of steps without early stopping.
     """
     folder = Path(config.output)
     optimizer = make_optimizer([(model, config.lr)], config)
@@ -59,11 +59,11 @@ def run_epochs(
         if held_out_loss and (done % (config.eval_every or steps_per_epoch) == 0 or done == len(batches)):
             numbers["held_out_loss"] = held_out_loss()
             if config.patience:
-                best.offer(numbers["held_out_loss"], done)
+                best.update(numbers["held_out_loss"], done)
         log.add(done, **numbers, lr=lr)
         if state.due(done, len(batches), config.save_every):
             state.save({"step": done, "best": best.record})
-            best.saved()
+            best.state_saved()
         floor = f" (floor {numbers['entropy_floor']:.4f})" if "entropy_floor" in numbers else ""
         progress(done, len(batches), f"loss {numbers['loss']:.4f}{floor}", numbers["loss"])
     log.close()
@@ -75,23 +75,25 @@ def run_epochs(
 def selection_and_report(
     held_out: Sequence[T], prompt_of: Callable[[T], str], config: EpochsConfig
 ) -> tuple[list[T], list[T]]:
-    """(what `patience` watches, what is reported): halves by prompt, since the lowest of several losses is partly luck.
+    """Split held-out items by prompt into (those that `patience` selects weights by, those that are reported).
 
-    Without `patience` nothing is chosen, and both are the same list; so they are where one prompt is held out, or none.
+    Two halves, because the lowest of several losses is partly luck: the loss that selected the weights is too
+    optimistic to report. Without `patience` nothing is selected, and both are the same list; so they are if fewer than
+    two prompts are held out.
     """
     everything = list(held_out)
-    chooses = dataset.held_out(map(prompt_of, everything), 0.5, config.seed) if config.patience else set()
-    if not chooses:
+    selecting = dataset.held_out(map(prompt_of, everything), 0.5, config.seed) if config.patience else set()
+    if not selecting:
         if config.patience and everything:
-            console.warn("one held-out prompt both chooses the weights and measures them: a larger --eval-fraction?")
+            console.warn("the only held-out prompt both selects the weights and measures them: raise --eval-fraction")
         elif config.patience:
-            console.warn("--patience has nothing to measure by: no prompt is held out")
+            console.warn("--patience has no effect: no prompt is held out")
         return everything, everything
-    sides = [[each for each in everything if (prompt_of(each) in chooses) == side] for side in (True, False)]
+    sides = [[each for each in everything if (prompt_of(each) in selecting) == side] for side in (True, False)]
     return sides[0], sides[1]
 
 
 def epoch_batches(count: int, size: int, seed: int, epoch: int) -> list[list[int]]:
-    """A shuffled pass over `count` items in batches of `size`; a last small batch is kept."""
+    """A shuffled pass over `count` items in batches of `size`; a smaller last batch is kept."""
     order = dataset.epoch_order(count, seed, epoch).tolist()
     return [order[i : i + size] for i in range(0, count, size)]

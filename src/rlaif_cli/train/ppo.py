@@ -1,7 +1,7 @@
-"""PPO on token level: sample, score, estimate advantages, update, hand the weights back; then again.
+"""Token-level PPO: sample, score, estimate advantages, update, sync the weights, repeat.
 
-Ziegler et al. 2019 and the N+ details (arXiv 2403.17031); docs/ppo.md has each with its place. Where we depart: the
-entropy that is logged is the sampled estimate -mean log p(token).
+Follows Ziegler et al. (arXiv 1909.08593) and the N+ implementation details (arXiv 2403.17031); docs/ppo.md maps each
+detail to the code. One difference: the logged entropy is the sampled estimate -mean log p(token).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from rlaif_cli.train.runtime.run_folder import run_in_folder
 from rlaif_cli.train.samples import SAMPLES, write_samples
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
-# Counts changes of what a step computes: a run that an earlier version began would go on as a mixture of two.
-# 2: GRPO normalises scores alone; texts are scored without white space around them; held-out prompts by content.
+# Increased whenever a step computes something different: a run started by an older version must not be resumed.
+# 2: GRPO normalises scores without the KL; texts are stripped before scoring; prompts are held out by content.
 # 3: held-out answers are in evaluations.items.jsonl.
 VERSION = 3
 
@@ -64,14 +64,14 @@ def train_ppo(
     """Run the stage; see `PPOConfig`. Returns the summary's numbers.
 
     Args:
-        make_reward: called once, when compute begins, with what may put a reward model on the policy's body.
-        compare: what `config.eval_judge` says of two responses.
-        judge_fits: why the reward's judge could not read a response to a prompt; None if it can.
+        make_reward: builds the reward; called once, with a function that loads a reward model as an adapter.
+        compare: compares two responses with `config.eval_judge`.
+        judge_fits: why a response to a prompt may not fit the judge's context; None if it fits.
 
     Raises:
-        InputError: the prompts cannot be used, or one does not fit the model's context.
+        InputError: the prompts are invalid, or one does not fit the model's context.
         ModelError: a model cannot be found or loaded.
-        EngineError: the engine's log-probs do not follow the trainer's, or too many responses get no score.
+        EngineError: the engine's log-probs differ from the trainer's, or too many responses are unscored.
     """
     check_reward_source(config)
     functions = {name: reward_function.load(spec) for name, spec in config.eval_functions.items()}
@@ -127,7 +127,7 @@ def _run(
     functions: Mapping[str, RewardSource],
     progress: ProgressCallback,
 ) -> dict[str, Any] | None:
-    """All steps; what is known of the weights that are kept, where they were chosen."""
+    """Run all steps; returns a summary of the selected weights, or None without selection."""
     folder = Path(config.output)
     state = TrainState(folder, settings, trainer.models, trainer.optimizer)
     position = state.load() or {"step": 0, "kl": trainer.kl.state_dict(), "best": None}
@@ -141,11 +141,11 @@ def _run(
     measured = Evaluations(
         config, held_out.prompts, trainer.response_kl, reward, functions, choice, resume_step=position["step"]
     )
-    best = BestWeights(folder, trainer.policy, position["best"])
+    best = BestWeights(folder, trainer.policy, position["best"], higher_is_better=True)
 
     def save(done: int) -> None:
         state.save({"step": done, "kl": trainer.kl.state_dict(), "best": best.record})
-        best.saved()
+        best.state_saved()
 
     try:
         measured.evaluate(engine, 0)
@@ -157,7 +157,7 @@ def _run(
                 save(step)
                 raise
             stop = exceeds_max_kl(config, numbers)
-            # A step that is too far has no update, and weights beyond the bound are measured but never chosen.
+            # A step beyond --max-kl makes no update; its weights are evaluated but never selected.
             numbers |= evaluate_if_due(
                 measured, engine, best, done - stop, last=stop or done == config.steps, choose=not stop
             )
@@ -177,12 +177,12 @@ def _run(
 def evaluate_if_due(
     measured: Evaluations, engine: RolloutEngine, best: BestWeights, step: int, *, last: bool, choose: bool
 ) -> dict[str, Any]:
-    """Evaluate the policy where it is time, and keep its weights where they are the best so far.
+    """Evaluate the policy if an evaluation is due, and keep its weights if they are the best so far.
 
     Args:
-        step: updates done.
-        last: there will be no further ones.
-        choose: whether these weights may be kept.
+        step: number of updates so far.
+        last: whether this is the last step.
+        choose: whether these weights may be selected.
     """
     if not measured.due(step, last=last):
         return {}
@@ -192,22 +192,22 @@ def evaluate_if_due(
     seconds = {"seconds_evaluation": clock.seconds["evaluation"]}
     if found is None or not found.decided:
         return seconds
-    best.offer(-found.value, step)
+    best.update(found.value, step)
     return {"win_rate": found.value, "win_rate_n": len(found.decided)} | seconds
 
 
 def restore_best(measured: Evaluations, best: BestWeights) -> dict[str, Any]:
-    """Put the best weights back, and measure them on prompts that took no part in the choice."""
+    """Restore the best weights, and measure them on prompts that had no part in the selection."""
     assert best.record is not None
     best.restore()
     step = best.record["step"]
-    looks = [row for row in measured.rows() if "win_rate" in row]
-    chosen_by = next(row["win_rate"] for row in looks if row["step"] == step)
+    comparisons = [row for row in measured.rows() if "win_rate" in row]
+    highest = next(row["win_rate"] for row in comparisons if row["step"] == step)
     return {
         "step": step,
-        "looks": len(looks),
-        "highest_win_rate": round(chosen_by["value"], 4),
-        "highest_win_rate_n": chosen_by["n"],
+        "looks": len(comparisons),
+        "highest_win_rate": round(highest["value"], 4),
+        "highest_win_rate_n": highest["n"],
         **measured.report(step).as_json(),
     }
 
@@ -222,10 +222,10 @@ def ppo_step(
     step: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """One round of the algorithm; returns what is logged of it.
+    """One PPO step; returns the numbers to log.
 
     Args:
-        functions: by name; nothing is trained on them, and the samples that are written down carry their scores.
+        functions: evaluation functions by name; their scores are written with the samples.
     """
     clock = Clock()
     lr = set_learning_rate(trainer.optimizer, config, step, config.steps)
@@ -238,26 +238,26 @@ def ppo_step(
         rollouts = all_gather(sampled)
     completions = [c for r in rollouts for c in r.completions]
     with clock("reward"):
-        asked = scoring.score_rollouts(reward, sampled)
-        scores = shaped_scores(config, asked.values, completions)
-        unscored = scoring.record_unscored(folder, step + 1, rollouts, scores, asked.reasons)
-        trained_on, their_scores = scoring.trainable_rollouts(config, rollouts, scores)
+        scored = scoring.score_rollouts(reward, sampled)
+        scores = shaped_scores(config, scored.values, completions)
+        unscored = scoring.record_unscored(folder, step + 1, rollouts, scores, scored.reasons)
+        trained_on, kept_scores = scoring.trainable_rollouts(config, rollouts, scores)
         scoring.check_unscored(config, unscored, len(completions), len(trained_on), step + 1)
     with clock("forward"):
-        experience = trainer.experience(trained_on, their_scores)
+        experience = trainer.experience(trained_on, kept_scores)
     numbers = broadcast_from_main(lambda: describe(experience, trainer.kl.value))
     check_mismatch(numbers["mismatch"], config.max_mismatch)
     if not exceeds_max_kl(config, numbers):
         with clock("update"):
             numbers |= trainer.update(experience, step)
-    trainer.kl.update(numbers["kl"], int(their_scores.isfinite().sum()))
+    trainer.kl.update(numbers["kl"], int(kept_scores.isfinite().sum()))
     if config.samples_every and step % config.samples_every == 0 and is_main():
         write_samples(folder, step + 1, rollouts, scores, functions)
     samples_per_second = len(completions) / sum(clock.seconds.values())
     seconds = {f"seconds_{name}": value for name, value in clock.seconds.items()}
     return numbers | {
-        "reward": float(asked.values.nanmean()),
-        **asked.means(),
+        "reward": float(scored.values.nanmean()),
+        **scored.means(),
         "unscored": len(unscored),
         "openings_share": openings([c.reply for c in completions])["share"],
         "ended": sum(c.finish_reason == "stop" for c in completions) / len(completions),
@@ -269,7 +269,7 @@ def ppo_step(
 
 @torch.no_grad()
 def describe(experience: Experience, kl_coef: float) -> dict[str, float]:
-    """What is logged of a step's responses with a score; docs/metrics.md explains each number."""
+    """The metrics of a step's scored responses; docs/metrics.md explains each."""
     e, mask, scored = experience, experience.mask, experience.scores.isfinite()
     kl = response_kl(e.old_logprobs, e.ref_logprobs, mask)
     values = {}
@@ -287,19 +287,19 @@ def describe(experience: Experience, kl_coef: float) -> dict[str, float]:
 
 
 def check_mismatch(mismatch: float, bound: float) -> None:
-    """Raises: EngineError: the engine's log-probs are not the trainer's; the rollouts come from other weights."""
+    """Raises: EngineError: the engine's log-probs differ too much from the trainer's: it sampled with other weights."""
     if not mismatch <= bound:
         raise EngineError(
-            f"the engine's log-probs differ from the trainer's by {mismatch:.3f} nats a token on average "
+            f"the engine's log-probs differ from the trainer's by {mismatch:.3f} nats per token on average "
             f"(bound {bound:g}): its weights were not synced",
             hint="report this with the model's name; --max-mismatch sets the bound",
         )
 
 
 def shaped_scores(config: PPOConfig, raw: Tensor, completions: Sequence[Completion]) -> Tensor:
-    """[S] what is trained on: the reward, with `missing_eos_penalty` in its place and the rules on length applied.
+    """The scores to train on, [S]: the reward after `missing_eos_penalty` and the length options.
 
-    NaN stays NaN: a response without a reward.
+    NaN (unscored) stays NaN.
     """
     ended = torch.tensor([c.finish_reason == "stop" for c in completions])
     scores = raw if config.missing_eos_penalty is None else raw.where(ended | raw.isnan(), config.missing_eos_penalty)
@@ -310,18 +310,18 @@ def shaped_scores(config: PPOConfig, raw: Tensor, completions: Sequence[Completi
 
 
 def exceeds_max_kl(config: PPOConfig, numbers: dict[str, Any]) -> bool:
-    """The policy is further from the reference than `max_kl` allows."""
+    """Whether the KL to the reference exceeds `max_kl`."""
     return config.max_kl is not None and numbers["kl"] > config.max_kl
 
 
 def step_prompts(prompts: list[Prompt], count: int, seed: int, step: int) -> list[Prompt]:
-    """The prompts of a step: shuffled passes over all of them, known from the seed and the step alone."""
-    places = (divmod(place, len(prompts)) for place in range(step * count, (step + 1) * count))
-    return [prompts[epoch_order(len(prompts), seed, epoch)[index]] for epoch, index in places]
+    """The prompts of a step: shuffled passes over all prompts, determined by seed and step only."""
+    positions = (divmod(position, len(prompts)) for position in range(step * count, (step + 1) * count))
+    return [prompts[epoch_order(len(prompts), seed, epoch)[index]] for epoch, index in positions]
 
 
 def sample_seeds(batch: Sequence[Prompt], seed: int, step: int) -> list[int]:
-    """A seed for each prompt of a step. One that stands there twice gets another: else its samples would repeat."""
+    """A seed per prompt of a step; repeated prompts get different seeds, so that their samples differ."""
     seen: Counter[str] = Counter()
     seeds = []
     for prompt in batch:
@@ -332,10 +332,10 @@ def sample_seeds(batch: Sequence[Prompt], seed: int, step: int) -> list[int]:
 
 
 def _results(config: PPOConfig, weights: dict[str, Any] | None) -> dict[str, Any]:
-    """First and last steps side by side, from the log; and so the evaluations.
+    """The summary: means over the first and last steps of the log, and the evaluations.
 
     Args:
-        weights: those that are kept, where they were chosen.
+        weights: the summary of the selected weights, or None without selection.
     """
     rows = read_rows(Path(config.output) / "metrics.jsonl")
     edge = max(1, len(rows) // 5)

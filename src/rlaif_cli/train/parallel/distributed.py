@@ -1,9 +1,9 @@
-"""Several processes that train one model: each works on its share of a batch and holds its share of the weights.
+"""Data-parallel training: each process works on its share of a batch and holds its shard of the weights.
 
-Weights, gradients and optimizer state are split by FSDP2 (`fully_shard`, after ZeRO-3, arXiv 1910.02054); with LoRA
-each process holds the frozen model, and the adapters' gradients are summed. Losses are weighted by their share of the
-whole batch, so gradients are summed over the processes and never averaged. Alone, nothing here starts
-torch.distributed.
+FSDP2 shards weights, gradients and optimizer state (`fully_shard`, after ZeRO-3, arXiv 1910.02054). With LoRA each
+process holds the full frozen model, and the adapters' gradients are all-reduced. Losses are weighted by their share of
+the global batch, so gradients are summed over the processes, never averaged. With a single process, every function
+here is a no-op and torch.distributed is never initialised.
 """
 
 from __future__ import annotations
@@ -26,52 +26,58 @@ from rlaif_cli.errors import UsageError
 
 T = TypeVar("T")
 
-# The main process may write a large checkpoint, or wait for a judge, while the others wait for it.
+# Long, because the other processes wait while the main one writes a large checkpoint or queries a judge.
 _TIMEOUT = timedelta(hours=4)
 _LOST_PEER_ERRORS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
 
 
 class Rendezvous:
-    """The processes that torchrun, accelerate or `launch` started, before they work together."""
+    """The store through which processes started by torchrun, accelerate or `launch` find each other."""
 
     def __init__(self) -> None:
         self._store, self._rank, self._world = next(rendezvous("env://", timeout=_TIMEOUT))
 
     def first_to_fail(self) -> bool:
-        """True for the first process that asks: the one that tells how the run failed."""
+        """True for the first process that calls it: only that one reports why the run failed."""
         return bool(self._store.add("rlaif: failed", 1) == 1)
 
     def join(self) -> None:
-        """Become one of them.
+        """Initialise the process group, with one GPU per process if there are GPUs.
 
         Raises:
             UsageError: there are fewer GPUs than processes.
         """
-        # Before CUDA has been looked at: so that engines, too, see no other GPU than that of their process.
+        # Set before CUDA is initialised, so that engines in this process also see only its own GPU.
         gpus = torch.cuda.device_count()
         if gpus:
-            number, count = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-            place = assigned_gpu(number, count, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-            os.environ |= {"CUDA_VISIBLE_DEVICES": place, "LOCAL_RANK": "0"}
+            local_rank, local_size = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+            gpu = assigned_gpu(local_rank, local_size, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+            os.environ |= {"CUDA_VISIBLE_DEVICES": gpu, "LOCAL_RANK": "0"}
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, store=self._store, rank=self._rank, world_size=self._world, timeout=_TIMEOUT)
 
 
-def assigned_gpu(number: int, count: int, gpus: int, visible: str | None) -> str:
-    """The GPU of process `number` of `count` on a machine, `visible` being the names of its GPUs where they are said.
+def assigned_gpu(local_rank: int, local_size: int, gpus: int, visible: str | None) -> str:
+    """The GPU of one process of a machine, as a value for CUDA_VISIBLE_DEVICES.
+
+    Args:
+        local_rank: the process, from 0.
+        local_size: number of processes on the machine.
+        gpus: number of GPUs on the machine.
+        visible: the present CUDA_VISIBLE_DEVICES.
 
     Raises:
         UsageError: there are fewer GPUs than processes.
     """
-    if count > gpus:
+    if local_size > gpus:
         raise UsageError(
-            f"every process needs a GPU of its own: {count} processes, {gpus} GPUs", hint="fewer processes"
+            f"every process needs its own GPU: {local_size} processes, {gpus} GPUs", hint="use fewer processes"
         )
-    return visible.split(",")[number].strip() if visible else str(number)
+    return visible.split(",")[local_rank].strip() if visible else str(local_rank)
 
 
 def leave() -> None:
-    """The work is done in all processes."""
+    """Wait until all processes are done, then destroy the process group."""
     dist.barrier()
     dist.destroy_process_group()
 
@@ -85,12 +91,12 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files."""
+    """Whether this is rank 0, the process that writes files."""
     return rank() == 0
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error says no more than that another process is gone."""
+    """Whether an error only means that another process has gone."""
     return isinstance(error, dist.DistError) or any(text in str(error) for text in _LOST_PEER_ERRORS)
 
 
@@ -98,7 +104,7 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def broadcast_from_main(compute: Callable[[], T]) -> T:
-    """What `compute` gives in the main process, in all of them. Where it fails there, the others end too."""
+    """Run `compute` on the main process only and broadcast its result; if it fails, the other processes end too."""
     if world_size() == 1:
         return compute()
     found = [compute() if is_main() else None]
@@ -107,12 +113,12 @@ def broadcast_from_main(compute: Callable[[], T]) -> T:
 
 
 def local_share(items: Sequence[T]) -> Sequence[T]:
-    """This process's part of a sequence that all have."""
+    """This process's share of a sequence that all processes have."""
     return items[rank() :: world_size()]
 
 
 def all_gather(share: Sequence[T]) -> list[T]:
-    """The reverse of `local_share`, in all processes."""
+    """The full sequence on every process: the inverse of `local_share`."""
     if world_size() == 1:
         return list(share)
     shares: list[Any] = [None] * world_size()
@@ -121,14 +127,14 @@ def all_gather(share: Sequence[T]) -> list[T]:
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
-    """The sum over the processes, in place and returned."""
+    """Sum over the processes, in place; also returned."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Each number's sum over the processes, which all have the same names."""
+    """Each number summed over the processes; all must pass the same names."""
     return dict(zip(numbers, all_reduce(torch.tensor([*numbers.values()], dtype=torch.float64)).tolist(), strict=True))
 
 
@@ -136,10 +142,10 @@ def all_reduce_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def shard(model: Any, dtype: torch.dtype) -> Any:
-    """Split a model's weights over the processes, block by block; each block is whole only while it computes.
+    """Shard a model's weights over the processes, block by block; a block is gathered only while it computes.
 
     Args:
-        dtype: of the blocks while they compute (trained weights stay fp32, and so do sums of gradients).
+        dtype: compute dtype of the blocks (trained weights and gradient reductions stay fp32).
     """
     if world_size() == 1:
         return model
@@ -148,13 +154,14 @@ def shard(model: Any, dtype: torch.dtype) -> Any:
     names = set(model._no_split_modules or ())
     for block in [part for part in model.modules() if type(part).__name__ in names]:
         fully_shard(block, mesh=mesh, mp_policy=low if dtype != torch.float32 else MixedPrecisionPolicy())
-    # Also after a forward without a backward: what is outside of the blocks would stay whole, and as it was then.
+    # Reshard after forward: otherwise, after a forward without a backward, weights outside the blocks would stay
+    # gathered and go stale.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     for part in model.modules():
         if isinstance(part, FSDPModule):
-            part.set_gradient_divide_factor(1.0)  # sums, see the top
+            part.set_gradient_divide_factor(1.0)  # sum, see the module docstring
             part.set_force_sum_reduction_for_comms(True)
-    # Training calls parts of a model; FSDP gathers the weights around calls of the model.
+    # Training calls parts of a model, but FSDP gathers weights only around registered methods.
     model.compute = types.MethodType(_compute, model)
     register_fsdp_forward_method(model, "compute")
     return model
@@ -165,11 +172,11 @@ def _is_sharded(model: Any) -> bool:
 
 
 def _compute(model: Any, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    return function(model, *inputs).clone()  # FSDP hangs a hook on the output, which a view may lose
+    return function(model, *inputs).clone()  # FSDP attaches a hook to the output, which a view may lose
 
 
 def with_gathered_weights(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function of (model, inputs) that uses the model's parts, where the model may be sharded."""
+    """Decorates a function of (model, *inputs) that calls parts of a model: gathers the weights if it is sharded."""
 
     def run(model: Any, *inputs: Any) -> Tensor:
         found: Tensor = model.compute(function, *inputs) if _is_sharded(model) else function(model, *inputs)
@@ -180,7 +187,7 @@ def with_gathered_weights(function: Callable[..., Tensor]) -> Callable[..., Tens
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Of parameters that every process holds whole; FSDP sums those of sharded ones by itself."""
+    """All-reduce the gradients of unsharded parameters; FSDP reduces those of sharded ones itself."""
     if world_size() == 1:
         return
     for parameter in parameters:
@@ -189,12 +196,12 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor of a sharded model or optimizer, whole, in every process."""
+    """The full tensor on every process; gathers it if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather_on_main(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, whole and contiguous, in the main process; nothing in the others. One at a time is gathered."""
+    """Gather full, contiguous tensors on the main process, one at a time; the others get an empty dict."""
     found = {}
     for name, tensor in tensors.items():
         gathered = full_tensor(tensor.detach())
@@ -204,28 +211,28 @@ def gather_on_main(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unshard(model: Any) -> Any:
-    """A sharded model whole and on the CPU, in the main process; others, and all models elsewhere, as they are."""
+    """On the main process, a full copy of a sharded model on the CPU; otherwise the model unchanged."""
     if not _is_sharded(model):
         return model
     weights = gather_on_main(model.state_dict())
     if not is_main():
         return model
-    with torch.device("meta"):  # of the class behind those that `fully_shard` put before it
+    with torch.device("meta"):  # the original class: `fully_shard` replaced it with a subclass
         kind: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
         unsplit = kind(model.config)
     unsplit.load_state_dict(weights, assign=True)
     unsplit.tie_weights()
-    unsplit._weight_conversions = getattr(model, "_weight_conversions", None)  # the names that it was loaded by
+    unsplit._weight_conversions = getattr(model, "_weight_conversions", None)  # for saving under the checkpoint's names
     return unsplit
 
 
 def distribute_like(target: Tensor, value: Tensor | None) -> Tensor:
-    """The main process's `value`, split as `target` is, or whole."""
+    """Send the main process's `value` to all processes, sharded as `target` is, or full if it is not sharded."""
     if world_size() == 1:
         assert value is not None
         return value
-    given = torch.empty(target.shape, device=target.device) if value is None else value.to(target.device).float()
+    full = torch.empty(target.shape, device=target.device) if value is None else value.to(target.device).float()
     if isinstance(target, DTensor):
-        return distribute_tensor(given, target.device_mesh, target.placements)
-    dist.broadcast(given, src=0)
-    return given
+        return distribute_tensor(full, target.device_mesh, target.placements)
+    dist.broadcast(full, src=0)
+    return full

@@ -1,7 +1,7 @@
 """Training in several processes: started here for `--num-processes`, or by torchrun or `accelerate launch`.
 
-The processes are one run: one tells what there is to tell, and where one fails, all end. They are started and watched
-by torch's own launcher.
+The processes form one run: only one writes to the terminal, and if one fails, all end. torch's own launcher starts and
+monitors them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError
 from rlaif_cli.ui import console
 
-RESUME_HINT = "what was saved is kept; run the same command again to go on"
-_GRACE = 15  # seconds that processes have to end, before they are killed
+RESUME_HINT = "the last saved state is kept; run the same command again to resume"
+_GRACE = 15  # seconds that processes get to exit before they are killed
 
 
 class AlreadyReported(RlaifError):
-    """A process of the run failed, and that was told; `what` is what is left to say."""
+    """A process of the run failed and has printed why; `what` is anything still to add."""
 
     def __init__(self, exit_code: int, what: str = "") -> None:
         super().__init__(what)
@@ -36,59 +36,59 @@ class AlreadyReported(RlaifError):
 
 
 def launched_processes() -> int:
-    """How many processes torchrun or accelerate say there are; 1 where they have started none."""
+    """How many processes torchrun or accelerate has started; 1 without them."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def silence_unless_main() -> None:
-    """One of the processes talks."""
+    """Only the main process writes to the terminal."""
     console.quiet = launched_processes() > 1 and os.environ["RANK"] != "0"
 
 
 def run(stage: str, config: TrainConfig, work: Callable[[Any], int]) -> int:
-    """`work(config)`, in as many processes as there are or shall be; returns its exit code.
+    """Run `work(config)` in every process, starting them for `--num-processes`; returns its exit code.
 
     Raises:
-        UsageError: they cannot be.
-        AlreadyReported: one failed, and said so.
+        UsageError: the run cannot use this number of processes.
+        AlreadyReported: one failed and printed why.
         EngineError: one was killed.
     """
-    there = launched_processes()
-    if config.dry_run or max(there, config.num_processes) == 1:
+    launched = launched_processes()
+    if config.dry_run or max(launched, config.num_processes) == 1:
         return work(config)
-    _check(config, there)
-    if there == 1:
+    _check(config, launched)
+    if launched == 1:
         start(stage, config)
         return 0
     return run_as_worker(config, work)
 
 
-def _check(config: TrainConfig, there: int) -> None:
-    if there > 1 and config.num_processes not in (1, there):
-        what = f"--num-processes is {config.num_processes}, and {there} processes are there already"
-        raise UsageError(what, hint="leave it out")
+def _check(config: TrainConfig, launched: int) -> None:
+    if launched > 1 and config.num_processes not in (1, launched):
+        what = f"--num-processes is {config.num_processes}, but {launched} processes have already been launched"
+        raise UsageError(what, hint="omit --num-processes")
     for name in DATA_FIELDS:
         if getattr(config, name, None) == "-":
-            raise UsageError("several processes cannot read one stdin", hint="give a file")
-    if isinstance(config, PPOConfig) and config.prompts_per_step < max(there, config.num_processes):
-        what = "every process needs a prompt of each step"
-        raise UsageError(f"{what}: --prompts-per-step is below the number of processes", hint="fewer processes")
+            raise UsageError("several processes cannot share stdin", hint="give a file")
+    if isinstance(config, PPOConfig) and config.prompts_per_step < max(launched, config.num_processes):
+        what = "every process needs at least one prompt per step"
+        raise UsageError(f"{what}: --prompts-per-step is below the number of processes", hint="use fewer processes")
 
 
 # ------------------------------------------------------------------------------------------------ in each process
 
 
 def run_as_worker(config: TrainConfig, work: Callable[[Any], int], *, watched: bool = False) -> int:
-    """`work(config)` as one process of a run.
+    """Run `work(config)` as one of several processes.
 
     Args:
-        watched: `start` watches the processes, and tells what they cannot.
+        watched: `start` launched this process and reports failures that it cannot report itself.
     """
     from rlaif_cli.train.parallel.distributed import Rendezvous, is_lost_peer, leave
 
-    meeting = Rendezvous()
-    console.first_to_fail = meeting.first_to_fail
-    meeting.join()
+    rendezvous = Rendezvous()
+    console.first_to_fail = rendezvous.first_to_fail
+    rendezvous.join()
     try:
         code = work(config)
         leave()
@@ -99,10 +99,10 @@ def run_as_worker(config: TrainConfig, work: Callable[[Any], int], *, watched: b
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
-        time.sleep(1)  # for the one that failed first to be noticed first
+        time.sleep(1)  # let the launcher notice the process that failed first
         if watched:
             raise AlreadyReported(EXIT_FAILED) from error
-        raise EngineError("another process of this run has ended", hint=RESUME_HINT) from error
+        raise EngineError("another process of this run has died", hint=RESUME_HINT) from error
     return code
 
 
@@ -113,10 +113,10 @@ def start(stage: str, config: TrainConfig, *, quiet: bool = False) -> dict[str, 
     """Run a stage in `config.num_processes` processes on this machine; returns the summary's numbers.
 
     Args:
-        quiet: nothing is told of it but an error.
+        quiet: print only errors.
 
     Raises:
-        AlreadyReported: one failed, and said so.
+        AlreadyReported: one failed and printed why.
         EngineError: one was killed.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -153,20 +153,22 @@ def start(stage: str, config: TrainConfig, *, quiet: bool = False) -> dict[str, 
 
 
 def _failure(codes: Iterator[int]) -> RlaifError:
-    """Of exit codes, negative ones being signals: those that were left were ended by SIGTERM."""
+    """The error for exit codes (negative: signals); SIGTERM is how the launcher ends the remaining processes."""
     found = [code for code in codes if code != -signal.SIGTERM]
     if killed := [-code for code in found if code < 0]:
         name = signal.Signals(killed[0]).name
-        why = " (by the system, for want of memory?)" if killed[0] == signal.SIGKILL else ""
-        return EngineError(f"a process of this run was ended by {name}{why}", hint=RESUME_HINT)
+        why = " (probably out of memory)" if killed[0] == signal.SIGKILL else ""
+        return EngineError(f"a process of this run was killed by {name}{why}", hint=RESUME_HINT)
     return (
-        AlreadyReported(max(found)) if found else EngineError("the processes of this run were ended", hint=RESUME_HINT)
+        AlreadyReported(max(found))
+        if found
+        else EngineError("the processes of this run were terminated", hint=RESUME_HINT)
     )
 
 
 @contextmanager
 def _launching(count: int) -> Iterator[None]:
-    """What torch's launcher leaves otherwise is put back: signal handlers, its log, threads a process."""
+    """Divide the CPU threads and silence the launcher's log; restore both, and its signal handlers, afterwards."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in numbers}
     threads = os.environ.get("OMP_NUM_THREADS")

@@ -1,4 +1,4 @@
-"""The weights of the best evaluation so far."""
+"""Keep the weights of the best evaluation so far."""
 
 from __future__ import annotations
 
@@ -10,20 +10,29 @@ from rlaif_cli.train.runtime.checkpoint import BEST, load_trained, save_trained
 
 
 class BestWeights:
-    """The weights with the lowest held-out loss (or other measure) so far, in a file named by their step.
+    """The weights with the best value of a metric so far, in a file named after their step.
 
-    That of the last saved state stays until the next one is saved: a killed run goes on from there.
+    The file that the last saved state refers to is kept until the next state is saved: a killed run resumes from there.
+
+    Args:
+        higher_is_better: True for a win rate, False for a loss.
 
     Attributes:
-        found: step, loss, and measurements since; None before the first.
+        record: `step`, `loss` (the negated metric if higher is better: the format of saved states), and `since`, the
+            number of measurements since; None before the first measurement.
     """
 
-    def __init__(self, folder: Path, model: Any, found: dict[str, Any] | None) -> None:
+    def __init__(
+        self, folder: Path, model: Any, record: dict[str, Any] | None, *, higher_is_better: bool = False
+    ) -> None:
         self._folder = folder
         self._model = model
-        self.record = self._saved = found
+        self._higher_is_better = higher_is_better
+        self.record = self._saved = record
 
-    def offer(self, loss: float, step: int) -> None:
+    def update(self, value: float, step: int) -> None:
+        """Save the weights if `value`, the metric measured after `step`, is the best so far."""
+        loss = -value if self._higher_is_better else value
         if self.record and not loss < self.record["loss"]:
             self.record = self.record | {"since": self.record["since"] + 1}
             return
@@ -31,8 +40,8 @@ class BestWeights:
         self.record = {"step": step, "loss": loss, "since": 0}
         self._remove_others()
 
-    def saved(self) -> None:
-        """A state that names what is found now has been saved."""
+    def state_saved(self) -> None:
+        """Call after saving a state that contains the present `record`."""
         self._saved = self.record
         self._remove_others()
 
@@ -40,14 +49,16 @@ class BestWeights:
         return self._folder / BEST.replace("*", str(step))
 
     def _remove_others(self) -> None:
-        needed = {self._path(found["step"]) for found in (self.record, self._saved) if found}
+        needed = {self._path(record["step"]) for record in (self.record, self._saved) if record}
         if is_main():
             for path in set(self._folder.glob(BEST)) - needed:
                 path.unlink()
 
     def exhausted(self, patience: int) -> bool:
+        """Whether the last `patience` measurements brought no improvement."""
         return bool(patience and self.record and self.record["since"] >= patience)
 
     def restore(self) -> None:
+        """Load the best weights into the model."""
         assert self.record is not None
         load_trained(self._model, self._path(self.record["step"]))

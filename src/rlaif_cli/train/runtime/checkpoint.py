@@ -1,8 +1,8 @@
-"""Everything a killed run needs to go on as if it had not been: weights, optimizer, schedule, position, RNG.
+"""Everything a killed run needs to resume exactly where it stopped: weights, optimizer, schedule, position, RNG.
 
-Tensors go to safetensors, the rest to JSON: no pickle. A checkpoint is written into a folder of its own and becomes
-*the* checkpoint by one rename. It holds whole tensors, which the main process writes and reads, so that any number of
-processes goes on from it.
+Tensors go to safetensors, the rest to JSON: no pickle. A state is written into a new folder, which then replaces the
+old one by a rename. It holds full tensors, which the main process writes and reads, so that a run can resume with any
+number of processes.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from rlaif_cli.train.parallel.distributed import (
 )
 
 _STATE = "state"
-_SAVE_INTERVAL = 600.0  # seconds between states, where no number of steps is asked for
+_SAVE_INTERVAL = 600.0  # seconds between states without --save-every
 BEST = "best-*.safetensors"
 
 
 class TrainState:
-    """The resumable state of a training run, kept in `<output>/state` while it is under way.
+    """The resumable state of a training run, in `<output>/state` until the run completes.
 
     Args:
         folder: the run's output folder.
-        settings: all that decides the result; a resumed run must have the same.
-        models: by name; what is trained.
+        settings: everything that determines the result; a resumed run must have the same.
+        models: the trained models, by name.
         optimizer: over the parameters of `models`.
 
     Raises:
         UsageError: the folder holds a run with other settings.
-        InputError: what was saved is damaged.
+        InputError: the saved state is damaged.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class TrainState:
         self._saved_at = time.monotonic()
 
     def due(self, done: int, total: int, every: int) -> bool:
-        """Whether to save after step `done` of `total`: each `every` steps; at 0, ten minutes after the last time.
+        """Whether to save after step `done` of `total`: every `every` steps, or every ten minutes if `every` is 0.
 
-        Never after the last step, when what was trained is saved itself.
+        Never after the last step, after which the trained model itself is saved.
         """
         if done == total:
             return False
@@ -72,7 +72,7 @@ class TrainState:
         return broadcast_from_main(lambda: time.monotonic() - self._saved_at >= _SAVE_INTERVAL)
 
     def save(self, position: dict[str, Any]) -> None:
-        """Make `position` (JSON) and the present weights the point to go on from."""
+        """Save `position` (JSON) and the current weights as the state to resume from."""
         new = self._path.with_name("state.new")
         with saving(self._path):
             if is_main():
@@ -89,13 +89,13 @@ class TrainState:
             self._replace_state(new, record)
 
     def _replace_state(self, new: Path, position: dict[str, Any]) -> None:
-        """Complete the new state, and put it in the place of the old one."""
+        """Complete the new state, then replace the old one with it."""
         old = self._path.with_name("state.old")
         with saving(self._path):
             save_file({"cpu": torch.get_rng_state(), **_cuda_rng()}, new / "rng.safetensors")
             write_json(new / "position.json", position)
             fsync_tree(new)
-            if self._path.exists():  # else a kill came between the two renames, and `old` is all there is until then
+            if self._path.exists():  # else a kill came between these two renames, and only `old` exists
                 shutil.rmtree(old, ignore_errors=True)
                 os.replace(self._path, old)
             os.replace(new, self._path)
@@ -103,7 +103,7 @@ class TrainState:
         shutil.rmtree(old, ignore_errors=True)
 
     def load(self) -> dict[str, Any] | None:
-        """Put everything back as it was saved; None if there is nothing to go on from."""
+        """Restore the saved state and return its position; None if there is none."""
         path = self._path if self._path.exists() else self._path.with_name("state.old")
         saved = broadcast_from_main(lambda: self._position(path))
         if saved is None:
@@ -140,7 +140,7 @@ class TrainState:
 
 
 def remove_state(folder: Path) -> None:
-    """The run is complete: there is nothing to go on from."""
+    """Remove everything that was only needed to resume; the run is complete."""
     for name in (_STATE, "state.new", "state.old"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for path in folder.glob(BEST):
@@ -149,24 +149,24 @@ def remove_state(folder: Path) -> None:
 
 @contextlib.contextmanager
 def saving(path: Path) -> Iterator[None]:
-    """A disk that is full, or whatever else keeps tensors from being written, becomes a clear error."""
+    """Turn a full disk, or any other failure to write tensors, into a clear error."""
     try:
         yield
     except OSError as error:
         raise cannot_write(path, error) from error
-    except SafetensorError as error:  # holds the system's reason in its text alone
+    except SafetensorError as error:  # has the OS error only in its text
         if found := re.search(r"os error (\d+)", str(error)):
             raise cannot_write(path, OSError(int(found[1]), os.strerror(int(found[1])))) from error
         raise
 
 
 def save_trained(model: Any, path: Path) -> None:
-    """What is trained of a model."""
+    """Save a model's trained parameters."""
     _save(trained_parameters(model), path)
 
 
 def load_trained(model: Any, path: Path) -> None:
-    """The reverse of `save_trained`."""
+    """Load what `save_trained` saved."""
     saved = load_file(path) if is_main() else {}
     for name, parameter in trained_parameters(model).items():
         value = saved[name] if is_main() else None
@@ -182,13 +182,13 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def _load_state(path: Path, parameters: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """An optimizer's tensors, named `<parameter>.<what>`, each split as its parameter is."""
+    """An optimizer's tensors, named `<parameter index>.<name>`, each sharded as its parameter is."""
     saved = load_file(path) if is_main() else {}
     shapes = broadcast_from_main(lambda: {name: tensor.shape for name, tensor in saved.items()})
     found = {}
     for name, shape in shapes.items():
         parameter = parameters[int(name.partition(".")[0])]
-        target = parameter if parameter.shape == shape else torch.zeros(shape)  # a count of steps is of no parameter
+        target = parameter if parameter.shape == shape else torch.zeros(shape)  # a step count is not sharded
         found[name] = distribute_like(target, saved.get(name))
     return found
 
@@ -198,7 +198,7 @@ def _cuda_rng() -> dict[str, torch.Tensor]:
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors named `<parameter>.<what>`, and its plain numbers."""
+    """An optimizer's state as tensors named `<parameter index>.<name>`, and its JSON part."""
     tensors = {
         f"{index}.{name}": value.contiguous()
         for index, entry in state["state"].items()

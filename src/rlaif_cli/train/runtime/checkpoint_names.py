@@ -1,7 +1,7 @@
-"""A model's weights as its checkpoint has them: the one place that knows how transformers renames them on loading.
+"""A model's weights under the names of its checkpoint: the only place that knows how transformers renames them.
 
-Since transformers 5 some weights lie in a model in another form than in its files (the experts of a layer stacked into
-one tensor, say). What loads files, vLLM, knows the files' names alone.
+Since transformers 5, a loaded model may hold weights in a different form from its files (for example, a layer's experts
+stacked into one tensor). vLLM loads files and knows only the files' names.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _LAYER = re.compile(r"^.*?\.\d+\.")
 
 
 def checkpoint_names(model: Any, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) as `save_pretrained` writes them, of (name, tensor) in the order of the model's own parameters.
+    """Convert (name, tensor) pairs in the order of the model's parameters to those that `save_pretrained` writes.
 
-    Layer by layer, so that no more than one of a sharded model is whole at a time: no conversion reaches over two.
+    Converts layer by layer, so that only one layer of a sharded model is gathered at a time; no conversion spans two.
     """
     for _, layer in itertools.groupby(weights, key=lambda weight: _layer_of(weight[0])):
         yield from revert_weight_conversion(model, dict(layer)).items()

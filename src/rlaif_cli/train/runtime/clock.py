@@ -1,4 +1,4 @@
-"""Seconds by phase of a step."""
+"""Measure the phases of a training step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class Clock:
-    """Seconds by phase."""
+    """Accumulates wall-clock seconds per phase."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

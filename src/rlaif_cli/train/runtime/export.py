@@ -1,4 +1,4 @@
-"""Save what was trained as a checkpoint that other tools load."""
+"""Save the trained model as a checkpoint that other tools can load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlaif_cli.train.runtime.checkpoint import saving
 
 
 def save_trained_model(config: Any, model: Any, base: Path) -> None:
-    """The run's checkpoint; an adapter is merged into it, and stands beside it in a folder of its own."""
+    """Save the run's checkpoint. A LoRA adapter is merged into it, and also saved in a subfolder."""
     folder = Path(config.output)
     model = unshard(model)
     if not is_main():
@@ -29,10 +29,10 @@ def save_trained_model(config: Any, model: Any, base: Path) -> None:
 
 
 def save_checkpoint(model: Any, base: Path, folder: Path) -> None:
-    """A standard checkpoint, in the dtype of the one it started from, with that one's tokenizer.
+    """Save a standard checkpoint with the base checkpoint's dtype and tokenizer.
 
-    A reward model's head stays in fp32, and its pad token is none that ends a turn: transformers finds the end of a
-    text by it.
+    A reward model's head stays in fp32. Its pad token must not be one that ends a turn, because transformers finds the
+    end of a text by the pad token.
     """
     tokenizer = ChatTokenizer(base)
     head = model.score.state_dict() if hasattr(model, "score") else None

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one row for each step, also across a resumed run."""
+"""metrics.jsonl: one row per step, also if the run was resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlaif_cli.train.runtime.trackers import Trackers
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Cut off the rows of a log that come after the step a run goes on from: they will be written again."""
+    """Drop the rows of a log after the step that a run resumes from: they will be written again."""
     if not is_main() or not path.exists():
         return
     drop_torn_line(path)
@@ -28,13 +28,17 @@ def drop_rows_after(path: Path, step: int) -> None:
                 if json.loads(line)["step"] > step:
                     break
                 kept += len(line)
-        os.truncate(path, kept)  # by one call: a kill in the middle of writing it anew would lose it
+        os.truncate(path, kept)  # in one call: a kill while rewriting the file would lose it
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
 class MetricsLog:
-    """`metrics.jsonl`, a row a step, by the main process. A resumed run drops rows after the step it goes on from."""
+    """Writes a row per step to `metrics.jsonl`, on the main process only.
+
+    Args:
+        resume_step: the step that the run resumes from; later rows are dropped.
+    """
 
     def __init__(self, config: TrainConfig, folder: Path, *, resume_step: int = 0) -> None:
         self.path = folder / "metrics.jsonl"

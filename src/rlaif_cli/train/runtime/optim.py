@@ -1,4 +1,4 @@
-"""What every training loop needs: precision, optimizer, schedule, seeds, inputs, and the checkpoint at its end."""
+"""Optimizer, learning-rate schedule, gradient clipping, seeds and sharding, for all training loops."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def set_seed(seed: int) -> None:
 
 
 def loading_device(config: TrainConfig) -> torch.device:
-    """Where a model for `sharded` is loaded: not onto a GPU, where it would be whole for a moment."""
+    """Where to load a model before `sharded`: the CPU if it will be sharded, because a GPU may not hold all of it."""
     return torch.device("cpu") if world_size() > 1 and not config.lora_rank else device()
 
 
 def sharded(model: Any, config: TrainConfig) -> Any:
-    """A model that is trained, or computes beside one, split over the processes; with LoRA each holds it whole.
+    """Shard a model over the processes; with LoRA each process holds all of it.
 
     Raises:
-        ModelError: it reads one sequence at a time: processes would not ask for its blocks equally often.
+        ModelError: the model cannot pack sequences: the processes would gather its blocks a different number of times.
     """
     if world_size() > 1 and not config.lora_rank and not packs(model):
         raise ModelError(
             f"this kind of model ({model.config.model_type}) is trained one sequence at a time, which cannot be split "
-            "over processes",
+            "over several processes",
             where=config.model,
-            hint="one process, or --lora-rank",
+            hint="use one process, or --lora-rank",
         )
     return model if config.lora_rank else shard(model, frozen_dtype(config.precision))
 
@@ -47,7 +47,7 @@ def make_optimizer(groups: Iterable[tuple[Any, float]], config: TrainConfig) -> 
     """AdamW over (model, learning rate) groups; eps 1e-5 (arXiv 2403.17031).
 
     Raises:
-        UsageError: the 8-bit one is asked for, and bitsandbytes or a GPU is not there.
+        UsageError: 8-bit AdamW without bitsandbytes or a GPU, or with sharded weights.
     """
     trained = [{"params": [*trained_parameters(model).values()], "lr": lr, "peak_lr": lr} for model, lr in groups]
     if config.optimizer == "adamw":
@@ -57,15 +57,17 @@ def make_optimizer(groups: Iterable[tuple[Any, float]], config: TrainConfig) -> 
     except ImportError:
         raise UsageError("--optimizer adamw-8bit needs a package", hint="pip install bitsandbytes") from None
     if not torch.cuda.is_available():
-        raise UsageError("--optimizer adamw-8bit needs a GPU", hint="--optimizer adamw")
+        raise UsageError("--optimizer adamw-8bit needs a GPU", hint="use --optimizer adamw")
     if world_size() > 1 and not config.lora_rank:
-        raise UsageError("--optimizer adamw-8bit cannot be split over processes", hint="--optimizer adamw, or LoRA")
+        raise UsageError(
+            "--optimizer adamw-8bit cannot be sharded over processes", hint="use --optimizer adamw, or LoRA"
+        )
     eight_bit: torch.optim.Optimizer = AdamW8bit(trained, eps=1e-5, weight_decay=config.weight_decay)
     return eight_bit
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, total: int) -> float:
-    """Linear warm-up, then linear to 0 (the N+ details); `step` counts from 0. Returns the first group's rate."""
+    """Linear warm-up, then linear decay to 0 (arXiv 2403.17031); `step` is 0-based. Returns the first group's rate."""
     warmup = max(1, round(config.warmup * total))
     share = (step + 1) / warmup if step < warmup else (total - step) / max(1, total - warmup)
     for group in optimizer.param_groups:
@@ -75,16 +77,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, ste
 
 
 def clip_and_step(optimizer: torch.optim.Optimizer, max_norm: float) -> float:
-    """One optimizer step; returns the gradient's norm before clipping.
+    """Take one optimizer step; returns the gradient norm before clipping.
 
     Raises:
-        DivergedError: it is infinite or no number; the step is not taken.
+        DivergedError: the norm is infinite or NaN; no step is taken.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     sum_gradients(parameters)
     norm = float(full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm)))
     if not math.isfinite(norm):
-        raise DivergedError(f"the gradient's norm is {norm}")
+        raise DivergedError(f"the gradient norm is {norm}")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

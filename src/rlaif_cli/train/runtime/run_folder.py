@@ -1,4 +1,4 @@
-"""A training run's output folder: claimed by one process, resumed, and complete once its manifest stands in it."""
+"""A training run's output folder: locked by one process, resumable, and complete once it has a manifest."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ MANIFEST = "manifest.json"
 def run_in_folder(
     config: TrainConfig, stage: str, train: Callable[[dict[str, Any]], dict[str, Any]], **inputs: Any
 ) -> dict[str, Any]:
-    """Everything around a training run: its trackers, its folder, its seed, and the manifest at its end.
+    """Run training in its output folder: check trackers, lock the folder, set the seed, and write the manifest.
 
     Args:
-        train: settings -> the summary's numbers, with the trained model saved.
-        inputs: what decides the result besides the config, such as the input's sha256.
+        train: settings -> the summary's numbers; saves the trained model.
+        inputs: what determines the result besides the config, such as the input's sha256.
 
     Returns:
-        What `train` returned, now or when this very run was completed before.
+        What `train` returned, now or when the same run completed earlier.
 
     Raises:
-        UsageError: the folder holds something else, or another process is training into it.
+        UsageError: the folder holds other files, or another process is training into it.
     """
     check_trackers(config)
     folder = Path(config.output)
@@ -54,7 +54,7 @@ def run_in_folder(
 def _begin(
     config: TrainConfig, folder: Path, stage: str, inputs: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """All that decides the result; and the summary's numbers, where the folder holds this very run, complete."""
+    """(everything that determines the result, the summary's numbers if the folder holds this run, completed)."""
     settings = config.deciding() | inputs | {"model_sha256": checkpoint_hash(resolve_model(config.model))}
     _refuse_foreign(folder, stage)
     if config.overwrite:
@@ -83,14 +83,14 @@ def _within_memory(train: Callable[[dict[str, Any]], dict[str, Any]], settings: 
         what = f"out of memory: {str(error).splitlines()[0]}" if str(error) else "out of memory"
         raise EngineError(
             what,
-            hint="these need less: a smaller --tokens-per-batch (equal results, slower), --gradient-checkpointing, "
-            "--lora-rank, --optimizer adamw-8bit; then --overwrite, for settings of a run cannot change on the way",
+            hint="to use less memory: a smaller --tokens-per-batch (same results, slower), --gradient-checkpointing, "
+            "--lora-rank or --optimizer adamw-8bit; with --overwrite, since a run's settings cannot change midway",
         ) from error
 
 
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """The folder, made where it is missing, writable, and no other process's."""
+    """Create the folder if needed, check that it is writable, and lock it against other processes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".probe"

@@ -1,4 +1,4 @@
-"""What is logged, sent to TensorBoard, trackio or Weights & Biases as well; `metrics.jsonl` has it always."""
+"""Send what is logged to TensorBoard, trackio or Weights & Biases too; `metrics.jsonl` always has it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import UsageError
 
-FOLDER = "tracker"  # within the run's folder: what TensorBoard reads
+FOLDER = "tracker"  # in the run's folder; TensorBoard reads it
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Raises: UsageError: a tracker's package is not there."""
+    """Raises: UsageError: a tracker's package is not installed."""
     if not config.tracker:
         return
     from accelerate.tracking import get_available_trackers
 
-    there = {str(tracker) for tracker in get_available_trackers()}
-    if missing := [name for name in config.tracker if name not in there]:
+    available = {str(tracker) for tracker in get_available_trackers()}
+    if missing := [name for name in config.tracker if name not in available]:
         raise UsageError(f"--tracker {missing[0]} needs a package", hint=f"pip install {missing[0]}")
 
 
@@ -44,7 +44,7 @@ def _start(name: str, folder: Path) -> Any:
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    PartialState()  # its trackers ask which process they are in
+    PartialState()  # accelerate's trackers need it to know their process
     kind = LOGGER_TYPE_TO_CLASS[name]
     tracker = kind(folder.name, folder / FOLDER) if kind.requires_logging_directory else kind(folder.name)
     tracker.start()
