@@ -1,1 +1,1 @@
-"""Training: pure tensor maths, and the loops built on it."""
+"""Training: tensor maths, and the training loops built on it."""

@@ -1,4 +1,4 @@
-"""Training rows: checked, held out, and put in an order."""
+"""Training rows: validation, held-out splits and shuffling."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rlaif_cli.train.parallel.distributed import is_main
 R = TypeVar("R", bound=Record)
 
 
-@functools.lru_cache(maxsize=2)  # a step may reach into the next pass
+@functools.lru_cache(maxsize=2)  # a step may extend into the next pass
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of `count` items in a shuffled pass, known from the seed and the pass alone: a resumed run has it too.
+    """The order of `count` items in a shuffled pass; depends only on seed and pass, so a resumed run has the same.
 
-    Kept between calls: to shuffle a million prompts again for each of them took longer than a step.
+    Cached: reshuffling a million prompts for each prompt of a step took longer than the step.
     """
     order = np.random.default_rng([seed, epoch]).permutation(count)
-    order.setflags(write=False)  # all callers share it
+    order.setflags(write=False)  # the cached array is shared
     return order
 
 
@@ -33,7 +33,7 @@ def held_out(keys: Iterable[str], fraction: float, seed: int, *, minimum: int = 
     """The keys (prompts) that training never sees: `fraction` of the distinct ones, chosen by hash.
 
     Args:
-        minimum: that many at least; none where not even one more is there.
+        minimum: hold out at least this many; if there are no more than this, hold out none.
     """
     distinct = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).hexdigest())
     count = round(fraction * len(distinct))
@@ -43,6 +43,6 @@ def held_out(keys: Iterable[str], fraction: float, seed: int, *, minimum: int = 
 def checked_source(
     config: Any, path: str, kind: type[R], check: Callable[[R], str | None], rejected: str = "rejected"
 ) -> Source[R]:
-    """A trainer's input; lines put aside with `skip_invalid` go beside its output folder, into `rejected`."""
+    """A trainer's input. With `skip_invalid`, invalid lines go to the `rejected` file beside the output folder."""
     written = set_aside(config.output, rejected) if is_main() else None
     return Source(path, kind, skip_invalid=config.skip_invalid, rejected_path=written, check=check)

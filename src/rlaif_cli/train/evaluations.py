@@ -1,12 +1,12 @@
-"""The policy on prompts that it is not trained on, again and again during PPO: its reward, measures that nothing is
-trained on, and how far it has gone from the start.
+"""Evaluations of the policy on held-out prompts during PPO: its reward, measures that it is not trained on, and the KL
+to the initial policy.
 
-The reward that is climbed (the proxy) goes on rising where what was meant (the gold) falls again; both against the KL
-to the start are the curve that shows it (Gao et al., arXiv 2210.10760).
+The optimised reward (the proxy) may keep rising while the intended measure (the gold) falls again; plotting both
+against the KL shows this overoptimisation (Gao et al., arXiv 2210.10760).
 
 Every evaluation samples the same prompts with the same seeds. Its numbers are a row of `evaluations.jsonl`; the
-responses that they are of, with each one's numbers, are in `evaluations.items.jsonl`. All that is reported is computed
-from the numbers in these files, so that anybody can compute it again.
+responses, with the numbers of each, are in `evaluations.items.jsonl`. Everything that is reported is computed from the
+numbers in these files, so that anyone can recompute it.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from rlaif_cli.ui import console
 
 EVALUATIONS = "evaluations.jsonl"
 ITEMS = "evaluations.items.jsonl"
-# A response of an evaluation, as its line in ITEMS.
+# A response of an evaluation: a line of ITEMS.
 Item = dict[str, Any]
 Value = Callable[[Item], float | None]
 
 
 class Evaluations:
-    """The evaluations of one run. All processes call every method together.
+    """The evaluations of a run. All processes must call every method together.
 
     Args:
-        prompts: held out; each gets `config.n` responses.
-        kl_of: log p - log p_ref of every response, summed over its tokens: rollouts -> [S].
-        reward: what the policy is trained on.
-        functions: by name, what it is not trained on.
-        choice: compares answers with the start's, to choose weights; None: nothing is chosen.
-        resume_step: the step that the run goes on from; later evaluations will be made again.
+        prompts: the held-out prompts; each gets `config.n` responses.
+        kl_of: rollouts -> [S], log p - log p_ref of every response, summed over its tokens.
+        reward: the source that the policy is trained on.
+        functions: other sources by name, which it is not trained on.
+        choice: compares responses with the initial policy's to select weights; None for no selection.
+        resume_step: the step that the run resumes from; later evaluations are dropped.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Evaluations:
         self._folder = Path(config.output)
         drop_rows_after(self._folder / EVALUATIONS, resume_step)
         self._last = broadcast_from_main(self._last_written)
-        # An evaluation is there once its row is: before that, a kill may have left some of its items.
+        # The row is written last: without it, items may be left from a killed evaluation.
         drop_rows_after(self._folder / ITEMS, self._last)
 
     def due(self, step: int, *, last: bool) -> bool:
-        """Whether to evaluate after so many updates: every `eval_every` and after the last one."""
+        """Whether to evaluate after `step` updates: every `eval_every` updates and after the last one."""
         return bool(self._prompts) and (step % self._config.eval_every == 0 or last)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -79,13 +79,13 @@ class Evaluations:
         return broadcast_from_main(lambda: read_rows(self._folder / EVALUATIONS))
 
     def evaluate(self, engine: RolloutEngine, step: int, *, choose: bool = True) -> WinRate | None:
-        """Sample, score and write down; what the judge that chooses weights says, where it is asked.
+        """Sample, score and write an evaluation; returns the win rate if the judge that selects weights was called.
 
-        Nothing is done where the evaluation of `step` is there already, or no prompt is held out.
+        Does nothing if the evaluation of `step` already exists, or no prompt is held out.
 
         Args:
-            step: updates done.
-            choose: whether these weights may be chosen; the start's never are.
+            step: number of updates so far.
+            choose: whether these weights may be selected; the initial weights never are.
         """
         if step <= self._last or not self._prompts:
             return None
@@ -95,13 +95,13 @@ class Evaluations:
         return broadcast_from_main(lambda: self._write(items, choose and step > 0))
 
     def report(self, step: int) -> WinRate:
-        """How often the answers of an evaluation win over the start's, on the prompts that chose nothing."""
+        """The win rate of the responses after `step` over the initial ones, on the prompts not used for selection."""
         assert self._choice is not None
         choice = self._choice
         return broadcast_from_main(lambda: choice.report_win_rate(*(answers(self._read(at)) for at in (step, 0))))
 
     def _answer(self, engine: RolloutEngine) -> list[Rollout]:
-        """Sampled with the same seeds every time, so that chance differs as little as it can."""
+        """Sample with the same seeds every time, to reduce the noise in comparisons."""
         mine = local_share(self._prompts)
         seeds = [request_seed(self._config.seed, "held out", prompt.id) for prompt in mine]
         return all_gather(engine.sample(mine, seeds))
@@ -120,24 +120,24 @@ class Evaluations:
                 "id": key,
                 "response": completion.reply,
                 "tokens": len(completion.token_ids),
-                "kl": rounded(kl[place], 6),
-                "reward": rounded(reward[place], 6),
-                "functions": {name: rounded(found[place], 6) for name, found in functions.items()},
+                "kl": rounded(kl[index], 6),
+                "reward": rounded(reward[index], 6),
+                "functions": {name: rounded(found[index], 6) for name, found in functions.items()},
             }
-            for place, (key, completion) in enumerate(responses)
+            for index, (key, completion) in enumerate(responses)
         ]
 
     def _write(self, items: list[Item], choose: bool) -> WinRate | None:
-        """The items, and then the row, which says that they are complete."""
+        """Write the items, then the row, which marks them as complete."""
         step = items[0]["step"]
-        start = self._read(0) if step else items
-        found = self._choice.selection_win_rate(answers(items), answers(start)) if choose and self._choice else None
+        initial = self._read(0) if step else items
+        found = self._choice.selection_win_rate(answers(items), answers(initial)) if choose and self._choice else None
         if found is not None:
             _record_wins(items, found)
             if not found.decided:
                 console.warn(f"--eval-judge could decide none of the {found.unscored} comparisons after step {step}")
         self._append(ITEMS, items)
-        self._append(EVALUATIONS, [summary_row(items, start, found)])
+        self._append(EVALUATIONS, [summary_row(items, initial, found)])
         return found
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -161,7 +161,7 @@ def answers(items: Sequence[Item]) -> Answers:
 
 
 def _record_wins(items: Sequence[Item], found: WinRate) -> None:
-    """`win` on the items of the prompts that choose: their k-th comparison is of their k-th response."""
+    """Set `win` on the items of the selection prompts: a prompt's k-th comparison is of its k-th response."""
     wins: dict[str, list[float | None]] = {}
     for prompt, win in zip(found.prompts, found.wins, strict=True):
         wins.setdefault(prompt, []).append(win)
@@ -174,11 +174,11 @@ def _record_wins(items: Sequence[Item], found: WinRate) -> None:
 
 
 def summary_row(items: Sequence[Item], start: Sequence[Item], found: WinRate | None = None) -> dict[str, Any]:
-    """What stands in `evaluations.jsonl` about an evaluation.
+    """The row of `evaluations.jsonl` for an evaluation.
 
     Args:
-        start: the items of step 0, of the same prompts in the same order.
-        found: what the judge that chooses weights says.
+        start: the items of step 0, for the same prompts in the same order.
+        found: the win rate, if the judge that selects weights was called.
     """
     step, names = items[0]["step"], list(items[0]["functions"])
     texts = [item["response"] for item in items]
@@ -211,18 +211,18 @@ def _reward(item: Item) -> float | None:
 
 
 def function(name: str) -> Value:
-    """Reads what the function of that name said of an item."""
+    """Returns a getter for the named function's score of an item."""
     return lambda item: item["functions"][name]
 
 
 def mean(items: Sequence[Item], value: Value) -> dict[str, Any] | None:
-    """Over the items that have the value, with an interval over prompts; None where none has it."""
+    """Mean over the items that have the value, with an interval over prompts; None if none has it."""
     found = [(number, item["id"]) for item in items if (number := value(item)) is not None]
     return estimate(*map(list, zip(*found, strict=True))) if found else None
 
 
 def difference(items: Sequence[Item], others: Sequence[Item], value: Value) -> dict[str, Any] | None:
-    """Mean of `items` minus `others`, item by item: the same prompt and the same seed; None where no pair has both."""
+    """Mean of `items` minus `others`, paired by item (same prompt and seed); None if no pair has both values."""
     pairs = [
         {"id": item["id"], "difference": after - before}
         for item, other in zip(items, others, strict=True)
@@ -231,14 +231,14 @@ def difference(items: Sequence[Item], others: Sequence[Item], value: Value) -> d
     return mean(pairs, lambda pair: pair["difference"])
 
 
-# ------------------------------------------------------------------------------------------- what a run comes to
+# ------------------------------------------------------------------------------------------- summary of a run
 
 
 def summary(config: PPOConfig, kept: int | None = None) -> dict[str, Any]:
-    """First and last evaluation of a run, and where each function had its peak.
+    """The first and last evaluation of a run, and the peak of each function.
 
     Args:
-        kept: the step whose weights were kept, where they were chosen.
+        kept: the step whose weights were selected; None without selection.
     """
     rows, items = (read_rows(Path(config.output) / name) for name in (EVALUATIONS, ITEMS))
     by_step: dict[int, list[Item]] = {}
@@ -250,19 +250,18 @@ def summary(config: PPOConfig, kept: int | None = None) -> dict[str, Any]:
 
 
 def peak(evaluations: Mapping[int, Sequence[Item]], value: Value, seed: int) -> dict[str, Any] | None:
-    """Where a measure was highest, and how far below that it ended.
+    """The step at which a measure was highest, and how far below that it ended.
 
-    The highest of several means is too high, so that the last one would seem to lie below it also where nothing fell.
-    Therefore the prompts are split in two halves. Each half says where the peak is, and the other half how far below
-    it the last evaluation lies: no prompt measures a peak that it had a part in choosing.
+    The highest of several means is biased upwards, so the last one would seem lower even if nothing fell. Therefore the
+    prompts are split into two halves: each half locates the peak, and the other half measures how far below it the last
+    evaluation is. So no prompt measures a peak that it helped to locate.
 
     Args:
-        evaluations: their items by step, in the order of the steps.
+        evaluations: items by step, in the order of the steps.
 
     Returns:
         `step` and `value` of the highest mean over all prompts, and `last_below`, the last evaluation minus the peak
-        (0 where the other half says that the last one is the peak; None where there are fewer than two prompts).
-        None where no response has a value.
+        (0 where the peak is the last evaluation; None with fewer than two prompts). None if no response has a value.
     """
     step = _highest(evaluations, value)
     if step is None:
@@ -292,6 +291,6 @@ def _of(items: Sequence[Item], prompts: set[str]) -> list[Item]:
 
 
 def _highest(evaluations: Mapping[int, Sequence[Item]], value: Value) -> int | None:
-    """The step with the highest mean, of equal ones the first; None where no response has a value."""
+    """The (first) step with the highest mean; None if no response has a value."""
     means = {step: found["value"] for step, items in evaluations.items() if (found := mean(items, value))}
     return max(means, key=lambda step: means[step]) if means else None

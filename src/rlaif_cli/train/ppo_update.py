@@ -1,7 +1,7 @@
-"""What PPO trains: policy, reference and value model; a step's experience, its advantages, and the update.
+"""PPO's models (policy, reference and value model), the experience of a step, its advantages, and the update.
 
-The KL to the reference is in the reward (k1) or in the loss (k2). Where we depart from the papers: the value model's
-fresh head starts at zero, and the reward is normalised by the reward model's own stored mean and std.
+The KL to the reference is in the reward (k1) or in the loss (k2). Differences from the papers: a fresh value head
+starts at zero, and rewards are normalised by the mean and std stored with the reward model.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from rlaif_cli.train.runtime.optim import clip_and_step, loading_device, make_op
 
 @dataclass
 class Experience:
-    """A step's rollouts with all that the update needs. S = prompts x n sequences, R = the longest response.
+    """A step's rollouts and everything the update needs. S = prompts x n sequences, R = longest response.
 
     Attributes:
-        scores: [S]; NaN for a response that got none, which is no part of the update.
-        mask: [S, R] bool, real tokens of the responses that have a score.
+        scores: [S]; NaN for unscored responses, which are left out of the update.
+        mask: [S, R] bool, real tokens of the scored responses.
         rollout_logprobs, old_logprobs, ref_logprobs, advantages: [S, R].
         weights: [S, R], truncated importance weights between engine and trainer.
         old_values, returns: [S, R]; None without a value model.
@@ -73,7 +73,7 @@ class Experience:
 
 
 class Trainer:
-    """Policy, reference and (for GAE) value model, and the optimizer over what is trained."""
+    """Policy, reference and (for GAE) value model, and the optimizer of the trained ones."""
 
     def __init__(self, config: PPOConfig, base: Path, reward_path: Path | None) -> None:
         self.config, self.base = config, base
@@ -104,11 +104,11 @@ class Trainer:
         return {"policy": self.policy} | ({"value": self.value_model} if self.value_model is not None else {})
 
     def load_adapter(self, reward_path: Path) -> Adapted | None:
-        """A reward model as one more adapter on the policy's body, where it was trained as one on the same body."""
+        """Load a reward model as an adapter on the policy's body; None if it is not an adapter on the same body."""
         folder = lora.adapter_of_base(reward_path, self.base) if self._shared is not None else None
         if folder is None:
             return None
-        name = f"reward {folder}".replace(".", "_")  # a part of parameters' names
+        name = f"reward {folder}".replace(".", "_")  # it becomes part of parameter names
         return self._adapted(name, lora.load(self._shared, name, folder))
 
     def _adapted(self, name: str, head: dict[str, Tensor]) -> Adapted:
@@ -117,11 +117,11 @@ class Trainer:
         return Adapted(self._shared, name, score)
 
     def _value_model(self, reward_path: Path | None) -> Any:
-        """The reward model, where it reads the policy's tokens; else the policy's body with a fresh head.
+        """Start from the reward model if it has the policy's vocabulary, otherwise from the policy with a fresh head.
 
         The reward's normalisation is folded into the head, so that values start on the scale of the scores. A fresh
-        head says 0: noise there would be noise in every first advantage (explained variance of -2 to -4 was seen over
-        the first ten steps with a random one).
+        head predicts 0: a random one adds noise to the first advantages (with it, the explained variance was -2 to -4
+        over the first ten steps).
         """
         mean, std = stored_scale(reward_path) if reward_path else (0.0, 1.0)
         if self._shared is not None:
@@ -131,15 +131,15 @@ class Trainer:
                 return self._adapted("value", {"weight": torch.zeros(1, self._shared.config.hidden_size)})
             weight = lora.load(self._shared, "value", folder)["weight"]
             return self._adapted("value", {"weight": weight / std, "bias": torch.tensor([-mean / std])})
-        known = reward_path if reward_path and _same_vocabulary(self.base, reward_path) else None
+        source = reward_path if reward_path and _same_vocabulary(self.base, reward_path) else None
         target = loading_device(self.config)
         seed = self.config.seed
-        model = load_reward_model(known, target=target) if known else new_reward_model(self.base, seed, target=target)
-        weight = model.score.weight if known else torch.zeros_like(model.score.weight)
+        model = load_reward_model(source, target=target) if source else new_reward_model(self.base, seed, target=target)
+        weight = model.score.weight if source else torch.zeros_like(model.score.weight)
         model.score = nn.Linear(weight.shape[1], 1).to(weight)
         with torch.no_grad():
-            model.score.weight.copy_(weight / std if known else weight)
-            model.score.bias.fill_(-mean / std if known else 0.0)
+            model.score.weight.copy_(weight / std if source else weight)
+            model.score.bias.fill_(-mean / std if source else 0.0)
         return sharded(with_checkpointing_and_compile(model, self.config).train(), self.config)
 
     @torch.no_grad()
@@ -147,12 +147,12 @@ class Trainer:
         """Log-probs, values, token rewards and advantages of a step's rollouts.
 
         Args:
-            rollouts: every prompt with a score at least, two where responses are compared within a prompt.
-            scores: [S]; NaN where a response has none: it is no part of any mean, deviation, baseline or loss.
+            rollouts: each prompt needs at least one scored response, or two if they are compared within a prompt.
+            scores: [S]; NaN for unscored responses, which are in no mean, deviation, baseline or loss.
         """
         config = self.config
         mask = response_mask(rollouts)
-        old, ref, value = self._forward(rollouts, mask, values_too=self.value_model is not None)
+        old, ref, value = self._forward(rollouts, mask, with_values=self.value_model is not None)
         sampled = torch.zeros(mask.shape)
         for row, completion in enumerate(c for r in rollouts for c in r.completions):
             sampled[row, : len(completion.logprobs)] = torch.tensor(completion.logprobs)
@@ -164,13 +164,13 @@ class Trainer:
 
     @torch.no_grad()
     def response_kl(self, rollouts: list[Rollout]) -> Tensor:
-        """How far each response shows the policy to be from the reference: [S], see `response_kl`."""
+        """Each response's estimate of the KL to the reference, [S]; see the function `response_kl`."""
         mask = response_mask(rollouts)
-        policy, reference, _ = self._forward(rollouts, mask, values_too=False)
+        policy, reference, _ = self._forward(rollouts, mask, with_values=False)
         return response_kl(policy, reference, mask)
 
-    def _forward(self, rollouts: list[Rollout], mask: Tensor, *, values_too: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """(the policy's log-probs, the reference's, values), [S, R] each; zeros where no values are asked for."""
+    def _forward(self, rollouts: list[Rollout], mask: Tensor, *, with_values: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """(policy log-probs, reference log-probs, values), each [S, R]; values are 0 unless `with_values`."""
         found = torch.zeros(3, *mask.shape)
         policy, reference, value = found.unbind()
         with autocast(self.config.precision):
@@ -178,7 +178,7 @@ class Trainer:
                 width = packed.response_ids.shape[-1]
                 policy[rows, :width] += weight * self._logprobs(self.policy, packed)
                 reference[rows, :width] += weight * self._logprobs(self.reference, packed)
-                if values_too:
+                if with_values:
                     value[rows, :width] += weight * values(self.value_model, packed).flatten(0, 1).cpu()
         all_reduce(found)
         return policy, reference, value
@@ -186,16 +186,16 @@ class Trainer:
     def _advantages(
         self, scores: Tensor, old: Tensor, ref: Tensor, value: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Advantages and, for a value model, returns, both [S, R]; `scores`: [S], NaN where there is none."""
+        """Advantages and, with a value model, returns, both [S, R]; `scores`: [S], NaN if unscored."""
         config = self.config
         kl_coef = self.kl.value if config.kl_in == "reward" else 0.0
         weight = 1 - self.kl.value if config.kl_form == "convex" else 1.0
         scored, known = scores.isfinite(), scores.nan_to_num(0.0)
         if config.advantage == "grpo":
-            # The scores alone are divided by their deviation: where they tie, it would be that of the KL's noise.
+            # Divide by the deviation of the scores without the KL: for tied scores it would be that of the KL's noise.
             rewards = token_rewards(known, old, ref, mask, 0.0)
-            compared = group_advantages(rewards, mask, config.n, "grpo", scored)
-            return weight * compared - kl_coef * kl_estimate(old, ref, "k1") * mask, None
+            relative = group_advantages(rewards, mask, config.n, "grpo", scored)
+            return weight * relative - kl_coef * kl_estimate(old, ref, "k1") * mask, None
         rewards = token_rewards(weight * known, old, ref, mask, kl_coef)
         if config.advantage == "rloo":
             return group_advantages(rewards, mask, config.n, "rloo", scored), None
@@ -206,11 +206,11 @@ class Trainer:
         return whiten_advantages(advantages, mask, tied), returns
 
     def update(self, experience: Experience, step: int) -> dict[str, float]:
-        """`epochs` passes over the rollout in `minibatches` optimizer steps each."""
+        """Make `epochs` passes over the rollouts, in `minibatches` optimizer steps each; returns their mean metrics."""
         config, count = self.config, len(experience.rollouts)
         logged: list[dict[str, float]] = []
         for epoch in range(config.epochs):
-            # The order depends on the seed and the step alone, so that a resumed run has the same.
+            # The order depends only on the seed and the step, so that a resumed run has the same.
             order = np.random.default_rng([config.seed, step, epoch]).permutation(count)
             for chosen in np.array_split(order, min(config.minibatches, count)):
                 logged.append(self._optimizer_step(experience, chosen.tolist()))
@@ -218,13 +218,13 @@ class Trainer:
 
     def _optimizer_step(self, experience: Experience, chosen: list[int]) -> dict[str, float]:
         """One minibatch of prompts, in micro-batches weighted by their tokens."""
-        n, mask = self.config.n, experience.mask  # on the CPU: to count on a GPU is to wait for it
+        n, mask = self.config.n, experience.mask  # on the CPU: counting on a GPU would synchronise it
         total = int(mask.view(-1, n, mask.shape[-1])[chosen].sum())
         sums: dict[str, Any] = {}
         with autocast(self.config.precision):
             for rows, packed, weight in self._micro_batches([experience.rollouts[i] for i in chosen], chosen):
                 share = weight * int(mask[rows].sum()) / total
-                # One after the other, backward included: each one's memory is free for the next.
+                # Backward of the first loss before the forward of the second, to free its memory.
                 losses = (self._policy_loss, self._value_loss) if self.value_model is not None else (self._policy_loss,)
                 for loss_of in losses:
                     loss, numbers = loss_of(experience, rows, packed)
@@ -245,7 +245,7 @@ class Trainer:
         )
         logged = {"policy_loss": loss.detach()} | {name: numbers[name] for name in ("clip_fraction", "approx_kl")}
         if config.kl_in == "loss":
-            # k2, whose gradient is that of the KL; k3 as a loss is biased (arXiv 2510.01555).
+            # k2: its gradient is that of the KL; k3 as a loss is biased (arXiv 2510.01555).
             kl = masked_mean(kl_estimate(logprobs, of(experience.ref_logprobs), "k2"), mask)
             loss = loss + self.kl.value * kl
         return loss, logged
@@ -267,17 +267,17 @@ class Trainer:
         return response_logprobs(model, packed, self.config.temperature).flatten(0, 1).float().cpu()
 
     def _micro_batches(
-        self, rollouts: Sequence[Rollout], places: Sequence[int] | None = None
+        self, rollouts: Sequence[Rollout], indices_in_step: Sequence[int] | None = None
     ) -> Iterator[tuple[list[int], Packed, float]]:
         """This process's (rows of the step's [S, R] tensors, packed sequences, weight).
 
         Args:
-            places: the rollouts' numbers within the step.
+            indices_in_step: the rollouts' indices within the step; None if these are all of them.
         """
         groups, n = [rollout.group for rollout in rollouts], self.config.n
         for indices, weight in micro_batches(groups, self.config.tokens_per_batch):
-            numbers = [places[i] if places is not None else i for i in indices]
-            rows = [number * n + k for number in numbers for k in range(n)]
+            in_step = [indices_in_step[i] if indices_in_step is not None else i for i in indices]
+            rows = [index * n + k for index in in_step for k in range(n)]
             yield rows, pack([groups[i] for i in indices]).to(device()), weight
 
 
@@ -288,15 +288,15 @@ def response_mask(rollouts: Sequence[Rollout]) -> Tensor:
 
 
 def response_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """log p - log p_ref summed over a response's tokens (k1), nats a response. [S, R] -> [S].
+    """log p - log p_ref summed over a response's tokens (k1), nats per response. [S, R] -> [S].
 
-    Over samples of the policy its mean is the KL to the reference.
+    Its expectation over samples of the policy is the KL to the reference.
     """
     return (kl_estimate(logprobs, ref_logprobs, "k1") * mask).sum(1)
 
 
 def select_rows(rows: list[int], packed: Packed) -> Callable[[Tensor], Tensor]:
-    """Cuts the packed sequences' part out of a step's [S, R] tensors."""
+    """Returns a function that selects the packed sequences' rows of a step's [S, R] tensor."""
     return lambda tensor: tensor[rows, : packed.response_ids.shape[-1]].to(packed.input_ids.device)
 
 
@@ -312,51 +312,51 @@ def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: 
 
 
 def group_advantages(rewards: Tensor, mask: Tensor, n: int, kind: str, scored: Tensor | None = None) -> Tensor:
-    """Each response's whole reward against those of its prompt's others, the same on all its tokens. [S, R] -> [S, R].
+    """Each response's total reward relative to its group, the same on all its tokens. [S, R] -> [S, R].
 
-    rloo: R_i - mean of the others' R (arXiv 2402.14740). R is the score minus the KL where that is in the reward.
+    rloo: R_i - mean of the others' R (arXiv 2402.14740). R is the score minus the KL, if the KL is in the reward.
 
-    grpo: (s_i - mean s) / (std s + 1e-6), s being the scores alone (arXiv 2402.03300). With the KL in the reward, the
-    trainer takes kl_coef * (log p - log p_ref) off on each token afterwards. At the start of an update (ratio 1) the
-    gradient of that is the one of kl_coef times the k2 loss, d/dx x^2 / 2 = x (arXiv 2510.01555): `--kl-in reward` and
-    `--kl-in loss` then differ only in what the ratio's clip does to the KL as the update goes on.
+    grpo: (s_i - mean s) / (std s + 1e-6), where s are the scores without the KL (arXiv 2402.03300). With the KL in the
+    reward, the trainer then subtracts kl_coef * (log p - log p_ref) from each token. At the start of an update (ratio
+    1), its gradient equals that of kl_coef times the k2 loss, d/dx x^2 / 2 = x (arXiv 2510.01555): `--kl-in reward`
+    and `--kl-in loss` differ only in how the ratio clip affects the KL later in the update.
 
     Args:
         kind: "rloo" or "grpo".
-        scored: [S], False for responses that are no part of their group; None: all are.
+        scored: [S], False for responses to leave out of their group; None for none.
     """
     total = rewards.sum(1).view(-1, n)
-    part = None if scored is None else scored.view(-1, n)
+    in_group = None if scored is None else scored.view(-1, n)
     if kind == "rloo":
-        advantages = total - leave_one_out_baseline(total, part)
+        advantages = total - leave_one_out_baseline(total, in_group)
     else:
-        advantages = group_normalized_advantage(total, mask=part)
+        advantages = group_normalized_advantage(total, mask=in_group)
     return advantages.flatten()[:, None] * mask
 
 
 def batch_advantages(rewards: Tensor, mask: Tensor, gamma: float, tied: bool = False) -> Tensor:
-    """REINFORCE: what is still to come, against the whole step's mean and deviation. [S, R] -> [S, R].
+    """REINFORCE: the reward-to-go, whitened over the whole step. [S, R] -> [S, R].
 
     Args:
-        tied: as in `whiten_advantages`.
+        tied: see `whiten_advantages`.
     """
     reward_to_go, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
     return whiten_advantages(reward_to_go, mask, tied)
 
 
 def whiten_advantages(advantages: Tensor, mask: Tensor, tied: bool) -> Tensor:
-    """Mean 0 and deviation 1 over the step's tokens, as in the N+ details (arXiv 2403.17031). [S, R] -> [S, R].
+    """Normalise to mean 0 and deviation 1 over the step's tokens (arXiv 2403.17031). [S, R] -> [S, R].
 
     Args:
-        tied: all scores are equal. What differs then is the KL's noise and the value model's error, and a deviation
-            below 1 stays as it is: to divide by it would train on the noise at full strength.
+        tied: all scores are equal, so that the only variation is the KL's noise and the value model's error. A
+            deviation below 1 is then kept: dividing by it would amplify the noise.
     """
     white = masked_whiten(advantages, mask)
     return white * masked_var(advantages, mask).sqrt().clamp(max=1) if tied else white
 
 
 def all_tied(scores: Tensor) -> bool:
-    """Whether the scores of several responses are all the same. [S], NaN where there is none."""
+    """Whether there are several scores and all are equal. [S], NaN if unscored."""
     known = scores[scores.isfinite()]
     return len(known) > 1 and float(known.max() - known.min()) < MIN_REWARD_STD
 

@@ -1,4 +1,4 @@
-"""Reward functions that users write: `FILE.py:NAME`, called with prompts, responses and the prompt rows' own fields."""
+"""User-written reward functions, `FILE.py:NAME`, called with prompts, responses and the fields of the prompts' rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Row(Protocol):
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt of a file, with what its row says besides."""
+    """A prompt of a file, with the other fields of its row."""
 
     id: str
     messages: list[Message]
@@ -40,15 +40,15 @@ class PromptRow:
 
 
 def response_key(row: Row, response: str) -> str:
-    """Names a response to a row among the reasons for which responses have no score."""
+    """The key of a response to a row in `reasons`."""
     return content_id(row.id, row.messages, response)
 
 
 class RewardFunction:
-    """A source of scores that is a function of the user's own.
+    """A reward source that calls a user's function.
 
     Attributes:
-        reasons: why a response has no score, by `response_key`; of the last call.
+        reasons: why a response of the last call is unscored, by `response_key`.
     """
 
     def __init__(self, function: UserFunction) -> None:
@@ -65,20 +65,20 @@ class RewardFunction:
 
     @property
     def sha256(self) -> str:
-        """Of the file whose code runs."""
+        """SHA-256 of the file that defines the function."""
         return self._function.sha256
 
     def score(self, rows: Sequence[Row], responses: Sequence[Sequence[str]]) -> Tensor:
         """The score of every response, [rows, n]; NaN where the function returned None or NaN.
 
-        The function is called once, with flat lists in which a prompt stands once for each of its responses. What it
-        gets are copies, so that it may change them.
+        Calls the function once, with flat lists in which a prompt is repeated for each of its responses. The lists are
+        copies, so the function may change them.
 
         Args:
             responses: [rows, n].
 
         Raises:
-            InputError: the function failed, or returned something else than numbers; with the row, where one is known.
+            InputError: the function failed, or returned something other than numbers; names the row if it is known.
         """
         flat = [
             (row, text, f"row '{row.id}', response {number}")
@@ -102,7 +102,7 @@ class RewardFunction:
 
 
 def load(spec: str) -> RewardFunction:
-    """The function that `FILE.py:NAME` names; the file is run.
+    """Load the function that `FILE.py:NAME` names; this runs the file.
 
     Raises:
         InputError: see `user_function.load`.

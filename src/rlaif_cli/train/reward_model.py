@@ -1,7 +1,7 @@
 """Train a reward model on soft preferences: L = -[p log s(d) + (1-p) log s(-d)], d = r_chosen - r_rejected.
 
-The loss can not fall below the labels' own entropy; that floor is logged beside it. Where we depart from Lee et al.
-2023: the head starts at N(0, 1/(d+1)) and dropout is off (arXiv 2403.17031).
+The loss cannot fall below the labels' own entropy; this floor is logged beside it. Unlike Lee et al. (arXiv
+2309.00267), the head starts at N(0, 1/(d+1)) and dropout is off (arXiv 2403.17031).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from rlaif_cli.train.runtime.run_folder import run_in_folder
 from rlaif_cli.ui import console
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
-SCALE_PAIRS = 128  # the reward's mean and std are taken over at most these: the std to within 5 %
-MIN_REWARD_STD = 1e-6  # a standard deviation of rewards below which they are all the same
+SCALE_PAIRS = 128  # at most this many pairs for the reward's mean and std: enough to know the std within 5 %
+MIN_REWARD_STD = 1e-6  # rewards with a lower standard deviation count as all the same
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
     """Run the stage; see `RewardModelConfig`. Returns the summary's numbers.
 
     Raises:
-        InputError: the preferences cannot be used, or a pair is longer than `max_length`.
+        InputError: the preferences are invalid, or a pair is longer than `max_length`.
         ModelError: the model cannot be found or loaded.
     """
     base = resolve_model(config.model)
@@ -68,8 +68,8 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
         return {"pairs": len(source)}
 
     def train(settings: dict[str, Any]) -> dict[str, Any]:
-        pairs, people = ([tokenize(record, tokenizer) for record in records] for records in (source, human or ()))
-        found = _train(config, settings, base, pairs, people, progress)
+        pairs, human_pairs = ([tokenize(record, tokenizer) for record in records] for records in (source, human or ()))
+        found = _train(config, settings, base, pairs, human_pairs, progress)
         return found | {"rejected": source.rejected, "human_rejected": human.rejected if human else 0}
 
     inputs = {"input_sha256": source.sha256, "human_sha256": human.sha256 if human else None}
@@ -81,7 +81,7 @@ def _train(
     settings: dict[str, Any],
     base: Path,
     pairs: Sequence[Pair],
-    people: list[Pair],
+    human_pairs: list[Pair],
     progress: ProgressCallback,
 ) -> dict[str, Any]:
     train, test = split(pairs, config)
@@ -101,11 +101,11 @@ def _train(
     if config.patience and choosing:
         found["chosen_on"] = {"pairs": len(choosing), "prompts": len({pair.prompt for pair in choosing})}
         found["chosen_on"]["also_reported"] = choosing is reported
-    return found | _finish(config, model, base, train, reported, people)
+    return found | _finish(config, model, base, train, reported, human_pairs)
 
 
 def untrained(base: Path, config: RewardModelConfig) -> Any:
-    """What training begins with: all weights in fp32, or adapters on a frozen body."""
+    """A new reward model to train: all weights in fp32, or with LoRA adapters on a frozen body."""
     dtype = frozen_dtype(config.precision) if config.lora_rank else torch.float32
     model = new_reward_model(base, config.seed, dtype, loading_device(config))
     return sharded(trainable(model, config), config)
@@ -119,7 +119,7 @@ def _source(config: RewardModelConfig, tokenizer: ChatTokenizer, path: str, reje
 
 
 def too_long(group: Group, max_length: int) -> str | None:
-    """Why a pair cannot be scored, if it cannot."""
+    """Why a pair is too long, or None if it is not."""
     longest = len(group.prompt) + max(map(len, group.responses))
     return None if longest <= max_length else f"{longest} tokens; --max-length is {max_length}"
 
@@ -130,16 +130,16 @@ def tokenize(record: Preference, tokenizer: ChatTokenizer) -> Pair:
 
 
 def split(pairs: Sequence[Pair], config: RewardModelConfig) -> tuple[list[Pair], list[Pair]]:
-    """(train, held out), by prompt: no prompt is on both sides."""
-    away = held_out((pair.prompt for pair in pairs), config.eval_fraction, config.seed)
-    return [p for p in pairs if p.prompt not in away], [p for p in pairs if p.prompt in away]
+    """Split pairs into (train, held out) by prompt: no prompt is on both sides."""
+    held_out_prompts = held_out((pair.prompt for pair in pairs), config.eval_fraction, config.seed)
+    return [p for p in pairs if p.prompt not in held_out_prompts], [p for p in pairs if p.prompt in held_out_prompts]
 
 
 def without_ties(pairs: list[Pair], config: RewardModelConfig) -> tuple[list[Pair], int]:
-    """(the pairs to train on, how many of the given ones are ties).
+    """(the pairs to train on, the number of ties among `pairs`).
 
     Raises:
-        InputError: `ties` drops them, and they are all there is.
+        InputError: ties are dropped, and no other pairs remain.
     """
     decided = [pair for pair in pairs if pair.p_chosen != 0.5]
     ties = len(pairs) - len(decided)
@@ -151,14 +151,14 @@ def without_ties(pairs: list[Pair], config: RewardModelConfig) -> tuple[list[Pai
 
 
 def hardened(labels: torch.Tensor) -> torch.Tensor:
-    """[n] probabilities rounded to 0 or 1; a tie stays one half, for it prefers neither."""
+    """[n] probabilities rounded to 0 or 1; a tie stays 0.5, since it prefers neither."""
     return torch.where(labels == 0.5, labels, labels.round())
 
 
 def train_step(
     model: Any, optimizer: torch.optim.Optimizer, pairs: Sequence[Pair], config: RewardModelConfig
 ) -> dict[str, float]:
-    """One optimizer step over a batch, in micro-batches; equal to the whole batch at once."""
+    """One optimizer step over a batch, in micro-batches; the result equals that of the whole batch at once."""
     started = time.monotonic()
     groups = [pair.group for pair in pairs]
     labels = torch.tensor([pair.p_chosen for pair in pairs], device=device())
@@ -194,12 +194,12 @@ def score_groups(
     """The reward of every response, [groups, n]; independent of batching and padding.
 
     Args:
-        together: all processes hold the same groups, and each computes its share.
+        together: all processes pass the same groups, and each computes its share.
     """
     scores = torch.zeros(len(groups), len(groups[0].responses), dtype=torch.float64)
-    mine = micro_batches(groups, token_budget) if together else distribute(groups, token_budget, 1)[0]
+    batches = micro_batches(groups, token_budget) if together else distribute(groups, token_budget, 1)[0]
     with autocast(precision):
-        for indices, weight in mine:
+        for indices, weight in batches:
             packed = pack([groups[i] for i in indices]).to(device())
             scores[indices] += weight * rewards(model, packed).double().cpu()
     return np.asarray((all_reduce(scores) if together else scores).numpy())
@@ -225,7 +225,7 @@ def evaluate(scores: np.ndarray[Any, Any], p_chosen: np.ndarray[Any, Any], promp
     Args:
         scores: [pairs, 2] (chosen, rejected).
         p_chosen: [pairs].
-        prompts: [pairs] whose they are.
+        prompts: [pairs], each pair's prompt.
     """
     predicted = probability(scores)
     decided = p_chosen != 0.5
@@ -243,7 +243,7 @@ def evaluate(scores: np.ndarray[Any, Any], p_chosen: np.ndarray[Any, Any], promp
 
 
 def probability(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """[pairs, 2] rewards -> [pairs] P(the first is better), by Bradley and Terry's model."""
+    """[pairs, 2] rewards -> [pairs] P(the first is better), by the Bradley-Terry model."""
     return np.asarray(1 / (1 + np.exp(scores[:, 1] - scores[:, 0])))
 
 
@@ -258,14 +258,14 @@ def _finish(
     base: Path,
     train: list[Pair],
     test: list[Pair],
-    people: list[Pair],
+    human_pairs: list[Pair],
 ) -> dict[str, Any]:
-    """Measure, store the reward's mean and std in the checkpoint's own config, and save."""
+    """Evaluate, store the reward's mean and std in the checkpoint's config, and save."""
     model.eval()
     seen = _scores(model, random.Random(config.seed).sample(train, min(SCALE_PAIRS, len(train))), config)
     mean, std = float(seen.mean()), float(seen.std())
     if std < MIN_REWARD_STD:
-        console.warn("the reward is the same for all training responses: this model prefers nothing (a lower --lr?)")
+        console.warn("the reward is the same for all training responses: this model prefers nothing (try a lower --lr)")
     results: dict[str, Any] = {
         "train_pairs": len(train),
         "reward_mean": round(mean, 6),
@@ -274,7 +274,7 @@ def _finish(
     if any(pair.p_chosen != 0.5 for pair in test):
         results["held_out"] = measure(model, test, config)
     trained_on = {pair.prompt for pair in train}
-    if unseen := [pair for pair in people if pair.prompt not in trained_on]:
+    if unseen := [pair for pair in human_pairs if pair.prompt not in trained_on]:
         results["human"] = measure(model, unseen, config)
     model.config.rlaif = {"reward_mean": mean, "reward_std": std}
     save_trained_model(config, model, base)

@@ -1,7 +1,7 @@
-"""Where PPO's scores come from: a reward model, a judge directly, or functions that users write. All read decoded text.
+"""PPO's reward sources: a reward model, a judge, or user-written functions. All of them score decoded text.
 
-So a reward model may have another tokenizer and chat template than the policy, and is asked exactly what it was
-trained on.
+So a reward model may have a different tokenizer and chat template from the policy's, and gets its input in exactly the
+format that it was trained on.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from rlaif_cli.ui import console
 
 class RewardSource(Protocol):
     def score(self, rows: Sequence[Row], responses: Sequence[Sequence[str]]) -> torch.Tensor:
-        """The score of every response: [rows, n]; NaN where it has none (`why_unscored`)."""
+        """The score of every response: [rows, n]; NaN if it is unscored (see `why_unscored`)."""
         ...
 
 
 def check_reward_source(config: ScorersConfig) -> None:
-    """Whatever can be wrong with it, before compute is spent.
+    """Check the reward source before compute is spent.
 
     Raises:
-        InputError, ModelError: no such constitution, principle, function or model, or the model is no reward model.
+        InputError, ModelError: no such constitution, principle, function or model, or it is not a reward model.
     """
     for spec in config.reward_function:
         reward_function.load(spec)
@@ -66,23 +66,23 @@ def reward_source(
     engines: EnginePool | None,
     load_adapter: Callable[[Path], Adapted | None] = lambda _: None,
 ) -> RewardSource:
-    """What `config` names: the reward models or the judge, and the functions; of several, the weighted sum.
+    """Build the reward source of `config`: reward models or a judge, and functions; the weighted sum if several.
 
     Args:
-        engines: where a judge is run; not needed without one.
-        load_adapter: a reward model as an adapter on a body that is there already, where it can be one.
+        engines: runs the judge; not needed without one.
+        load_adapter: loads a reward model as an adapter on the policy's body, or returns None if that is not possible.
     """
-    found = list[RewardSource]()
+    sources = list[RewardSource]()
     if config.reward_model:
-        found.append(reward_models(config.reward_model, config.precision, config.tokens_per_batch, load_adapter))
+        sources.append(reward_models(config.reward_model, config.precision, config.tokens_per_batch, load_adapter))
     elif isinstance(config, RewardSourceConfig) and config.judge is not None:
         assert engines is not None
-        wanted = config.reward_judge
-        found.append(JudgeScorer(wanted, engines.get(wanted, wanted.judge[0])))
-    found += [reward_function.load(spec) for spec in config.reward_function]
+        judge = config.reward_judge
+        sources.append(JudgeScorer(judge, engines.get(judge, judge.judge[0])))
+    sources += [reward_function.load(spec) for spec in config.reward_function]
     if config.weights == (1.0,):
-        return found[0]
-    return WeightedSum(dict(zip(config.sources, found, strict=True)), config.weights)
+        return sources[0]
+    return WeightedSum(dict(zip(config.sources, sources, strict=True)), config.weights)
 
 
 def reward_models(
@@ -98,10 +98,10 @@ def reward_models(
 
 
 class RewardModelScorer:
-    """A trained reward model; scores are normalised by the mean and std that its checkpoint stores.
+    """A trained reward model; scores are normalised by the mean and std stored in its checkpoint.
 
     Args:
-        model: the same model on a body that is there already.
+        model: the same model if already loaded as an adapter.
     """
 
     def __init__(self, path: Path, precision: str, token_budget: int, model: Adapted | None = None) -> None:
@@ -118,10 +118,10 @@ class RewardModelScorer:
 
 
 class RewardReader:
-    """The tokens that a reward model reads of a conversation; its reward is that at the last one.
+    """Tokenizes conversations for a reward model, whose reward is its output at the last token.
 
-    A model of `train-rm` reads up to the end of the response's turn. One of another tool is read as transformers and
-    TRL do it: the whole conversation as the template writes it, up to the last token that is no pad.
+    A model trained by `train-rm` reads up to the end of the response's turn. Models from other tools are handled as in
+    transformers and TRL: the whole conversation as the template renders it, up to the last token that is not a pad.
     """
 
     def __init__(self, path: Path) -> None:
@@ -133,12 +133,12 @@ class RewardReader:
     def group(self, prompt: Sequence[Message], texts: Sequence[str]) -> Group:
         if self._ours:
             return Group(self.tokenizer.chat(prompt), [self.tokenizer.response(text) for text in texts])
-        whole = [self._whole(prompt, text) for text in texts]
-        alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*whole, strict=False))
-        shared = min(sum(1 for _ in alike), min(map(len, whole)) - 1)  # something is left of each
-        return Group(whole[0][:shared], [ids[shared:] for ids in whole])
+        rendered = [self._rendered(prompt, text) for text in texts]
+        common = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rendered, strict=False))
+        shared = min(sum(1 for _ in common), min(map(len, rendered)) - 1)  # leave at least one token of each
+        return Group(rendered[0][:shared], [ids[shared:] for ids in rendered])
 
-    def _whole(self, prompt: Sequence[Message], text: str) -> list[int]:
+    def _rendered(self, prompt: Sequence[Message], text: str) -> list[int]:
         reply = Message(role="assistant", content=text)
         ids = self.tokenizer.chat([*prompt, reply], add_generation_prompt=False)
         while ids[-1] == self._pad:
@@ -157,7 +157,7 @@ class Ensemble:
 
 
 class WeightedSum:
-    """The weighted sum of several sources; a response that one of them leaves without a score has none.
+    """The weighted sum of several sources; a response that one of them leaves unscored is unscored.
 
     Args:
         sources: by name.
@@ -172,11 +172,11 @@ class WeightedSum:
         return self.total(self.of_each(rows, responses))
 
     def of_each(self, rows: Sequence[Row], responses: Sequence[Sequence[str]]) -> dict[str, torch.Tensor]:
-        """The scores by each source, before its weight: [rows, n] by name."""
+        """The scores of each source by name, before weighting: [rows, n]."""
         return {name: source.score(rows, responses) for name, source in self.sources.items()}
 
     def total(self, scores: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """[rows, n], of what `of_each` returned."""
+        """The weighted sum of the result of `of_each`: [rows, n]."""
         weighted = [weight * each for weight, each in zip(self._weights, scores.values(), strict=True)]
         return torch.stack(weighted).sum(0)
 
@@ -184,8 +184,8 @@ class WeightedSum:
 def scores_and_parts(
     source: RewardSource, rows: Sequence[Row], responses: Sequence[Sequence[str]]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The scores, [rows, n], and where they come from several sources, those of each by name, before its weight."""
-    none = torch.empty(0, 0)  # of a process without a prompt, where there are fewer of them than processes
+    """(scores [rows, n], the unweighted scores of each source by name); the latter is empty for a single source."""
+    none = torch.empty(0, 0)  # for a process without prompts, if there are fewer prompts than processes
     if not isinstance(source, WeightedSum):
         return source.score(rows, responses) if rows else none, {}
     each = source.of_each(rows, responses) if rows else dict.fromkeys(source.sources, none)
@@ -193,19 +193,19 @@ def scores_and_parts(
 
 
 class JudgeScorer:
-    """A judge's own word on a single response: see `rewards` of its method. Means over the principles, cached.
+    """Scores single responses with a judge (see `rewards` of its method): the mean over the principles, cached.
 
-    A response that one principle leaves without a reward has no score: a mean over the others would be another kind
-    of number than its neighbours'. It is asked about again if it comes again.
+    A response without a reward for one of the principles is unscored: a mean over the others would not be comparable
+    with other scores. Unscored responses are not cached, so a later call asks the judge again.
 
     Attributes:
-        reasons: why, by `response_key`; of the last call.
+        reasons: why a response of the last call is unscored, by `response_key`.
     """
 
     def __init__(self, config: JudgeConfig, engine: Engine) -> None:
         constitution = load_constitution(config.constitution)
         self._principles = _principles(constitution, config.principles)
-        self._judge = cast(RewardingJudge, make_judge(config, constitution, cast(Engine, _SkipsTooLong(engine))))
+        self._judge = cast(RewardingJudge, make_judge(config, constitution, cast(Engine, _SkipTooLong(engine))))
         self._cache: dict[str, float] = {}
         self.reasons: dict[str, str] = {}
 
@@ -236,8 +236,8 @@ class JudgeScorer:
         return torch.tensor([[self._cache.get(key, math.nan) for key, _, _ in of_row] for of_row in asked])
 
 
-class _SkipsTooLong:
-    """An engine that answers `Failed` to what its context does not hold; the engine itself would end the whole run."""
+class _SkipTooLong:
+    """Wraps an engine to answer `Failed` for requests beyond its context length, which would otherwise end the run."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -261,11 +261,16 @@ class _SkipsTooLong:
         yield from too_long
 
 
-NOT_FINITE = "its score is no finite number"
+NOT_FINITE = "its score is not a finite number"
 
 
 def _why(missing: Sequence[float], asked: int) -> str:
-    """Why a response has no score, of whose questions (one for each principle) these have no reward."""
+    """Why a response is unscored.
+
+    Args:
+        missing: the failed rewards.
+        asked: the number of questions, one per principle.
+    """
     reason = missing[0].reason if isinstance(missing[0], NoReward) else NOT_FINITE
     return (
         reason if asked == 1 else f"{len(missing)} of its {asked} questions (one for each principle) failed: {reason}"
@@ -273,7 +278,7 @@ def _why(missing: Sequence[float], asked: int) -> str:
 
 
 def why_unscored(source: RewardSource, row: Row, response: str) -> str:
-    """Why a source gave a response no score in its last call."""
+    """Why a source left a response unscored in its last call."""
     key = response_key(row, response)
     if isinstance(source, WeightedSum):
         return next((known for each in source.sources.values() if (known := _reason(each, key))), NOT_FINITE)
@@ -285,16 +290,18 @@ def _reason(source: RewardSource, key: str) -> str | None:
 
 
 def _principles(constitution: Constitution, wanted: Sequence[str]) -> tuple[Principle, ...]:
-    # A drawn principle would make the reward itself random from step to step.
+    # A sampled principle would make the reward itself random from step to step.
     if tuple(wanted) == ("sample",):
-        raise UsageError("--principles sample is for comparisons: a reward needs the same ones for every response")
+        raise UsageError(
+            "--principles sample is for comparisons: a reward needs the same principles for every response"
+        )
     return named_principles(constitution, wanted)
 
 
 def stored_scale(path: Path) -> tuple[float, float]:
-    """(mean, std) of the rewards over the training responses; (0, 1) for a model of another tool."""
+    """(mean, std) of the rewards over the training responses; (0, 1) for a model from another tool."""
     scale = read_json(path / "config.json", error=ModelError).get("rlaif") or {}
     std = float(scale.get("reward_std", 1.0))
     if std < MIN_REWARD_STD:
-        console.warn_once(f"{path}: this reward model prefers nothing: all its training responses got one reward")
+        console.warn_once(f"{path}: this reward model prefers nothing: all its training responses got the same reward")
     return float(scale.get("reward_mean", 0.0)), max(std, MIN_REWARD_STD)

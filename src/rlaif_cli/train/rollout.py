@@ -1,4 +1,4 @@
-"""Rollouts: the policy's own samples, from an engine whose weights follow the trainer's."""
+"""Rollouts: samples of the policy, from an engine whose weights are synced with the trainer's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rlaif_cli.train.runtime.checkpoint_names import checkpoint_names
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of the training set, as messages and as the policy's token ids, with what its row says besides."""
+    """A training prompt, as messages and as the policy's token ids, with the other fields of its row."""
 
     id: str
     messages: list[Message]
@@ -34,7 +34,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A prompt's samples."""
+    """A prompt and the responses sampled for it."""
 
     prompt: Prompt
     completions: list[Completion]
@@ -45,38 +45,38 @@ class Rollout:
 
 
 class RolloutEngine:
-    """Samples from the policy as it is now.
+    """Samples from the current policy.
 
-    vLLM holds a copy of the weights, replaced by `sync`. So does the transformers engine where the trainer computes in
-    bf16, or is split over processes; else it samples from the trainer's own model, which needs no sync.
+    vLLM holds a copy of the weights, which `sync` replaces. So does the transformers engine if the trainer computes in
+    bf16 or shards its weights; otherwise it samples from the trainer's own model, which needs no sync.
 
     Args:
         policy: the trainer's model.
-        path: the checkpoint it started from (for its tokenizer and config).
+        path: the checkpoint that training started from (for its tokenizer and config).
     """
 
     def __init__(self, config: PPOConfig, policy: Any, path: Path, longest_prompt: int) -> None:
         self._policy = policy
         self._copy: Any = None
         self._sampling = Sampling(n=config.n, temperature=config.temperature, max_tokens=config.max_tokens)
-        # "processed" log-probs are those of the distribution that was sampled from, after the temperature.
+        # "processed" log-probs are those of the sampled distribution, after the temperature.
         options: dict[str, Any] = {"logprobs": "processed", "max_length": longest_prompt + config.max_tokens}
         if config.engine == "vllm":
-            # An fp32 trainer's rollouts come from an fp32 engine, also where the trainer falls back to fp32 without
-            # bf16: "auto" would take the checkpoint's dtype or bf16.
+            # An fp32 trainer needs an fp32 engine, also if it is fp32 only for lack of bf16: "auto" would use the
+            # checkpoint's dtype or bf16.
             dtype = "float32" if frozen_dtype(config.precision) == torch.float32 else "auto"
             options |= {"dtype": dtype, "seed": config.seed, "memory": config.engine_memory, "syncable": True}
             self.engine: Engine = open_engine("vllm", path, **options)
         else:
             batch_size = config.prompts_per_step * config.n
             module = policy.shared if isinstance(policy, Adapted) else policy
-            held = frozen_dtype(config.precision)
-            if not config.lora_rank and (world_size() > 1 or held != torch.float32):
-                self._copy = module = load_policy(path, held).requires_grad_(False)
+            copy_dtype = frozen_dtype(config.precision)
+            if not config.lora_rank and (world_size() > 1 or copy_dtype != torch.float32):
+                self._copy = module = load_policy(path, copy_dtype).requires_grad_(False)
             self.engine = open_engine("transformers", path, model=module, batch_size=batch_size, **options)
 
     def sync(self) -> None:
-        """Hand the trainer's weights over; an engine that samples from the trainer's own model has them."""
+        """Copy the trainer's weights to the engine, unless it samples from the trainer's own model."""
         if isinstance(self._policy, Adapted):
             self._policy.activate()
         load_weights = getattr(self.engine, "load_weights", None)
@@ -100,10 +100,10 @@ class RolloutEngine:
 
 
 def policy_weights(policy: Any) -> Iterator[tuple[str, Any]]:
-    """The policy's weights under the checkpoint's names, with the output layer even where it is tied.
+    """The policy's weights under the checkpoint's names, including the output layer even if it is tied.
 
-    vLLM's reload keeps an output layer that is not sent, without an error: the rollouts would come from a model whose
-    body is new and whose head is old (seen with vLLM 0.32; a test holds this).
+    If the output layer is not sent, vLLM silently keeps the old one: rollouts would come from a model with a new body
+    and an old head (seen with vLLM 0.32).
     """
     adapted = isinstance(policy, Adapted)
     module = policy.shared if adapted else policy
@@ -119,7 +119,7 @@ def policy_weights(policy: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _saved_buffers(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a checkpoint holds beside parameters: the biases of some routers, for one."""
+    """The persistent buffers, which a checkpoint holds besides parameters (the biases of some routers, for example)."""
     for prefix, part in module.named_modules():
         for name, buffer in part.named_buffers(prefix, recurse=False):
             if name.rpartition(".")[2] not in part._non_persistent_buffers_set:

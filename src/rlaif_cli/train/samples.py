@@ -1,4 +1,4 @@
-"""samples.jsonl: what the policy answers at each step, with its rewards."""
+"""samples.jsonl: some of the policy's responses at each step, with their scores."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def write_samples(
     functions: Mapping[str, RewardSource],
     count: int = 4,
 ) -> None:
-    """The first sample of a few prompts, for people to read: what is trained on, and what else is measured.
+    """Append the first response to a few prompts, with its score and other measures, for people to read.
 
     Args:
         scores: [S].
-        functions: by name; those that the evaluations ask.
+        functions: the evaluation functions by name.
     """
     shown, n = rollouts[:count], len(rollouts[0].completions)
     texts = [rollout.completions[0].reply for rollout in shown]
-    asked = {name: scores_of_first(source, shown, texts) for name, source in functions.items()}
+    measured = {name: scores_of_first(source, shown, texts) for name, source in functions.items()}
     with open(folder / SAMPLES, "a", encoding="utf-8") as file:
         for index, (rollout, text) in enumerate(zip(shown, texts, strict=True)):
             row = {
@@ -40,11 +40,11 @@ def write_samples(
                 "response": text,
                 "score": rounded(float(scores[index * n]), 4),
             }
-            row |= {"functions": {name: found[index] for name, found in asked.items()}} if asked else {}
+            row |= {"functions": {name: found[index] for name, found in measured.items()}} if measured else {}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def scores_of_first(source: RewardSource, rollouts: Sequence[Rollout], texts: Sequence[str]) -> list[float | None]:
-    """The score of one response to each prompt."""
+    """The score of one response per prompt."""
     scores = source.score([rollout.prompt for rollout in rollouts], [[text] for text in texts])
     return [rounded(score, 4) for score in scores.flatten().tolist()]

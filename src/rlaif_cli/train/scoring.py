@@ -1,8 +1,8 @@
-"""The scores of a step's responses, and what becomes of responses that got none.
+"""The scores of a step's responses, and the treatment of unscored responses.
 
-A score is never made up. A response without one leaves its group: it is in no mean, deviation or baseline, and no
-gradient comes from it, also not that of the KL. A prompt left without responses to compare leaves the step. The run
-stops where more than `--max-unscored` of a step's responses have no score.
+A missing score is never replaced by a made-up one. An unscored response is left out of its group: it contributes to no
+mean, deviation, baseline or gradient, not even that of the KL. A prompt without enough scored responses is left out of
+the step. The run stops if more than `--max-unscored` of a step's responses are unscored.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ UNSCORED = "unscored.jsonl"
 
 
 class TooManyUnscored(EngineError):
-    """A step's responses lack more scores than the run may do without. Nothing was learned from the step."""
+    """Too many responses of a step are unscored. The step made no update."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a step's responses scored, S of them.
+    """The scores of the S responses of a step.
 
     Attributes:
-        values: [S]; NaN where there is none.
-        reasons: [S]; why there is none.
-        by_source: [S] each, before its weight; empty where there is one source.
+        values: [S]; NaN for unscored responses.
+        reasons: [S]; why a response is unscored, or None.
+        by_source: [S] per source, before weighting; empty if there is only one source.
     """
 
     values: Tensor
@@ -47,18 +47,18 @@ class Scores:
     by_source: dict[str, Tensor]
 
     def means(self) -> dict[str, float]:
-        """Of each source, over the responses that have a score; as a step's log names them."""
+        """Each source's mean over the scored responses, under its name in the log."""
         scored = self.values.isfinite()
         return {f"reward_{name}": float(each[scored].mean()) for name, each in self.by_source.items()}
 
 
 def score_rollouts(source: RewardSource, mine: Sequence[Rollout]) -> Scores:
-    """The score of every response of a step.
+    """Score every response of a step, on all processes together.
 
     Args:
         mine: this process's share of the step's rollouts.
     """
-    # As files of responses hold them: what reward models are trained on and judges label.
+    # The texts as in response files: what reward models are trained on and judges label.
     texts = [[completion.reply for completion in rollout.completions] for rollout in mine]
     rows = [rollout.prompt for rollout in mine]
     scores, parts = scores_and_parts(source, rows, texts)
@@ -82,7 +82,7 @@ def score_rollouts(source: RewardSource, mine: Sequence[Rollout]) -> Scores:
 def record_unscored(
     folder: Path, step: int, rollouts: Sequence[Rollout], scores: Tensor, reasons: Sequence[str | None]
 ) -> list[dict[str, Any]]:
-    """Every response without a score, with the reason; written to the run's folder too. `scores`, `reasons`: [S]."""
+    """Return the unscored responses with their reasons, and append them to a file. `scores`, `reasons`: [S]."""
     responses = [(rollout.prompt, completion) for rollout in rollouts for completion in rollout.completions]
     rows = [
         {
@@ -101,37 +101,37 @@ def record_unscored(
 
 
 def trainable_rollouts(config: PPOConfig, rollouts: list[Rollout], scores: Tensor) -> tuple[list[Rollout], Tensor]:
-    """The rollouts that can be trained on, and their scores, [S]: with one score; two, where scores are compared."""
+    """The rollouts with enough scores to train on (2 if scores are compared within a prompt), and their scores [S]."""
     needed = 2 if config.advantage in ("rloo", "grpo") else 1
     by_prompt = scores.view(len(rollouts), -1)
-    enough = by_prompt.isfinite().sum(1) >= needed
-    return [rollout for rollout, kept in zip(rollouts, enough.tolist(), strict=True) if kept], by_prompt[
-        enough
+    trainable = by_prompt.isfinite().sum(1) >= needed
+    return [rollout for rollout, kept in zip(rollouts, trainable.tolist(), strict=True) if kept], by_prompt[
+        trainable
     ].flatten()
 
 
 def check_unscored(
     config: PPOConfig, unscored: Sequence[dict[str, Any]], total: int, trained_on: int, step: int
 ) -> None:
-    """Whether a step can do without its missing scores.
+    """Stop the run if too many responses of a step are unscored.
 
     Args:
-        total: the step's responses.
-        trained_on: the prompts that `trainable_rollouts` leaves.
+        total: number of responses of the step.
+        trained_on: number of prompts left by `trainable_rollouts`.
 
     Raises:
-        TooManyUnscored: it cannot.
+        TooManyUnscored: more than `--max-unscored`, or no prompt is left.
     """
     if trained_on and len(unscored) <= config.max_unscored * total + 1e-9:
         return
     several = config.judge and (len(config.principles) > 1 or tuple(config.principles) == ("all",))
     fewer = " A score needs an answer for every principle, so fewer --principles fail less often." if several else ""
     reasons = Counter(row["reason"] for row in unscored).most_common(3)
-    said = "; ".join(f"{reason} ({count} of {len(unscored)})" for reason, count in reasons)
+    summary = "; ".join(f"{reason} ({count} of {len(unscored)})" for reason, count in reasons)
     bound = f"--max-unscored allows {config.max_unscored:.0%}" if trained_on else "which leaves nothing to compare"
     raise TooManyUnscored(
-        f"{len(unscored)} of the {total} responses of step {step} got no score ({bound}): {said}",
-        hint=f"{Path(config.output) / UNSCORED} has them. Nothing is lost: once the judge answers, run the same "
-        f"command to resume before this step; or train without these responses by a higher --max-unscored.{fewer} "
-        "Another judge, function, --method, --principles or --max-tokens makes another run (--overwrite)",
+        f"{len(unscored)} of the {total} responses of step {step} got no score ({bound}): {summary}",
+        hint=f"they are in {Path(config.output) / UNSCORED}. Nothing is lost: once the judge answers, run the same "
+        f"command to resume before this step; or train without these responses with a higher --max-unscored.{fewer} "
+        "A different judge, function, --method, --principles or --max-tokens needs a new run (--overwrite)",
     )

@@ -1,7 +1,7 @@
-"""Supervised fine-tuning: the mean negative log-prob of the response tokens, nothing of the prompt.
+"""Supervised fine-tuning: the mean negative log-prob of the response tokens only, not the prompt's.
 
-The first phase of Constitutional AI trains on revisions (Bai et al. 2022); the same on chosen responses, or on any
-file of prompts and responses.
+The first phase of Constitutional AI trains on revisions (Bai et al., arXiv 2212.08073); this stage also trains on
+chosen responses, or any file of prompts and responses.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
     """Run the stage; see `SftConfig`. Returns the summary's numbers.
 
     Raises:
-        InputError: the records cannot be used, or one is longer than `max_length`.
+        InputError: the records are invalid, or one is longer than `max_length`.
         ModelError: the model cannot be found or loaded.
     """
     base = resolve_model(config.model)
@@ -61,10 +61,12 @@ def _train(
     progress: ProgressCallback,
 ) -> dict[str, Any]:
     records = [each for record in source for each in _expanded(record, config)]
-    away = dataset.held_out((prompt_text(record.prompt) for record in records), config.eval_fraction, config.seed)
+    held_out_prompts = dataset.held_out(
+        (prompt_text(record.prompt) for record in records), config.eval_fraction, config.seed
+    )
     groups = [(_tokenize(record, tokenizer), prompt_text(record.prompt)) for record in records]
-    train = [group for group, prompt in groups if prompt not in away]
-    held_out = [each for each in groups if each[1] in away]
+    train = [group for group, prompt in groups if prompt not in held_out_prompts]
+    held_out = [each for each in groups if each[1] in held_out_prompts]
     halves = selection_and_report(held_out, lambda each: each[1], config)
     choosing, test = ([group for group, _ in half] for half in halves)
     dtype = frozen_dtype(config.precision) if config.lora_rank else torch.float32
@@ -94,7 +96,7 @@ def _train(
 def _source(config: SftConfig, tokenizer: ChatTokenizer) -> Source[Demonstration]:
     def fits(record: Demonstration) -> str | None:
         if config.all_rounds and not _has_revisions(record):
-            return "'rounds' must be a list of objects with a 'revision', which --all-rounds learns"
+            return "'rounds' must be a list of objects with a 'revision', which --all-rounds trains on"
         need = max(_tokenize(each, tokenizer).tokens for each in _expanded(record, config))
         return None if need <= config.max_length else f"{need} tokens; --max-length is {config.max_length}"
 
@@ -102,7 +104,7 @@ def _source(config: SftConfig, tokenizer: ChatTokenizer) -> Source[Demonstration
 
 
 def _has_revisions(record: Demonstration) -> bool:
-    """Whether the row's rounds, where it has some, are those of `rlaif revise`."""
+    """Whether the row's rounds, if any, have the format of `rlaif revise`."""
     rounds = record.meta.get("rounds") or []
     return isinstance(rounds, list) and all(
         isinstance(each, dict) and isinstance(each.get("revision"), str) and each["revision"] for each in rounds
@@ -110,7 +112,7 @@ def _has_revisions(record: Demonstration) -> bool:
 
 
 def _expanded(record: Demonstration, config: SftConfig) -> list[Demonstration]:
-    """The revisions of all rounds, where they are wanted and the row has them."""
+    """With `--all-rounds`, one record per round's revision, if the row has rounds; otherwise the record itself."""
     rounds = record.meta.get("rounds") if config.all_rounds else None
     if not rounds:
         return [record]
@@ -144,7 +146,7 @@ def train_step(
 
 @torch.no_grad()
 def mean_loss(model: Any, groups: Sequence[Group], config: SftConfig) -> float:
-    """-log p a response token, nats, over all groups."""
+    """Mean -log p per response token, nats, over all groups."""
     with autocast(config.precision):
         summed = sum(
             weight * float(_summed_loss(model, [groups[i] for i in indices]))
