@@ -26,7 +26,7 @@ def has_known_zero(count: Tensor) -> bool:
 
 
 def zero_masked(x: Tensor, real: Tensor) -> Tensor:
-    """``x``, 0 where not ``real``: before any arithmetic, since 0 * NaN is NaN, in gradients too."""
+    """``x`` with 0 outside ``real``. Apply before any arithmetic: 0 * NaN is NaN, in gradients too."""
     return at_least_fp32(x).masked_fill(~real, 0.0)
 
 
