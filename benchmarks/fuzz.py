@@ -273,7 +273,7 @@ Reader = Callable[[Path, random.Random], None]
 def _told(faults: list[str], path: Path) -> None:
     """Faults that were listed and not raised name their place too."""
     if any(path.name not in fault for fault in faults):
-        raise InputError("a listed fault without its place", faults=faults)
+        raise InputError("a listed fault without its place", errors=faults)
 
 
 def readers() -> dict[str, Callable[[Path, random.Random], None]]:
@@ -294,13 +294,13 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
         kind = chance.choice(list(ROWS))
         path = file(folder, ROWS[kind], chance)
         given = ValidateConfig(records=str(path), kind=chance.choice([kind, None]))
-        _told(validate.faults(given, kind_of(given))[1], path)
+        _told(validate.invalid_lines(given, kind_of(given))[1], path)
 
     def mended(folder: Path, chance: random.Random) -> None:
         kind = chance.choice(list(ROWS))
         path = file(folder, ROWS[kind], chance)
         given = ValidateConfig(records=str(path), fix=str(folder / "mended.jsonl"))
-        repair.mend(given, KINDS[kind])
+        repair.repair(given, KINDS[kind])
 
     def counted(folder: Path, chance: random.Random) -> None:
         kind = chance.choice(list(ROWS))
@@ -413,7 +413,7 @@ def tried(reader: Reader, chance: random.Random) -> tuple[str, str]:
             with redirect_stdout(quiet), redirect_stderr(quiet):
                 reader(Path(name), chance)
         except RlaifError as error:
-            said = "\n".join([str(error), *getattr(error, "faults", ())])
+            said = "\n".join([str(error), *getattr(error, "errors", ())])
             named = any(place in said for place in ("broken", name, "the server", fuzz_servers.PLACE))
             return ("refused" if named else "placeless"), said
         except Hang:

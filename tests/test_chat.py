@@ -181,7 +181,7 @@ def test_no_text_puts_a_control_token_into_a_judge_prompt(
     ways: list[Any] = [
         lambda p, a, b: prompts.pairwise(HELPFUL, principle, p, a, b, shots=1),
         lambda p, a, b: prompts.score(HELPFUL, principle, p, a),
-        lambda p, a, b: prompts.picked(HELPFUL, HELPFUL.principles[0], p, a, ("yes", "no")),
+        lambda p, a, b: prompts.would_pick(HELPFUL, HELPFUL.principles[0], p, a, ("yes", "no")),
         lambda p, a, b: prompts.contrast(principle.contrast_prompts()[0], p),
     ]
     for render in ways:

@@ -104,18 +104,18 @@ def test_a_lost_system_turn_is_the_rows_error_and_moves_for_a_judge(
     models: dict[str, Path], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = ChatTokenizer(models[name])
-    with pytest.raises(ConversationError, match=r"refuses this conversation|leaves out or rewrites the system turn"):
+    with pytest.raises(ConversationError, match=r"refuses this conversation|drops or rewrites the system turn"):
         tokenizer.chat([SYSTEM, ASKED])
     moved = tokenizer.question([SYSTEM, ASKED])
     assert moved == tokenizer.chat([Message(role="user", content="Be brief.\n\nName a red fruit.")])
     assert "no system turn; instructions to this model go before the question" in capsys.readouterr().err
-    with pytest.raises(ModelError, match="in which alone"):
-        tokenizer.require_system("in which alone the two sides differ")
+    with pytest.raises(ModelError, match="which is the only difference"):
+        tokenizer.require_system("which is the only difference between the two sides")
 
 
 def test_a_template_that_renders_nothing_of_the_user_is_refused(tiny: Path, tmp_path: Path) -> None:
     for template, reason in (
-        ("{% for m in messages %}<|im_start|>{% endfor %}", "leaves the user's text out"),
+        ("{% for m in messages %}<|im_start|>{% endfor %}", "it drops or rewrites the user's text"),
         ("{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}", "refuses"),
         ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "rewrites"),
         ("{% for m in messages %}{{ m['content'][:20] }}{% endfor %}", "rewrites"),
@@ -141,7 +141,7 @@ def test_tokens_beyond_the_embeddings_are_refused(tiny: Path, tmp_path: Path) ->
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny)
     tokenizer.add_tokens(["<turn>"])
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"260 tokens \(added ones included\) and the model embeddings for 259"):
+    with pytest.raises(ModelError, match=r"260 tokens \(including added ones\), but the model has embeddings for 259"):
         ChatTokenizer(tmp_path)
 
 
@@ -291,7 +291,7 @@ def test_every_command_works_or_says_why_not(
 
     if name == "opens_thoughts":
         for attempt in (sampled, lambda: judge("pairwise")):
-            with pytest.raises(ModelError, match="inside thoughts"):
+            with pytest.raises(ModelError, match="starts every reply with thinking"):
                 attempt()
         return
     assert len(sampled()) == 3
@@ -338,6 +338,6 @@ def test_a_prompt_that_the_template_refuses_is_that_lines_error(
     with EnginePool() as engines:
         with pytest.raises(InputError) as refused:
             generate(GenerateConfig(**options), engines)
-        assert any("line 2: the chat template refuses" in fault for fault in refused.value.faults)
+        assert any("line 2: the chat template refuses" in fault for fault in refused.value.errors)
         summary = generate(GenerateConfig(**options, skip_invalid=True), engines)
     assert (summary.rows, summary.rejected) == (1, 1)

@@ -93,12 +93,12 @@ def misshapen(folder: Path) -> Path:
 
 
 def test_an_adapter_beside_a_whole_model_is_refused(copied: Path) -> None:
-    with pytest.raises(ModelError, match=r"a whole model and a LoRA adapter \(adapter_config.json\)"):
+    with pytest.raises(ModelError, match=r"a full model and a LoRA adapter \(adapter_config.json\)"):
         resolve_model(str(adapter(copied)))
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"), [(untied, "lacks weights: lm_head.weight"), (misshapen, "of another shape"), (Path, None)]
+    ("damage", "said"), [(untied, "lacks weights: lm_head.weight"), (misshapen, "do not have the shape"), (Path, None)]
 )
 def test_missing_weights_are_found_without_loading_any(copied: Path, damage: Any, said: str | None) -> None:
     damage(copied)
@@ -127,7 +127,7 @@ def save_classifier(folder: Path, **options: Any) -> Path:
 
 
 def test_a_classifier_with_two_labels_is_no_reward_model(copied: Path) -> None:
-    with pytest.raises(ModelError, match="a reward model has one label, this has 2"):
+    with pytest.raises(ModelError, match="a reward model has one label, but this one has 2"):
         check_reward_model(save_classifier(copied, num_labels=2))
 
 
@@ -181,7 +181,7 @@ def test_with_no_token_to_spare_there_is_no_pad_and_it_is_said(
     file = copied / "tokenizer.json"
     file.write_text(file.read_text("utf-8").replace("<|pad|>", "<|other|>"), "utf-8")
     folder = trained(copied)
-    assert "no token to pad with" in capsys.readouterr().err
+    assert "no pad token other than" in capsys.readouterr().err
     assert json.loads((folder / "config.json").read_text("utf-8"))["pad_token_id"] is None
 
 

@@ -280,7 +280,7 @@ BAD_INPUT = {
     "missing field": ("generate", [*GOOD, '{"id": "q", "text": "?"}'], GENERATE, 1, ["line 7: 'prompt' is missing"]),
     "empty": ("generate", [], GENERATE, 1, ["holds no records", "hint: "]),
     "blank": ("generate", ["", "  "], GENERATE, 1, ["holds no records", "hint: "]),
-    "id twice": ("generate", [*GOOD, GOOD[2]], GENERATE, 1, ["line 7: the id 'q2' was used before, in line 3"]),
+    "id twice": ("generate", [*GOOD, GOOD[2]], GENERATE, 1, ["line 7: the id 'q2' is already used in line 3"]),
     "one response": (
         "label",
         [candidate("a", "x", "y"), candidate("b", "x")],
@@ -372,15 +372,15 @@ def test_an_output_that_cannot_be_written(stage: str, write_jsonl: Write, tmp_pa
     }[stage]
     output = tmp_path / "a-file" / "below" / "output"
     done = rlaif(stage, write_jsonl("input.jsonl", rows), *options, "-o", str(output), cwd=tmp_path)
-    fails(done, 1, f"error: {output}: cannot be written", "hint: choose another place with -o")
+    fails(done, 1, f"error: {output}: cannot be written", "hint: choose another location with -o")
     assert sorted(os.listdir(tmp_path)) == ["a-file", "input.jsonl"]
 
 
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
-        ("", 2, "names no file"),
-        (".", 2, "names no file"),
+        ("", 2, "does not name a file"),
+        (".", 2, "does not name a file"),
         ("folder", 2, "this is a folder"),
         ("/dev/null", 2, "-o - writes to stdout"),
         ("long" * 100, 1, "hint: choose a shorter name with -o"),

@@ -274,13 +274,13 @@ def principles(*changed: dict[str, Any]) -> dict[str, Any]:
 def test_a_fault_names_its_field(tmp_path: Path, content: dict[str, Any], message: str) -> None:
     error = error_of(tmp_path, content)
     assert message in error.what
-    assert error.faults == []  # the only fault is the message itself
+    assert error.errors == []  # the only fault is the message itself
 
 
 @pytest.mark.parametrize(
     ("content", "line", "message"),
     [
-        ("name: a\nname: b\n", 2, "name: the key is already given in line 1"),
+        ("name: a\nname: b\n", 2, "name: the key is already used in line 1"),
         (
             "name: a\nprinciples:\n  - id: x\n    text: t\n    id: y\n",
             5,
@@ -304,7 +304,7 @@ def test_a_fault_names_its_field(tmp_path: Path, content: dict[str, Any], messag
 )
 def test_a_fault_names_its_line(tmp_path: Path, content: str | bytes, line: int, message: str) -> None:
     error = error_of(tmp_path, content)
-    assert any(f"mine.yaml line {line}: {message}" in told for told in [str(error), *error.faults])
+    assert any(f"mine.yaml line {line}: {message}" in told for told in [str(error), *error.errors])
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_fault_names_its_line(tmp_path: Path, content: str | bytes, line: int,
     [
         ("", "is empty"),
         ("# only a comment\n", "is empty"),
-        ("- a\n", "must hold the keys name, description, preamble and principles, found a list"),
+        ("- a\n", "must have the keys name, description, preamble and principles, found a list"),
         ("just words\n", "found 'just words'"),
         (b"a" * (MAX_BYTES + 1), "is larger than 1024 KiB"),
     ],
@@ -336,7 +336,7 @@ def test_all_faults_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) ->
         "extra: 1\n"
     )
     error = error_of(tmp_path, text)
-    places = [fault.split("mine.yaml")[1].split(": ")[:2] for fault in error.faults]
+    places = [fault.split("mine.yaml")[1].split(": ")[:2] for fault in error.errors]
     assert places == [
         ["", "description"],
         [" line 5", "principles[0].text"],
@@ -345,7 +345,7 @@ def test_all_faults_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) ->
         [" line 10", "exemplars[0].principle"],
         [" line 11", "extra"],
     ]
-    assert error.what == "6 faults"
+    assert error.what == "6 errors"
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_hostile_files_are_refused_quickly(tmp_path: Path, content: str) -> None
     started = time.monotonic()
     error = error_of(tmp_path, content)
     assert time.monotonic() - started < 10  # seconds; without limits some of these never end
-    assert len(error.faults) < 20_010
+    assert len(error.errors) < 20_010
 
 
 def test_names_and_paths_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +381,7 @@ def test_names_and_paths_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.M
         load_constitution("x" * 5000)
     with pytest.raises(InputError, match="no such constitution file") as missing:
         load_constitution("helpfulness.yaml")
-    assert missing.value.hint == "for the shipped one write 'helpfulness'"
+    assert missing.value.hint == "for the shipped constitution, write 'helpfulness'"
     with pytest.raises(InputError, match="no such constitution file"):
         load_constitution("folder/mine")
     with pytest.raises(InputError, match="is a folder"):
@@ -420,7 +420,7 @@ def test_warnings_name_what_is_probably_not_meant() -> None:
     )
     told = constitution.warnings()
     assert len(told) == 5
-    assert "principles[0] (kind): 'for' and 'against' differ much in length" in told[0]
+    assert "principles[0] (kind): 'for' and 'against' differ a lot in length" in told[0]
     assert "principles[1] (cruel): no 'for' and 'against'" in told[1]
     assert "2 answer 1 and 0 answer 2" in told[2]
     assert "the longer response is always the answer" in told[3]
@@ -474,7 +474,7 @@ def test_check(tmp_path: Path) -> None:
 def test_check_raises_what_the_command_line_turns_into_an_exit_code(tmp_path: Path) -> None:
     faulty = run("check", write(tmp_path, principles({"choose": "worst", "weight": -1}))).exception
     assert isinstance(faulty, InputError) and faulty.exit_code == EXIT_FAILED
-    assert len(faulty.faults) == 2
+    assert len(faulty.errors) == 2
     unknown = run("show", "helpfullness").exception
     assert isinstance(unknown, UsageError) and unknown.exit_code == EXIT_USAGE
 

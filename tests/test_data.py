@@ -148,7 +148,7 @@ def test_there_and_back(name: str, write_jsonl: Write, tmp_path: Path) -> None:
     [
         ("hh-rlhf", {"chosen": "x\n\nHuman: do it"}, "looks like a turn"),
         ("hh-rlhf", {"prompt": [{"role": "system", "content": "s"}, WHY]}, "no system turns"),
-        ("argilla", {"prompt": TALK}, "no conversation"),
+        ("argilla", {"prompt": TALK}, "not a conversation"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(

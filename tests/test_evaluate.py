@@ -187,7 +187,7 @@ def test_ties_alone_are_no_preference_to_agree_with(
     assert "None" not in done.stderr
     items = [{"reason": None}, {"reason": "no answer"}]  # a tie that was scored, and a preference that was not
     refused = nothing_scored(SimpleNamespace(output="-"), kind, "nothing", pairs, items)
-    assert refused.faults == ["no answer"]
+    assert refused.errors == ["no answer"]
 
 
 def test_a_number_of_other_items_than_the_rest_says_of_how_many(

@@ -94,13 +94,13 @@ def with_a_program(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (cut, "no whole safetensors file"),
+        (cut, "not a complete safetensors file"),
         (pickled, "pickled"),
-        (renamed_pickle, "no whole safetensors file"),
+        (renamed_pickle, "not a complete safetensors file"),
         (without_a_layer, r"lacks weights: model\.layers\.1\.mlp\.up_proj"),
         (of_another_shape, r"model\.norm\.weight"),
         (of_no_known_kind, "cannot be loaded"),
-        (with_a_program, "needs a program that comes with it"),
+        (with_a_program, "needs code that comes with the model"),
     ],
 )
 def test_a_damaged_checkpoint_is_never_half_loaded(copied: Path, damage: Callable[[Path], None], said: str) -> None:
@@ -119,7 +119,7 @@ def test_nobody_is_asked_to_run_the_program_of_a_checkpoint(copied: Path, write_
         command = ("generate", prompts, "--model", str(copied), "--engine", "transformers", *options)
         done = rlaif(*command, stdin="y\n" * 9)
         assert "[y/N]" not in done.stderr + done.stdout
-        assert options or (done.returncode == 1 and "rlaif runs none" in done.stderr)
+        assert options or (done.returncode == 1 and "rlaif never runs" in done.stderr)
         assert not (copied / "ran").exists()
 
 
@@ -128,7 +128,7 @@ def test_a_tokenizer_of_another_model_is_refused(copied: Path) -> None:
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary |= {f"word{number}": len(vocabulary) + number for number in range(500)}
     (copied / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ModelError, match=r"759 tokens \(added ones included\) and the model embeddings for 259"):
+    with pytest.raises(ModelError, match=r"759 tokens \(including added ones\), but the model has embeddings for 259"):
         ChatTokenizer(copied)
 
 
@@ -227,7 +227,7 @@ def test_vllm_that_dies_in_the_middle(tiny: Path) -> None:
     engine.step = lambda: 1 / 0  # type: ignore[assignment, method-assign, return-value]
     with pytest.raises(EngineError, match="ZeroDivisionError") as error:
         list(driven(tiny, engine).generate([Request(0, [4], seed=0)], Sampling(n=1)))
-    assert "what was done is kept" in str(error.value.hint)
+    assert "finished work is kept" in str(error.value.hint)
 
 
 def test_where_memory_is_short_logprobs_come_from_smaller_batches(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,11 +143,11 @@ def test_faults_name_the_shard_and_the_line_in_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="4 of 8 lines") as caught:
         Source(address, PromptRecord)
     first, second, third = (str(tmp_path / f"p-{number}.jsonl") for number in (1, 2, 3))
-    assert "line 3: not JSON" in caught.value.faults[0] and caught.value.faults[0].startswith(second)
-    assert caught.value.faults[1:] == [
-        f"{second} line 4: the id 'r2' was used before, in {first} line 2",
-        f"{second} line 5: the id 'r3' was used before, in line 2",
-        f"{third} line 1: the id 'r2' was used before, in {first} line 2",
+    assert "line 3: not JSON" in caught.value.errors[0] and caught.value.errors[0].startswith(second)
+    assert caught.value.errors[1:] == [
+        f"{second} line 4: the id 'r2' is already used in {first} line 2",
+        f"{second} line 5: the id 'r3' is already used in line 2",
+        f"{third} line 1: the id 'r2' is already used in {first} line 2",
     ]
     source = Source(address, PromptRecord, skip_invalid=True, rejected_path=aside)
     assert [record.id for record in source] == ["r1", "r2", "r3", "r4"]
@@ -181,7 +181,7 @@ def test_an_error_within_a_shard_names_it(shards: Path) -> None:
         ("{}/none.jsonl", InputError, "no such file"),
         ("memory://none/x.jsonl", InputError, "no such file"),
         ("memory://none/*.jsonl", InputError, "no file matches"),
-        ("gibberish://x", InputError, "no such kind of address"),
+        ("gibberish://x", InputError, "unsupported kind of address"),
         ("http://127.0.0.1:9/x.jsonl", InputError, "cannot be copied"),
     ],
 )
@@ -215,7 +215,7 @@ def test_files_elsewhere_are_copied_once(elsewhere: Callable[[str, bytes], None]
     elsewhere("/box/p-9.rejected.jsonl", b"{}\n")
     source = Source(address, PromptRecord, skip_invalid=True)
     assert [record.id for record in source] == ["r0", "r1", "r2"]
-    assert source.faults[0].startswith("memory:///box/p-10.jsonl line 2: not JSON")
+    assert source.errors[0].startswith("memory:///box/p-10.jsonl line 2: not JSON")
     fsspec.filesystem("memory").store.clear()
     assert len(list(Source(address, PromptRecord, skip_invalid=True))) == 3
 
@@ -280,7 +280,7 @@ def test_no_output_among_the_inputs(shards: Path, pattern: str, monkeypatch: pyt
         check_outputs(DedupeConfig(records=address, output="p-99.jsonl"))
     for other in ("../p-99.jsonl", "sub.jsonl/p-99.jsonl", "p-99.rejected.jsonl"):
         check_outputs(DedupeConfig(records=address, output=other))
-    with pytest.raises(ValueError, match="outputs are files of this machine"):
+    with pytest.raises(ValueError, match="outputs must be local files"):
         check_outputs(DedupeConfig(records=address, output="s3://bucket/p-99.jsonl"))
 
 
@@ -304,12 +304,12 @@ def test_two_workers_find_what_one_finds(faulty: Path, tmp_path: Path, monkeypat
         dedupe = DedupeConfig(**given, by="prompt", output=str(out))
         counts = stats.stats(StatsConfig(**given), "prompts"), dedupe_module.dedupe(dedupe, "prompts")
         manifest = json.loads((tmp_path / f"{workers}.jsonl.manifest.json").read_text())
-        return validate_module.faults(ValidateConfig(**given), "prompts"), counts, out.read_bytes(), manifest
+        return validate_module.invalid_lines(ValidateConfig(**given), "prompts"), counts, out.read_bytes(), manifest
 
     one = found(1)
     assert found(2) == one
     good, faults = one[0]
-    assert good == 22 and len(faults) == 5 and len([fault for fault in faults if "used before" in fault]) == 3
+    assert good == 22 and len(faults) == 5 and len([fault for fault in faults if "already used" in fault]) == 3
 
 
 def test_the_command_with_two_workers_tells_faults_in_order(faulty: Path) -> None:

@@ -26,8 +26,8 @@ from rlaif_cli.stats import as_json
 from rlaif_cli.stats.agreement import cohen_kappa, pair_kappa
 from rlaif_cli.stats.calibration import calibration
 from rlaif_cli.stats.intervals import (
-    CARRIERS,
-    CARRIERS_AT_EQUAL_LENGTH,
+    MIN_CLUSTERS,
+    MIN_CLUSTERS_AT_EQUAL_LENGTH,
     Estimate,
     mean_estimate,
     rate_estimate,
@@ -324,5 +324,5 @@ def test_audit_counts_prompts(write_jsonl: Callable[..., str]) -> None:
 def test_the_docs_tell_the_numbers_that_are_used() -> None:
     """How many prompts must differ for an interval to be estimated from them."""
     said = " ".join((ROOT / "docs" / "judging.md").read_text().split())
-    assert f"(Σ e²)² / Σ e⁴, with e_i = S_i - x n_i; below {CARRIERS:.0f} is too few" in said
-    assert f"Where that measure is below {CARRIERS_AT_EQUAL_LENGTH:.0f}" in said
+    assert f"(Σ e²)² / Σ e⁴, with e_i = S_i - x n_i; below {MIN_CLUSTERS:.0f} is too few" in said
+    assert f"Where that measure is below {MIN_CLUSTERS_AT_EQUAL_LENGTH:.0f}" in said

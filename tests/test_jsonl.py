@@ -27,10 +27,10 @@ def faults(write_jsonl, rows, kind=PromptRecord):
         ('{"text": "no prompt"}', "'prompt' is missing"),
         ('{"prompt": ""}', "'prompt'"),
         ('{"prompt": NaN}', "NaN is not JSON"),
-        ('{"prompt": "a", "prompt": "b"}', "stands twice"),
+        ('{"prompt": "a", "prompt": "b"}', "appears twice"),
         ("[1]", "expected an object"),
         ('"text"', "expected an object"),
-        ('{"id": "same", "prompt": "x"}', "used before, in line 1"),
+        ('{"id": "same", "prompt": "x"}', "already used in line 1"),
         ('{"prompt": [{"role": "robot", "content": "x"}]}', "role"),
         ("[" * 100_000, "nested more than 100 deep"),
         ('{"prompt": "a", "x": ' + "[" * 150 + "]" * 150 + "}", "nested more than 100 deep"),
@@ -40,9 +40,9 @@ def faults(write_jsonl, rows, kind=PromptRecord):
 )
 def test_a_fault_names_its_line_and_reason(write_jsonl, bad, said):
     error = faults(write_jsonl, ['{"id": "same", "prompt": "x"}', bad])
-    assert len(error.faults) == 1
-    assert " line 2: " in error.faults[0]
-    assert said in error.faults[0]
+    assert len(error.errors) == 1
+    assert " line 2: " in error.errors[0]
+    assert said in error.errors[0]
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ def test_a_fault_names_its_line_and_reason(write_jsonl, bad, said):
     ],
 )
 def test_a_prompt_is_told_what_is_wrong_with_the_kind_that_it_is(write_jsonl, bad, reason):
-    assert faults(write_jsonl, [bad]).faults[0].endswith(f": {reason}")
+    assert faults(write_jsonl, [bad]).errors[0].endswith(f": {reason}")
 
 
 def test_every_fault_is_found_in_one_pass(write_jsonl):
     error = faults(write_jsonl, [{"prompt": "fine"}, *[{"no": i} for i in range(30)]])
-    assert len(error.faults) == 30
+    assert len(error.errors) == 30
     assert "30 of 31 lines" in error.what
 
 
@@ -68,7 +68,7 @@ def test_not_utf8(tmp_path):
     path.write_bytes(b'{"prompt": "a"}\n{"prompt": "\xff"}\n')
     with pytest.raises(InputError) as caught:
         Source(str(path), PromptRecord)
-    assert "line 2: not UTF-8" in caught.value.faults[0]
+    assert "line 2: not UTF-8" in caught.value.errors[0]
 
 
 @pytest.mark.parametrize("content", ["", "\n\n  \n"])

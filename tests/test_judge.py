@@ -372,7 +372,7 @@ def test_reasoning_comes_before_the_answer():
 
 
 def test_reasoned_labels_follow_their_rows_across_chunks(monkeypatch):
-    monkeypatch.setattr("rlaif_cli.judge.pairwise._AT_ONCE", 3)
+    monkeypatch.setattr("rlaif_cli.judge.pairwise._CHUNK", 3)
     judge = pairwise(Reasoning(said), rationale_tokens=64)
     principle = (HELPFUL.principles[0],)
     golden = {i: i % 3 == 0 for i in range(10)}

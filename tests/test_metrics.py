@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlaif_cli.stats.agreement import accuracy, agreement_items, cohen_kappa, pair_kappa, spearman
+from rlaif_cli.stats.agreement import agreement_items, cohen_kappa, pair_kappa
 from rlaif_cli.stats.calibration import (
     brier,
     entropy,
@@ -56,18 +56,17 @@ def test_estimate_prints_as_percentages() -> None:
 # --- agreement ----------------------------------------------------------------------------------------------
 
 
-def test_accuracy_by_hand() -> None:
+def test_agreement_items_by_hand() -> None:
     p_first = [0.9, 0.2, 0.5, 0.6, 0.6, 0.5]
     human_first = [1.0, 1.0, 0.0, 0.6, 0.5, 0.5]
     np.testing.assert_array_equal(agreement_items(p_first, human_first), [1.0, 0.0, 0.5, 1.0, np.nan, np.nan])
-    assert accuracy(p_first, human_first) == 2.5 / 4
 
 
-def test_accuracy_does_not_change_with_the_order_of_responses() -> None:
+def test_agreement_does_not_change_with_the_order_of_responses() -> None:
     rng = np.random.default_rng(0)
     p, human = rng.random(100).round(1), rng.integers(0, 5, 100) / 4
-    assert accuracy(p, human) == accuracy(1 - p, 1 - human)
-    assert accuracy(p, human) == pytest.approx(1 - accuracy(1 - p, human))
+    np.testing.assert_array_equal(agreement_items(p, human), agreement_items(1 - p, 1 - human))
+    np.testing.assert_array_equal(agreement_items(p, human), 1 - agreement_items(1 - p, human))
 
 
 def test_longer_wins() -> None:
@@ -84,16 +83,6 @@ def test_cohen_kappa_by_hand() -> None:
     assert cohen_kappa([0, 1], [1, 0]) == pytest.approx(-1.0)
     assert math.isnan(cohen_kappa([1, 1], [1, 1]))
     assert cohen_kappa([1, "1", None], [1, "1", None]) == 1.0
-
-
-def test_spearman_by_hand() -> None:
-    assert spearman([1, 2, 3, 4, 5], [1, 8, 27, 64, 125]) == pytest.approx(1.0)
-    assert spearman([1, 2, 3], [9, 5, 1]) == pytest.approx(-1.0)
-    # no ties: 1 - 6 sum d^2 / (n (n^2 - 1)), with d = (0, 1, 1, 0, 0): 1 - 12 / 120
-    assert spearman([1, 2, 3, 4, 5], [1, 3, 2, 4, 5]) == pytest.approx(0.9)
-    # ranks (1, 2.5, 2.5, 4) and (1, 2, 3, 4): 4.5 / sqrt(4.5 * 5)
-    assert spearman([10, 20, 20, 30], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(22.5))
-    assert math.isnan(spearman([1, 1, 1], [1, 2, 3]))
 
 
 # --- calibration --------------------------------------------------------------------------------------------
@@ -192,7 +181,6 @@ def test_contrast_scale_at_its_bounds() -> None:
 # --- refusals and imports -----------------------------------------------------------------------------------
 
 TWO_VECTORS: dict[str, Callable[[Any, Any], Any]] = {
-    "accuracy": accuracy,
     "agreement_items": agreement_items,
     "longer_wins": longer_wins,
     "brier": brier,
@@ -200,7 +188,6 @@ TWO_VECTORS: dict[str, Callable[[Any, Any], Any]] = {
     "reliability_bins": reliability_bins,
     "cohen_kappa": cohen_kappa,
     "fit_contrast_scale": fit_contrast_scale,
-    "spearman": spearman,
     "length_controlled_win_rate": lambda a, b: length_controlled_win_rate(a, b, b),
     "length_controlled_win_rate, lengths": lambda a, b: length_controlled_win_rate(a, a, b),
     "pair_kappa": pair_kappa,
@@ -222,8 +209,7 @@ def test_empty_and_unequal_inputs_are_refused(name: str) -> None:
 REFUSED: dict[str, Callable[[], Any]] = {
     "probability above 1": lambda: brier([1.2], [1.0]),
     "outcome below 0": lambda: expected_calibration_error([0.5], [-0.1]),
-    "NaN probability": lambda: accuracy([math.nan], [1.0]),
-    "nothing but human ties": lambda: accuracy([0.9], [0.5]),
+    "NaN probability": lambda: agreement_items([math.nan], [1.0]),
     "no bins": lambda: reliability_bins([0.5], [1.0], bins=0),
     "negative length": lambda: longer_wins([-1], [2]),
     "win above 1": lambda: length_controlled_win_rate([2.0], [5], [5]),

@@ -323,7 +323,7 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ({"adapter_config.json": "{}"}, "LoRA adapter"),
         ({"config.json": "{}"}, "no weights"),
         ({"config.json": "{}", "pytorch_model.bin": "x"}, r"pickled \(pytorch_model.bin\)"),
-        ({"config.json": "{}", "model.safetensors": "x" * 20}, "no whole safetensors file"),
+        ({"config.json": "{}", "model.safetensors": "x" * 20}, "not a complete safetensors file"),
         (
             {
                 "config.json": "{}",
@@ -469,5 +469,5 @@ def test_context_length(tmp_path: Path, config: dict[str, object], length: int) 
 
 
 def test_a_config_without_a_context_length_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="how long"):
+    with pytest.raises(ModelError, match="does not give the context length"):
         metadata.context_length(checkpoint(tmp_path / "m"))

@@ -176,7 +176,7 @@ def test_a_key_is_refused_at_once_and_never_shown(serve: Any, label: Any, monkey
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--judge", "stranger"), "does not know the model 'stranger'"),
+        (("--judge", "stranger"), "does not have the model 'stranger'"),
         (("--method", "contrast"), "--method contrast needs the log-probs of given texts"),
         (("--engine", "fake"), "--base-url needs --engine openai"),
         (("--base-url", ""), "is no address of a server"),
@@ -196,7 +196,7 @@ def test_a_begun_reply_goes_to_those_who_can_go_on_with_it(serve: Any) -> None:
     def sent(owner: str, prefix: str) -> dict[str, Any]:
         server = serve(biased, owner=owner)
         judge = engine(server)
-        dict(judge.logprobs([Request("k", (("user", "?"), ("begun", prefix)), choices=["1", "2"])]))
+        dict(judge.logprobs([Request("k", (("user", "?"), ("prefill", prefix)), choices=["1", "2"])]))
         judge.close()
         return server.requests[0]
 
@@ -220,7 +220,7 @@ def test_a_server_that_takes_no_n_is_asked_until_there_are_as_many(serve: Any) -
 def test_a_request_that_cannot_be_fails_alone(serve: Any) -> None:
     judge = engine(serve(biased, lambda n: 400 if n == 1 else 200), concurrency=1)
     found = dict(judge.logprobs(Request(i, (("user", str(i)),), choices=["1"]) for i in range(3)))
-    assert found[1] == Failed("the server: Error code: 400 - trouble 400", again=False)
+    assert found[1] == Failed("the server: Error code: 400 - trouble 400", retryable=False)
     assert found[0] == found[2] == pytest.approx([math.log(0.9)])
 
 
@@ -255,7 +255,7 @@ def test_what_fails_at_one_server_goes_to_another(serve: Any, label: Any) -> Non
     assert done.returncode == 0, done.stderr
     assert len(healthy.requests) == 170 and len(dying.requests) >= 20
     assert sorted((r["id"], r["p_chosen"]) for r in rows_of(output)) == sorted((r["id"], r["p_chosen"]) for r in alone)
-    assert f"{dying.url} is left out: the server is failing" in done.stderr
+    assert f"{dying.url} is no longer used: the server is failing" in done.stderr
 
 
 def test_the_last_server_of_a_fleet_stops_the_run(serve: Any) -> None:
@@ -263,7 +263,7 @@ def test_the_last_server_of_a_fleet_stops_the_run(serve: Any) -> None:
     judge = OpenAIEngine("judge", base_url=[s.url for s in servers], concurrency=2, retries=0, timeout=5.0)
     with pytest.raises(EngineError, match="2 of 2 servers are failing") as stopped:
         list(judge.logprobs(keys(500)))
-    for server, fault in zip(servers, stopped.value.faults, strict=True):
+    for server, fault in zip(servers, stopped.value.errors, strict=True):
         assert fault.startswith(f"{server.url}: ") and "503" in fault
     assert sum(len(server.requests) for server in servers) < 100
     refusing = [serve(biased, lambda n: 401), serve(biased)]
@@ -278,7 +278,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     gone = ["http://127.0.0.1:9/v1", "http://127.0.0.1:11/v1"]
     with pytest.raises(EngineError, match="2 of 2") as stopped:
         OpenAIEngine("judge", base_url=gone, concurrency=1, retries=0, timeout=1.0)
-    assert [fault.partition(": ")[0] for fault in stopped.value.faults] == gone
+    assert [fault.partition(": ")[0] for fault in stopped.value.errors] == gone
 
 
 def test_a_judge_behind_a_server_is_a_reward(serve: Any, write_jsonl: Callable[..., str], tmp_path: Path) -> None:
@@ -311,13 +311,13 @@ def test_broken_replies_leave_the_others_alone(serve: Any, label: Any) -> None:
 
     def moody(body: dict[str, Any], text: str) -> dict[str, Any]:
         if "q4" in text:
-            return []  # type: ignore[return-value]  # an answer without choices
+            return []  # type: ignore[return-value]  # an answer has no choices
         if "q7" in text:
             return message("") | {"finish_reason": "content_filter"}
         return oracle(body, text)
 
     done, output = label(serve(moody), "--retries", "0", count=10)
-    assert done.returncode == 1 and "1 rows got no answer" in done.stderr and "without choices" in done.stderr
+    assert done.returncode == 1 and "1 rows got no answer" in done.stderr and "has no choices" in done.stderr
     assert {row["id"].partition(":")[0] for row in rows_of(output)} == {str(i) for i in range(10)} - {"4", "7"}
     (unscored,) = rows_of(output.parent / "prefs.unscored.jsonl")
     assert "content_filter" in unscored["reason"]

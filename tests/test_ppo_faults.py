@@ -374,8 +374,8 @@ def test_prompts_that_leave_the_judge_no_room_are_refused_before_compute(
     for tokens, count in ((400, 1), (600, 2)):
         with pytest.raises(InputError, match=f"{count} of 2 lines") as error:
             checked(tokens)
-        assert f"a response of --max-tokens {tokens} tokens need" in error.value.faults[-1]
-        assert "context holds 700" in error.value.faults[-1]
+        assert f"a response of --max-tokens {tokens} tokens need" in error.value.errors[-1]
+        assert "context holds 700" in error.value.errors[-1]
 
 
 def test_eval_reward_counts_what_the_judge_left_out(tmp_path: Path, write_jsonl: Callable[..., str]) -> None:

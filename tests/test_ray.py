@@ -22,7 +22,7 @@ from rlaif_cli.errors import EngineError
 
 ray = pytest.importorskip("ray")
 
-from rlaif_cli.engines.ray import RayEngine, _Work  # noqa: E402
+from rlaif_cli.engines.ray import RayEngine, _BatchQueue  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +67,15 @@ def test_a_lost_replica_costs_no_row(cluster: RayEngine, capsys: pytest.CaptureF
             yield request
 
     assert sorted(cluster.logprobs(stream())) == sorted(FakeEngine().logprobs(requests(400)))
-    assert "a replica was lost; what it had is done again by another" in capsys.readouterr().err
+    assert "a replica was lost; its batches are reassigned" in capsys.readouterr().err
 
 
 def test_requests_that_kill_replica_after_replica_end_the_run() -> None:
-    work = _Work(iter(requests(10)), 32)
+    work = _BatchQueue(iter(requests(10)), 32)
     batch = requests(4)
     work.lost(batch)
     work.lost(batch)
-    with pytest.raises(EngineError, match="3 replicas died, one after the other, over the same 4 requests"):
+    with pytest.raises(EngineError, match="3 replicas died one after another on the same 4 requests"):
         work.lost(batch)
 
 

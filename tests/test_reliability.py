@@ -62,7 +62,9 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk: 
     output = small_disk / "candidates.jsonl"
     command = ("generate", prompts, "--model", "fake", "-o", str(output))
     done = rlaif(*command)
-    assert done.returncode == 1 and "No space left" in done.stderr and "goes on where it was" in done.stderr
+    assert (
+        done.returncode == 1 and "No space left" in done.stderr and "rerun the same command: it resumes" in done.stderr
+    )
     assert "Traceback" not in done.stderr and str(output) in done.stderr
     written = output.read_bytes()
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)

@@ -66,15 +66,15 @@ def row(name: str = "a", reference: str | None = None, **meta: Any) -> PromptRow
 @pytest.mark.parametrize(
     ("code", "said", "hint"),
     [
-        ("def f(responses:\n", "it is no Python file", None),
+        ("def f(responses:\n", "it is not valid Python", None),
         ("g = 1\n\ndef h(responses): ...\n", "there is no 'f' in the file", "functions there: h"),
-        ("f = 3\n", "'f' is no function but 3 (int)", "the file defines no function"),
+        ("f = 3\n", "'f' is not a function but 3 (int)", "the file defines no function"),
         ("import no_such_package\n", "ModuleNotFoundError: No module named 'no_such_package'", "install the package"),
         ("\nraise KeyError('gold')\n", "KeyError: 'gold'", "line 2 of own.py: raise KeyError('gold')"),
         ("import sys\nsys.exit(3)\n", "it raised SystemExit: 3", "line 2 of own.py"),
-        ("def f(completions, **more): ...\n", "it needs 'completions'", "prompts, responses, reference and meta"),
-        ("def f(responses, /): ...\n", "it needs 'responses'", "keywords"),
-        ("def f(prompts): ...\n", "it takes no 'responses'", "keywords"),
+        ("def f(completions, **more): ...\n", "it requires 'completions'", "prompts, responses, reference and meta"),
+        ("def f(responses, /): ...\n", "it requires 'responses'", "keywords"),
+        ("def f(prompts): ...\n", "it does not accept 'responses'", "keywords"),
         ("async def f(responses): ...\n", "it is async", None),
     ],
 )
@@ -201,10 +201,10 @@ def test_none_and_nan_are_no_score_and_the_reason_says_which(write: Any) -> None
     [
         ("[0.0, float('inf')]", "row 'a', response 2: it returned inf (float)"),
         ("[0, 10 ** 400]", "row 'a', response 2: it returned 1000"),
-        ("['good', 0]", "row 'a', response 1: it returned 'good' (str), and a score is a number or None"),
+        ("['good', 0]", "row 'a', response 1: it returned 'good' (str); a score must be a number or None"),
         ("[[0, 1], [2, 3]]", "row 'a', response 1: it returned [0, 1] (list)"),
         ("[1.0]", "it returned 1 scores for 2 responses"),
-        ("1.0", "it returned 1.0 (float), and a list of a number or None for each response is needed"),
+        ("1.0", "it returned 1.0 (float); it must return a list with a number or None for each response"),
         ("{'r': 1, 's': 2}", "it returned {'r': 1, 's': 2} (dict)"),
         ("'12'", "it returned '12' (str)"),
         ("None", "it returned None (NoneType)"),
@@ -231,7 +231,7 @@ def test_an_exception_names_the_first_row_that_fails_the_type_and_the_line(write
 
 def test_an_exception_of_the_whole_batch_alone_is_told_as_one(write: Any) -> None:
     function = load(write("def f(responses):\n    assert len(responses) == 1, 'one at a time'\n    return [0]\n"))
-    with pytest.raises(InputError, match="AssertionError: one at a time for 2 responses together, and for none"):
+    with pytest.raises(InputError, match="AssertionError: one at a time for 2 responses together, but for none"):
         function.score([row()], [["r", "s"]])
 
 
@@ -468,7 +468,7 @@ def faults(path: Path) -> list[str]:
     _, steps = load_pipeline(str(path), path.parent / "run", STAGES)
     with pytest.raises(RlaifError) as error:
         preflight.check(str(path), steps, steps)
-    return error.value.faults
+    return error.value.errors
 
 
 def test_a_pipeline_tells_of_functions_before_it_starts(

@@ -33,7 +33,7 @@ from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates, Demonstration, HumanPair, PairsOnly, Preference, PromptRecord, Record
 from rlaif_cli.data.tools import convert as convert_module
 from rlaif_cli.data.tools import kinds, validate
-from rlaif_cli.data.tools.repair import mend
+from rlaif_cli.data.tools.repair import repair
 from rlaif_cli.data.tools.shard import shard
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, RlaifError
@@ -98,20 +98,20 @@ SIDE = [assistant("first"), user("and?")]
         ),
         (pair([*SIDE, assistant("a")], [assistant("b")]), "differ before their last turn"),
         (pair([assistant("a")], [*SIDE, assistant("b")]), "differ before their last turn"),
-        (pair([user("a")], [user("b")]), "'chosen' must end with the assistant's turn, and ends with the user's"),
-        (pair([assistant("a")], [*SIDE]), "'rejected' must end with the assistant's turn"),
-        (pair([tool("a")], [assistant("b")]), "ends with the tool's"),
+        (pair([user("a")], [user("b")]), "'chosen' must end with an assistant turn, not with one of role user"),
+        (pair([assistant("a")], [*SIDE]), "'rejected' must end with an assistant turn"),
+        (pair([tool("a")], [assistant("b")]), "not with one of role tool"),
         (pair([user("Why?"), assistant("a")], [user("Why?"), assistant("b")]), "'chosen' begins with a user turn"),
         (pair([user("Why?"), assistant("a")], [assistant("b")]), "'chosen' begins with a user turn"),
         (pair([assistant("a")], [system("s"), assistant("b")]), "'rejected' begins with a system turn"),
         (
             pair("Why is it so? a", "Why is it so? b", "Why is it so?"),
-            "the prompt stands in 'chosen' and 'rejected' again",
+            "'chosen' and 'rejected' must not repeat the prompt",
         ),
         (pair("\n\nHuman: Hi\n\nAssistant: a", "\n\nHuman: Hi\n\nAssistant: b"), "'chosen' is a whole transcript"),
         (pair("a", "b", [user("Why?"), user("")]), "'prompt': ends with an empty turn"),
-        (pair("a", "b", [user("Why?"), assistant("Because.")]), "'prompt' must end with a user's (or tool's) turn"),
-        (pair("a", "b", [user("Why?"), system("Be short.")]), "'prompt' must end with a user's (or tool's) turn"),
+        (pair("a", "b", [user("Why?"), assistant("Because.")]), "'prompt' must end with a user (or tool) turn"),
+        (pair("a", "b", [user("Why?"), system("Be short.")]), "'prompt' must end with a user (or tool) turn"),
     ],
 )
 def test_sides_that_are_no_two_replies_to_one_prompt(kind: type[Record], row: Row, said: str) -> None:
@@ -119,7 +119,7 @@ def test_sides_that_are_no_two_replies_to_one_prompt(kind: type[Record], row: Ro
 
 
 WHOLE = {"chosen": [user("Why?"), assistant("a")], "rejected": [user("Why?"), assistant("b")]}
-NO_P = "'p_chosen' is missing; `rlaif data convert --from trl-preference` reads rows of verdicts"
+NO_P = "'p_chosen' is missing; `rlaif data convert --from trl-preference` reads rows with hard labels"
 
 
 @pytest.mark.parametrize("kind", [Preference, HumanPair])
@@ -138,7 +138,7 @@ PEOPLE = {"prompt": "Why?", "response_a": "a", "response_b": "b"}
 @pytest.mark.parametrize(
     ("label", "said"),
     [
-        ({}, "'human_fraction_a' or 'human_preference' is missing: which response people preferred"),
+        ({}, "the human label is missing: 'human_fraction_a' or 'human_preference'"),
         ({"human_fraction_a": False}, "must be a number"),
         ({"human_fraction_a": "1"}, "must be a number"),
         ({"human_preference": "first"}, "'human_preference' must be a, b or tie"),
@@ -152,7 +152,7 @@ def test_a_human_pair_says_what_people_preferred(kind: type[Record], label: Row,
 def test_human_pairs_are_never_taken_for_candidates(label: Row, write_jsonl: Write) -> None:
     config = ValidateConfig(records=write_jsonl("p.jsonl", [PEOPLE | label, PEOPLE | {"human_fraction_a": 0.2}]))
     assert kinds.kind_of(config) == "pairs"
-    good, faults = validate.faults(config, "pairs")
+    good, faults = validate.invalid_lines(config, "pairs")
     assert good == (2 if label else 1) and len(faults) == (0 if label else 1)
 
 
@@ -169,7 +169,7 @@ def test_a_probability_is_a_number(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [["a"], True, 1.5, {}])
 def test_an_id_is_a_text_or_a_whole_number(value: Any) -> None:
-    assert why_not(PromptRecord, {"prompt": "q", "id": value}) == "'id' must be a text or a whole number"
+    assert why_not(PromptRecord, {"prompt": "q", "id": value}) == "'id' must be a string or an integer"
     assert PromptRecord.model_validate({"prompt": "q", "id": 7}).id == "7"
 
 
@@ -222,9 +222,9 @@ def test_both_shapes_of_a_pair_in_one_row_end_in_one_record() -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"messages": [user("Why?"), assistant("So.")]}, "a chat that ends with its reply is a demonstration"),
-        ({"messages": [user("Why?"), system("Be short.")]}, "ends with the system's"),
-        ({"prompt": "\n\nHuman: Hi\n\nAssistant: Hello."}, "ends with the assistant's"),
+        ({"messages": [user("Why?"), assistant("So.")]}, "a conversation that ends with its reply is a demonstration"),
+        ({"messages": [user("Why?"), system("Be short.")]}, "not with one of role system"),
+        ({"prompt": "\n\nHuman: Hi\n\nAssistant: Hello."}, "not with one of role assistant"),
     ],
 )
 @pytest.mark.parametrize("kind", [PromptRecord, Candidates, PairsOnly])
@@ -251,9 +251,9 @@ def test_demonstrations(row: Row, prompt: list[str], response: str) -> None:
     ("row", "said"),
     [
         ({"messages": [user("q"), assistant("r"), user("s")]}, "'messages' must end with the assistant's reply"),
-        ({"prompt": "q", "completion": user("r")}, "'completion' must end with the assistant's turn"),
+        ({"prompt": "q", "completion": user("r")}, "'completion' must end with an assistant turn"),
         ({"prompt": "q", "chosen": [user("q"), assistant("r")]}, "'chosen' begins with a user turn"),
-        ({"prompt": "Why is it so?", "completion": "Why is it so? r"}, "the prompt stands in 'completion' again"),
+        ({"prompt": "Why is it so?", "completion": "Why is it so? r"}, "'completion' must not repeat the prompt"),
     ],
 )
 def test_what_is_no_demonstration(row: Row, said: str) -> None:
@@ -267,7 +267,7 @@ def test_rounds_that_are_none_are_that_lines_fault(write_jsonl: Write, tiny: Pat
     config: Row = {"records": write_jsonl("r.jsonl", rows), "model": str(tiny), "output": str(tmp_path / "out")}
     with pytest.raises(InputError) as caught:
         train_sft(SftConfig(**config, all_rounds=True, dry_run=True))
-    assert [fault.partition(": ")[0][-6:] for fault in caught.value.faults] == ["line 3", "line 4"]
+    assert [fault.partition(": ")[0][-6:] for fault in caught.value.errors] == ["line 3", "line 4"]
     assert train_sft(SftConfig(**config, dry_run=True)), "rounds are read where they are asked for"
 
 
@@ -322,8 +322,8 @@ def test_convert_refuses_rows_that_are_no_pairs(write_jsonl: Write, tmp_path: Pa
     path = write_jsonl("in.jsonl", rows)
     with pytest.raises(InputError) as caught:
         convert(path, "hh-rlhf", out)
-    assert "line 1: 'chosen' and 'rejected' differ before" in caught.value.faults[0]
-    assert "line 2: 'chosen' must end with the assistant's turn" in caught.value.faults[1] and not out.exists()
+    assert "line 1: 'chosen' and 'rejected' differ before" in caught.value.errors[0]
+    assert "line 2: 'chosen' must end with an assistant turn" in caught.value.errors[1] and not out.exists()
     (kept,) = convert(path, "hh-rlhf", out, skip_invalid=True)
     assert kept["chosen"] == [assistant("a")]
     aside = rows_of(tmp_path / "out.rejected.jsonl")
@@ -334,7 +334,7 @@ def test_convert_reads_no_prompt_that_the_conversations_do_not_begin_with(write_
     row = pair([user("Why?"), assistant("a")], [user("Why?"), assistant("b")], "How?")
     with pytest.raises(InputError, match="1 of 1 lines") as caught:
         convert(write_jsonl("in.jsonl", [row]), "openrlhf", tmp_path / "out.jsonl")
-    assert "'prompt' is not what the conversations" in caught.value.faults[0]
+    assert "the conversations in 'chosen' and 'rejected' do not begin with 'prompt'" in caught.value.errors[0]
 
 
 @pytest.mark.parametrize(
@@ -359,9 +359,9 @@ def test_fix_takes_a_repeated_prompt_off(write_jsonl: Write, tmp_path: Path) -> 
         {"human_harmless": "false", "meta": {"prompt_is_unsafe": "True"}} | pair("a", "b"),
     ]
     path, out = write_jsonl("p.jsonl", rows), tmp_path / "fixed.jsonl"
-    good, faults = validate.faults(ValidateConfig(records=path), "preferences")
+    good, faults = validate.invalid_lines(ValidateConfig(records=path), "preferences")
     assert good == 0 and len(faults) == 3 and "--fix" in faults[0] and "--fix" in faults[1]
-    found = mend(ValidateConfig(records=path, fix=str(out)), Preference)
+    found = repair(ValidateConfig(records=path, fix=str(out)), Preference)
     assert found["rows"] == 3 and found["fixed"]["a prompt repeated in its replies"] == 2
     first, second, third = map(Preference.model_validate, rows_of(out))
     assert [(row.chosen_text, row.rejected_text) for row in (first, second)] == [("a", "b")] * 2
@@ -379,13 +379,13 @@ def test_fix_counts_what_it_fixed_in_rows_that_it_keeps(write_jsonl: Write, tmp_
         pair("a", "b") | {"p_chosen": True},
     ]
     lines, out = [json.dumps(row) for row in rows], tmp_path / "fixed.jsonl"
-    found = mend(ValidateConfig(records=write_jsonl("p.jsonl", lines), fix=str(out)), Preference)
+    found = repair(ValidateConfig(records=write_jsonl("p.jsonl", lines), fix=str(out)), Preference)
     assert [row["id"] for row in rows_of(out)] == ["1", "1-2"]
     assert (found["rows"], found["rejected"]) == (2, 5)
     fixed = {what: count for what, count in found["fixed"].items() if count}
     assert fixed == {"'p_chosen' was a text": 1, "half a character": 1, "a repeated id": 1}
     reasons = [row["reason"] for row in rows_of(rejected_path(str(out), "validate"))]
-    assert reasons == ["'p_chosen' must be a number", *["'id' must be a text or a whole number"] * 3, reasons[0]]
+    assert reasons == ["'p_chosen' must be a number", *["'id' must be a string or an integer"] * 3, reasons[0]]
 
 
 @pytest.mark.parametrize("encoding", ["utf-32", "utf-32-be"])
@@ -439,7 +439,7 @@ def test_one_id_on_two_prompts_is_no_comparison(run: Any, write_jsonl: Write, tm
     )
     with pytest.raises(InputError, match="1 of 2 ids stand on different prompts") as caught:
         run(a, b, tmp_path / "out.json")
-    assert caught.value.faults == ["""id '1': "Capital of France?" | "How is bread made?\""""]
+    assert caught.value.errors == ["""id '1': "Capital of France?" | "How is bread made?\""""]
     assert not (tmp_path / "out.json").exists()
 
 
@@ -482,7 +482,7 @@ def test_answers_of_people_stay_with_their_texts(write_jsonl: Write, tmp_path: P
     for other in (("1", "another prompt", ["a", "b"]), ("1", "q", ["a", "another response"])):
         with pytest.raises(InputError) as caught:
             session(other, second)
-        assert "line 1: '1' is the id of another prompt" in caught.value.faults[0]
+        assert "line 1: '1' is the id of another prompt" in caught.value.errors[0]
     (tmp_path / "human.jsonl").write_text('{"some": "other file"}\n')
     with pytest.raises(InputError, match="other rows than answers"):
         session(first)
@@ -552,7 +552,7 @@ def test_what_people_said_is_true_or_false(kind: type[Record], name: str) -> Non
     assert kind.model_validate(row | {name: None, "meta": {name: None}}).meta.get(name) is None
     for value in ("false", "true", "", 2, 0.5, [], {}):
         assert f"'{name}' must be true or false" in why_not(kind, row | {name: value})
-    assert "with two values" in why_not(kind, row | {name: True, "meta": {name: False}})
+    assert "with different values" in why_not(kind, row | {name: True, "meta": {name: False}})
 
 
 VALUES: list[Any] = [
@@ -660,7 +660,7 @@ OTHERS: dict[str, tuple[bytes, str, str]] = {
     "tar.gz without its name": (gzip.compress(tar()), "a tar archive", "tar -xf"),
     "page": (b"<!DOCTYPE html><html>404</html>", "HTML", "download"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS", "git lfs pull"),
-    "binary": (bytes(range(256)) * 3, "a binary file", "one object a line"),
+    "binary": (bytes(range(256)) * 3, "a binary file", "one object per line"),
 }
 
 
@@ -673,10 +673,10 @@ def test_a_file_that_is_no_jsonl_is_named(name: str, skip_invalid: bool, tmp_pat
     with pytest.raises(InputError) as caught:
         Source(str(path), PromptRecord, skip_invalid=skip_invalid)
     error = caught.value
-    assert error.what.startswith("this is ") and what in error.what and not error.faults, "one line"
+    assert error.what.startswith("this is ") and what in error.what and not error.errors, "one line"
     assert (how[0] if how else "--fix") in str(error.hint) and "rows.jsonl" in str(error.hint) + str(error.where)
     with pytest.raises(InputError, match="this is "):
-        kinds.kind_of(ValidateConfig(records=str(path))) and validate.faults(
+        kinds.kind_of(ValidateConfig(records=str(path))) and validate.invalid_lines(
             ValidateConfig(records=str(path)), "prompts"
         )
 
@@ -686,7 +686,7 @@ def test_what_is_offered_to_be_fixed_is_fixed(name: str, tmp_path: Path) -> None
     (tmp_path / "in").write_bytes(FIXABLE[name][0])
     config = ValidateConfig(records=str(tmp_path / "in"), fix=str(tmp_path / "out.jsonl"))
     assert kinds.kind_of(config) == "prompts"
-    found = mend(config, PromptRecord)
+    found = repair(config, PromptRecord)
     assert (found["rows"], found["rejected"]) == (2, 0) and any(found["fixed"].values())
     assert rows_of(tmp_path / "out.jsonl") == ROWS
     assert len(Source(str(tmp_path / "out.jsonl"), PromptRecord)) == 2
@@ -698,7 +698,7 @@ def test_what_cannot_be_fixed_is_not_written(name: str, tmp_path: Path) -> None:
     config = ValidateConfig(records=str(tmp_path / "in"), kind="prompts", fix=str(tmp_path / "out.jsonl"))
     with pytest.raises(InputError, match="this is "):
         kinds.kind_of(config)
-        mend(config, PromptRecord)
+        repair(config, PromptRecord)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -706,7 +706,7 @@ def test_a_long_array_is_read_in_blocks(tmp_path: Path) -> None:
     rows = [{"id": str(i), "prompt": "x" * (i % 3000) + "[]{},"} for i in range(3000)]
     for name, text in (("one", json.dumps(rows)), ("many", json.dumps(rows, indent=1))):
         (tmp_path / name).write_text(text)
-        found = mend(ValidateConfig(records=str(tmp_path / name), fix=str(tmp_path / f"{name}.jsonl")), PromptRecord)
+        found = repair(ValidateConfig(records=str(tmp_path / name), fix=str(tmp_path / f"{name}.jsonl")), PromptRecord)
         assert found["rows"] == 3000 and rows_of(tmp_path / f"{name}.jsonl") == rows
 
 
@@ -715,17 +715,17 @@ def test_a_long_array_is_read_in_blocks(tmp_path: Path) -> None:
 )
 def test_an_array_that_breaks_off_is_not_half_read(text: str, tmp_path: Path) -> None:
     (tmp_path / "in.json").write_text(text)
-    with pytest.raises(InputError, match="from line 1 on it is not JSON"):
-        mend(ValidateConfig(records=str(tmp_path / "in.json"), fix=str(tmp_path / "out.jsonl")), PromptRecord)
+    with pytest.raises(InputError, match="not JSON from line 1 on"):
+        repair(ValidateConfig(records=str(tmp_path / "in.json"), fix=str(tmp_path / "out.jsonl")), PromptRecord)
     assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_rows_that_are_jsonl_are_not_taken_for_another_file(write_jsonl: Write) -> None:
     for row in ({"conversations": [{"from": "human"}]}, {"prompt": [{"content": "x"}]}, {"no": 1}, {"a": "b,c"}):
-        with pytest.raises(InputError, match="1 of 1 lines cannot be used"):
+        with pytest.raises(InputError, match="1 of 1 lines are invalid"):
             Source(write_jsonl("in.jsonl", [row]), PromptRecord)
     mixed = write_jsonl("mixed.jsonl", [{"prompt": "a"}, "prompt,chosen"])
-    with pytest.raises(InputError, match="1 of 2 lines cannot be used"):
+    with pytest.raises(InputError, match="1 of 2 lines are invalid"):
         Source(mixed, PromptRecord)
 
 
@@ -734,8 +734,8 @@ def test_one_line_in_another_encoding_says_which_and_what_to_do(tmp_path: Path) 
     with pytest.raises(InputError) as caught:
         Source(str(tmp_path / "in.jsonl"), PromptRecord)
     assert (
-        "line 2: not UTF-8 at byte 14 (Latin-1?); `iconv" in caught.value.faults[0]
-        and "--fix" not in caught.value.faults[0]
+        "line 2: not UTF-8 at byte 14 (Latin-1?); `iconv" in caught.value.errors[0]
+        and "--fix" not in caught.value.errors[0]
     )
 
 

@@ -112,15 +112,15 @@ def test_the_text_of_an_answer(answer: dict[str, Any], text: str, reason: str | 
     [
         (choice(None, reason="content_filter"), "content_filter"),
         (choice(None, reason="tool_calls", tool_calls=[{"id": "1"}]), "a tool call"),
-        (choice("", reason="length"), "cut at --max-tokens"),
+        (choice("", reason="length"), "cut off at --max-tokens"),
         (choice(None, reason="length", reasoning_content="Hm."), "while it was still thinking"),
         (choice("  \n"), "finish reason: stop"),
         (choice({"text": "x"}), "finish reason: stop"),  # type: ignore[arg-type]
         (choice(5), "finish reason: stop"),  # type: ignore[arg-type]
         (choice("half \ud800"), "half a character"),
         (choice("It is", reason="content_filter"), "content filter"),
-        (choice("Let me look.", tool_calls=[{"id": "1"}]), "a tool call beside the text"),
-        (choice("Let me look.", reason="function_call"), "a tool call beside the text"),
+        (choice("Let me look.", tool_calls=[{"id": "1"}]), "a tool call besides the text"),
+        (choice("Let me look.", reason="function_call"), "a tool call besides the text"),
     ],
 )
 def test_an_answer_without_text_is_no_response(answer: dict[str, Any], why: str) -> None:
@@ -140,7 +140,7 @@ def test_an_answer_without_text_is_no_response(answer: dict[str, Any], why: str)
 def test_an_error_in_place_of_an_answer_is_asked_again(answer: dict[str, Any]) -> None:
     with pytest.raises(Unusable) as failed:
         server_answers.completion(answer)
-    assert failed.value.again
+    assert failed.value.retryable
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_an_error_in_place_of_an_answer_is_asked_again(answer: dict[str, Any]) -
 def test_what_is_no_answer_at_all(content: bytes, again: bool) -> None:
     with pytest.raises(Unusable) as failed:
         server_answers.parsed(content)
-    assert failed.value.again == again
+    assert failed.value.retryable == again
 
 
 def test_usage_counts_what_can_be_counted() -> None:
@@ -229,7 +229,7 @@ def test_a_ten_of_two_tokens_is_no_one() -> None:
     assert seen.known["1"] == pytest.approx(0.93 * 0.02) and seen.known["9"] == pytest.approx(0.05)
     unseen = shares("9", entry("9", first))
     assert not unseen.settled() and unseen.known["1"] == unseen.known["10"] == 0
-    assert unseen.unclear == {"1": pytest.approx(0.93)} and "'1' may be the beginning" in (unseen.fault() or "")
+    assert unseen.unclear == {"1": pytest.approx(0.93)} and "'1' may be the beginning" in (unseen.problem() or "")
 
 
 def test_a_ten_of_one_token_shows_that_a_one_is_a_one() -> None:
@@ -259,13 +259,13 @@ def test_what_follows_a_label() -> None:
     """A full stop, a line or the end leave it a label; so does a digit now and then, as in every engine."""
     for follows in (".", "\n", "", "<|im_end|>", " because"):
         found = shares("7" + follows.replace("<|im_end|>", ""), entry("7", {"7": 0.9}), entry(follows, {follows: 1.0}))
-        assert found.known["7"] == pytest.approx(0.9) and found.fault() is None
+        assert found.known["7"] == pytest.approx(0.9) and found.problem() is None
     for text, tokens in (("75", "75"), ("7.5", "7.5")):
         found = shares(text, *(entry(token, {token: 0.9}) for token in tokens))
-        assert "mostly goes on as another number" in (found.fault() or "")
+        assert "mostly continue to another number" in (found.problem() or "")
     rarely = shares("7", entry("7", {"7": 0.8, "8": 0.1}), entry("\n", {"\n": 0.7, "5": 0.2}))
     assert rarely.known["7"] == pytest.approx(0.8) and rarely.known["8"] == pytest.approx(0.1)
-    assert rarely.fault() is None
+    assert rarely.problem() is None
 
 
 @pytest.mark.parametrize("sampled", ["75", "75\n", "7\n", "8", "8.5\n", "100\n", "10", "no"])
@@ -358,7 +358,7 @@ def engine(server: Server, **options: Any) -> OpenAIEngine:
 
 
 def asked(key: Any = "k", begun: str = "Number: ", **more: Any) -> Request:
-    return Request(key, (("user", f"How good? {key}"), ("begun", begun)), choices=SCORES, **more)
+    return Request(key, (("user", f"How good? {key}"), ("prefill", begun)), choices=SCORES, **more)
 
 
 @pytest.mark.parametrize("owner", ["vllm", "us"])
@@ -377,7 +377,7 @@ def test_scores_behind_a_digit_tokenizer_are_the_judges_own(serve: Any, owner: s
 def test_a_ten_that_the_server_never_shows_leaves_the_row_unscored(serve: Any) -> None:
     server = serve(lambda body, text: message("1", {"1": 0.93, "9": 0.05} | {f"w{i}": 1e-5 for i in range(18)}))
     [(_, found)] = engine(server).logprobs([asked()])
-    assert isinstance(found, Failed) and not found.again and "--samples N" in found.reason
+    assert isinstance(found, Failed) and not found.retryable and "--samples N" in found.reason
     assert len(server.requests) <= 1 + 16
 
 
@@ -389,8 +389,8 @@ NO_ANSWERS = [
     (choice("1", LISTED_ONE, reason="content_filter"), "content filter"),
     (choice("1", LISTED_ONE, refusal=True), "refused"),
     (choice("1", LISTED_ONE, refusal="I cannot."), "refused to answer: I cannot."),
-    (choice(None, LISTED_ONE), "without text"),
-    (choice(5, LISTED_ONE), "without text"),  # type: ignore[arg-type]
+    (choice(None, LISTED_ONE), "has no text"),
+    (choice(5, LISTED_ONE), "has no text"),  # type: ignore[arg-type]
 ]
 
 
@@ -401,7 +401,7 @@ def test_what_is_no_answer_is_no_label_whatever_comes_with_it(serve: Any, answer
     labels = Labels(one.tokenizer, ["1", "2"], samples=2 if sampled else 0)
     question = labels.question([Message(role="user", content="Which?")], "Number: ")
     [(_, [found])] = labels.ask(one, [("pair", [question])])
-    assert found.failed is not None and why in found.failed.reason and not found.failed.again
+    assert found.failed is not None and why in found.failed.reason and not found.failed.retryable
 
 
 def test_an_empty_reply_still_shows_what_could_have_been_said(serve: Any) -> None:
@@ -428,7 +428,7 @@ def test_one_answer_without_log_probs_is_that_rows_fault_wherever_it_comes(
     requests.insert(place, Request("bad", (("user", "?bad"),), choices=["1", "2"]))
     found = dict(engine(server, concurrency=1).logprobs(requests))
     assert len(found) == 7 and [key for key, each in found.items() if isinstance(each, Failed)] == ["bad"]
-    assert said in found["bad"].reason and not found["bad"].again  # type: ignore[union-attr]
+    assert said in found["bad"].reason and not found["bad"].retryable  # type: ignore[union-attr]
 
 
 def test_the_only_row_left_can_be_the_one_without_log_probs(serve: Any) -> None:
@@ -477,17 +477,17 @@ EQUIVALENTS = {
     "max_tokens": (
         lambda b: "max_tokens" in b and openai_error("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", "max_tokens"),  # noqa: E501
         lambda b: b["max_completion_tokens"] == 8,
-        "'max_completion_tokens' says the same",
+        "using 'max_completion_tokens'",
     ),
     "n": (
         lambda b: b.get("n", 1) > 1 and {"error": {"message": "'n' : number must be at most 1"}},
         lambda b: "n" not in b,
-        "one answer a request",
+        "one answer per request",
     ),
     "seed": (
         lambda b: "seed" in b and {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted", "input": "temperature"}]},  # noqa: E501
         lambda b: "seed" not in b and b["temperature"] == 0.7,
-        "cannot be repeated",
+        "are not reproducible",
     ),
     "system": (
         lambda b: b["messages"][0]["role"] == "system" and openai_error("System role not supported", "messages"),
@@ -539,7 +539,7 @@ def test_a_row_that_is_too_long_is_that_rows_error(picky: Any) -> None:
     server_answer = dict(engine(picky(lambda b: None, lambda b, t: message("1", {"1": 0.9}))).logprobs(requests))
     assert not any(isinstance(found, Failed) for found in server_answer.values())
     [(key, found)] = engine(server).logprobs(requests[:1])
-    assert key == 3 and isinstance(found, Failed) and not found.again and "maximum context length" in found.reason
+    assert key == 3 and isinstance(found, Failed) and not found.retryable and "maximum context length" in found.reason
 
 
 def test_what_is_refused_to_every_row_stops_the_run_and_is_asked_again(picky: Any, label: Any, serve: Any) -> None:
@@ -564,18 +564,18 @@ def test_a_judge_without_a_system_turn(picky: Any, label: Any) -> None:
         return body["messages"][0]["role"] == "system" and openai_error("System role not supported", "messages")
 
     done, output = label(picky(refuses))
-    assert done.returncode == 0 and "takes no system turn" in done.stderr, done.stderr
+    assert done.returncode == 0 and "no system turn is accepted" in done.stderr, done.stderr
     assert {row["chosen"][0]["content"] for row in rows_of(output)} == {"gold"}
 
 
-def test_what_a_dialect_learns_once_it_does_not_learn_again() -> None:
-    dialect = Dialect(begins_replies=True)
+def test_a_dialect_adapts_to_a_refusal_only_once() -> None:
+    dialect = Dialect(continues_prefill=True)
     body = dialect.body(asked(), {"max_tokens": 4, "temperature": 1.0})
     assert body["extra_body"]["continue_final_message"]
-    assert dialect.learn("continue_final_message", body, "extra_forbidden")
-    assert "extra_body" not in dialect.body(asked(), {}) and not dialect.learn("continue_final_message", body, "")
-    assert dialect.learn("temperature", body, "no") and "temperature" not in dialect.body(asked(), {"temperature": 1.0})
-    assert dialect.learn("temperature", {"temperature": 0.7}, "no") is None
+    assert dialect.adapt("continue_final_message", body, "extra_forbidden")
+    assert "extra_body" not in dialect.body(asked(), {}) and not dialect.adapt("continue_final_message", body, "")
+    assert dialect.adapt("temperature", body, "no") and "temperature" not in dialect.body(asked(), {"temperature": 1.0})
+    assert dialect.adapt("temperature", {"temperature": 0.7}, "no") is None
 
 
 # ------------------------------------------------------------------------------------------------------- whole stages
@@ -639,7 +639,7 @@ def test_thoughts_are_no_response(serve: Any, write_jsonl: Callable[..., str], t
     assert len(rejected) == 5 and all(
         "rlaif does not support thinking models yet" in each for each in rejected.values()
     )
-    assert "the reply holds the model's thoughts (</think>)" in rejected["2"]
+    assert "the reply contains the model's thinking (</think>)" in rejected["2"]
 
 
 def test_thoughts_are_no_revision(serve: Any, write_jsonl: Callable[..., str], tmp_path: Path) -> None:
@@ -649,7 +649,7 @@ def test_thoughts_are_no_revision(serve: Any, write_jsonl: Callable[..., str], t
     done = rlaif("revise", path, "-o", str(tmp_path / "out.jsonl"), *where)
     assert done.returncode == 3 and [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == ["plain"], done.stderr
     [rejected] = rows_of(tmp_path / "out.rejected.jsonl")
-    assert rejected["id"] == "thinks" and "the model's thoughts (<think>)" in rejected["reason"]
+    assert rejected["id"] == "thinks" and "the model's thinking (<think>)" in rejected["reason"]
 
 
 # ------------------------------------------------------------------------------------------------ the server's words
@@ -689,7 +689,7 @@ def test_an_error_inside_an_answer_is_said_in_the_same_words() -> None:
 @pytest.mark.parametrize(("key", "shown"), [("x", "x-ray sk-12345"), ("sk-12345", "x-ray …")])
 def test_a_key_is_hidden_and_a_placeholder_hides_nothing(monkeypatch: Any, key: str, shown: str) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    assert server_errors.told(ValueError("x-ray sk-12345")) == shown
+    assert server_errors.describe(ValueError("x-ray sk-12345")) == shown
 
 
 # --------------------------------------------------------------------------------------------- addresses and settings
@@ -718,8 +718,8 @@ def test_a_404_from_everything_hints_at_the_address(picky: Any) -> None:
     ("name", "value", "said"),
     [
         ("ALL_PROXY", "socks://127.0.0.1:1080/", "ALL_PROXY=socks://127.0.0.1:1080/"),
-        ("OPENAI_API_KEY", "sk-secret\n", "OPENAI_API_KEY holds a character"),
-        ("OPENAI_API_KEY", "ключ", "OPENAI_API_KEY holds a character"),
+        ("OPENAI_API_KEY", "sk-secret\n", "OPENAI_API_KEY contains a character"),
+        ("OPENAI_API_KEY", "ключ", "OPENAI_API_KEY contains a character"),
     ],
 )
 def test_an_environment_that_cannot_be_used(monkeypatch: Any, name: str, value: str, said: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import families
-from rlaif_cli.engines.trial import works_padded
+from rlaif_cli.engines.trial import supports_left_padding
 from rlaif_cli.errors import ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,7 +22,7 @@ def left_padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def tried(family: str) -> bool:
     model: Any = families.tiny_model(family).eval()
-    return works_padded(model, left_padded, [2])
+    return supports_left_padding(model, left_padded, [2])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "mamba2", "qwen3_next", "gpt_oss"])
@@ -36,7 +36,7 @@ def test_models_whose_state_or_positions_run_through_the_padding_go_alone(family
 
 
 @pytest.mark.parametrize(
-    "family, reason", [("doge", "not what its own forward says"), ("roberta", "token by token"), ("jamba", "Error")]
+    "family, reason", [("doge", "differs from its own forward pass"), ("roberta", "with a cache"), ("jamba", "Error")]
 )
 def test_models_that_are_wrong_even_alone_are_refused(family: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason) as refused:
@@ -46,4 +46,4 @@ def test_models_that_are_wrong_even_alone_are_refused(family: str, reason: str) 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounding_is_no_fault(dtype: torch.dtype) -> None:
-    assert works_padded(families.tiny_model("llama").eval().to(dtype), left_padded, [2])
+    assert supports_left_padding(families.tiny_model("llama").eval().to(dtype), left_padded, [2])

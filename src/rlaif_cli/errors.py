@@ -1,7 +1,7 @@
-"""The few kinds of error a user can meet: what went wrong, where, and how to mend it.
+"""The errors that users see: what went wrong, where, and how to fix it.
 
-Every error that a user can cause is one of these; `cli.py` prints it as `error: …` and `hint: …` and turns it
-into an exit code. Anything else that reaches the top is a bug in rlaif and is shown as one.
+Every error that a user can cause is one of these; `cli/app.py` prints it as `error: …` and `hint: …` and turns it into
+an exit code. Any other exception is a bug in rlaif and is shown as one.
 """
 
 from __future__ import annotations
@@ -9,43 +9,43 @@ from __future__ import annotations
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_PARTIAL = 3  # done, but some rows could not be used; they are in a file that the message names
+EXIT_PARTIAL = 3  # done, but some rows were set aside, in a file that the message names
 EXIT_INTERRUPTED = 130
 
 
 class RlaifError(Exception):
-    """Something failed while running.
+    """Something failed at run time.
 
     Args:
         what: one line, e.g. "'responses' needs at least 2 items, found 1".
-        where: the place, e.g. "candidates.jsonl line 7"; printed before `what`.
-        hint: how to mend it; printed on a line of its own.
-        faults: every fault found, where there are several (the first 20 are printed), each naming its place.
+        where: the location, e.g. "candidates.jsonl line 7"; printed before `what`.
+        hint: how to fix it; printed on its own line.
+        errors: all errors if there are several (the first 20 are printed), each with its location.
     """
 
     exit_code = EXIT_FAILED
 
     def __init__(
-        self, what: str, *, where: str | None = None, hint: str | None = None, faults: list[str] | None = None
+        self, what: str, *, where: str | None = None, hint: str | None = None, errors: list[str] | None = None
     ) -> None:
         super().__init__(what)
         self.what = what
         self.where = where
         self.hint = hint
-        self.faults = faults or []
+        self.errors = errors or []
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" if self.where else self.what
 
 
 class UsageError(RlaifError):
-    """The command was asked for something that cannot be: a wrong option, name or combination."""
+    """The command was called incorrectly: an invalid option, name or combination."""
 
     exit_code = EXIT_USAGE
 
 
 class InputError(RlaifError):
-    """A file that the user gave cannot be used as it is."""
+    """An input file is invalid or cannot be read."""
 
 
 class MissingDependency(RlaifError):
@@ -53,26 +53,26 @@ class MissingDependency(RlaifError):
 
 
 class ModelError(RlaifError):
-    """A model cannot be found, loaded, or used for what was asked."""
+    """A model cannot be found, loaded, or used for this purpose."""
 
 
 class ConversationError(ModelError):
-    """A model's chat template cannot render a conversation: that row's error, not the model's."""
+    """A model's chat template cannot render a conversation: an error of the row, not of the model."""
 
 
 class DivergedError(RlaifError):
-    """Training has left what numbers can hold."""
+    """Training diverged: a value is no longer finite."""
 
     def __init__(self, what: str) -> None:
         super().__init__(
             f"training diverged: {what}",
-            hint="a lower --lr; look at metrics.jsonl for what grew first; then --overwrite, for settings of a run "
-            "cannot change on the way",
+            hint="use a lower --lr (metrics.jsonl shows what grew first) and --overwrite, since a run's settings "
+            "cannot change midway",
         )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: CUDA's, or of the machine's own memory; torch has no class for the latter."""
+    """Whether an allocation failed, on the GPU or in main memory; torch has no class for the latter."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and (type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error))
@@ -80,4 +80,4 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class EngineError(RlaifError):
-    """An inference engine failed to start, or failed in the middle of its work."""
+    """An inference engine failed to start, or failed while running."""

@@ -10,19 +10,19 @@ GIB = 2**30
 
 
 def machine() -> str:
-    """What a rate holds for: the GPU, or the processor and its cores."""
+    """The hardware that a throughput refers to: the GPU, or the processor and its cores."""
     try:
         import torch
 
         if torch.cuda.is_available():
             return f"{torch.cuda.get_device_name()} x{torch.cuda.device_count()}"
-    except Exception:  # a broken build raises whatever its libraries raise; the processor is still there
+    except Exception:  # a broken torch build may raise anything; fall back to the processor
         pass
     return f"{_processor()}, {cores()} cores"
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

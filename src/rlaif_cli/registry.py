@@ -62,7 +62,7 @@ def ppo(config: PPOConfig, engines: Any, progress: ProgressCallback) -> dict[str
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.judge.compare import comparer
     from rlaif_cli.judge.constitution_files import load_constitution
-    from rlaif_cli.judge.context_budget import Room
+    from rlaif_cli.judge.context_budget import ContextBudget
     from rlaif_cli.train.ppo import train_ppo
     from rlaif_cli.train.reward_source import reward_source
 
@@ -72,7 +72,7 @@ def ppo(config: PPOConfig, engines: Any, progress: ProgressCallback) -> dict[str
     checks: dict[str, Any] = {}
     if config.judge is not None:
         judge = config.reward_judge
-        room = Room(judge, load_constitution(judge.constitution))
+        room = ContextBudget(judge, load_constitution(judge.constitution))
         checks["judge_fits"] = lambda messages: room.check_length(messages, config.max_tokens)
     with EnginePool() as others:  # separate from the pool of the reward's judge, which stays open
         compare = comparer(config.eval_comparison, others) if config.eval_judge else None

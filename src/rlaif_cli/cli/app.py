@@ -71,10 +71,10 @@ def show_error(error: RlaifError) -> None:
         return
     console.quiet = False
     console.say(f"error: {error}", style="bold red")
-    for fault in error.faults[:MAX_FAULTS_SHOWN]:
+    for fault in error.errors[:MAX_FAULTS_SHOWN]:
         console.say(f"  {fault}")
-    if len(error.faults) > MAX_FAULTS_SHOWN:
-        console.say(f"  … and {len(error.faults) - MAX_FAULTS_SHOWN} more")
+    if len(error.errors) > MAX_FAULTS_SHOWN:
+        console.say(f"  … and {len(error.errors) - MAX_FAULTS_SHOWN} more")
     if error.hint:
         console.say(f"hint: {error.hint}")
 

@@ -36,16 +36,16 @@ def _kind(config: DataConfig) -> str:
 def _validate(config: ValidateConfig) -> int:
     from rlaif_cli.data.paths import rejected_path
     from rlaif_cli.data.tools.kinds import KINDS
-    from rlaif_cli.data.tools.repair import mend
-    from rlaif_cli.data.tools.validate import faults
+    from rlaif_cli.data.tools.repair import repair
+    from rlaif_cli.data.tools.validate import invalid_lines
 
     kind = _kind(config)
     if config.fix is not None and not config.dry_run:
-        found = mend(config, KINDS[kind])
+        found = repair(config, KINDS[kind])
         fixed = ", ".join(f"{what}: {count}" for what, count in found["fixed"].items() if count) or "nothing"
         console.say(f"validate: {counted(found['rows'], 'row')} ({kind}) written to {config.fix}; fixed: {fixed}")
         return partial(found["rejected"], str(rejected_path(config.fix, "validate")))
-    good, bad = faults(config, kind)
+    good, bad = invalid_lines(config, kind)
     for fault in bad:
         console.show_line(fault)
     console.say(f"validate: {kind}: {good} valid, {len(bad)} invalid")

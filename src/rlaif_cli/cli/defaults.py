@@ -62,7 +62,7 @@ def load(context: Any) -> dict[str, Any]:
     everywhere = {key for key, value in content.items() if not isinstance(value, dict)}
     faults += [f"no command has the option '{key}'" for key in sorted(everywhere - _all_options(group))]
     if faults := sorted(set(faults)):
-        raise InputError(f"{len(faults)} settings cannot be used", where=str(FILE), faults=faults)
+        raise InputError(f"{len(faults)} settings cannot be used", where=str(FILE), errors=faults)
     return found
 
 

@@ -12,7 +12,7 @@ from rlaif_cli.ui import console
 
 
 def run(config: PPOConfig) -> int:
-    from rlaif_cli.data.paths import set_aside
+    from rlaif_cli.data.paths import trainer_rejected_path
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.registry import ppo
 
@@ -24,7 +24,7 @@ def run(config: PPOConfig) -> int:
         return 0
     console.say(summary(results))
     console.say(f"ppo: the tuned policy is in {config.output}")
-    return partial(results["rejected"], str(set_aside(config.output)))
+    return partial(results["rejected"], str(trainer_rejected_path(config.output)))
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from rlaif_cli.ui import console
 
 
 def run(config: SftConfig) -> int:
-    from rlaif_cli.data.paths import set_aside
+    from rlaif_cli.data.paths import trainer_rejected_path
     from rlaif_cli.train.sft import train_sft
 
     with console.progress("sft") as progress:
@@ -22,7 +22,7 @@ def run(config: SftConfig) -> int:
         return 0
     console.say(summary(results))
     console.say(f"sft: the tuned model is in {config.output}")
-    return partial(results["rejected"], str(set_aside(config.output)))
+    return partial(results["rejected"], str(trainer_rejected_path(config.output)))
 
 
 def summary(results: dict[str, Any]) -> str:

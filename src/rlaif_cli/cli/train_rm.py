@@ -12,7 +12,7 @@ from rlaif_cli.ui import console
 
 
 def run(config: RewardModelConfig) -> int:
-    from rlaif_cli.data.paths import set_aside
+    from rlaif_cli.data.paths import trainer_rejected_path
     from rlaif_cli.train.reward_model import train_reward_model
 
     with console.progress("train-rm") as progress:
@@ -22,8 +22,8 @@ def run(config: RewardModelConfig) -> int:
         return 0
     console.say(summary(results))
     console.say(f"train-rm: the reward model is in {config.output}")
-    code = partial(results["human_rejected"], str(set_aside(config.output, "human.rejected")))
-    return partial(results["rejected"], str(set_aside(config.output))) or code
+    code = partial(results["human_rejected"], str(trainer_rejected_path(config.output, "human.rejected")))
+    return partial(results["rejected"], str(trainer_rejected_path(config.output))) or code
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""Rows and files: read, checked, written so that a killed run can resume."""
+"""Read, validate and write records; output is written so that a killed run can resume."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def open_for_writing(path: Path, mode: str) -> Iterator[IO[str]]:
 def cannot_write(path: Path | str, error: OSError) -> RlaifError:
     """One message for every reason that an output cannot be written."""
     hints = {
-        28: "free some space and run the same command again: it goes on where it was",
-        30: "the file system is read-only: choose another place with -o",
-        17: "choose another place with -o: a part of the path is a file, not a folder",
-        20: "choose another place with -o: a part of the path is a file, not a folder",
-        2: "choose another place with -o: a folder of the path cannot be made there",
-        13: "choose another place with -o, or change the folder's permissions",
+        28: "free some space and rerun the same command: it resumes",
+        30: "the file system is read-only: choose another location with -o",
+        17: "choose another location with -o: a part of the path is a file, not a folder",
+        20: "choose another location with -o: a part of the path is a file, not a folder",
+        2: "choose another location with -o: a folder of the path cannot be created",
+        13: "choose another location with -o, or change the folder's permissions",
         36: "choose a shorter name with -o",
     }
     return RlaifError(
@@ -50,14 +50,14 @@ def cannot_write(path: Path | str, error: OSError) -> RlaifError:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that it is either the old one or the new one, never half of it."""
-    # A file name may hold bytes that are no UTF-8; what Python makes of them JSON can write as `\\udcff`.
+    """Write a JSON file atomically: a reader sees the old file or the new one, never a part of it."""
+    # A file name may hold bytes that are not UTF-8; Python's surrogates for them are written as `\\udcff`.
     text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
     write_whole(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Either the old file or the new one, never half of it; also after a loss of power."""
+    """Write a file atomically, also if the power fails: the old content or the new, never a part of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,10 +75,10 @@ def write_whole(path: Path, content: bytes) -> None:
 def read_json(
     path: Path, *, error: type[RlaifError] = InputError, hint: str | None = None, **fields: type
 ) -> dict[str, Any]:
-    """The JSON object that a file holds, with at least `fields`, each of its type.
+    """Read a JSON object that has at least `fields`, each of the given type.
 
     Raises:
-        error: it cannot be read, or is something else.
+        error: the file cannot be read, is not a JSON object, or lacks a field.
     """
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -90,12 +90,12 @@ def read_json(
         raise error("this is not a JSON object", where=str(path), hint=hint)
     for name, kind in fields.items():
         if not isinstance(found.get(name), kind):
-            raise error(f"'{name}' is missing or not what it should be", where=str(path), hint=hint)
+            raise error(f"'{name}' is missing or has the wrong type", where=str(path), hint=hint)
     return found
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename within it, or a new file, survive a loss of power."""
+    """Make a rename in the folder, or a new file in it, survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -104,7 +104,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Make all that stands in a folder survive a loss of power; before a rename or manifest says that it is whole."""
+    """Make all files in a folder survive a power failure; call it before declaring the folder complete."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -113,10 +113,10 @@ def fsync_tree(folder: Path) -> None:
 
 
 def lock(file: Any, where: Path) -> None:
-    """Claim a file (or folder) that is open, until it is closed or this process ends, however it ends.
+    """Lock an open file (or folder) until it is closed or this process ends, however it ends.
 
     Raises:
-        UsageError: another process has it.
+        UsageError: another process holds the lock.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,10 +128,10 @@ def lock(file: Any, where: Path) -> None:
 
 @contextlib.contextmanager
 def new_file(output: str, manifest: dict[str, Any], *, overwrite: bool = False) -> Iterator[Callable[[str], None]]:
-    """Lines to a file that is there whole or not at all, with its manifest; or to stdout.
+    """Write lines to a new file, atomically and with its manifest; or to stdout.
 
     Raises:
-        UsageError: it is there already, and is not to be overwritten.
+        UsageError: the file exists and `overwrite` is not set.
     """
     path = file_of(output)
     if path is None:
@@ -142,7 +142,7 @@ def new_file(output: str, manifest: dict[str, Any], *, overwrite: bool = False) 
     if path.exists() and not overwrite:
         raise UsageError("the file exists", where=output, hint="choose another -o, or --overwrite to replace it")
     _remove_left_over(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # its ending says whether it is compressed
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix says whether it is compressed
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open_to_append(temporary)
@@ -164,17 +164,19 @@ def new_file(output: str, manifest: dict[str, Any], *, overwrite: bool = False) 
 
 @contextlib.contextmanager
 def new_folder(output: str, manifest: dict[str, Any], *, overwrite: bool = False) -> Iterator[Path]:
-    """Where to put the files of a folder that is there whole or not at all; `manifest` is written when they are there.
+    """Create a folder atomically: yields the path to write its files to; `manifest` is written after them.
 
     Raises:
-        UsageError: it is there already, and is not to be overwritten or is none that was made so.
+        UsageError: the folder exists and `overwrite` is not set, or it was made by another command.
     """
     path = Path(output)
     stage = manifest["stage"]
     if path.exists() and not overwrite:
-        raise UsageError("this exists", where=output, hint="choose another -o, or --overwrite to replace it")
+        raise UsageError("the folder exists", where=output, hint="choose another -o, or --overwrite to replace it")
     if path.exists() and read_json(path / "manifest.json", error=UsageError).get("stage") != stage:
-        raise UsageError("only what the same command made is replaced", where=output, hint="choose another -o")
+        raise UsageError(
+            "the folder was not made by this command, so it is not replaced", where=output, hint="choose another -o"
+        )
     _remove_left_over(path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -193,7 +195,7 @@ def new_folder(output: str, manifest: dict[str, Any], *, overwrite: bool = False
 
 
 def _remove_left_over(path: Path) -> None:
-    """What `new_file` and `new_folder` began for this path in processes that were killed."""
+    """Remove temporary files that `new_file` or `new_folder` left for this path in killed processes."""
     for old in path.parent.glob(f".*.{escape(path.name)}"):
         owner = old.name.split(".")[1]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc/self").exists():
@@ -210,11 +212,13 @@ def _write_line(file: Any, line: str, where: str) -> None:
 
 
 def refuse_special(path: Path) -> None:
-    """Raises: UsageError: a folder, device or pipe stands there, which cannot be gone on with."""
+    """Raises: UsageError: the path is a folder, device or pipe, which cannot be resumed."""
     if path.is_dir():
         raise UsageError("this is a folder; a file is needed", where=str(path))
     if path.exists() and not path.is_file():
-        raise UsageError("this is no file", where=str(path), hint="-o - writes to stdout, from where it can be piped")
+        raise UsageError(
+            "this is not a regular file", where=str(path), hint="-o - writes to stdout, which can be piped"
+        )
 
 
 def stdout_for_records() -> IO[str]:
@@ -224,6 +228,6 @@ def stdout_for_records() -> IO[str]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a small JSONL file that rlaif wrote itself (metrics, samples)."""
+    """All rows of a small JSONL file that rlaif wrote (metrics, samples)."""
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in io.StringIO(file.read()) if line.strip()]

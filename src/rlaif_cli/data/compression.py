@@ -1,7 +1,7 @@
-"""Files of lines, as they are, `.gz` or `.zst`: read by what the first bytes say, written by the name.
+"""Text files, plain, `.gz` or `.zst`: the first bytes decide when reading, the file name when writing.
 
 A compressed output is a sequence of whole members (gzip) or frames (Zstandard), one for each flush, as both formats
-allow: after a kill all but the last one can be read, and a resumed run goes on behind it.
+allow: after a kill all but the last one can be read, and a resumed run appends after them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any
 from rlaif_cli.errors import InputError
 
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
-_MEMBER_BYTES = 4 << 20  # of text; more is written at once
+_MEMBER_BYTES = 4 << 20  # of text; flush when more is buffered
 _BLOCK = 1 << 20
-MAX_LINE = 32 << 20  # bytes; a longer one is a fault, so that one line cannot take the machine's memory
-_PIECE = 1 << 10  # of compressed bytes: at worst 32 MB of text, with Zstandard
-# A decompression bomb: JSONL that shrinks to a thousandth is no data, but a small sample may.
+MAX_LINE = 32 << 20  # bytes; a longer line is invalid, so that one line cannot exhaust the machine's memory
+_PIECE = 1 << 10  # compressed bytes per read: at worst 32 MB of text, with Zstandard
+# Guards against decompression bombs: real JSONL never compresses 1000-fold, except in small samples.
 _LARGEST_RATIO, _RATIO_FROM = 1000, 1 << 26
 
 
 def kind_of(path: Path) -> str:
-    """ ".gz" or ".zst" by the first bytes of a file, "" for any other."""
+    """Detect the compression from a file's first bytes: ".gz", ".zst", or "" for none."""
     with open(path, "rb") as file:
         start = file.read(4)
     return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
@@ -38,13 +38,13 @@ def is_compressed_name(path: Path) -> bool:
 
 
 def blocks(path: Path, name: str | None = None) -> Iterator[bytes]:
-    """A file's bytes, decompressed where it is compressed, in pieces.
+    """A file's bytes in blocks, decompressed if needed.
 
     Args:
-        name: what errors call the file, if not by its path.
+        name: what errors call the file; None: its path.
 
     Raises:
-        InputError: it is broken, cut off, or a decompression bomb.
+        InputError: the file is corrupt, truncated, or a decompression bomb.
     """
     kind, size, total = kind_of(path), path.stat().st_size, 0
     if not kind:
@@ -56,16 +56,19 @@ def blocks(path: Path, name: str | None = None) -> Iterator[bytes]:
         for text, _ in _decompressed(path, kind):
             total += len(text)
             if total > max(_RATIO_FROM, _LARGEST_RATIO * size):
-                raise InputError(f"{size} bytes grow to more than {total}: no data does", where=name or str(path))
+                raise InputError(
+                    f"{size} bytes decompress to more than {total}: this looks like a decompression bomb",
+                    where=name or str(path),
+                )
             yield text
     except _errors() as error:
         raise InputError(
-            f"cannot be decompressed: {error}", where=name or str(path), hint="was it copied or downloaded whole?"
+            f"cannot be decompressed: {error}", where=name or str(path), hint="was it copied or downloaded completely?"
         ) from error
 
 
 def lines(path: Path, name: str | None = None) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not blank, each with its end, by their number; without a byte order mark."""
+    """(number, line) of every line that is not blank, with its line ending; a byte order mark is removed."""
     for number, line in enumerate(_split(blocks(path, name)), start=1):
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if line.strip():
@@ -73,7 +76,7 @@ def lines(path: Path, name: str | None = None) -> Iterator[tuple[int, bytes]]:
 
 
 def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines; of one longer than `MAX_LINE` its beginning alone."""
+    """Split into lines; a line longer than `MAX_LINE` is cut."""
     rest = b""
     for block in blocks:
         *whole, tail = block.split(b"\n")
@@ -87,17 +90,17 @@ def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def content_sha256(*paths: Path) -> str:
-    """Of the lines that files hold, compressed or not: the same, however they are spread over files."""
+    """sha256 of the lines of all files; it depends neither on compression nor on how the lines are split over files."""
     digest, ended = hashlib.sha256(), True
     for path in paths:
         for _, line in lines(path):
-            digest.update(line if ended else b"\n" + line)  # the last line of a file may lack its end
+            digest.update(line if ended else b"\n" + line)  # the last line of a file may lack its newline
             ended = line.endswith(b"\n")
     return digest.hexdigest()
 
 
 def members(path: Path) -> Iterator[tuple[bytes, int]]:
-    """(text, end) of every whole member of a file that `CompressedFile` wrote; `end`: where the next one begins."""
+    """(text, end) of every complete member of a file that `CompressedFile` wrote; `end`: offset of the next one."""
     text = bytearray()
     with contextlib.suppress(*_errors()):
         for piece, end in _decompressed(path, path.suffix):
@@ -108,10 +111,10 @@ def members(path: Path) -> Iterator[tuple[bytes, int]]:
 
 
 def _decompressed(path: Path, kind: str) -> Iterator[tuple[bytes, int | None]]:
-    """Pieces of text, in bounded memory; with the last one of a member its end in the file.
+    """Yield (text, end) in bounded memory; `end` is a member's end offset with its last piece, else None.
 
     Raises:
-        EOFError: the file ends within a member.
+        EOFError: the file ends inside a member.
     """
     member, rest, end, begun = _decompressor(kind), b"", 0, False
     with open(path, "rb") as file:
@@ -124,7 +127,7 @@ def _decompressed(path: Path, kind: str) -> Iterator[tuple[bytes, int | None]]:
             else:
                 begun = True
     if begun:
-        raise EOFError("it ends in the middle")
+        raise EOFError("unexpected end of file")
 
 
 def _decompressor(kind: str) -> Any:
@@ -142,31 +145,31 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 class CompressedFile:
-    """Text to be appended to a `.gz` or `.zst` file; what stands between two flushes is one member."""
+    """Appends text to a `.gz` or `.zst` file; each flush writes one member."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed in `close`
         self._compress = _compressor(path.suffix)
-        self._waiting: list[str] = []
+        self._buffer: list[str] = []
         self._size = 0
 
     def write(self, text: str) -> None:
-        self._waiting.append(text)
+        self._buffer.append(text)
         self._size += len(text)
         if self._size >= _MEMBER_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits as one member; where that fails, nothing of it stays in the file, and it waits on."""
+        """Write the buffer as one member; if that fails, the file is truncated back and the buffer is kept."""
         if not self._size:
             return
         end = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write(self._compress("".join(self._waiting).encode("utf-8")))
+            self._file.write(self._compress("".join(self._buffer).encode("utf-8")))
         except OSError:
             os.ftruncate(self._file.fileno(), end)
             raise
-        self._waiting, self._size = [], 0
+        self._buffer, self._size = [], 0
 
     def fileno(self) -> int:
         return self._file.fileno()
@@ -179,7 +182,7 @@ class CompressedFile:
 
 
 def open_to_append(path: Path) -> Any:
-    """A text file to append to, compressed where its name says so; the caller closes it."""
+    """Open a text file to append to, compressed if its name says so; the caller closes it."""
     if is_compressed_name(path):
         return CompressedFile(path)
     return open(path, "a", encoding="utf-8", newline="\n")

@@ -1,7 +1,7 @@
-"""Files that hold rows, but not as JSONL: what each is, how to make JSONL of it, and the rows of those we can read.
+"""Files that hold rows but are not JSONL: detect the type, say how to convert it, and read the types we can.
 
-What a file is shows in its first bytes, or in that none of its lines is a row. `rlaif data validate --fix` reads JSON
-arrays, rows that go over several lines, and UTF-16; everything else needs another tool, which the hint names.
+The type is detected from the first bytes, or, if no line is a valid row, from the text. `rlaif data validate --fix`
+reads JSON arrays, rows that span several lines, and UTF-16; the hint names the tool for everything else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlaif_cli.data.inputs import InputFile
 from rlaif_cli.data.turns import MESSAGE_FIELDS
 from rlaif_cli.errors import InputError
 
-_LOOKED_AT = 1 << 20  # bytes at the beginning of a file; a row that is longer is not known to go over several lines
+_LOOKED_AT = 1 << 20  # bytes read to detect the type; a row longer than this is not recognised as spanning lines
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -25,14 +25,14 @@ _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 class FileType:
     """Attributes:
     what: as in "this is …, not JSONL".
-    how: a command or library that makes JSONL of it ({} is the file's name); None: `data validate --fix` does.
+    conversion: a command that converts it to JSONL ({} is the file's name); None: `data validate --fix` does.
     """
 
     what: str
-    how: str | None = None
+    conversion: str | None = None
 
     def error(self, file: InputFile) -> InputError:
-        how = self.how or "`rlaif data validate {} --fix NEW.jsonl` makes JSONL of it"
+        how = self.conversion or "`rlaif data validate {} --fix NEW.jsonl` converts it to JSONL"
         name = "FILE" if file.name == "stdin" else file.name
         return InputError(f"this is {self.what}, not JSONL", where=file.name, hint=how.replace("{}", name))
 
@@ -44,7 +44,7 @@ def _pandas(reader: str) -> str:
 _ARRAY, UTF16, _SEVERAL_LINES = map(FileType, ("a JSON array", "UTF-16 text", "JSON with rows over several lines"))
 _UTF32 = FileType("UTF-32 text", "iconv -f UTF-32 -t UTF-8 {} > NEW.jsonl")
 _BINARY: dict[bytes, FileType] = {
-    codecs.BOM_UTF32_LE: _UTF32,  # it begins as UTF-16's mark does
+    codecs.BOM_UTF32_LE: _UTF32,  # before UTF-16, whose mark is a prefix of it
     codecs.BOM_UTF32_BE: _UTF32,
     b"PAR1": FileType("Parquet", _pandas("read_parquet")),
     b"ARROW1": FileType("Arrow (Feather)", _pandas("read_feather")),
@@ -57,8 +57,8 @@ _BINARY: dict[bytes, FileType] = {
     b"version https://git-lfs": FileType("a Git LFS pointer", "git lfs pull --include {} fetches the file itself"),
 }
 _TAR = FileType("a tar archive", "tar -xf {}")
-_BINARY_FILE = FileType("a binary file", "rows are JSON, one object a line, in a plain, gzip or Zstandard file")
-_MARKUP = FileType("HTML or XML", "is it the page of an error, or of a login? download the file itself")
+_BINARY_FILE = FileType("a binary file", "rows must be JSON, one object per line, in a plain, gzip or Zstandard file")
+_MARKUP = FileType("HTML or XML", "is it an error or login page? download the file itself")
 _LATIN_1 = FileType(
     "text in Latin-1 or another 8-bit encoding (not UTF-8)", "iconv -f WINDOWS-1252 -t UTF-8 {} > NEW.jsonl"
 )
@@ -69,8 +69,8 @@ _SPLITS = re.compile(r'\s*\{\s*"([^"]+)"\s*:\s*\[\s*\{')  # an object whose firs
 _LISTS_OF_A_ROW = {*MESSAGE_FIELDS, "responses", "completions", "conversations", "rounds"}
 
 
-def by_first_bytes(file: InputFile) -> FileType | None:
-    """What a file is that cannot be JSONL, whatever its lines say."""
+def detect_by_magic(file: InputFile) -> FileType | None:
+    """The type of a file that cannot be JSONL, by its first bytes; None if it may be."""
     start = _start(file, 512)
     for magic, found in _BINARY.items():
         if start.startswith(magic):
@@ -85,8 +85,8 @@ def by_first_bytes(file: InputFile) -> FileType | None:
     return _ARRAY if text.startswith(b"[") else None
 
 
-def without_rows(file: InputFile) -> FileType | None:
-    """What a file is of which no line can be used; None: its lines say best what is wrong with each."""
+def detect_by_content(file: InputFile) -> FileType | None:
+    """The type of a file without a valid line, by its text; None: report the error of each line instead."""
     start = _start(file, _LOOKED_AT)
     try:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(start)
@@ -96,7 +96,7 @@ def without_rows(file: InputFile) -> FileType | None:
         rows = f"""json.load(open("{{}}"))["{split[1]}"]"""
         how = f"python -c 'import json; [print(json.dumps(row)) for row in {rows}]' > NEW.jsonl"
         return FileType(f"one JSON object with lists of rows (such as '{split[1]}')", how)
-    if go_over_lines(text):
+    if spans_lines(text):
         return _SEVERAL_LINES
     header = text.lstrip().partition("\n")[0]
     for mark, name, how in ((",", "CSV", ""), ("\t", "tab-separated values", ', delimiter="\\t"')):
@@ -106,7 +106,7 @@ def without_rows(file: InputFile) -> FileType | None:
 
 
 def not_utf8(line: bytes, at: int) -> str:
-    """Why a line is no text, where its byte `at` is the first that cannot be decoded."""
+    """The error for a line whose first undecodable byte is `at`."""
     if at < 2 or b"\0" in line:
         return f"not UTF-8 at byte {at} (UTF-16?); `iconv -f UTF-16 -t UTF-8` converts a file"
     return f"not UTF-8 at byte {at} (Latin-1?); `iconv -f WINDOWS-1252 -t UTF-8` converts a file"
@@ -115,51 +115,51 @@ def not_utf8(line: bytes, at: int) -> str:
 # ------------------------------------------------------------------------------------------------ reading them
 
 
-def go_over_lines(text: str) -> bool:
-    """Whether the rows at the beginning of a file do not stand on one line each."""
+def spans_lines(text: str) -> bool:
+    """Whether the rows at the start of a file are not one per line."""
     text = text.lstrip("\ufeff \t\r\n")
     if text.startswith("["):
         bracket, _, rest = text.partition("\n")
         if bracket.strip() != "[":
-            return True  # the array stands on one line, or its rows begin on that of its bracket
+            return True  # the rows are on the same line as the bracket
         text = rest.lstrip()
     return text.startswith("{") and "\n" in text[: _end_of_value(text, 0) or 0]
 
 
-def read_by_value(file: InputFile) -> bool:
-    """Whether `values` finds rows in a file where its lines are none."""
-    return go_over_lines(_beginning(file))
+def has_multiline_rows(file: InputFile) -> bool:
+    """Whether a file must be read by `values`, since its rows are not one per line."""
+    return spans_lines(_beginning(file))
 
 
 def first_value(file: InputFile) -> object:
-    """The first JSON value of a file that need not be JSONL; None where there is none."""
+    """The first JSON value of a file, JSONL or not; None if there is none."""
     text = _beginning(file).lstrip("\ufeff \t\r\n[")
     end = _end_of_value(text, 0)
     return json.loads(text[:end], strict=False) if end else None
 
 
 def values(file: InputFile) -> Iterator[tuple[int, str]]:
-    """The JSON values of an array, or those that stand behind each other, with the lines in which they begin.
+    """(line, text) of the JSON values in an array or one after another; `line` is where each begins.
 
     Raises:
-        InputError: the file breaks off, or something in it is not JSON.
+        InputError: the file is truncated, or contains something that is not JSON.
     """
     text, place, line = "", 0, 1
     for block in _decoded(file):
         text, place = text[place:] + block, 0
         while True:
-            begin = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing too
+            begin = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]  # it also matches the empty string
             line, place = line + text.count("\n", place, begin), begin
             if (end := _end_of_value(text, begin)) is None or end == len(text):
-                break  # the rest of it is in the next block
+                break  # it continues in the next block
             yield line, text[begin:end]
             line, place = line + text.count("\n", begin, end), end
         if len(text) - place > MAX_LINE:
             break
     if rest := text[place:]:
         if (end := _end_of_value(rest, 0)) is None or _BETWEEN.fullmatch(rest, end) is None:
-            hint = "is the file whole? what is before that line can be used, once the rest is cut off"
-            raise InputError(f"from line {line} on it is not JSON", where=file.name, hint=hint)
+            hint = "is the file complete? remove the rest to use what comes before that line"
+            raise InputError(f"not JSON from line {line} on", where=file.name, hint=hint)
         yield line, rest[:end]
 
 

@@ -1,6 +1,6 @@
-"""Rows of other tools as ours, and ours as theirs: pure functions on one row.
+"""Convert rows from and to other tools' formats: pure functions on one row.
 
-What a format cannot hold is refused with the reason, never dropped; what it holds beyond our fields goes to `meta`.
+What a format cannot represent is an error, never dropped; fields that we do not know go to `meta`.
 Shapes: TRL's preference and prompt-completion formats (conversational), HH-RLHF's transcripts, UltraFeedback's
 completions with scores, its binarized form (H4), OpenRLHF's pairs of conversations, Argilla's cleaned form and the
 records of its client, and OpenAI's fine-tuning chats.
@@ -19,7 +19,14 @@ from pydantic import BaseModel, Field, Json, ValidationError, model_validator
 from rlaif_cli.data.json_lines import describe
 from rlaif_cli.data.messages import Message, as_messages, content_id, prompt_text
 from rlaif_cli.data.records import Candidates, Demonstration, Preference, Record
-from rlaif_cli.data.turns import as_turns, common_turns, is_talk, parse_transcript, plain_row, without_prompt
+from rlaif_cli.data.turns import (
+    as_turns,
+    count_common_turns,
+    is_conversation,
+    normalize_row,
+    parse_transcript,
+    without_repeated_prompt,
+)
 
 Row = dict[str, Any]
 
@@ -29,9 +36,9 @@ class Format:
     """A format of another tool.
 
     Attributes:
-        record: what its rows are to us.
-        read: its row -> a row that `record` accepts. Raises ValueError: it is none of this format.
-        write: our record -> its row. Raises ValueError: the format cannot hold it.
+        record: our record type for its rows.
+        read: its row -> a row that `record` accepts. Raises ValueError: the row is not in this format.
+        write: our record -> its row. Raises ValueError: the format cannot represent it.
     """
 
     record: type[Record]
@@ -39,7 +46,7 @@ class Format:
     write: Callable[[Any], Row]
 
     def reader(self) -> type[Record]:
-        """`record`, reading this format."""
+        """A subclass of `record` that reads this format."""
 
         def accept(cls: type[Record], row: Row) -> Row:
             return self.record.accept(self.read(row))
@@ -56,11 +63,11 @@ def _need(row: Row, *names: str) -> None:
         raise ValueError(f"'{missing[0]}' is missing")
 
 
-_LABEL = ("p_chosen", "judge", "meta")  # what every format of preferences carries along
+_LABEL = ("p_chosen", "judge", "meta")  # fields that every preference format keeps
 
 
 def _only(record: Record, *names: str) -> Row:
-    """The fields that a foreign format carries along without knowing them."""
+    """The named fields, which the other format does not define but keeps."""
     return record.model_dump(mode="json", include=set(names), exclude_none=True, exclude_defaults=True)
 
 
@@ -68,18 +75,18 @@ def _only(record: Record, *names: str) -> Row:
 
 
 def _read_trl_preference(row: Row) -> Row:
-    """With an explicit prompt, or with the prompt as what both conversations begin with; no `p_chosen`: 1."""
+    """With an explicit prompt, or with the prompt as the shared beginning of both; `p_chosen` defaults to 1."""
     _need(row, "chosen", "rejected")
     if "prompt" not in row:
         return {"p_chosen": 1.0} | row | _shared_prompt(row["chosen"], row["rejected"])
-    return {"p_chosen": 1.0} | without_prompt(row, "chosen", "rejected")
+    return {"p_chosen": 1.0} | without_repeated_prompt(row, "chosen", "rejected")
 
 
 def _shared_prompt(chosen: Any, rejected: Any) -> Row:
-    """Two whole conversations as what they begin with and what each goes on with."""
-    if not (is_talk(chosen) and is_talk(rejected)):
+    """Split two whole conversations into their shared beginning and the rest of each."""
+    if not (is_conversation(chosen) and is_conversation(rejected)):
         raise ValueError("'chosen' and 'rejected' must be lists of messages")
-    same = common_turns((chosen, rejected))
+    same = count_common_turns((chosen, rejected))
     if not same:
         raise ValueError("'chosen' and 'rejected' have no prompt in common")
     return {"prompt": chosen[:same], "chosen": chosen[same:], "rejected": rejected[same:]}
@@ -92,7 +99,7 @@ def _write_trl_preference(record: Preference) -> Row:
 
 def _read_completion(row: Row) -> Row:
     _need(row, "prompt", "completion")
-    return without_prompt(row, "completion")
+    return without_repeated_prompt(row, "completion")
 
 
 def _write_completion(record: Demonstration) -> Row:
@@ -125,14 +132,16 @@ def _transcript(turns: list[Message]) -> str:
         if turn.role not in _HH_NAMES:
             raise ValueError(f"a transcript has no {turn.role} turns")
         if _HH_MARK.search(f"\n\n{turn.content}") or turn.content != turn.content.strip():
-            raise ValueError("a text that looks like a turn, or with space at its ends, would come back as another")
+            raise ValueError(
+                "a text that looks like a turn, or has white space at its ends, would not survive the round trip"
+            )
     return "".join(f"\n\n{_HH_NAMES[turn.role]}: {turn.content}" for turn in turns)
 
 
 # --- UltraFeedback ------------------------------------------------------------------------------------------
 
 
-_TOLD = ("finish_reason", "tokens", "logprob")  # what we know of a response beside its text
+_RESPONSE_FIELDS = ("finish_reason", "tokens", "logprob")  # our fields of a response besides its text
 
 
 def _read_ultrafeedback(row: Row) -> Row:
@@ -143,9 +152,13 @@ def _read_ultrafeedback(row: Row) -> Row:
         isinstance(each, dict) and "response" in each for each in completions
     ):
         raise ValueError("'completions' must be a list of objects with a 'response'")
-    rest = [{name: value for name, value in each.items() if name not in ("response", *_TOLD)} for each in completions]
+    rest = [
+        {name: value for name, value in each.items() if name not in ("response", *_RESPONSE_FIELDS)}
+        for each in completions
+    ]
     responses = [
-        {"text": each["response"], **{name: each[name] for name in _TOLD if name in each}} for each in completions
+        {"text": each["response"], **{name: each[name] for name in _RESPONSE_FIELDS if name in each}}
+        for each in completions
     ]
     return row | {"responses": responses, "completions": rest}
 
@@ -156,7 +169,7 @@ def _write_ultrafeedback(record: Candidates) -> Row:
     if not isinstance(rest, list) or len(rest) != len(record.responses) or not all(isinstance(x, dict) for x in rest):
         raise ValueError("'completions' in 'meta' must be a list with an object for each response")
     completions = [
-        {"response": response.text, **response.model_dump(include=set(_TOLD), exclude_none=True), **more}
+        {"response": response.text, **response.model_dump(include=set(_RESPONSE_FIELDS), exclude_none=True), **more}
         for response, more in zip(record.responses, rest, strict=True)
     ]
     more = {"meta": meta} if meta else {}
@@ -166,7 +179,7 @@ def _write_ultrafeedback(record: Candidates) -> Row:
 def _read_binarized(row: Row) -> Row:
     """H4's: `prompt` beside whole conversations in `chosen` and `rejected`, with their scores."""
     row = _read_conversations(row)
-    row.pop("messages", None)  # the chosen conversation once more
+    row.pop("messages", None)  # a copy of the chosen conversation
     return row | ({"id": row.pop("prompt_id")} if "prompt_id" in row and "id" not in row else {})
 
 
@@ -183,8 +196,8 @@ def _read_conversations(row: Row) -> Row:
     _need(row, "chosen", "rejected")
     found = _shared_prompt(row["chosen"], row["rejected"])
     given = as_turns(row.get("prompt") or found["prompt"])
-    if not is_talk(given) or any(turn not in found["prompt"] for turn in given):
-        raise ValueError("'prompt' is not what the conversations in 'chosen' and 'rejected' begin with")
+    if not is_conversation(given) or any(turn not in found["prompt"] for turn in given):
+        raise ValueError("the conversations in 'chosen' and 'rejected' do not begin with 'prompt'")
     return {"p_chosen": 1.0} | row | found
 
 
@@ -204,19 +217,21 @@ def _read_argilla(row: Row) -> Row:
     _need(row, "instruction", "chosen_response", "rejected_response")
     row = {"p_chosen": 1.0} | row
     names = {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"}
-    return without_prompt(row | {ours: row.pop(theirs) for ours, theirs in names.items()}, "chosen", "rejected")
+    return without_repeated_prompt(
+        row | {ours: row.pop(theirs) for ours, theirs in names.items()}, "chosen", "rejected"
+    )
 
 
 def _write_argilla(record: Preference) -> Row:
     if len(record.prompt) > 1 or record.prompt[0].role != "user":
-        raise ValueError("the format holds one instruction and one response a side, no conversation")
+        raise ValueError("the format holds one instruction and one response per side, not a conversation")
     texts = {"instruction": record.prompt[0].content}
     texts |= {"chosen_response": record.chosen_text, "rejected_response": record.rejected_text}
     return texts | _only(record, "id", *_LABEL)
 
 
-# Records of Argilla 2, as its client's `Record.to_dict` writes them, for people to review: the prompt (a chat field),
-# two responses whose order says nothing, and one question, "preference", with the labels a, b and tie.
+# Records of Argilla 2, as its client's `Record.to_dict` writes them, for human review: the prompt (a chat field),
+# two responses in random order, and one question, "preference", with the labels a, b and tie.
 _CHOICES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 NOT_SUBMITTED, NO_STATUS = "answers_not_submitted", "answers_without_status"  # in `meta`
 
@@ -232,12 +247,12 @@ def _write_argilla_records(record: Preference) -> Row:
 
 
 class _Nullable(BaseModel):
-    """An object whose null fields are not there."""
+    """An object whose null fields are treated as absent."""
 
     @model_validator(mode="before")
     @classmethod
-    def _plain(cls, row: Any) -> Any:
-        return plain_row(row) if isinstance(row, dict) else row
+    def _drop_nulls(cls, row: Any) -> Any:
+        return normalize_row(row) if isinstance(row, dict) else row
 
 
 class _Fields(_Nullable):
@@ -260,7 +275,7 @@ class _Metadata(_Nullable):
 
 class _Answer(_Nullable):
     value: Literal["a", "b", "tie"]
-    status: Literal["draft", "submitted", "discarded"] | None = None  # the client's `to_dict` leaves it out
+    status: Literal["draft", "submitted", "discarded"] | None = None  # the client's `to_dict` omits it
 
 
 class _Responses(_Nullable):
@@ -268,7 +283,7 @@ class _Responses(_Nullable):
 
 
 class _ArgillaRecord(_Nullable):
-    """What is read of a record; its status, suggestions and vectors are left alone."""
+    """The parts of a record that are read; its status, suggestions and vectors are ignored."""
 
     id: str | None = None
     fields: _Fields
@@ -277,9 +292,9 @@ class _ArgillaRecord(_Nullable):
 
 
 def _read_argilla_records(row: Row) -> Row:
-    """With answers of people, the share of them is `p_chosen` and the judge is no longer whose label it is.
+    """If people have answered, `p_chosen` is their share and the judge's label is dropped.
 
-    Drafts and discarded answers do not count; one that tells no status does, and `meta` says how many of each.
+    Drafts and discarded answers do not count; an answer without a status does. `meta` has the number of each.
     """
     try:
         record = _ArgillaRecord.model_validate(row)
@@ -288,8 +303,8 @@ def _read_argilla_records(row: Row) -> Row:
     p_a, kept = record.metadata.p_a, record.metadata.rlaif.model_dump(exclude_none=True)
     statuses = [answer.status for answer in record.responses.preference]
     counted = [answer for answer in record.responses.preference if answer.status in (None, "submitted")]
-    told = {NOT_SUBMITTED: len(statuses) - len(counted), NO_STATUS: statuses.count(None)}
-    kept = kept | {"meta": kept["meta"] | {name: count for name, count in told.items() if count}}
+    status_counts = {NOT_SUBMITTED: len(statuses) - len(counted), NO_STATUS: statuses.count(None)}
+    kept = kept | {"meta": kept["meta"] | {name: count for name, count in status_counts.items() if count}}
     if counted:
         judged = {} if p_a is None else {"judge_p_a": p_a}
         kept = {"meta": kept["meta"] | {"annotators": len(counted)} | judged}

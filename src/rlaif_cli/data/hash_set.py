@@ -1,4 +1,4 @@
-"""Sets of texts at eight bytes a member: the ids of a million rows take 8 MB, where Python's own set takes 100."""
+"""Sets of texts at eight bytes per member: the ids of a million rows take 8 MB; a Python set takes 100."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def hash64(*texts: str) -> int:
 
 
 class HashSet:
-    """Texts (or tuples of them), each known by its `hash64`.
+    """A set of texts (or tuples of texts), each stored as its `hash64`.
 
     Among a million texts, two share a hash by chance with probability 3e-8 (n^2 / 2^65).
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
-        self._added = array("Q")  # in the order of coming, repeats too
+        self._added = array("Q")  # in insertion order, with repeats
         self._sorted: array[int] | None = None
         for text in texts:
             self.add(text)
@@ -40,7 +40,7 @@ class HashSet:
         self._sorted = None
 
     def __contains__(self, text: str) -> bool:
-        """Sorts what came since the last question: made for adding all first, then asking."""
+        """Sorts if anything was added since the last lookup: add everything first, then look up."""
         if self._sorted is None:
             self._sorted = array("Q", np.unique(self._numbers()).tobytes())
         place = bisect_left(self._sorted, number := hash64(text))
@@ -52,24 +52,24 @@ class HashSet:
         return union
 
     def __len__(self) -> int:
-        """How many different ones."""
+        """How many distinct members."""
         return len(self.counts())
 
     @property
     def added(self) -> int:
-        """How many were added, repeats too."""
+        """How many were added, repeats included."""
         return len(self._added)
 
     def counts(self) -> NDArray[np.int64]:
-        """How often each of them was added, in no order of meaning."""
+        """How often each member was added, in arbitrary order."""
         return np.unique(self._numbers(), return_counts=True)[1]
 
     def codes(self) -> NDArray[np.int64]:
-        """Of every text in the order of adding, the number of the member that it is, from 0."""
+        """For every added text, in order, the index of its member, from 0."""
         return np.unique(self._numbers(), return_inverse=True)[1]
 
     def repeated(self) -> frozenset[int]:
-        """The hashes of those that were added more than once."""
+        """The hashes of the members that were added more than once."""
         numbers, counts = np.unique(self._numbers(), return_counts=True)
         return frozenset(numbers[counts > 1].tolist())
 

@@ -1,9 +1,9 @@
-"""What an argument for records may name, as an ordered list of files of this machine.
+"""Resolve an argument for records to an ordered list of local files.
 
     prefs.jsonl             'prefs-*.jsonl.zst'           prefs/ (a folder)           - (stdin)
-    hf:org/name:split       s3://bucket/prefs-*.jsonl     https://host/prefs.jsonl    (any address of fsspec)
+    hf:org/name:split       s3://bucket/prefs-*.jsonl     https://host/prefs.jsonl    (any fsspec address)
 
-Inputs are read more than once, so what comes from elsewhere is copied first, in blocks, to a temporary folder.
+Inputs are read more than once, so stdin and remote files are first copied to a temporary folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rlaif_cli.errors import InputError, MissingDependency
 from rlaif_cli.ui import console
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-# What `output` puts beside a file of records.
+# Files that a stage writes beside its output.
 _SIDECARS = (".manifest.json", ".run.json", ".lock", ".rejected.jsonl", ".unscored.jsonl", ".items.jsonl")
 _NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>[0-9]{5,})-of-(?P<count>[0-9]{5,})(?P<ending>[^/]*)")
 _WEB = ("http://", "https://")
@@ -42,7 +42,7 @@ class InputFile:
 
     Attributes:
         name: what messages call it.
-        path: where it lies; if it came from elsewhere, its copy.
+        path: the file, or for stdin and remote files their local copy.
     """
 
     name: str
@@ -56,37 +56,37 @@ def files(address: str) -> list[InputFile]:
     """The files of an input, shard 2 before shard 10.
 
     Raises:
-        InputError: there is none, one cannot be read, or a shard is missing (`…-00003-of-00012…`).
-        MissingDependency: the address needs a package of its own.
+        InputError: there is no file, one cannot be read, or a shard is missing (`…-00003-of-00012…`).
+        MissingDependency: the address needs a package that is not installed.
     """
-    if not is_elsewhere(address):
-        return _here(address)
+    if not is_remote(address):
+        return _local_files(address)
     if address not in _copies:
-        _copies[address] = list(_from_elsewhere(address))
+        _copies[address] = list(_copied_files(address))
     return _copies[address]
 
 
 def raw_lines(address: str) -> Iterator[tuple[InputFile, int, bytes]]:
-    """The lines of an input that are not blank, by file and number, whatever stands in them."""
+    """(file, number, line) of every line of an input that is not blank, valid or not."""
     for file in files(address):
         for number, line in file.lines():
             yield file, number, line
 
 
-def is_elsewhere(address: str) -> bool:
+def is_remote(address: str) -> bool:
     return address == "-" or address.startswith("hf:") or "://" in address
 
 
 def names_records(name: str) -> bool:
-    """Whether a name that could also be a model's is one of records."""
+    """Whether a name that could also be a model's names records."""
     if os.path.isdir(name):
         inside = _in_folder(name)
         return any(map(_is_data, inside)) and not {"config.json", "adapter_config.json"} & set(inside)
     return name.endswith(ENDINGS) or "://" in name or _is_pattern(name) or os.path.isfile(name)
 
 
-def reads(address: str, path: Path) -> bool:
-    """Whether a file at `path` is, or would be, one of an input's."""
+def includes(address: str, path: Path) -> bool:
+    """Whether a file at `path` is, or would be, part of an input."""
     path, place = path.resolve(), Path(address.removeprefix("file://")).resolve()
     if place.is_dir():
         return path.parent == place and _is_data(path.name)
@@ -104,49 +104,51 @@ def _is_pattern(name: str) -> bool:
 
 
 def _is_data(name: str) -> bool:
-    """What is read of a folder."""
+    """Whether a file in a folder is read."""
     return name.endswith(ENDINGS) and not name.startswith(".") and not _is_sidecar(name)
 
 
 def _is_sidecar(name: str, pattern: str = "") -> bool:
-    """What a pattern leaves out, though it matches; `*.unscored.jsonl` asks for just these."""
+    """Whether a pattern skips the file though it matches; `*.unscored.jsonl` asks for sidecars explicitly."""
     return any(name.endswith(ending) and not pattern.endswith(ending) for ending in _SIDECARS)
 
 
-def _natural(name: str) -> tuple[list[str | int], str]:
+def _natural_key(name: str) -> tuple[list[str | int], str]:
     parts = re.split(r"([0-9]+)", name)  # every second one is a number
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
-def _chosen(names: Iterable[str], address: str, pattern: str | None) -> list[str]:
-    """In natural order, without sidecars; of a folder, where `pattern` is None, what ends as records do.
+def _select(names: Iterable[str], address: str, pattern: str | None) -> list[str]:
+    """Filter out sidecars and sort naturally; in a folder (`pattern` is None) keep only the endings of records.
 
     Raises:
-        InputError: nothing is left, or one of a series of shards is missing.
+        InputError: nothing is left, or a shard of a series is missing.
     """
 
     def wanted(name: str) -> bool:
         base = os.path.basename(name)
         return _is_data(base) if pattern is None else not _is_sidecar(base, pattern)
 
-    found = sorted(filter(wanted, names), key=_natural)
+    found = sorted(filter(wanted, names), key=_natural_key)
     if not found and pattern is None:
-        hint = f"a folder of {', '.join(ENDINGS)}; folders within it are not read"
+        hint = f"the folder must hold {', '.join(ENDINGS)} files; subfolders are not read"
         raise InputError("the folder holds no records", where=address, hint=hint)
     if not found:
-        raise InputError("no file matches", where=address, hint="quote a pattern, so that the shell leaves it as it is")
+        raise InputError(
+            "no file matches", where=address, hint="quote the pattern, so that the shell does not expand it"
+        )
     if missing := _missing(found, os.path.basename(pattern) if pattern else "*"):
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise InputError(
             f"a shard is missing: {missing[0]}{more}",
             where=address,
-            hint="put them there; to use a part of the shards on purpose, say so by a pattern that leaves out the rest",
+            hint="add the missing shards, or use a glob that matches only the shards you want",
         )
     return found
 
 
 def _missing(names: list[str], pattern: str) -> list[str]:
-    """Of series `x-00000-of-00012.jsonl`, numbered from 0 or 1, those that the pattern would take."""
+    """Missing shards of series such as `x-00000-of-00012.jsonl`, numbered from 0 or 1, that the pattern would match."""
     series: dict[tuple[str, str], dict[int, re.Match[str]]] = {}
     for name in names:
         if found := _NUMBERED.fullmatch(name):
@@ -161,17 +163,17 @@ def _missing(names: list[str], pattern: str) -> list[str]:
     return missing
 
 
-# ------------------------------------------------------------------------------------------------ here
+# ------------------------------------------------------------------------------------------------ local files
 
 
-def _here(address: str) -> list[InputFile]:
+def _local_files(address: str) -> list[InputFile]:
     if os.path.isdir(address):
         inside = (os.path.join(address, name) for name in _in_folder(address))
-        names = _chosen(filter(os.path.isfile, inside), address, None)
+        names = _select(filter(os.path.isfile, inside), address, None)
     elif _is_pattern(address) and not os.path.exists(address):
-        names = _chosen(filter(os.path.isfile, glob.glob(address)), address, address)
+        names = _select(filter(os.path.isfile, glob.glob(address)), address, address)
     elif not os.path.exists(address):
-        hint = "a path, pattern or folder of JSONL, - for stdin, or an address such as s3://…"
+        hint = "give a path, glob or folder of JSONL, - for stdin, or an address such as s3://…"
         raise InputError("there is no such file", where=address, hint=hint)
     else:
         names = [address]
@@ -188,10 +190,10 @@ def _in_folder(folder: str) -> list[str]:
         raise InputError(f"the folder cannot be read: {error.strerror}", where=folder) from error
 
 
-# ------------------------------------------------------------------------------------------------ elsewhere
+# --------------------------------------------------------------------------------------- stdin and remote files
 
-_copies: dict[str, list[InputFile]] = {}  # of the addresses that were read, so that each is copied once
-_folders: list[tuple[Path, IO[str]]] = []  # and the lock that is held on each
+_copies: dict[str, list[InputFile]] = {}  # by address, so that each is copied once
+_folders: list[tuple[Path, IO[str]]] = []  # with the lock held on each
 
 
 def remove_temporary_files() -> None:
@@ -204,20 +206,20 @@ def remove_temporary_files() -> None:
 
 
 def _new_folder() -> Path:
-    """A folder of this process. Those of processes that were killed go first: nobody holds their locks."""
+    """A temporary folder of this process. Folders left by killed processes, whose locks are free, are removed first."""
     for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/{_LOCK}"):
         with contextlib.suppress(OSError), open(left) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(left.parent, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
-    lock = open(folder / "new", "x", encoding="utf-8")  # noqa: SIM115  held as long as the folder is there
+    lock = open(folder / "new", "x", encoding="utf-8")  # noqa: SIM115  held as long as the folder exists
     fcntl.flock(lock, fcntl.LOCK_EX)
-    (folder / "new").rename(folder / _LOCK)  # never seen before it is held
+    (folder / "new").rename(folder / _LOCK)  # it gets its name only once it is locked
     _folders.append((folder, lock))
     return folder
 
 
-def _from_elsewhere(address: str) -> Iterator[InputFile]:
+def _copied_files(address: str) -> Iterator[InputFile]:
     if address == "-":
         yield _spooled("stdin", sys.stdin.buffer)
     elif address.startswith("hf:") and not address.startswith("hf://"):
@@ -243,7 +245,7 @@ def _hub_rows(address: str) -> Iterator[bytes]:
         raise InputError(
             f"the dataset cannot be loaded: {type(error).__name__}: {error}",
             where=address,
-            hint="hf:org/name:split; is the hub within reach, and the name right?",
+            hint="the form is hf:org/name:split; can the hub be reached, and is the name right?",
         ) from error
     return (json.dumps(row, default=str).encode() + b"\n" for row in rows)
 
@@ -251,17 +253,17 @@ def _hub_rows(address: str) -> Iterator[bytes]:
 def _remote(address: str) -> Iterator[InputFile]:
     from fsspec.implementations.local import LocalFileSystem
 
-    system, path = _asked(address, partial(_file_system, address))
+    system, path = _call(address, partial(_file_system, address))
     if isinstance(system, LocalFileSystem):  # file://
-        yield from _here(path)
+        yield from _local_files(path)
         return
-    names = _asked(address, partial(_remote_names, system, path, address))
+    names = _call(address, partial(_remote_names, system, path, address))
     folder = _new_folder()
     console.say(f"{address}: copying {len(names)} files to {folder}" if len(names) > 1 else f"{address}: copying")
     for index, name in enumerate(names):
         shown = address if name == path else system.unstrip_protocol(name)
         copy = folder / f"{index:05d}.jsonl"
-        _asked(shown, partial(system.get_file, name, str(copy)))
+        _call(shown, partial(system.get_file, name, str(copy)))
         yield InputFile(shown, copy)
 
 
@@ -271,37 +273,39 @@ def _file_system(address: str) -> tuple[Any, str]:
     try:
         return url_to_fs(address)
     except ImportError as error:  # it says which package to install
-        raise MissingDependency("a package for such addresses is missing", where=address, hint=str(error)) from error
+        raise MissingDependency(
+            "a package for this kind of address is missing", where=address, hint=str(error)
+        ) from error
     except ValueError as error:
-        hint = "such as s3://, gs://, hf://datasets/, https:// or file://"
-        raise InputError(f"no such kind of address: {error}", where=address, hint=hint) from error
+        hint = "supported are s3://, gs://, hf://datasets/, https:// or file://"
+        raise InputError(f"unsupported kind of address: {error}", where=address, hint=hint) from error
 
 
 def _remote_names(system: Any, path: str, address: str) -> list[str]:
-    """One file, those that a pattern matches, or those of a folder. On the web a folder's address ends in a slash."""
+    """One file, the matches of a pattern, or the files of a folder. A web address of a folder ends in a slash."""
     web = address.startswith(_WEB)
-    if "*" in path or (_is_pattern(path) and not web):  # a ? there begins a query
-        return _chosen(_of_files(system.glob(path, detail=True).values()), address, path)
+    if "*" in path or (_is_pattern(path) and not web):  # in a web address, ? begins the query
+        return _select(_file_names(system.glob(path, detail=True).values()), address, path)
     if address.endswith("/") or not (web or path.endswith(ENDINGS) or not system.isdir(path)):
-        return _chosen(_of_files(system.ls(path, detail=True)), address, None)
+        return _select(_file_names(system.ls(path, detail=True)), address, None)
     return [path]
 
 
-def _of_files(found: Iterable[dict[str, Any]]) -> Iterator[str]:
+def _file_names(found: Iterable[dict[str, Any]]) -> Iterator[str]:
     return (each["name"] for each in found if each["type"] != "directory")
 
 
-def _asked(where: str, question: Callable[[], Any]) -> Any:
-    """An answer of a file system; all that may go wrong there as one kind of error."""
+def _call(where: str, function: Callable[[], Any]) -> Any:
+    """Call a file system and turn whatever it raises into an InputError."""
     try:
-        return question()
+        return function()
     except (InputError, MissingDependency):
         raise
     except FileNotFoundError as error:
         raise InputError("there is no such file", where=where, hint="is the address right?") from error
-    except Exception as error:  # each system raises kinds of its own, most of them about the network or rights
+    except Exception as error:  # each file system raises its own types, most of them about the network or permissions
         raise InputError(
             f"cannot be copied: {type(error).__name__}: {error}",
             where=where,
-            hint="is it within reach, are you allowed to read it, and is there room in the temporary folder (TMPDIR)?",
+            hint="can it be reached, may you read it, and is there space in the temporary folder (TMPDIR)?",
         ) from error

@@ -1,4 +1,4 @@
-"""One line of JSON: parsed strictly, and described when it is invalid."""
+"""Parse one line of JSON strictly, and explain what is wrong with an invalid one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-MAX_DEPTH = 100  # pydantic writes no row that is nested 255 deep
+MAX_DEPTH = 100  # pydantic cannot serialise 255 levels
 
 
 TOO_DEEP = f"nested more than {MAX_DEPTH} deep"
@@ -24,12 +24,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field '{twice}' stands twice")
+        raise ValueError(f"the field '{twice}' appears twice")
     return row
 
 
 def parse_json(line: str, fields: Callable[[list[tuple[str, Any]]], dict[str, Any]] = _no_duplicates) -> Any:
-    """Strict JSON: no NaN, no duplicate keys (unless `fields`, which makes an object of its pairs, allows them).
+    """Strict JSON: no NaN, no duplicate keys (unless `fields`, which builds an object from its pairs, allows them).
 
     Raises:
         ValueError: with a one-line reason.
@@ -53,7 +53,7 @@ def _finite(text: str) -> float:
 
 
 def _depth(value: Any) -> int:
-    """How deep lists and objects stand within each other."""
+    """How deeply lists and objects are nested."""
     depth, level = 0, [value]
     while level := [each for each in level if isinstance(each, list | dict)]:
         depth += 1
@@ -62,21 +62,21 @@ def _depth(value: Any) -> int:
 
 
 def describe(error: Exception) -> str:
-    """Why a value was refused, in one line: pydantic's findings in the words of a user; of others what they say."""
+    """Why a value was refused, in one line: pydantic's errors in plain words, the message of any other exception."""
     if not isinstance(error, ValidationError):
         return str(error)
     found = error.errors()
-    # A prompt may be text or a list of messages, and is told what is wrong with the one that it is.
+    # A prompt may be text or a list of messages: report only the errors of the form that it has.
     right = [_place(each) for each in found if not each["type"].endswith("_type")]
-    told = [
+    reported = [
         each
         for each in found
         if not each["type"].endswith("_type") or not any(f"{place}.".startswith(f"{_place(each)}.") for place in right)
     ]
-    return "; ".join(_describe_one(each) for each in told[:3])
+    return "; ".join(_describe_one(each) for each in reported[:3])
 
 
-# What pydantic calls a value of another type.
+# pydantic's error types for a value of the wrong type.
 _TYPES = {
     "string_type": "a text",
     "list_type": "a list",

@@ -1,4 +1,4 @@
-"""Prompts as chat messages, and what identifies one."""
+"""Prompts as chat messages, and ids made from their content."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from rlaif_cli.data.turns import plain_message
+from rlaif_cli.data.turns import normalize_message
 
 
 class Message(BaseModel):
@@ -19,27 +19,29 @@ class Message(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _plain(cls, value: Any) -> Any:
-        return plain_message(value)
+    def _normalize(cls, value: Any) -> Any:
+        return normalize_message(value)
 
 
-def waits_for_a_reply(turns: list[Message]) -> list[Message]:
+def check_last_turn(turns: list[Message]) -> list[Message]:
     last = turns[-1].role
     if last == "user" and not turns[-1].content:
         raise ValueError("ends with an empty turn")
     if last in ("user", "tool"):
         return turns
-    hint = "; a chat that ends with its reply is a demonstration, for `rlaif sft`" if last == "assistant" else ""
-    raise ValueError(f"must end with a user's (or tool's) turn, and ends with the {last}'s{hint}")
+    hint = (
+        "; a conversation that ends with its reply is a demonstration, for `rlaif sft`" if last == "assistant" else ""
+    )
+    raise ValueError(f"must end with a user (or tool) turn, not with one of role {last}{hint}")
 
 
 def content_id(*parts: Any) -> str:
-    """A row's id when its author gave none: 16 hex digits of the content's sha256."""
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=_plain)
+    """The id of a row that has none: 16 hex digits of the content's sha256."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, default=jsonable)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     return value.model_dump() if isinstance(value, BaseModel) else str(value)
 
 
@@ -49,7 +51,7 @@ def as_messages(prompt: str | list[Message]) -> list[Message]:
 
 
 def prompt_text(prompt: str | list[Message]) -> str:
-    """A prompt as one plain text, for judge prompts and screens; turns are named when there are several."""
+    """A prompt as one plain text, for judge prompts and screens; several turns are labelled with their roles."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -58,10 +60,9 @@ def prompt_text(prompt: str | list[Message]) -> str:
 
 
 def shared_prompt(one: str | list[Message], other: str | list[Message]) -> list[Message] | None:
-    """The prompt of two rows, as messages; None where they have different ones.
+    """The common prompt of two rows, as messages; None if they differ.
 
-    Where one of them has another system turn, or alone has one (`generate --system`), it is left out: what was asked
-    is the same.
+    System turns are dropped if they differ or only one row has one (`generate --system`): the question is the same.
     """
     a, b = as_messages(one), as_messages(other)
     if a != b:
@@ -70,5 +71,5 @@ def shared_prompt(one: str | list[Message], other: str | list[Message]) -> list[
 
 
 def prompt_key(prompt: str | list[Message]) -> str:
-    """A prompt's content as 16 hex digits: rows of one prompt share it, whatever their ids."""
+    """16 hex digits of a prompt's content: the same for all rows with that prompt, whatever their ids."""
     return content_id(as_messages(prompt))

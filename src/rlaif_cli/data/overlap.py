@@ -1,4 +1,4 @@
-"""No output may overwrite an input: it would be emptied before it is read."""
+"""Refuse an output that would overwrite an input, which would be emptied before it is read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _OUTPUTS = ("output", "fix", "held_out")
 
 
 def check_outputs(config: C) -> C:
-    """The config, whose outputs are files of this machine and none of its inputs, or a folder that holds one.
+    """The config, after checking its outputs.
 
     Raises:
-        ValueError: naming the field or the input.
+        ValueError: an output is not a local file, or is an input or a folder that holds one.
     """
     outputs = {field: getattr(config, field, None) for field in _OUTPUTS}
     for field, output in outputs.items():
@@ -27,10 +27,10 @@ def check_outputs(config: C) -> C:
             continue
         option = f"--{field.replace('_', '-')} '{output}'"
         if "://" in output:
-            hint = "write here, then `rlaif data shard`, and upload the shards"
-            raise ValueError(f"{option}: outputs are files of this machine; {hint}")
+            hint = "write to a local file, then run `rlaif data shard` and upload the shards"
+            raise ValueError(f"{option}: outputs must be local files; {hint}")
         if not Path(output).name:
-            raise ValueError(f"{option} names no file")
+            raise ValueError(f"{option} does not name a file")
         for name, text in _named_files(config):
             if name != field and _would_replace(output, name, text):
                 raise ValueError(f"the output would replace an input: {text}")
@@ -38,7 +38,7 @@ def check_outputs(config: C) -> C:
 
 
 def _named_files(config: StageConfig) -> Iterator[tuple[str, str]]:
-    """Each text of each field, which may name a file."""
+    """(field, text) of every text setting, which may name a file."""
     for name in type(config).model_fields:
         for text in _texts(getattr(config, name)):
             yield name, function_place(text)[0] if name in FUNCTION_FIELDS else text
@@ -48,16 +48,16 @@ def _would_replace(output: str, name: str, text: str) -> bool:
     written = {Path(output).resolve(), Path(output).with_suffix(".items.jsonl").resolve()}
     if Path(text).resolve() in written or _lies_in(text, Path(output)):
         return True
-    return name in DATA_FIELDS and any(inputs.reads(text, path) for path in written)
+    return name in DATA_FIELDS and any(inputs.includes(text, path) for path in written)
 
 
 def _texts(value: Any) -> list[str]:
-    """What a setting may name: its text, or each of several."""
+    """The texts of a setting: itself, or each of a tuple."""
     return [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, str) and each]
 
 
 def _lies_in(text: str, folder: Path) -> bool:
-    """Whether what a text names, itself or as a glob, exists and lies in the folder."""
+    """Whether the file that a text names, itself or as a glob, exists and is in the folder."""
     if not os.path.isdir(folder):  # os.path: a name that is too long is simply not a folder; Path raises
         return False
     named = [text] if os.path.exists(text) else glob.glob(text)

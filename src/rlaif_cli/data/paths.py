@@ -1,4 +1,4 @@
-"""The names of the files that lie beside an output."""
+"""The names of the files beside an output."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ def sidecar(path: Path, suffix: str) -> Path:
 
 
 def file_of(output: str) -> Path | None:
-    """`-` is stdout: None."""
+    """The path of an output; None for `-`, which is stdout."""
     return None if output == "-" else Path(output)
 
 
 def rejected_path(output: str, stage: str) -> Path:
-    """Where lines that could not be used go. A stage that writes to stdout puts them in the working folder."""
+    """The file for invalid lines. A stage that writes to stdout puts it in the working folder."""
     return beside(output, stage, "rejected")
 
 
-def set_aside(folder: str, word: str = "rejected") -> Path:
-    """Where a trainer puts lines that could not be used: beside its output folder, `rm` -> `rm.rejected.jsonl`."""
+def trainer_rejected_path(folder: str, word: str = "rejected") -> Path:
+    """A trainer's file for invalid lines, beside its output folder: `rm` -> `rm.rejected.jsonl`."""
     return Path(folder).with_name(f"{Path(folder).name}.{word}.jsonl")
 
 

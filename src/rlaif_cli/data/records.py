@@ -1,8 +1,8 @@
 """The JSONL records that stages pass to each other (docs/inputs.md has what a row must say).
 
-A field that a stage does not know is carried along under `meta`, never lost; a field that is null is not there. Known
-shapes of other tools (Alpaca's `instruction`, `question`, `messages`, HH-RLHF transcripts, A/B pairs) are accepted as
-they are. The parts of a row must fit together: a prompt waits for a reply, and `chosen` and `rejected` are replies.
+A field that a stage does not know is kept under `meta`; a null field counts as absent. Known shapes of other tools
+(Alpaca's `instruction`, `question`, `messages`, HH-RLHF transcripts, A/B pairs) are accepted. The parts of a row must
+fit together: a prompt ends with a turn that needs a reply, and `chosen` and `rejected` are replies.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_serializer, model_validator
 
-from rlaif_cli.data.messages import Message, _plain, content_id, prompt_key, waits_for_a_reply
+from rlaif_cli.data.messages import Message, check_last_turn, content_id, jsonable, prompt_key
 from rlaif_cli.data.turns import (
     accept_prompt,
+    as_single_replies,
     as_turns,
-    is_talk,
-    one_reply_each,
-    plain_message,
-    plain_row,
+    is_conversation,
+    normalize_message,
+    normalize_row,
     refuse_repeated_text,
     shared_turns_as_prompt,
 )
@@ -27,12 +27,12 @@ from rlaif_cli.data.turns import (
 Text = Annotated[str, Field(min_length=1)]
 
 
-Conversation = Annotated[list[Message], Field(min_length=1), AfterValidator(waits_for_a_reply)]
+Conversation = Annotated[list[Message], Field(min_length=1), AfterValidator(check_last_turn)]
 Prompt = Text | Conversation
 
 
 class Record(BaseModel):
-    """Common ground: unknown fields move to `meta`; a missing `id` is made from the content."""
+    """Base of all records: unknown fields move to `meta`; a missing `id` is made from the content."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
@@ -45,16 +45,18 @@ class Record(BaseModel):
         if not isinstance(row, dict):
             raise ValueError(f"expected an object with fields, found {type(row).__name__}")
         try:
-            json.dumps(row, ensure_ascii=False, default=_plain).encode("utf-8")
+            json.dumps(row, ensure_ascii=False, default=jsonable).encode("utf-8")
         except UnicodeEncodeError:
-            raise ValueError("a text holds half a character (a lone surrogate), which no file can") from None
-        row = cls.accept(plain_row(row))
+            raise ValueError(
+                "a text contains a lone surrogate (half a character), which cannot be written to a file"
+            ) from None
+        row = cls.accept(normalize_row(row))
         known = {key: value for key, value in row.items() if key in cls.model_fields}
         unknown = {key: value for key, value in row.items() if key not in cls.model_fields}
         if isinstance(meta := known.get("meta", {}), dict):
             known["meta"] = _checked_meta(meta, unknown)
         if not isinstance(name := known.get("id"), str | int | None) or isinstance(name, bool):
-            raise ValueError("'id' must be a text or a whole number")
+            raise ValueError("'id' must be a string or an integer")
         if isinstance(name, int):
             known["id"] = str(name)
         if known.get("id") is None:
@@ -69,12 +71,12 @@ class Record(BaseModel):
 
     @classmethod
     def accept(cls, row: dict[str, Any]) -> dict[str, Any]:
-        """Turn known shapes of other tools into this record's fields."""
+        """Convert known shapes of other tools to this record's fields."""
         return row
 
     @classmethod
     def identity(cls) -> tuple[str, ...]:
-        """The fields whose content names a row that has no id."""
+        """The fields whose content makes the id of a row without one."""
         return ("prompt",)
 
 
@@ -82,18 +84,18 @@ FLAGS = ("human_harmless", "prompt_is_unsafe")  # of `meta`; read by `eval harml
 
 
 def _checked_meta(meta: dict[str, Any], unknown: dict[str, Any]) -> dict[str, Any]:
-    """`meta` and the fields that go there; those that a later stage reads are checked with the rest of the row.
+    """`meta` merged with the unknown fields; the flags that later stages read are validated.
 
     Raises:
-        ValueError: a field has two values, or one that it cannot have.
+        ValueError: a field has two values, or an invalid one.
     """
     for name in meta.keys() & unknown.keys():
         if meta[name] != unknown[name]:
-            raise ValueError(f"'{name}' stands in the row and in 'meta', with two values")
+            raise ValueError(f"'{name}' is in the row and in 'meta', with different values")
     meta = {**meta, **unknown}
     for name in FLAGS:
         if (value := meta.get(name)) is not None:
-            if value not in (0, 1):  # which true and false are too
+            if value not in (0, 1):  # True and False are equal to these
                 shown = json.dumps(value, ensure_ascii=False, default=str)[:40]
                 raise ValueError(f"'{name}' must be true or false (or 1 or 0), found {shown}")
             meta[name] = bool(value)
@@ -143,7 +145,7 @@ class Candidates(Record):
 
 
 class Round(BaseModel):
-    """One critique and what became of the response."""
+    """One critique and the revision that followed."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
@@ -153,7 +155,7 @@ class Round(BaseModel):
 
 
 class Revision(Record):
-    """A response that its model has criticised and rewritten; `response` is the last revision."""
+    """A response that its model critiqued and rewrote; `response` is the last revision."""
 
     prompt: Prompt
     response: str
@@ -163,7 +165,7 @@ class Revision(Record):
 
 
 class Demonstration(Record):
-    """A prompt and the response to learn."""
+    """A prompt and the response to train on."""
 
     prompt: Prompt
     response: Text
@@ -173,7 +175,7 @@ class Demonstration(Record):
         """Also `completion`, a preference's `chosen`, one of `responses`, or `messages` that end with a reply."""
         name = next((name for name in ("response", "completion", "chosen", "responses") if name in row), None)
         messages: Any = row.get("messages")
-        if name is None and "prompt" not in row and is_talk(messages):
+        if name is None and "prompt" not in row and is_conversation(messages):
             if messages[-1]["role"] != "assistant":
                 raise ValueError("'messages' must end with the assistant's reply")
             name = "response"
@@ -184,8 +186,8 @@ class Demonstration(Record):
         if name is None:
             return row
         if isinstance(row[name], dict) and "role" in row[name]:
-            row[name] = [plain_message(row[name])]
-        row = one_reply_each(row, name)
+            row[name] = [normalize_message(row[name])]
+        row = as_single_replies(row, name)
         reply = _text_of_one(row.pop(name))
         return row | {"response": reply}
 
@@ -195,19 +197,19 @@ class Demonstration(Record):
 
 
 def _text_of_one(replies: Any) -> Any:
-    """The text of a reply that may stand in a list of one, as an object or as a text."""
+    """The text of a reply, given as text, as an object, or as a list of one of these."""
     reply = replies[0] if isinstance(replies, list) and len(replies) == 1 else replies
     return reply.get("content", reply.get("text")) if isinstance(reply, dict) else reply
 
 
 class PairsOnly(Candidates):
-    """Candidates that can be compared."""
+    """Candidates with at least two responses, which can be compared."""
 
     responses: Annotated[list[Response], Field(min_length=2)]
 
 
 Probability = Annotated[float, Field(ge=0, le=1, strict=True)]  # neither true nor "1"
-Share = Annotated[float, Field(ge=0, strict=True)]  # a sum of rounded probabilities may be a little above one
+Share = Annotated[float, Field(ge=0, strict=True)]  # a sum of rounded probabilities may slightly exceed 1
 
 
 class Judged(BaseModel):
@@ -217,8 +219,8 @@ class Judged(BaseModel):
 
     model: str
     p_first: list[Probability] | None = None  # P(the response shown first wins): `chosen` first, then `rejected` first
-    by_principle: list[Probability] | None = None  # where there are several: P(chosen) by each alone
-    mass: list[Share] | None = None  # the share of the full distribution that fell on the label tokens
+    by_principle: list[Probability] | None = None  # if there are several: P(chosen) by each alone
+    mass: list[Share] | None = None  # probability of the label tokens in the full distribution
     flipped: bool = False  # the same *position* won in both orders
     scores: list[float] | None = None  # [chosen, rejected]: nats per token (contrast), or from 1 to 10 (score)
     rationales: list[str] | None = None  # what the judge said before each of `p_first`
@@ -227,19 +229,19 @@ class Judged(BaseModel):
 class Vote(Judged):
     """One judge of a panel."""
 
-    p_chosen: Probability  # P(this judge prefers `chosen`): below one half where it alone would have said the opposite
+    p_chosen: Probability  # P(this judge prefers `chosen`): below 0.5 if it disagrees with the panel
 
 
 class Verdict(Judged):
-    """How a judge came to its soft label; kept in the preference row under `judge`. Of a panel: the means."""
+    """How a judge arrived at its soft label, stored in the preference row under `judge`. For a panel: the means."""
 
     method: Literal["pairwise", "score", "contrast"]
     principle: str | list[str] | None = None
-    truncated: bool | None = None  # the judge saw the texts cut
+    truncated: bool | None = None  # the judge saw truncated texts
     panel: list[Vote] | None = None
 
 
-_NO_P_CHOSEN = "'p_chosen' is missing; `rlaif data convert --from trl-preference` reads rows of verdicts"
+_NO_P_CHOSEN = "'p_chosen' is missing; `rlaif data convert --from trl-preference` reads rows with hard labels"
 
 
 class Preference(Record):
@@ -253,13 +255,13 @@ class Preference(Record):
 
     @classmethod
     def accept(cls, row: dict[str, Any]) -> dict[str, Any]:
-        """Also a `HumanPair`: `p_chosen` is then the share of people who preferred `chosen`.
+        """Also accepts a `HumanPair`: `p_chosen` is then the share of people who preferred `chosen`.
 
-        Turns that `chosen` and `rejected` both begin with (TRL allows them) become part of the prompt, or are the
-        prompt where there is none.
+        Turns that `chosen` and `rejected` both begin with (TRL allows them) become part of the prompt, or the prompt
+        if there is none.
 
         Raises:
-            ValueError: the two are no replies to one conversation, or their row does not say how sure its label is.
+            ValueError: the two are not replies to one conversation, or there is no `p_chosen`.
         """
         refuse_repeated_text(row, "chosen", "rejected")
         row = accept_prompt(row)
@@ -277,7 +279,7 @@ class Preference(Record):
         for field, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
             if field in row:
                 row[field] = as_turns(row[field], role)
-        return one_reply_each(row, "chosen", "rejected")
+        return as_single_replies(row, "chosen", "rejected")
 
     @classmethod
     def identity(cls) -> tuple[str, ...]:
@@ -293,7 +295,7 @@ class Preference(Record):
 
 
 class HumanPair(Record):
-    """Two responses and what people preferred: the ground that judges and reward models are measured on."""
+    """Two responses and a human label: the ground truth for judges and reward models."""
 
     prompt: Prompt
     response_a: str
@@ -301,16 +303,16 @@ class HumanPair(Record):
     human_fraction_a: Probability  # share of annotators for a; 0.5 is a tie
     source: str | None = None
     task: str | None = None
-    group: str | None = None  # what intervals are over, where the prompt is not it
+    group: str | None = None  # the cluster for intervals, if it is not the prompt
 
     @property
     def cluster(self) -> str:
-        """Pairs that share it are not independent: the prompt, unless the row names another group."""
+        """Pairs of one cluster are not independent: the prompt, unless the row names a group."""
         return prompt_key(self.prompt) if self.group is None else content_id("group", self.group)
 
     @classmethod
     def accept(cls, row: dict[str, Any]) -> dict[str, Any]:
-        """Also a `Preference`, whose labels then stand for people's."""
+        """Also accepts a `Preference`, whose labels then count as human."""
         if {"chosen", "rejected"} <= row.keys() and not {"response_a", "response_b"} & row.keys():
             row = Preference.accept(row)
             row |= {"response_a": _text_of_one(row.pop("chosen")), "response_b": _text_of_one(row.pop("rejected"))}
@@ -320,11 +322,11 @@ class HumanPair(Record):
             whole = {"a": 1.0, "b": 0.0, "tie": 0.5}.get(str(row["human_preference"]))
             fraction = row.setdefault("human_fraction_a", whole)
             if whole is None and fraction is None:
-                raise ValueError("'human_preference' must be a, b or tie, where there is no 'human_fraction_a'")
+                raise ValueError("'human_preference' must be a, b or tie if there is no 'human_fraction_a'")
             if isinstance(fraction, float | int) and whole is not None and _sign(fraction) != _sign(whole):
                 raise ValueError("'human_preference' and 'human_fraction_a' contradict each other")
         elif "human_fraction_a" not in row and {"response_a", "response_b"} <= row.keys():
-            raise ValueError("'human_fraction_a' or 'human_preference' is missing: which response people preferred")
+            raise ValueError("the human label is missing: 'human_fraction_a' or 'human_preference'")
         return row
 
     @classmethod
@@ -337,7 +339,7 @@ def _sign(fraction: float) -> int:
 
 
 class Unscored(BaseModel):
-    """A pair that got no label: the row, what the judge answered, and why. Never a default, never a coin."""
+    """A pair that got no label: the row, the judge's answer, and the reason. It gets no default or random label."""
 
     id: str
     prompt: str | list[Message]

@@ -1,8 +1,8 @@
-"""Outputs: append-only JSONL that is resumed by id, JSON that is whole or not there, and the files beside them.
+"""Append-only JSONL outputs that resume by id, and the files beside them.
 
-A run of a data stage leaves three files: the output itself; `<output>.run.json` while it is under way (its settings,
-so that a second run can tell whether it may go on); and, once it is complete, `<output>.manifest.json`, written last.
-What survives a kill or a loss of power is stated in docs/reliability.md.
+A run of a data stage writes three files: the output itself; `<output>.run.json` while it runs (its settings, so that
+a rerun can tell whether it may resume); and, once complete, `<output>.manifest.json`, written last.
+docs/reliability.md says what survives a kill or a power failure.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from rlaif_cli.data.atomic import (
 from rlaif_cli.data.compression import content_sha256, open_to_append
 from rlaif_cli.data.hash_set import HashSet
 from rlaif_cli.data.paths import sidecar
-from rlaif_cli.data.run_settings import START_ANEW, refuse_other_settings
+from rlaif_cli.data.run_settings import START_OVER, refuse_changed_settings
 from rlaif_cli.data.torn_lines import drop_torn_line
 from rlaif_cli.errors import InputError, UsageError
 
 
 class Output:
-    """An append-only JSONL output that knows which rows it already holds.
+    """An append-only JSONL output that knows which rows it already has.
 
     Args:
         path: a file, or None for standard output (then nothing can be resumed).
-        settings: all that decides what the rows are; compared with those of the run that began the file.
-        key: the field whose values name finished work.
-        on_row: told every row that the file already holds (so that a resumed run can count them too).
+        settings: everything that determines the rows; compared with those of the run that started the file.
+        key: the field that identifies a finished row.
+        on_row: called with every row already in the file (so that a resumed run can count it).
 
     Attributes:
-        done: the keys of the rows that the file already held.
-        complete: the file held all rows of this very run: there is nothing to do.
-        usage: what the rows cost so far, over all sittings of the run; see `spend`.
+        done: the keys of the rows already in the file.
+        complete: the file already has all rows of this run: there is nothing to do.
+        usage: what the rows have cost so far, including interrupted runs; see `spend`.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class Output:
         try:
             refuse_special(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _claimed(path)
+            self._file = _open_locked(path)
             if overwrite:
-                self._start_anew(path)
+                self._start_over(path)
             self._resume(path)
         except OSError as error:
             raise cannot_write(path, error) from error
@@ -83,12 +83,12 @@ class Output:
             self._write_run()
             self.manifest_path.unlink(missing_ok=True)
 
-    def _start_anew(self, path: Path) -> None:
-        """A new file, not the old one emptied: who reads the old one, or has another link to it, keeps it."""
+    def _start_over(self, path: Path) -> None:
+        """Create a new file rather than truncate the old one, which readers and hard links keep."""
         before = self._file
         for old in (path, self._run_path, self.manifest_path):
             old.unlink(missing_ok=True)
-        self._file = _claimed(path)
+        self._file = _open_locked(path)
         before.close()
 
     @property
@@ -102,7 +102,7 @@ class Output:
         return sidecar(self.path, "run.json")
 
     def write(self, record: BaseModel) -> None:
-        """Append a row; within a second it is out of this process, so that a kill loses no more than that."""
+        """Append a row; it is flushed within a second, so a kill loses no more than that."""
         due = time.monotonic() - self._flushed > FLUSH_SECONDS
         self._write(record.model_dump_json(exclude_none=True) + "\n", flush=due)
 
@@ -121,9 +121,9 @@ class Output:
             raise cannot_write(self.path or "stdout", error) from error
 
     def spend(self, usage: dict[str, float]) -> None:
-        """Add to what the rows cost; kept in `<output>.run.json`, so that a run that goes on later knows of it."""
+        """Add to what the rows have cost; saved in `<output>.run.json` for a resumed run."""
         self.usage.update(usage)
-        if self.usage["uncounted"]:  # then what is known of the cost is a part of it
+        if self.usage["uncounted"]:  # then the known cost is only a part
             self.usage.pop("cost", None)
         if self.path is not None:
             self._write_run()
@@ -133,7 +133,7 @@ class Output:
         write_json(self._run_path, record)
 
     def finish(self, manifest: dict[str, Any]) -> None:
-        """Make the rows durable, then say that they are complete: the manifest is written last."""
+        """Make the rows durable, then write the manifest, which declares them complete."""
         self.flush()
         if self.path is None or self.complete:
             return
@@ -154,7 +154,7 @@ class Output:
         self._run_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """What still waits is written; where it cannot be, an error was raised before, and it is done again."""
+        """Write what is buffered; if that fails, an error was raised before, and the rows are recomputed on resume."""
         if self.path is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -170,10 +170,10 @@ class Output:
                 where=str(path),
                 hint="choose another -o, or --overwrite to replace it",
             )
-        manifest = read_json(state, settings=dict, hint=START_ANEW)
-        refuse_other_settings(manifest, self.settings, path)
+        manifest = read_json(state, settings=dict, hint=START_OVER)
+        refuse_changed_settings(manifest, self.settings, path)
         self.usage.update(_numbers(manifest.get("usage", {}), state))
-        # A finished file that is no longer as long as it was has lost rows: they are made again.
+        # A finished file that has become shorter has lost rows: they are recomputed.
         self.complete = state == self.manifest_path and manifest.get("bytes") == path.stat().st_size
         self.done = drop_torn_line(path, self._key, self._on_row)
 
@@ -181,15 +181,15 @@ class Output:
 def _numbers(found: Any, where: Path) -> dict[str, float]:
     counted = isinstance(found, dict) and found.keys() <= {"tokens_in", "tokens_out", "uncounted", "cost"}
     if not counted or not all(isinstance(value, int | float) for value in found.values()):
-        raise InputError("'usage' is not what it should be", where=str(where), hint=START_ANEW)
+        raise InputError("'usage' is invalid", where=str(where), hint=START_OVER)
     return found
 
 
-def _claimed(path: Path) -> Any:
-    """The file, open to append, and no other process's.
+def _open_locked(path: Path) -> Any:
+    """Open the file to append, locked against other processes.
 
     Raises:
-        UsageError: it is another's.
+        UsageError: another process holds the lock.
     """
     file = open_to_append(path)
     try:

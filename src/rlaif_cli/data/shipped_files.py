@@ -1,4 +1,4 @@
-"""Finds the files that ship with rlaif, in a checkout as well as in an installed wheel."""
+"""Find the files that ship with rlaif, in a checkout as well as in an installed wheel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def shipped_path(kind: Literal["constitutions", "examples"]) -> Path:
     """The folder of shipped files of one kind.
 
     A wheel carries it inside the package (`rlaif_cli/<kind>`); in a checkout the package is `src/rlaif_cli`
-    and the folder lies at the top.
+    and the folder is at the top level.
 
     Raises:
         RlaifError: the installation has no such folder.
@@ -28,5 +28,5 @@ def shipped_path(kind: Literal["constitutions", "examples"]) -> Path:
     raise RlaifError(
         f"this installation of rlaif lacks its '{kind}' folder",
         where=str(PACKAGE),
-        hint="install rlaif again",
+        hint="reinstall rlaif",
     )

@@ -1,7 +1,7 @@
-"""Settings files: the part of YAML that they need, read with the line of every value, and nothing that can be abused.
+"""A strict, safe subset of YAML for settings files, which keeps the line of every value.
 
-PyYAML's safe loader would build the values of a "billion laughs" file, let the last of two equal keys win, and turn
-`2024-01-01` into a date.
+PyYAML's safe loader would expand a "billion laughs" file, let the last of two equal keys win, and turn `2024-01-01`
+into a date.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ Loc = tuple[str | int, ...]  # where a value is: ("principles", 2, "choose")
 
 @dataclass(frozen=True)
 class Document:
-    """What a file holds.
+    """A parsed file.
 
     Attributes:
-        faults: what could be read on from, such as keys that are given twice.
+        errors: those after which parsing could continue, such as duplicate keys.
     """
 
     value: object
     lines: dict[Loc, int]
-    faults: list[tuple[Loc, str]]
+    errors: list[tuple[Loc, str]]
 
-    def error(self, path: Path, faults: list[tuple[Loc, str]]) -> InputError:
-        """All faults as one error, each with its line and field."""
-        return faulty(path, [(self.line_of(loc), dotted(loc), what) for loc, what in faults])
+    def error(self, path: Path, errors: list[tuple[Loc, str]]) -> InputError:
+        """All errors as one exception, each with its line and field."""
+        return invalid_file(path, [(self.line_of(loc), dotted(loc), what) for loc, what in errors])
 
     def line_of(self, loc: Loc) -> int | None:
-        """The line of the value, or for one that is missing of what it is missing from."""
+        """The line of a value, or for a missing one the line of its parent."""
         while loc and loc not in self.lines:
             loc = loc[:-1]
         return self.lines.get(loc) if loc else None
@@ -48,8 +48,8 @@ def read(path: Path) -> bytes:
     """The bytes of a settings file; at most MAX_BYTES + 1 are ever read.
 
     Raises:
-        FileNotFoundError: as the caller knows best what could have been meant.
-        InputError: it is a folder, too large, or cannot be read.
+        FileNotFoundError: for the caller, who knows what was expected.
+        InputError: the path is a folder, the file is too large or cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -70,52 +70,54 @@ def parse(content: bytes, path: Path) -> Document:
     """Read the bytes of the file at `path`.
 
     Raises:
-        InputError: they cannot be read, with the line.
+        InputError: they are not valid, with the line.
     """
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise faulty(path, [(line, "", "is not UTF-8 text")], hint="is it a YAML file?") from None
+        raise invalid_file(path, [(line, "", "is not UTF-8 text")], hint="is it a YAML file?") from None
     try:
         reader = _YamlReader(text)
         data = reader.document()
-    except _YamlFault as fault:
-        raise faulty(path, [(fault.args[0], "", fault.args[1])]) from None
+    except _YamlError as error:
+        raise invalid_file(path, [(error.args[0], "", error.args[1])]) from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         what = f"a character that YAML does not allow (U+{ord(text[error.position]):04X})"
-        raise faulty(path, [(line, "", what)], hint="is it a YAML file?") from None
+        raise invalid_file(path, [(line, "", what)], hint="is it a YAML file?") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = "not valid YAML: " + ", ".join(part for part in (error.context, error.problem) if part)
-        hint = "text that holds ': ' or ' #', or starts with a sign, needs quotes or the '>-' block style"
-        raise faulty(path, [(mark.line + 1 if mark else None, "", what)], hint=hint) from None
-    return Document(data, reader.lines, reader.faults)
+        hint = (
+            "text that contains ': ' or ' #', or starts with a special character, needs quotes or the '>-' block style"
+        )
+        raise invalid_file(path, [(mark.line + 1 if mark else None, "", what)], hint=hint) from None
+    return Document(data, reader.lines, reader.errors)
 
 
 def load(path: Path) -> object:
-    """What a file without faults holds.
+    """Read and parse a valid file.
 
     Raises:
-        FileNotFoundError: it is not there.
-        InputError: it cannot be read, or has faults.
+        FileNotFoundError: there is no such file.
+        InputError: it cannot be read, or is invalid.
     """
     document = parse(read(path), path)
-    if document.faults:
-        raise document.error(path, document.faults)
+    if document.errors:
+        raise document.error(path, document.errors)
     return document.value
 
 
-class _YamlFault(Exception):
-    """Reading cannot go on: (line, what)."""
+class _YamlError(Exception):
+    """Parsing cannot continue: (line, what)."""
 
 
 class _YamlReader:
     """Reads mappings, lists, text, numbers, true/false and null.
 
-    Aliases, anchors, tags and deep nesting are refused as soon as they are seen, equal keys are faults, dates stay
-    text, and the line of every value is kept.
+    Aliases, anchors, tags and deep nesting are refused at once, duplicate keys are errors, dates stay text, and the
+    line of every value is kept.
     """
 
     SCALARS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float"))
@@ -124,7 +126,7 @@ class _YamlReader:
         self.loader = yaml.SafeLoader(text)
         self.values = 0
         self.lines: dict[Loc, int] = {}
-        self.faults: list[tuple[Loc, str]] = []
+        self.errors: list[tuple[Loc, str]] = []
 
     def document(self) -> object:
         """The value of the only document in the file; None if there is none."""
@@ -136,7 +138,7 @@ class _YamlReader:
         self.loader.get_event()  # the document ends
         if not self.loader.check_event(yaml.StreamEndEvent):
             line = self.line(self.loader.peek_event())
-            raise _YamlFault(line, "a second document starts here; only one is read")
+            raise _YamlError(line, "a second document starts here; only one is read")
         return value
 
     def value(self, loc: Loc, key_line: int | None) -> object:
@@ -144,9 +146,9 @@ class _YamlReader:
         self.lines[loc] = key_line or self.line(event)
         self.values += 1
         if self.values > MAX_VALUES:
-            raise _YamlFault(self.line(event), f"more than {MAX_VALUES} values; is it a settings file?")
+            raise _YamlError(self.line(event), f"more than {MAX_VALUES} values; is it a settings file?")
         if len(loc) > MAX_DEPTH:
-            raise _YamlFault(self.line(event), f"nested more than {MAX_DEPTH} deep")
+            raise _YamlError(self.line(event), f"nested more than {MAX_DEPTH} deep")
         if isinstance(event, yaml.MappingStartEvent):
             return self.mapping(loc)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -163,7 +165,7 @@ class _YamlReader:
         }
         for what, found in refused.items():
             if found is not None:
-                raise _YamlFault(self.line(event), f"{what} ({shown(found)}) is not allowed; if it is text, quote it")
+                raise _YamlError(self.line(event), f"{what} ({shown(found)}) is not allowed; if it is text, quote it")
         return event
 
     def mapping(self, loc: Loc) -> dict[str, object]:
@@ -172,10 +174,10 @@ class _YamlReader:
             event = self.event()
             line = self.line(event)
             if not isinstance(event, yaml.ScalarEvent):
-                raise _YamlFault(line, "a key must be plain text")
+                raise _YamlError(line, "a key must be plain text")
             here = (*loc, event.value)
             if event.value in found:
-                self.faults.append((here, f"the key is already given in line {self.lines[here]}"))
+                self.errors.append((here, f"the key is already used in line {self.lines[here]}"))
             found[event.value] = self.value(here, line)
         self.loader.get_event()
         return found
@@ -193,8 +195,8 @@ class _YamlReader:
             return event.value
         try:
             return self.loader.construct_object(yaml.ScalarNode(tag, event.value))
-        except ValueError:  # it looks like a number but is none: `0b_`, or 5000 digits
-            self.faults.append((loc, "is not a usable number; if it is text, put it in quotes"))
+        except ValueError:  # it looks like a number but is not one: `0b_`, or 5000 digits
+            self.errors.append((loc, "is not a usable number; if it is text, put it in quotes"))
             return event.value
 
     @staticmethod
@@ -202,8 +204,8 @@ class _YamlReader:
         return int(event.start_mark.line) + 1
 
 
-def faulty(path: Path, faults: list[tuple[int | None, str, str]], hint: str | None = None) -> InputError:
-    """One fault becomes the message itself; several are listed under it, in the order of their lines."""
+def invalid_file(path: Path, errors: list[tuple[int | None, str, str]], hint: str | None = None) -> InputError:
+    """A single error becomes the message itself; several are listed below it, in line order."""
 
     def place(line: int | None) -> str:
         return f"{path} line {line}" if line else str(path)
@@ -211,12 +213,12 @@ def faulty(path: Path, faults: list[tuple[int | None, str, str]], hint: str | No
     def message(field: str, what: str) -> str:
         return f"{field}: {what}" if field else what
 
-    faults = sorted(faults, key=lambda fault: fault[0] or 0)
-    if len(faults) == 1:
-        line, field, what = faults[0]
+    errors = sorted(errors, key=lambda error: error[0] or 0)
+    if len(errors) == 1:
+        line, field, what = errors[0]
         return InputError(message(field, what), where=place(line), hint=hint)
-    listed = [f"{place(line)}: {message(field, what)}" for line, field, what in faults]
-    return InputError(f"{len(faults)} faults", where=str(path), hint=hint, faults=listed)
+    listed = [f"{place(line)}: {message(field, what)}" for line, field, what in errors]
+    return InputError(f"{len(errors)} errors", where=str(path), hint=hint, errors=listed)
 
 
 def dotted(loc: Loc) -> str:
@@ -225,7 +227,7 @@ def dotted(loc: Loc) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as it is named in a message."""
+    """How a message names a value."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):

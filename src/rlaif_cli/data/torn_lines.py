@@ -1,4 +1,4 @@
-"""What a process that was killed left of a file of rows."""
+"""Repair a file of rows that a killed process left behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlaif_cli.data.hash_set import HashSet
 
 
 def drop_torn_line(path: Path, key: str = "id", on_row: Callable[[dict[str, Any]], None] | None = None) -> HashSet:
-    """Cut what a killed run left half written at the end; the keys of the whole rows before it."""
+    """Remove a partly written row at the end; returns the keys of the complete rows before it."""
     done, end = HashSet(), 0
     for lines, after in _written_together(path):
         rows = [_whole_row(line) for line in lines]
@@ -31,7 +31,7 @@ def drop_torn_line(path: Path, key: str = "id", on_row: Callable[[dict[str, Any]
 
 
 def _written_together(path: Path) -> Iterator[tuple[list[bytes], int]]:
-    """(lines, end) of what stands or falls together: a line; a member, where the file is compressed."""
+    """(lines, end offset) of each atomic unit: a line, or in a compressed file a member."""
     if is_compressed_name(path):
         yield from ((text.splitlines(keepends=True), end) for text, end in members(path))
         return

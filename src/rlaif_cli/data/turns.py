@@ -1,7 +1,7 @@
-"""Which turns of a raw row are its prompt and which its replies, in the shapes in which other tools write them.
+"""Find the prompt and the replies of a raw row, in the shapes that other tools write.
 
-Rows here are as `json.loads` gives them. What is no list of messages is left as it is: the record's own fields say what
-is wrong with it.
+Rows are as `json.loads` returns them. What is not a list of messages is left unchanged: the record's own validation
+reports it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pydantic import BaseModel
 
 Row = dict[str, Any]
 MESSAGE_FIELDS = ("prompt", "messages", "chosen", "rejected", "completion", "response")
-_TAKE_OFF = "`rlaif data validate --fix NEW` takes an exact copy off"
+_REMOVE_HINT = "`rlaif data validate --fix NEW` removes an exact copy"
 
 
-def plain_message(value: Any) -> Any:
-    """A chat message without its null fields, and with a list of text parts as their text.
+def normalize_message(value: Any) -> Any:
+    """A chat message without null fields, with a list of text parts joined to one text.
 
     Raises:
         ValueError: a part is not text.
@@ -26,7 +26,7 @@ def plain_message(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump()
     if not isinstance(value, dict) or (isinstance(value.get("content"), str) and None not in value.values()):
-        return value  # as most are
+        return value  # the common case
     message = {name: each for name, each in value.items() if each is not None}
     if isinstance(message.get("content"), list):
         message["content"] = "".join(map(_text_of_part, message["content"]))
@@ -38,12 +38,12 @@ def _text_of_part(part: Any) -> str:
         return part
     kind, text = (part.get("type", "text"), part.get("text")) if isinstance(part, dict) else (type(part).__name__, None)
     if kind != "text" or not isinstance(text, str):
-        raise ValueError(f"'content' has a part of type '{kind}', and only text can be used")
+        raise ValueError(f"'content' has a part of type '{kind}'; only text is supported")
     return text
 
 
-def plain_row(row: Row) -> Row:
-    """A row without its null fields (`datasets` writes every column of every row) and with plain messages.
+def normalize_row(row: Row) -> Row:
+    """A row without null fields (`datasets` writes every column of every row) and with normalized messages.
 
     Raises:
         ValueError: a message has a part that is not text.
@@ -52,18 +52,18 @@ def plain_row(row: Row) -> Row:
     for name in MESSAGE_FIELDS:
         if isinstance(row.get(name), list):
             try:
-                row[name] = list(map(plain_message, row[name]))
+                row[name] = list(map(normalize_message, row[name]))
             except ValueError as error:
                 raise ValueError(f"'{name}': {error}") from None
     return row
 
 
 def as_turns(value: Any, role: str = "user") -> Any:
-    """A plain text as one turn."""
+    """A plain text as one turn; other values unchanged."""
     return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
-def is_talk(value: Any) -> bool:
+def is_conversation(value: Any) -> bool:
     """Whether this is a list of messages, each with a role."""
     return isinstance(value, list) and bool(value) and all(isinstance(each, dict) and "role" in each for each in value)
 
@@ -72,7 +72,7 @@ def is_talk(value: Any) -> bool:
 
 
 def accept_prompt(row: Row) -> Row:
-    """Find the prompt of a row in the shapes that other tools write it."""
+    """Move the prompt of a row to `prompt`, from the shapes that other tools write."""
     if "prompt" not in row:
         if isinstance(row.get("messages"), list):
             row["prompt"] = row.pop("messages")
@@ -98,7 +98,7 @@ _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def parse_transcript(text: str) -> list[dict[str, str]]:
-    """An HH-RLHF transcript ("\\n\\nHuman: … \\n\\nAssistant: …") as messages; [] if it is none."""
+    """An HH-RLHF transcript ("\\n\\nHuman: … \\n\\nAssistant: …") as messages; [] if it is not one."""
     pieces = _HH_TURN.split(text)
     if len(pieces) < 3 or pieces[0].strip():
         return []
@@ -109,58 +109,68 @@ def parse_transcript(text: str) -> list[dict[str, str]]:
 # ------------------------------------------------------------------------------------------------ the replies
 
 
-def one_reply_each(row: Row, *sides: str) -> Row:
-    """Each side as one reply to the prompt, which takes over the turns that all sides begin with.
+def as_single_replies(row: Row, *sides: str) -> Row:
+    """Reduce each side to one reply; turns that all sides begin with move to the prompt.
 
-    A judge and a reward model compare replies to *one* conversation, so sides that part earlier are no pair.
+    A judge or reward model compares replies to *one* conversation, so sides that diverge earlier are not a pair.
 
     Raises:
-        ValueError: a side does not end with the assistant's turn, begins with the prompt once more, or the sides
-            differ before their last turn.
+        ValueError: a side does not end with an assistant turn or repeats the prompt, or the sides differ before their
+            last turn.
     """
     prompt: Any = as_turns(row.get("prompt"))
-    talks: list[Any] = [row.get(name) for name in sides]
-    if not is_talk(prompt) or not all(map(is_talk, talks)):
+    conversations: list[Any] = [row.get(name) for name in sides]
+    if not is_conversation(prompt) or not all(map(is_conversation, conversations)):
         return row
-    for name, talk in zip(sides, talks, strict=True):
-        if (last := talk[-1]["role"]) != "assistant":
-            raise ValueError(f"'{name}' must end with the assistant's turn, and ends with the {last}'s")
-    shared = common_turns(talks)
-    rest = [talk[shared:] for talk in talks]
-    for name, talk in zip(sides, talks, strict=True):
-        if (first := talk[0]["role"]) != "assistant" and (shared or prompt[-1]["role"] != "assistant"):
-            raise ValueError(f"'{name}' begins with a {first} turn: the prompt must not stand in it again; {_TAKE_OFF}")
+    for name, conversation in zip(sides, conversations, strict=True):
+        if (last := conversation[-1]["role"]) != "assistant":
+            raise ValueError(f"'{name}' must end with an assistant turn, not with one of role {last}")
+    shared = count_common_turns(conversations)
+    rest = [conversation[shared:] for conversation in conversations]
+    for name, conversation in zip(sides, conversations, strict=True):
+        if (first := conversation[0]["role"]) != "assistant" and (shared or prompt[-1]["role"] != "assistant"):
+            raise ValueError(f"'{name}' begins with a {first} turn, but must not repeat the prompt; {_REMOVE_HINT}")
     if max(map(len, rest)) > 1:
         named = " and ".join(f"'{name}'" for name in sides)
         raise ValueError(
-            f"{named} differ before their last turn, and a pair is two replies to one conversation: "
-            "cut both after the first reply that differs, or leave the row out"
+            f"{named} differ before their last turn, but a pair is two replies to one conversation: "
+            "cut both after the first reply that differs, or remove the row"
         )
-    grown = {"prompt": [*prompt, *talks[0][:shared]]} if shared else {}
+    grown = {"prompt": [*prompt, *conversations[0][:shared]]} if shared else {}
     return row | grown | dict(zip(sides, rest, strict=True))
 
 
 def shared_turns_as_prompt(row: Row, *sides: str) -> Row:
-    """A row without a prompt whose sides are whole conversations: the prompt is what all of them begin with."""
-    talks: list[Any] = [row.get(name) for name in sides]
-    if "prompt" in row or not all(map(is_talk, talks)) or not (shared := common_turns(talks)):
+    """For a row without a prompt whose sides are whole conversations: their shared beginning becomes the prompt."""
+    conversations: list[Any] = [row.get(name) for name in sides]
+    if (
+        "prompt" in row
+        or not all(map(is_conversation, conversations))
+        or not (shared := count_common_turns(conversations))
+    ):
         return row
-    return row | {"prompt": talks[0][:shared]} | {name: talk[shared:] for name, talk in zip(sides, talks, strict=True)}
+    return (
+        row
+        | {"prompt": conversations[0][:shared]}
+        | {name: conversation[shared:] for name, conversation in zip(sides, conversations, strict=True)}
+    )
 
 
-def common_turns(talks: Sequence[list[Any]]) -> int:
-    """How many turns all conversations begin with; the last one of each is never counted."""
+def count_common_turns(conversations: Sequence[list[Any]]) -> int:
+    """How many leading turns all conversations share; the last turn of each never counts."""
     same = 0
-    while same < min(map(len, talks)) - 1 and all(talk[same] == talks[0][same] for talk in talks):
+    while same < min(map(len, conversations)) - 1 and all(
+        conversation[same] == conversations[0][same] for conversation in conversations
+    ):
         same += 1
     return same
 
 
 def refuse_repeated_text(row: Row, *sides: str) -> None:
-    """For sides that are plain texts.
+    """Check sides that are plain texts.
 
     Raises:
-        ValueError: all sides begin with the prompt, or one is a whole transcript.
+        ValueError: all sides repeat the prompt, or one is a whole transcript.
     """
     for name in sides:
         if isinstance(row.get(name), str) and row[name].startswith("\n\nHuman: "):
@@ -169,21 +179,21 @@ def refuse_repeated_text(row: Row, *sides: str) -> None:
             )
     if _text_is_repeated(row, sides):
         named = " and ".join(f"'{name}'" for name in sides)
-        raise ValueError(f"the prompt stands in {named} again; {_TAKE_OFF}")
+        raise ValueError(f"{named} must not repeat the prompt; {_REMOVE_HINT}")
 
 
-def without_prompt(row: Row, *sides: str) -> Row:
-    """The row with the prompt taken off the beginning of its sides, where all of them repeat it; else the row."""
+def without_repeated_prompt(row: Row, *sides: str) -> Row:
+    """Remove the prompt from the beginning of the sides if all of them repeat it; else the row unchanged."""
     if _text_is_repeated(row, sides):
         return row | {name: row[name][len(row["prompt"]) :].lstrip() for name in sides}
     prompt: Any = as_turns(row.get("prompt"))
-    talks: list[Any] = [row.get(name) for name in sides]
-    if not is_talk(prompt) or not all(map(is_talk, talks)):
+    conversations: list[Any] = [row.get(name) for name in sides]
+    if not is_conversation(prompt) or not all(map(is_conversation, conversations)):
         return row
-    for count in range(min(len(prompt), *(len(talk) - 1 for talk in talks)), 0, -1):
-        # Without its system turn a prompt is repeated too.
-        if all(talk[:count] == prompt[-count:] for talk in talks):
-            return row | {name: talk[count:] for name, talk in zip(sides, talks, strict=True)}
+    for count in range(min(len(prompt), *(len(conversation) - 1 for conversation in conversations)), 0, -1):
+        # A prompt also counts as repeated without its system turn.
+        if all(conversation[:count] == prompt[-count:] for conversation in conversations):
+            return row | {name: conversation[count:] for name, conversation in zip(sides, conversations, strict=True)}
     return row
 
 
@@ -193,5 +203,5 @@ def _text_is_repeated(row: Row, sides: Sequence[str]) -> bool:
 
 
 def text_is_repeated(prompt: str, replies: Sequence[str]) -> bool:
-    """Whether all replies begin with the prompt. With one of one or two words ("Good morning") they may well."""
+    """Whether all replies begin with the prompt; one of one or two words ("Good morning") does not count."""
     return len(prompt.split()) > 2 and all(reply.startswith(prompt) and reply != prompt for reply in replies)

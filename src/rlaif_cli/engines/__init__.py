@@ -1,4 +1,4 @@
-"""Inference engines: the protocol, and the back ends behind it. Each back end is imported in the factory alone."""
+"""Inference engines: the protocol and its back ends. Only the factory imports a back end."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ __all__ = [
 
 
 def engine_name(config: EngineConfig, model: str) -> str:
-    """`--model fake` (or `--judge fake`) needs no model and so no real engine."""
+    """The engine of a config; `--model fake` (or `--judge fake`) needs no real one."""
     return config.engine or (FAKE if model == FAKE else "vllm")
 
 
 def computing_engine(config: EngineConfig, model: str) -> str:
-    """What computes: on a cluster, the engine that its replicas hold."""
+    """The engine that computes: on a cluster, the one inside its replicas."""
     name = engine_name(config, model)
     return name if name != CLUSTER else FAKE if model == FAKE else "vllm"
 
@@ -50,11 +50,11 @@ def open_engine(name: str, path: Path | str | None, **options: Any) -> Engine:
 
     Args:
         name: "vllm", "transformers", "openai", "ray" or "fake".
-        path: the checkpoint's folder; for "openai" the model's name there; none for the fake model.
+        path: the checkpoint's folder; for "openai" the model's name on the server; None for the fake model.
         options: see the engine's class.
 
     Raises:
-        MissingDependency, EngineError: it cannot be started.
+        MissingDependency, EngineError: the engine cannot be started.
     """
     if name == FAKE:
         from rlaif_cli.engines.fake import FakeEngine
@@ -79,13 +79,13 @@ def open_engine(name: str, path: Path | str | None, **options: Any) -> Engine:
 
 
 class EnginePool:
-    """Keeps the last engines open, so that a pipeline whose models agree pays for one start."""
+    """Keeps the last engines open, so that pipeline stages with the same model start it once."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[Any, ...], Engine] = {}
 
     def get(self, config: EngineConfig, model: str) -> Engine:
-        """The engine that `config` asks for, for the model of this name."""
+        """The engine of `config` for one model."""
         return self.get_all(config, [model])[0]
 
     def get_all(self, config: EngineConfig, wanted: Sequence[str]) -> list[Engine]:
@@ -96,9 +96,9 @@ class EnginePool:
             self._open.pop(key).close()
         for key, (name, path, options) in zip(keys, settings, strict=True):
             if key not in self._open:
-                # A cluster's room is dealt out beforehand: the first model would take all of it.
-                among = {"sharing": len(keys)} if name == CLUSTER else {}
-                self._open[key] = open_engine(name, path, **options, **among)
+                # A cluster is divided up front: the first model would otherwise take all of it.
+                shared = {"sharing": len(keys)} if name == CLUSTER else {}
+                self._open[key] = open_engine(name, path, **options, **shared)
         return [self._open[key] for key in keys]
 
     def _settings(self, config: EngineConfig, model: str) -> tuple[str, Path | str | None, dict[str, Any]]:

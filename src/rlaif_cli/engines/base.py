@@ -1,7 +1,7 @@
-"""What an inference engine is: token ids in; sampled tokens or log-probs out. It knows nothing of chat or judging.
+"""The interface of inference engines: token ids in; sampled tokens or log-probs out. No chat, no judging.
 
-Two narrow calls, each a stream: requests are pulled as the engine has room for them, and results come back as they
-finish, in any order, named by their key. So memory stays flat and results reach the disk at once.
+Two streaming calls: requests are pulled as the engine can take them, and results are yielded as they finish, in any
+order, with their request's key. So memory use stays flat and results reach the disk immediately.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from rlaif_cli.models.chat_template import mark_of_thoughts
+from rlaif_cli.models.chat_template import thinking_marker
 from rlaif_cli.models.tokenizer import AnyTokenizer
 
 Job = TypeVar("Job")
@@ -23,11 +23,11 @@ class Request:
     """One prompt for an engine.
 
     Attributes:
-        key: the caller's name for it; comes back with the result.
-        prompt: token ids, or whatever else the engine's own tokenizer makes of a conversation.
-        seed: fixes what is sampled, whatever else is in the batch.
-        continuation: token ids, one after the other, whose log-probs are asked for (`logprobs`).
-        choices: or: token ids that could come next; the log-prob of each is asked for (`logprobs`).
+        key: the caller's name for it, returned with the result.
+        prompt: token ids, or whatever the engine's tokenizer makes of a conversation.
+        seed: makes sampling reproducible, independent of the rest of the batch.
+        continuation: `logprobs` returns the log-prob of each of these token ids, one after another.
+        choices: alternatively, `logprobs` returns the log-prob of each of these token ids as the next token.
     """
 
     key: Any
@@ -51,16 +51,15 @@ class Completion:
     """One sampled response.
 
     Attributes:
-        text: decoded, without the end token.
-        token_ids: with the end token, when the response ended by itself.
+        text: decoded, without the end-of-turn token.
+        token_ids: with the end-of-turn token, if the model ended the response.
         logprobs: of each token, nats. At temperature 1 these are the model's own; otherwise see the engine's
-            `logprobs` setting.
-        finish_reason: "stop" (ended by itself or by a stop text) or "length"; of a server also "refusal" (the text is
-            its words), its own word, or None where it does not say.
-        no_text: of a server: why there is no response, only an empty text.
+            `logprobs` argument.
+        finish_reason: "stop" (end token or stop text) or "length"; from a server also "refusal" (`text` is the
+            refusal), another value, or None.
+        no_text: from a server: why the text is empty.
 
-    `no_answer` says why it cannot be read as a judge's answer either, `no_response` why it is no response; empty where
-    it can or is.
+    `no_answer` says why it cannot be used as a judge's answer, `no_response` why not as a response; else empty.
     """
 
     text: str
@@ -71,8 +70,7 @@ class Completion:
 
     @property
     def reply(self) -> str:
-        """The text as files of responses hold it, and so as judges and reward models read it: white space around it
-        is no part of a reply."""
+        """The text as it is stored, judged and scored: without surrounding white space."""
         return self.text.strip()
 
     @property
@@ -81,46 +79,46 @@ class Completion:
 
     @property
     def no_response(self) -> str:
-        mark = mark_of_thoughts(self.text)
-        thoughts = f"the reply holds the model's thoughts ({mark}), and rlaif does not support thinking models yet"
-        return self.no_text or (thoughts if mark else "")
+        mark = thinking_marker(self.text)
+        thinking = f"the reply contains the model's thinking ({mark}), and rlaif does not support thinking models yet"
+        return self.no_text or (thinking if mark else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A result that did not come: why, and whether asking again may help (else the request itself is at fault)."""
+    """A request without a result: why, and whether a retry may help (else the request itself is the problem)."""
 
     reason: str
-    again: bool
+    retryable: bool
 
 
-UNSEEN = 0.05  # answers whose probability is not known may hold at most this share of those whose is
+UNSEEN = 0.05  # answers of unknown probability may have at most this share of the probability of the known ones
 
 
 class Bound(float):
-    """A log-prob that is not known, but for what the sum of all such ones of a request cannot be above."""
+    """An upper bound for an unknown log-prob; the bounds of a request bound its unknown probabilities together."""
 
 
 @dataclass
 class Usage:
-    """Tokens that a server counted; `uncounted`: answers for which it did not."""
+    """Token counts reported by a server; `uncounted`: answers without counts."""
 
     tokens_in: int = 0
     tokens_out: int = 0
     uncounted: int = 0
 
     def add(self, tokens_in: int | None, tokens_out: int | None) -> None:
-        """None: not counted."""
+        """Add one answer's counts; None: not reported."""
         self.tokens_in += tokens_in or 0
         self.tokens_out += tokens_out or 0
         self.uncounted += tokens_in is None or tokens_out is None
 
 
 class Engine(Protocol):
-    """An inference engine. Only servers give `Failed` results."""
+    """An inference engine. Only servers return `Failed` results."""
 
     name: str
-    max_length: int  # prompt and response together, tokens; 0: not known
+    max_length: int  # prompt and response together, tokens; 0: unknown
 
     @property
     def tokenizer(self) -> AnyTokenizer: ...
@@ -128,23 +126,23 @@ class Engine(Protocol):
     def generate(
         self, requests: Iterable[Request], sampling: Sampling
     ) -> Iterator[tuple[Any, list[Completion] | Failed]]:
-        """Sample `sampling.n` completions for every prompt; `Failed` where none of them has a text."""
+        """Sample `sampling.n` completions for every prompt; `Failed` if none of them has a text."""
         ...
 
     def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float] | Failed]]:
-        """log p, nats, in the full distribution after `request.prompt`.
+        """Log-probs in nats, in the full distribution after `request.prompt`.
 
-        Of every token of `request.continuation` in its place; or of each of `request.choices` as the next token.
+        Of each token of `request.continuation` in turn, or of each of `request.choices` as the next token.
         """
         ...
 
     def close(self) -> None:
-        """Give back memory and processes."""
+        """Free memory and stop processes."""
         ...
 
 
 def request_seed(*parts: object) -> int:
-    """A seed made of what names a request, so that a sample does not depend on its place in the file or batch."""
+    """A seed made from what identifies a request, so that samples do not depend on their position in the file."""
     digest = hashlib.sha256(":".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
@@ -153,10 +151,10 @@ def gather(
     call: Callable[[Iterable[Request]], Iterator[tuple[Any, Result]]],
     jobs: Iterable[tuple[Job, Sequence[Request]]],
 ) -> Iterator[tuple[Job, list[Result]]]:
-    """Run jobs of several requests each through one engine call; yield a job when all its results are there.
+    """Run jobs of several requests each through one engine call; yield each job with its results when complete.
 
-    A request equal to one that is under way is not asked again: neighbouring pairs of a row share a response. The
-    requests' own keys are not used.
+    Requests equal to one in flight are sent once: neighbouring pairs of a row share a response. The requests' own
+    keys are ignored.
     """
     waiting: dict[Any, list[tuple[Job, list[Result | None], int]]] = {}
 

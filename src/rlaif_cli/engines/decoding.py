@@ -1,8 +1,8 @@
-"""Decoding that does not wait for Python: over a cache of fixed size, a step on a GPU is recorded once, and replayed.
+"""Decoding with a static KV cache and a CUDA graph: a step is recorded once and then replayed.
 
-transformers' own loop launches every kernel of every layer anew for each token, which takes longer than a small or
-middling model computes. The recorded step (a CUDA graph) reads the weights where they lie: a trainer may change them in
-place between two batches.
+transformers' own loop launches every kernel of every layer again for each token, which takes longer than a small or
+medium model computes. The recorded step reads the weights in place, so a trainer may update them in place between two
+batches.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def recordable(model: Any) -> bool:
-    """Whether a step of the model can be recorded, and is the same at every place of the cache.
+    """Whether a decoding step of the model can be recorded as a graph, the same for every cache position.
 
-    Not so where layers have a state or a window of their own, where attention knows no mask of four dimensions, or
-    where the rotary embedding depends on how many tokens there are.
+    It cannot if layers have their own state or window, if attention does not accept a 4-D mask, or if the rotary
+    embedding depends on the sequence length.
     """
     from transformers import StaticCache
     from transformers.cache_utils import StaticLayer
@@ -28,12 +28,12 @@ def recordable(model: Any) -> bool:
 
 
 class Decoder:
-    """Next-token logits for a fixed number of sequences, which grow together by one token a step.
+    """Next-token logits for a fixed number of sequences, which grow by one token per step.
 
     Args:
         model: a causal LM of transformers.
-        rows: sequences.
-        length: tokens that each may have at most, padding included.
+        rows: number of sequences.
+        length: maximum tokens of each, padding included.
     """
 
     def __init__(self, model: Any, rows: int, length: int) -> None:
@@ -49,7 +49,7 @@ class Decoder:
         self._logits: Any = None
 
     def start(self, ids: Any, mask: Any) -> Any:
-        """Read the prompts, left padded [rows, width]; [rows, vocabulary] logits of the tokens that come next."""
+        """Prefill with the prompts, left-padded [rows, width]; returns the next tokens' logits [rows, vocabulary]."""
         torch, width = self._torch, ids.shape[1]
         self._cache.reset()
         self._steps, self._at = 0, width
@@ -58,19 +58,19 @@ class Decoder:
         self._visible.zero_()
         self._visible[:, 0, 0, :width] = mask.bool()
         causal = torch.ones(width, self.length, dtype=torch.bool, device=ids.device).tril()
-        # Padding sees itself: a row that sees nothing is not a number, and would spread through the cache.
+        # Padding attends to itself: attention over nothing gives NaN, which would spread through the cache.
         own = torch.eye(width, self.length, dtype=torch.bool, device=ids.device)
         return self._forward(ids, positions, self._visible & causal | own)
 
     def next(self, tokens: Any) -> Any:
-        """Append one token to each sequence, [rows]; the logits after them, which the next call writes over."""
+        """Append one token to each sequence, [rows]; returns the next logits, which the next call overwrites."""
         self._token.copy_(tokens[:, None])
         self._position += 1
         self._visible[..., self._at] = True
         self._at += 1
         self._steps += 1
         if not self._token.is_cuda or (self._graph is None and self._steps == 1):
-            return self._step()  # the first one also loads and chooses kernels, which cannot be recorded
+            return self._step()  # the first step also loads and selects kernels, which cannot be recorded
         if self._graph is None:
             graph = self._torch.cuda.CUDAGraph()
             with self._torch.cuda.graph(graph):

@@ -1,4 +1,4 @@
-"""An engine without a model: answers that depend on nothing but the request. For trying the pipeline and for tests."""
+"""An engine without a model, whose answers depend only on the request; for dry runs and tests."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Any OpenAI-compatible chat server: vLLM's own `serve`, hosted APIs.
+"""Any OpenAI-compatible chat server: `vllm serve`, hosted APIs.
 
-What such a server cannot do, and what is done about it:
+Limits of such servers, and how we handle them:
 
-- It lists the log-probs of its likeliest next tokens alone. A label that is not among them gets a bound, not a guess:
-  it cannot be likelier than the last one listed (`server_labels.py`).
-- It cannot score a text that is given (contrast judges), and returns no token ids.
-- Most cannot continue a reply that was begun. vLLM's can, and is asked to; for others the begun reply is left out,
-  since the question already asks for the number alone (`server_dialect.py`).
+- They list log-probs only for the most likely next tokens. A label that is not listed gets an upper bound: it cannot
+  be more likely than the last token listed (`server_labels.py`).
+- They cannot score a given text (contrast judges), and return no token ids.
+- Most cannot continue a reply that we prefill. vLLM can; for others the prefill is omitted, since the question already
+  asks for the number only (`server_dialect.py`).
 
-How requests reach the servers is in `server_fleet.py`. What they answer is read as data that nobody vouches for
-(`server_answers.py`), and what they refuse is sorted by whose fault it is (`server_errors.py`).
+`server_fleet.py` sends requests to the servers. `server_answers.py` reads their answers as untrusted data, and
+`server_errors.py` decides whether a refusal is due to the request, the server or the settings.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from typing import Any
 from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines.base import Completion, Failed, Request, Sampling
 from rlaif_cli.engines.server_answers import Unusable
-from rlaif_cli.engines.server_dialect import LISTED
-from rlaif_cli.engines.server_fleet import Doubtful, Fleet, Server
+from rlaif_cli.engines.server_dialect import MAX_TOP_LOGPROBS
+from rlaif_cli.engines.server_fleet import AmbiguousFailure, Fleet, Server
 from rlaif_cli.engines.server_labels import LabelShares
 from rlaif_cli.errors import EngineError, UsageError
 from rlaif_cli.models.tokenizer import RemoteTokenizer
 
-_NEXT_TO_NOTHING = 0.002  # where a server continues a reply, more than this share of unclear answers is made clear
-_LOOKS = 16  # how often a server may be asked for a reply that shows what follows an unclear label
+_NEGLIGIBLE = 0.002  # share of unclear answers that is not worth resolving by continuing them
+_MAX_RESAMPLES = 16  # sampled replies to find one that shows what follows an unclear label
 
 
 class OpenAIEngine:
-    """See `Engine`. Prompts are those of `RemoteTokenizer`; so are "tokens": the texts themselves.
+    """See `Engine`. Prompts and "tokens" are those of `RemoteTokenizer`: a token is its text.
 
     Args:
-        model: the name under which the servers know it.
+        model: its name on the servers.
         base_url, concurrency, retries, timeout: see `Fleet`.
 
     Raises:
@@ -50,17 +50,19 @@ class OpenAIEngine:
         self.tokenizer = RemoteTokenizer()
         self._fleet = Fleet(model, base_url=base_url, concurrency=concurrency, retries=retries, timeout=timeout)
         self.usage, self.max_length = self._fleet.usage, self._fleet.max_length
-        self._returns_logprobs = False  # then an answer without is that answer's fault, not the server's
-        self._whole: set[str] = set()  # labels of several digits that were seen as one token
+        self._returns_logprobs = False  # if so, an answer without them is an error of that answer, not of the server
+        self._single_token: set[str] = set()  # labels of several digits that were seen as one token
 
     def generate(
         self, requests: Iterable[Request], sampling: Sampling
     ) -> Iterator[tuple[Any, list[Completion] | Failed]]:
-        """A completion without text says why; where none has one, the request has `Failed`."""
+        """A completion without text says why; if none has text, the result is `Failed`."""
 
         def ask(server: Server, request: Request) -> list[Completion]:
             found: list[Completion] = []
-            while (missing := sampling.n - len(found)) > 0:  # some servers take no `n` and give one answer a call
+            while (
+                missing := sampling.n - len(found)
+            ) > 0:  # some servers do not accept `n` and return one answer per call
                 answer = self._fleet.create(
                     server,
                     request,
@@ -73,79 +75,84 @@ class OpenAIEngine:
                 )
                 found += [answers.completion(choice) for choice in answers.choices(answer, missing)]
             if all(completion.no_text for completion in found):
-                raise Unusable(found[0].no_text, again=False)
+                raise Unusable(found[0].no_text, retryable=False)
             return found
 
-        return self._fleet.side_by_side(ask, requests)
+        return self._fleet.run_concurrently(ask, requests)
 
     def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float] | Failed]]:
-        """Bounds of labels that the server does not list are in `Bound`."""
+        """Labels that the server does not list get a `Bound`."""
 
         def ask(server: Server, request: Request) -> list[float]:
             if request.continuation:
                 raise UsageError(
-                    "a chat server does not tell the log-probs of a text that is given, which --method contrast needs",
-                    hint="--method pairwise or score, or --engine vllm",
+                    "a chat server cannot return the log-probs of a given text, which --method contrast needs",
+                    hint="use --method pairwise or score, or --engine vllm",
                 )
-            shares = LabelShares(request.choices, self._whole)
-            self._look(server, request, [shares])
-            if server.dialect.begins_replies:
-                self._look_further(server, request, shares)
+            shares = LabelShares(request.choices, self._single_token)
+            self._read_reply(server, request, [shares])
+            if server.dialect.continues_prefill:
+                self._continue_unclear(server, request, shares)
             elif not shares.settled():
-                shares = self._look_again(server, request, shares)
-            if fault := shares.fault():
-                raise Unusable(fault, again=False)
+                shares = self._resample_unclear(server, request, shares)
+            if problem := shares.problem():
+                raise Unusable(problem, retryable=False)
             return shares.logprobs()
 
-        return self._fleet.side_by_side(ask, requests)
+        return self._fleet.run_concurrently(ask, requests)
 
-    def _look(self, server: Server, request: Request, looks: Sequence[LabelShares], before: str = "") -> int:
-        """Ask for as many replies as there are looks, and count each of those that came in one."""
-        options = {"max_tokens": looks[0].tokens, "temperature": 1.0, "logprobs": True, "top_logprobs": LISTED}
-        if len(looks) > 1:
-            options["n"] = len(looks)
-        found = answers.choices(self._fleet.create(server, request, **options), len(looks))
-        for choice, shares in zip(found, looks, strict=False):
+    def _read_reply(self, server: Server, request: Request, targets: Sequence[LabelShares], before: str = "") -> int:
+        """Request one reply for each of `targets`, and add each reply to one; returns how many replies came."""
+        options = {
+            "max_tokens": targets[0].tokens,
+            "temperature": 1.0,
+            "logprobs": True,
+            "top_logprobs": MAX_TOP_LOGPROBS,
+        }
+        if len(targets) > 1:
+            options["n"] = len(targets)
+        found = answers.choices(self._fleet.create(server, request, **options), len(targets))
+        for choice, shares in zip(found, targets, strict=False):
             reply = answers.completion(choice, may_be_empty=True)
             if reply.no_answer:
-                raise Unusable(reply.no_answer, again=False)
+                raise Unusable(reply.no_answer, retryable=False)
             positions = answers.positions(choice)
             if not positions:
                 raise self._no_logprobs(server, reply, answers.has_logprobs(choice))
             self._returns_logprobs = True
             shares.add(positions, reply.text, before)
-            self._whole = self._whole | {label for label in shares.whole if len(label) > 1}
+            self._single_token = self._single_token | {label for label in shares.single_token if len(label) > 1}
         return len(found)
 
-    def _no_logprobs(self, server: Server, reply: Completion, given: bool) -> Doubtful:
-        """An answer that is at fault by itself if another one has log-probs, and else shows what the server does."""
+    def _no_logprobs(self, server: Server, reply: Completion, given: bool) -> AmbiguousFailure:
+        """An error of this answer alone if other answers have log-probs, else a limit of the server."""
         what = "log-probs that cannot be read" if given else "no log-probs"
         hint = "--samples N counts sampled answers instead"
-        return Doubtful(
-            f"an answer with {what} (finish reason: {reply.finish_reason or 'not given'}); {hint}",
+        return AmbiguousFailure(
+            f"the answer has {what} (finish reason: {reply.finish_reason or 'not given'}); {hint}",
             EngineError(f"the server returns {what}", where=server.where, hint=hint),
             own=lambda done: done or self._returns_logprobs,
         )
 
-    def _look_further(self, server: Server, request: Request, shares: LabelShares) -> None:
-        """Have the server continue each unclear text, the likeliest first, until next to nothing is unclear."""
-        *turns, (role, begun) = request.prompt
-        if role != "begun":
-            turns, begun = list(request.prompt), ""
-        while not shares.settled(_NEXT_TO_NOTHING):
+    def _continue_unclear(self, server: Server, request: Request, shares: LabelShares) -> None:
+        """Have the server continue each unclear text, the most likely first, until a negligible share is unclear."""
+        *turns, (role, prefill) = request.prompt
+        if role != "prefill":
+            turns, prefill = list(request.prompt), ""
+        while not shares.settled(_NEGLIGIBLE):
             text = max(shares.unclear, key=shares.unclear.__getitem__)
-            joined = (begun.rstrip() if text[:1].isspace() else begun) + text
-            self._look(server, replace(request, prompt=(*turns, ("begun", joined))), [shares], text)
-            if not server.dialect.begins_replies:  # then this was a reply of its own, and no continuation
-                raise Unusable("it does not continue a reply that was begun", again=True)
+            joined = (prefill.rstrip() if text[:1].isspace() else prefill) + text
+            self._read_reply(server, replace(request, prompt=(*turns, ("prefill", joined))), [shares], text)
+            if not server.dialect.continues_prefill:  # then it was a new reply, not a continuation
+                raise Unusable("the server does not continue a prefilled reply", retryable=True)
 
-    def _look_again(self, server: Server, request: Request, shares: LabelShares) -> LabelShares:
-        """Sample replies until one begins with what was unclear and shows what follows it."""
-        left = _LOOKS
+    def _resample_unclear(self, server: Server, request: Request, shares: LabelShares) -> LabelShares:
+        """Sample replies until one begins with the unclear text and shows what follows it."""
+        left = _MAX_RESAMPLES
         while left > 0 and not shares.settled():
-            looks = [LabelShares(request.choices, self._whole) for _ in range(left)]
-            left -= self._look(server, request, looks)
-            shares = next((look for look in looks if any(look.known.values()) and look.settled()), shares)
+            targets = [LabelShares(request.choices, self._single_token) for _ in range(left)]
+            left -= self._read_reply(server, request, targets)
+            shares = next((target for target in targets if any(target.known.values()) and target.settled()), shares)
         return shares
 
     def close(self) -> None:

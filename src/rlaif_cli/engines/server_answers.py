@@ -1,7 +1,7 @@
-"""What a chat server sends, read as data that nobody vouches for.
+"""Parse what a chat server sends, as untrusted data.
 
-Any part of an answer may be missing, null, of another type, or there twice. What can be used is taken; for the rest it
-is said what is wrong with the answer. Nothing is made up: an answer without text is no empty response.
+Any part of an answer may be missing, null, of the wrong type, or duplicated. Usable parts are used; for the rest, the
+error says what is wrong. Nothing is invented: an answer without text is not an empty response.
 """
 
 from __future__ import annotations
@@ -13,56 +13,56 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif_cli.engines.base import Completion
-from rlaif_cli.engines.server_errors import said
+from rlaif_cli.engines.server_errors import server_text
 
-SETTLED = {400, 413, 422}  # status codes that a server will give again to the same request
+PERMANENT = {400, 413, 422}  # status codes that a server would return again for the same request
 
 
 class Unusable(Exception):
-    """An answer that is none; `again`: asking again may help."""
+    """An answer that cannot be used; `retryable`: a retry may help."""
 
-    def __init__(self, message: str, again: bool) -> None:
+    def __init__(self, message: str, retryable: bool) -> None:
         super().__init__(message)
-        self.again = again
+        self.retryable = retryable
 
 
 def field(value: Any, *path: str) -> Any:
-    """What stands at a place inside JSON; None where there is no such place."""
+    """The value at a path inside JSON; None if there is none."""
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
 def parsed(content: bytes) -> dict[str, Any]:
-    """The JSON object of an answer.
+    """Parse an answer as a JSON object.
 
     Raises:
-        Unusable: it is something else, or reports an error.
+        Unusable: it is not one, or reports an error.
     """
     try:
         body = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise Unusable(f"an answer that is no JSON ({error})", again=True) from error
+        raise Unusable(f"the answer is not JSON ({error})", retryable=True) from error
     if not isinstance(body, dict):
-        raise Unusable("an answer that is no JSON object", again=True)
+        raise Unusable("the answer is not a JSON object", retryable=True)
     if body.get("error"):
         raise _failure(body["error"])
     return body
 
 
 def choices(body: dict[str, Any], wanted: int = 1) -> list[dict[str, Any]]:
-    """The choices of an answer, as many as were asked for.
+    """The choices of an answer, at most as many as requested.
 
-    Of more than that, those with an index that stood there before are left out. (Of as many they are not: some servers
-    give all choices the same index.)
+    If there are more, choices with a repeated index are dropped first. (Not otherwise: some servers give all choices
+    the same index.)
 
     Raises:
-        Unusable: there are none.
+        Unusable: there are no choices.
     """
     listed = body.get("choices")
     found = [choice for choice in listed if isinstance(choice, dict)] if isinstance(listed, list) else []
     if not found:
-        raise Unusable("an answer without choices", again=True)
+        raise Unusable("the answer has no choices", retryable=True)
     if len(found) > wanted:
         places = [str(choice.get("index", place)) for place, choice in enumerate(found)]
         found = [choice for place, choice in enumerate(found) if places.index(places[place]) == place]
@@ -70,12 +70,12 @@ def choices(body: dict[str, Any], wanted: int = 1) -> list[dict[str, Any]]:
 
 
 def completion(choice: dict[str, Any], *, may_be_empty: bool = False) -> Completion:
-    """The reply of a choice; a refusal's words are one. One that cannot be used has no text, and `no_text` says why.
+    """The reply of a choice; a refusal counts as one. An unusable reply has no text, and `no_text` says why.
 
-    Whatever is wanted of an answer, this is looked at first: log-probs that come with a tool call are of that call.
+    Check this before anything else in an answer: log-probs that come with a tool call belong to that call.
 
     Args:
-        may_be_empty: text that is there and empty is a reply: its log-probs may show what else could have been said.
+        may_be_empty: accept an empty text as a reply: its log-probs may show the alternatives.
 
     Raises:
         Unusable: the choice reports an error, or has no message.
@@ -86,7 +86,7 @@ def completion(choice: dict[str, Any], *, may_be_empty: bool = False) -> Complet
         raise _failure(choice.get("error"))
     message = choice.get("message")
     if not isinstance(message, dict):
-        raise Unusable("an answer without a message", again=True)
+        raise Unusable("the answer has no message", retryable=True)
     text = _content(message.get("content"))
     refused, refusal = _refusal(message)
     if refused:
@@ -96,7 +96,7 @@ def completion(choice: dict[str, Any], *, may_be_empty: bool = False) -> Complet
 
 
 def _content(content: Any) -> str:
-    """A message's text; of one in parts, the text parts, without thoughts."""
+    """A message's text; if it is in parts, the text parts, without thinking."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else []
@@ -105,7 +105,7 @@ def _content(content: Any) -> str:
 
 
 def _refusal(message: dict[str, Any]) -> tuple[bool, str]:
-    """Whether a message says that it is a refusal, and its words, if they are not the message's text."""
+    """Whether a message is marked as a refusal, and the refusal's text if it is separate."""
     content = message.get("content")
     parts = content if isinstance(content, list) else []
     found = [message.get("refusal"), *(field(part, "refusal") for part in parts)]
@@ -114,23 +114,25 @@ def _refusal(message: dict[str, Any]) -> tuple[bool, str]:
 
 
 def _why_no_text(message: dict[str, Any], text: str, reason: str | None, may_be_empty: bool) -> str:
-    """Why a message has no text, or one that is not the whole reply; empty where nothing speaks against its text."""
+    """Why a message has no text or an incomplete one; empty if the text can be used."""
     if message.get("tool_calls") or message.get("function_call") or reason in ("tool_calls", "function_call"):
-        return "an answer with a tool call" + (" beside the text" if text.strip() else ", without text")
+        return "the answer is a tool call" + (" besides the text" if text.strip() else ", without text")
     if reason == "content_filter":
-        return "an answer that the server's content filter stopped (finish reason: content_filter)"
+        return "the server's content filter stopped the answer (finish reason: content_filter)"
     if not _is_text(text):
-        return "an answer with half a character (a lone surrogate)"
-    thoughts = any(message.get(name) for name in ("reasoning_content", "reasoning"))
-    if text.strip() or (may_be_empty and isinstance(message.get("content"), str) and not thoughts):
+        return "the answer contains a lone surrogate (half a character)"
+    thinking = any(message.get(name) for name in ("reasoning_content", "reasoning"))
+    if text.strip() or (may_be_empty and isinstance(message.get("content"), str) and not thinking):
         return ""
     if reason == "length":
-        return "an answer without text: cut at --max-tokens" + (" while it was still thinking" if thoughts else "")
-    return f"an answer without text (finish reason: {reason or 'not given'})"
+        return "the answer has no text: it was cut off at --max-tokens" + (
+            " while it was still thinking" if thinking else ""
+        )
+    return f"the answer has no text (finish reason: {reason or 'not given'})"
 
 
 def _is_text(text: str) -> bool:
-    """Whether a file can hold it: JSON can spell half a character."""
+    """Whether it can be written as UTF-8: JSON escapes can produce lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -139,16 +141,16 @@ def _is_text(text: str) -> bool:
 
 
 def _failure(error: Any) -> Unusable:
-    """What a server says is wrong inside of an answer that claims to be one."""
+    """An error that a server reports inside a successful response."""
     code = field(error, "code")
     return Unusable(
-        f"an error in place of an answer: {said(error) or 'no reason given'}",
-        again=not (isinstance(code, int) and code in SETTLED),
+        f"the server sent an error in place of an answer: {server_text(error) or 'no reason given'}",
+        retryable=not (isinstance(code, int) and code in PERMANENT),
     )
 
 
 def usage(body: dict[str, Any]) -> tuple[int | None, int | None]:
-    """Tokens in and out, as the server counts them; None where it does not, or not in a way that can be read."""
+    """Input and output tokens as reported by the server; None if missing or unreadable."""
     return _count(field(body, "usage", "prompt_tokens")), _count(field(body, "usage", "completion_tokens"))
 
 
@@ -157,7 +159,7 @@ def _count(value: Any) -> int | None:
 
 
 def model_list(content: bytes) -> dict[str, dict[str, Any]] | None:
-    """The models that a server says it has, by name; None where no such list can be read, or not all of it."""
+    """The models that a server lists, by name; None if the list cannot be read completely."""
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -172,7 +174,7 @@ def model_list(content: bytes) -> dict[str, dict[str, Any]] | None:
 
 
 def context_length(model: dict[str, Any]) -> int:
-    """Tokens; 0: the server does not say."""
+    """In tokens; 0: not reported."""
     return _count(model.get("max_model_len")) or 0
 
 
@@ -181,12 +183,12 @@ def context_length(model: dict[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class Position:
-    """One token of a reply, and what could have stood in its place.
+    """One token of a reply, and its alternatives.
 
     Attributes:
-        listed: text and probability of the likeliest tokens, the sampled one among them; two may have one text.
-        taken: which of them was sampled; None: not told.
-        least: what a token that is not listed can hold at most.
+        listed: text and probability of the most likely tokens and the sampled one; texts may repeat.
+        taken: index of the sampled one; None: not reported.
+        least: upper bound for the probability of a token that is not listed.
     """
 
     listed: tuple[tuple[str, float], ...]
@@ -199,16 +201,16 @@ class Position:
 
 
 def has_logprobs(choice: dict[str, Any]) -> bool:
-    """Whether a choice comes with something in the place of log-probs, whether it can be read or not."""
+    """Whether a choice has log-probs, readable or not."""
     logprobs = choice.get("logprobs")
     return bool(logprobs.get("content") if isinstance(logprobs, dict) else logprobs)
 
 
 def positions(choice: dict[str, Any]) -> list[Position]:
-    """The log-probs of a reply, up to the first token that they cannot be read of.
+    """The log-probs of a reply, up to the first token whose log-probs cannot be read.
 
     Raises:
-        Unusable: they are no probabilities.
+        Unusable: the probabilities are invalid.
     """
     found = []
     content = field(choice, "logprobs", "content")
@@ -222,34 +224,36 @@ def positions(choice: dict[str, Any]) -> list[Position]:
 
 def _position(entry: Any) -> Position | None:
     top = field(entry, "top_logprobs")
-    told = [(field(each, "token"), _logprob(field(each, "logprob"))) for each in top] if isinstance(top, list) else []
-    if not told:
+    entries = (
+        [(field(each, "token"), _logprob(field(each, "logprob"))) for each in top] if isinstance(top, list) else []
+    )
+    if not entries:
         return None
-    # A token that is there twice, with the very same number, is one; two tokens of one text differ in theirs.
-    readable = [(text, value) for text, value in told if isinstance(text, str) and value is not None]
-    listed = [(_shown(text), math.exp(value)) for text, value in dict.fromkeys(readable)]
+    # Entries with the same text and log-prob are one token; different tokens with one text differ in log-prob.
+    readable = [(text, value) for text, value in entries if isinstance(text, str) and value is not None]
+    listed = [(_token_text(text), math.exp(value)) for text, value in dict.fromkeys(readable)]
     if not listed:
         return None
-    least = min(p for _, p in listed) if len(readable) == len(told) else 1.0
+    least = min(p for _, p in listed) if len(readable) == len(entries) else 1.0
     token, value = field(entry, "token"), _logprob(field(entry, "logprob"))
-    if isinstance(token, str) and value is not None and all(text != _shown(token) for text, _ in listed):
-        listed.append((_shown(token), math.exp(value)))
+    if isinstance(token, str) and value is not None and all(text != _token_text(token) for text, _ in listed):
+        listed.append((_token_text(token), math.exp(value)))
     if sum(p for _, p in listed) > 1.01:
-        raise Unusable("log-probs whose probabilities add up to more than 1", again=False)
+        raise Unusable("the probabilities of the log-probs add up to more than 1", retryable=False)
     return Position(tuple(listed), _taken(listed, token, value), least)
 
 
 def _taken(listed: Sequence[tuple[str, float]], token: Any, value: float | None) -> int | None:
-    """Where the sampled token stands; of several with its text, the one whose probability is nearest."""
+    """The index of the sampled token; of several with its text, the one with the nearest probability."""
     if not isinstance(token, str):
         return None
-    same = [place for place, (text, _) in enumerate(listed) if text == _shown(token)]
+    same = [place for place, (text, _) in enumerate(listed) if text == _token_text(token)]
     p = math.exp(value) if value is not None else 1.0
     return min(same, key=lambda place: abs(listed[place][1] - p), default=None)
 
 
-def _shown(token: str) -> str:
-    """A token's text, also where a server shows it as it stands in the vocabulary."""
+def _token_text(token: str) -> str:
+    """A token's text, also if a server shows its vocabulary form."""
     if token[:1] in ("▁", "Ġ", "Ċ"):
         return ("\n" if token[0] == "Ċ" else " ") + token[1:]
     return token
@@ -258,6 +262,6 @@ def _shown(token: str) -> str:
 def _logprob(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if not value <= 0.001:  # rounding apart, a probability is at most 1; this is also where NaN ends
+    if not value <= 0.001:  # a probability is at most 1, up to rounding; this also rejects NaN
         return None
     return float(max(min(value, 0), -1e4))

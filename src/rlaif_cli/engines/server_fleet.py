@@ -1,11 +1,11 @@
-"""The servers that answer requests: which one is asked, how often, and when one, or all of them, cannot be used.
+"""Send requests to one or several servers: load balancing, retries, and dropping servers that fail.
 
-Requests go out side by side; the official client waits and tries again (back-off with jitter, `Retry-After`). What
-fails for good comes back as `Failed` and stops nobody else; a server that answers nothing at all stops the run, and so
-does one that refuses what every request has.
+Requests run concurrently; the official client retries (back-off with jitter, `Retry-After`). A request that fails for
+good is yielded as `Failed` and does not affect others; a server that does not answer at all, or refuses what every
+request contains, ends the run.
 
-Of several servers each request goes to the one with the least in flight, and one that fails there goes to the next. A
-server that answers nothing at all is left out from then on; the last one stops the run.
+With several servers, each request goes to the one with the fewest in flight, and if it fails there to the next. A
+server that does not answer at all is dropped; when the last one is dropped, the run ends.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from typing import Any
 from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines import server_errors as errors
 from rlaif_cli.engines.base import Failed, Request, Usage
-from rlaif_cli.engines.server_answers import SETTLED, Unusable
+from rlaif_cli.engines.server_answers import PERMANENT, Unusable
 from rlaif_cli.engines.server_dialect import Dialect, sent_names
 from rlaif_cli.errors import EngineError, MissingDependency
 from rlaif_cli.ui.console import warn, warn_once
 
-_SILENCE = 20  # failures in a row, with nothing done before or between, after which a server counts as dead
-_ALIKE = 5  # requests that fail in the same way before any succeeds, after which every one is taken to fail so
-_REFUSED = {401, 403, 404}  # status codes that a server will give to every request
+_MAX_FAILURES = 20  # consecutive failures after which a server counts as dead
+_MAX_IDENTICAL_FAILURES = 5  # of the first requests, after which all are assumed to fail
+_REFUSES_ALL = {401, 403, 404}  # status codes that a server would return for every request
 
 
 @dataclass
@@ -39,9 +39,9 @@ class Server:
     """One server.
 
     Attributes:
-        max_length: its context, tokens; 0: not told.
-        failures: in a row.
-        fault: why it is left out.
+        max_length: its context, tokens; 0: not reported.
+        failures: consecutive ones.
+        failure: why it was dropped; None: it is in use.
     """
 
     client: Any
@@ -50,16 +50,16 @@ class Server:
     max_length: int = 0
     in_flight: int = 0
     failures: int = 0
-    fault: EngineError | None = None
+    failure: EngineError | None = None
 
 
-class Doubtful(Exception):
-    """A fault that is either this request's own or every request's: what others bring decides.
+class AmbiguousFailure(Exception):
+    """A failure of either this request or all requests; the results of others decide which.
 
     Args:
-        reason: why the request failed, if it is its own fault.
-        error: what ends the run, if it is every request's.
-        own: whether it is known to be the request's own; told whether all others are done.
+        reason: why the request failed, if only this one does.
+        error: what ends the run, if all requests fail.
+        own: whether only this request is known to fail; its argument: whether all others are done.
     """
 
     def __init__(self, reason: str, error: EngineError, own: Callable[[bool], bool]) -> None:
@@ -71,22 +71,22 @@ Ask = Callable[[Server, Request], Any]
 
 
 class Fleet:
-    """Servers that know one model.
+    """Servers of one model.
 
     Args:
-        model: the name under which they know it.
-        base_url: "http://host:port/v1" of each server; none: the client's own default.
-        concurrency: requests in flight at the same time at each server.
+        model: its name on the servers.
+        base_url: "http://host:port/v1" of each server; empty: the client's default.
+        concurrency: requests in flight at each server.
         retries, timeout: of one request; seconds.
 
     Attributes:
-        usage: what they counted.
-        max_length: the smallest of their contexts, tokens; 0: not told.
+        usage: the tokens that they reported.
+        max_length: the smallest of their contexts, tokens; 0: not reported.
 
     Raises:
         MissingDependency: the package `openai` is not installed.
-        UsageError: the environment names a key, an address or a proxy that cannot be used.
-        EngineError: a server does not answer, or does not know the model.
+        UsageError: the environment has an invalid key, address or proxy.
+        EngineError: a server does not answer, or does not have the model.
     """
 
     def __init__(self, model: str, *, base_url: Sequence[str], concurrency: int, retries: int, timeout: float) -> None:
@@ -94,40 +94,40 @@ class Fleet:
         self.usage = Usage()
         self._model = model
         self._retries = retries
-        # A key is read from the environment alone; servers of one's own need none, and the client insists on some.
+        # The key is only read from the environment; self-hosted servers need none, but the client requires one.
         key = os.environ.get(errors.KEY) or ("none" if base_url else None)
         if key is None:
             raise EngineError(
-                f"{errors.KEY} is not set", hint="export it, or give --base-url for a server without keys"
+                f"{errors.KEY} is not set", hint="export it, or set --base-url for a server that needs no key"
             )
         errors.check_environment(bool(base_url))
         self._lock = threading.Lock()
-        self._answered = False  # until then, what is refused may be refused to every request
+        self._answered = False  # until then, a refusal may apply to every request
         connect = functools.partial(self._openai.OpenAI, api_key=key, max_retries=retries, timeout=timeout)
         try:
             self._servers = [
                 Server(connect(base_url=address), errors.shown_address(address) if address else "the default server")
                 for address in (*base_url,) or (None,)
             ]
-        except Exception as error:  # of the HTTP library, which knows no common one: proxies, certificates
+        except Exception as error:  # the HTTP library has no common base class: proxies, certificates
             raise errors.no_connection(error) from error
         self._concurrency = concurrency * len(self._servers)
         for server in self._servers:
-            server.fault = self._look_at_the_model(server)
-        if any(server.fault for server in self._servers):
-            raise self._faults()
+            server.failure = self._check_model(server)
+        if any(server.failure for server in self._servers):
+            raise self._failures()
         self.max_length = min((server.max_length for server in self._servers if server.max_length), default=0)
 
-    def _faults(self) -> EngineError:
-        """What is wrong with all the servers that fail."""
-        faults = [server.fault for server in self._servers if server.fault is not None]
-        if len(faults) == 1:
-            return faults[0]
-        what = f"{len(faults)} of {len(self._servers)} servers are failing"
-        return EngineError(what, hint=faults[-1].hint, faults=[str(fault) for fault in faults])
+    def _failures(self) -> EngineError:
+        """One error for all servers that fail."""
+        failed = [server.failure for server in self._servers if server.failure is not None]
+        if len(failed) == 1:
+            return failed[0]
+        what = f"{len(failed)} of {len(self._servers)} servers are failing"
+        return EngineError(what, hint=failed[-1].hint, errors=[str(failure) for failure in failed])
 
-    def _look_at_the_model(self, server: Server) -> EngineError | None:
-        """Whether it has the model; where it has no list that can be read, the first request will tell."""
+    def _check_model(self, server: Server) -> EngineError | None:
+        """Check that a server has the model; without a readable list, the first request will show it."""
         try:
             listed = answers.model_list(server.client.models.with_raw_response.list().http_response.content)
         except self._openai.APIConnectionError as error:
@@ -139,11 +139,11 @@ class Fleet:
         found = listed.get(self._model, listed.get(f"models/{self._model}"))
         if found is None:
             return EngineError(
-                f"the server does not know the model '{self._model}'",
+                f"the server does not have the model '{self._model}'",
                 where=server.where,
                 hint=f"it has: {', '.join(sorted(listed)[:10])}",
             )
-        server.dialect.begins_replies = found.get("owned_by") == "vllm"
+        server.dialect.continues_prefill = found.get("owned_by") == "vllm"
         server.max_length = answers.context_length(found)
         return None
 
@@ -152,10 +152,10 @@ class Fleet:
             server.client.close()
 
     def create(self, server: Server, request: Request, **options: Any) -> dict[str, Any]:
-        """The JSON of an answer.
+        """Send a request; returns the JSON of the answer.
 
         Raises:
-            Unusable: it is none. EngineError: the server refuses a part that no request can do without.
+            Unusable: the answer is invalid. EngineError: the server refuses a part that every request needs.
         """
         while True:
             body = server.dialect.body(request, options)
@@ -163,7 +163,7 @@ class Fleet:
                 sent = server.client.chat.completions.with_raw_response.create(model=self._model, **body)
                 break
             except self._openai.APIStatusError as error:
-                if error.status_code not in SETTLED:
+                if error.status_code not in PERMANENT:
                     raise
                 self._refused(server, request, options, body, error)
         answer = answers.parsed(sent.http_response.content)
@@ -177,134 +177,134 @@ class Fleet:
     def _refused(
         self, server: Server, request: Request, options: dict[str, Any], body: dict[str, Any], error: Exception
     ) -> None:
-        """Returns where the same can be asked in another way.
+        """Return if an equivalent request can be sent.
 
         Raises:
-            EngineError: no server takes what was refused. Exception: `error`, where it is this request's own.
+            EngineError: the refused part has no equivalent. Exception: `error`, if it concerns only this request.
         """
         name = errors.refused_parameter(error, sent_names(body))
         with self._lock:
             if server.dialect.body(request, options) != body:
-                return  # another thread has learned it meanwhile
-            instead = server.dialect.learn(name, body, errors.words_of(error)) if name else None
+                return  # another thread has adapted it meanwhile
+            instead = server.dialect.adapt(name, body, errors.all_text(error)) if name else None
         if name is None or (name == "system" and instead is None):
             raise error
         if instead is None:
             raise _Stop(errors.refusal(server.where, name, error)) from error
         warn_once(f"{server.where}: {instead}")
 
-    def _guarded(self, ask: Ask, request: Request) -> Any:
-        """What a server answers; where one fails that another might not, of the next."""
+    def _try_servers(self, ask: Ask, request: Request) -> Any:
+        """The answer of a server; on a failure that another might not have, of the next one."""
         found: Any = Failed("no server is left", True)
         tried: list[Server] = []
         while (server := self._least_busy(tried)) is not None:
             try:
-                found = self._asked(ask, server, request)
+                found = self._ask_with_retries(ask, server, request)
             finally:
                 with self._lock:
                     server.in_flight -= 1
-            if not (isinstance(found, Failed) and found.again):
+            if not (isinstance(found, Failed) and found.retryable):
                 break
             tried.append(server)
         return found
 
     def _least_busy(self, tried: Sequence[Server]) -> Server | None:
         with self._lock:
-            left = [server for server in self._servers if server.fault is None and server not in tried]
+            left = [server for server in self._servers if server.failure is None and server not in tried]
             server = min(left, key=lambda each: each.in_flight, default=None)
             if server is not None:
                 server.in_flight += 1
             return server
 
-    def _asked(self, ask: Ask, server: Server, request: Request) -> Any:
+    def _ask_with_retries(self, ask: Ask, server: Server, request: Request) -> Any:
         for attempt in range(self._retries + 1):
             try:
-                return self._tried(ask, server, request)
+                return self._ask_once(ask, server, request)
             except Unusable as error:
-                if not error.again or attempt == self._retries:
-                    return self._failed(server, error, again=error.again)
-            time.sleep(min(8.0, 0.5 * 2**attempt) * (1 - 0.25 * random.random()))  # as the client waits
+                if not error.retryable or attempt == self._retries:
+                    return self._failed(server, error, retryable=error.retryable)
+            time.sleep(min(8.0, 0.5 * 2**attempt) * (1 - 0.25 * random.random()))  # the client's own back-off
         raise AssertionError
 
-    def _tried(self, ask: Ask, server: Server, request: Request) -> Any:
+    def _ask_once(self, ask: Ask, server: Server, request: Request) -> Any:
         try:
             return ask(server, request)
-        except Doubtful as fault:
-            return fault
+        except AmbiguousFailure as failure:
+            return failure
         except _Stop as stop:
             with self._lock:
-                return self._leave_out(server, stop.error)
+                return self._drop(server, stop.error)
         except self._openai.APIStatusError as error:
-            reason = f"the server: {errors.told(error)}"
-            if errors.is_own(error) and error.status_code in SETTLED | {403}:
+            reason = f"the server: {errors.describe(error)}"
+            if errors.is_own(error) and error.status_code in PERMANENT | {403}:
                 return Failed(reason, False)
-            if error.status_code in _REFUSED:
+            if error.status_code in _REFUSES_ALL:
                 with self._lock:
-                    return self._leave_out(server, errors.failing(server.where, error))
-            if error.status_code in SETTLED:
-                what = f"the server refuses every request: {errors.told(error)}"
-                return Doubtful(reason, EngineError(what, where=server.where), own=lambda _: self._answered)
-            return self._failed(server, error, again=True)
+                    return self._drop(server, errors.failing(server.where, error))
+            if error.status_code in PERMANENT:
+                what = f"the server refuses every request: {errors.describe(error)}"
+                return AmbiguousFailure(reason, EngineError(what, where=server.where), own=lambda _: self._answered)
+            return self._failed(server, error, retryable=True)
         except self._openai.APIConnectionError as error:  # timeouts are among these
-            return self._failed(server, error, again=True)
+            return self._failed(server, error, retryable=True)
 
-    def _failed(self, server: Server, error: Exception, again: bool) -> Failed:
-        if again:
+    def _failed(self, server: Server, error: Exception, retryable: bool) -> Failed:
+        if retryable:
             with self._lock:
                 server.failures += 1
-                if server.failures >= _SILENCE:
-                    return self._leave_out(server, errors.failing(server.where, error))
-        return Failed(f"the server: {errors.told(error)}", again)
+                if server.failures >= _MAX_FAILURES:
+                    return self._drop(server, errors.failing(server.where, error))
+        return Failed(f"the server: {errors.describe(error)}", retryable)
 
-    def _leave_out(self, server: Server, fault: EngineError) -> Failed:
-        """Raises: EngineError: it was the last one."""
-        known = server.fault is not None
-        server.fault = server.fault or fault
-        if all(each.fault for each in self._servers):
-            raise self._faults() from fault
+    def _drop(self, server: Server, failure: EngineError) -> Failed:
+        """Stop using a server. Raises: EngineError: it was the last one."""
+        known = server.failure is not None
+        server.failure = server.failure or failure
+        if all(each.failure for each in self._servers):
+            raise self._failures() from failure
         if not known:
-            warn(f"{server.where} is left out: {fault.what}")
-        return Failed(fault.what, True)
+            warn(f"{server.where} is no longer used: {failure.what}")
+        return Failed(failure.what, True)
 
-    def side_by_side(self, ask: Ask, requests: Iterable[Request]) -> Iterator[tuple[Any, Any]]:
-        """Keep `concurrency` requests in flight at each server; yield what is done, as it is done."""
+    def run_concurrently(self, ask: Ask, requests: Iterable[Request]) -> Iterator[tuple[Any, Any]]:
+        """Keep `concurrency` requests in flight at each server; yield results as they finish."""
         waiting, running = iter(requests), dict[Future[Any], Request]()
-        held: list[tuple[Any, Doubtful]] = []
+        held: list[tuple[Any, AmbiguousFailure]] = []
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="rlaif-openai")
         try:
             while True:
                 while len(running) < self._concurrency and (request := next(waiting, None)) is not None:
-                    running[pool.submit(self._guarded, ask, request)] = request
+                    running[pool.submit(self._try_servers, ask, request)] = request
                 if not running:
-                    yield from self._released(held, done=True)
+                    yield from self._decided(held, done=True)
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     request, found = running.pop(future), future.result()
-                    if isinstance(found, Doubtful):
+                    if isinstance(found, AmbiguousFailure):
                         held.append((request.key, found))
                     else:
                         yield request.key, found
-                yield from self._released(held, done=False)
+                yield from self._decided(held, done=False)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _released(self, held: list[tuple[Any, Doubtful]], done: bool) -> Iterator[tuple[Any, Failed]]:
-        """Those of the requests held back whose fault is known to be their own.
+    def _decided(self, held: list[tuple[Any, AmbiguousFailure]], done: bool) -> Iterator[tuple[Any, Failed]]:
+        """Yield the held requests that are known to fail on their own.
 
         Raises:
-            EngineError: every request would fail like those that are left.
+            EngineError: every request would fail like the remaining ones.
         """
-        sorted_out = [(key, fault, fault.own(done)) for key, fault in held]
-        held[:] = [(key, fault) for key, fault, own in sorted_out if not own]
-        yield from ((key, Failed(fault.reason, False)) for key, fault, own in sorted_out if own)
+        checked = [(key, failure, failure.own(done)) for key, failure in held]
+        held[:] = [(key, failure) for key, failure, own in checked if not own]
+        yield from ((key, Failed(failure.reason, False)) for key, failure, own in checked if own)
         if held:
-            alike = {re.sub(r"\d+", "", fault.reason) for _, fault in held}
-            if done or len(held) >= (_ALIKE if len(alike) == 1 else _SILENCE):
+            alike = {re.sub(r"\d+", "", failure.reason) for _, failure in held}
+            if done or len(held) >= (_MAX_IDENTICAL_FAILURES if len(alike) == 1 else _MAX_FAILURES):
                 raise held[-1][1].error
 
 
 class _Stop(Exception):
-    """A server takes no request as it must be."""
+    """A server refuses something that every request needs."""
 
     def __init__(self, error: EngineError) -> None:
         super().__init__(str(error))

@@ -1,14 +1,15 @@
-"""The probabilities of labels, from the log-probs that a chat server lists along a reply.
+"""The probabilities of labels, from the log-probs that a chat server returns with a reply.
 
-A server writes a label in tokens of its own: "10" may be one, or "1" and "0"; a space may come before it. At each token
-of the reply it lists the likeliest ones. Each of these, put behind what the reply said so far, is a text that the judge
-might have begun with, and its probability. A label's probability is the sum over the texts that are this label.
+Servers tokenize labels differently: "10" may be one token, or "1" and "0"; a space may come first. At each token of the
+reply the server lists the most likely ones. Each of these, appended to the reply so far, is a text that the judge might
+have started with, with its probability. A label's probability is the sum over the texts that are this label.
 
-What goes on is seen along the sampled reply alone. Where a text could still become a longer label ("1" and "10") and
-what follows is not seen, its probability is neither label's: it is *unclear*, until an answer shows what follows.
+Continuations are only visible along the sampled reply. If a text could still become a longer label ("1" and "10") and
+its continuation is not visible, its probability belongs to neither: it is *unclear* until an answer shows what follows.
 
-A label that goes on as a number that is none ("18", "1.5") counts as the label, as with every engine: this too is seen
-of one label alone, and taking it off would favour the others. Where that is what the label mostly is, nothing counts.
+A label that continues to a number that is not a label ("18", "1.5") counts as the label, as with every engine: this too
+is only visible for one label, and subtracting it would favour the others. If most of a label's probability continues
+this way, the answer is unusable.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from rlaif_cli.engines.server_answers import Position, Unusable
 
 
 class LabelShares:
-    """What is known of a closed set of numbers as answers to one question.
+    """The probabilities of a closed set of numeric labels as answers to one question, as far as known.
 
     Args:
-        choices: the texts that are labels, in all spellings ("1", " 1").
-        whole: labels of several digits that the server is known to write as one token.
+        choices: the labels in all spellings ("1", " 1").
+        single_token: labels of several digits that the server is known to write as one token.
 
     Attributes:
         known: the probability of each label.
         unclear: the probability of each text that may be a label or the beginning of a longer one.
-        unseen: what labels that are not listed could hold together, at most.
-        spoiled: of the probability of each label, what goes on as a number that is none.
+        unseen: upper bound for the total probability of labels that are not listed.
+        spoiled: the part of each label's probability that continues to a number that is not a label.
     """
 
-    def __init__(self, choices: Sequence[str], whole: Collection[str] = ()) -> None:
+    def __init__(self, choices: Sequence[str], single_token: Collection[str] = ()) -> None:
         self._choices = list(choices)
         self._labels = list(dict.fromkeys(choice.strip() for choice in choices))
-        self.whole = set(whole)
+        self.single_token = set(single_token)
         self.known = dict.fromkeys(self._labels, 0.0)
         self.unclear: dict[str, float] = defaultdict(float)
         self.unseen = 0.0
@@ -47,29 +48,29 @@ class LabelShares:
 
     @property
     def tokens(self) -> int:
-        """How many tokens of a reply are asked for to see its label, see `reply_tokens`."""
+        """How many tokens of a reply are needed to see its label, see `reply_tokens`."""
         return reply_tokens(self._labels)
 
     def add(self, positions: Sequence[Position], reply: str | None, before: str = "") -> None:
-        """Count what an answer shows.
+        """Add the evidence of an answer.
 
         Args:
             positions: of the answer's tokens.
-            reply: its text; None: not told.
-            before: an unclear text, to which the answer is the continuation: now it becomes clear.
+            reply: its text; None: not reported.
+            before: an unclear text that the answer continues, which resolves it.
 
         Raises:
-            Unusable: the tokens are not those of the reply.
+            Unusable: the tokens do not match the reply.
         """
         path = _along(positions, reply)
         if not path:
-            raise Unusable("log-probs of another text than the answer's", again=False)
+            raise Unusable("the log-probs do not match the answer: they are of another text", retryable=False)
         text, share = before, self.unclear.pop(before) if before else 1.0
-        self.whole |= {word.strip() for position in path for word, _ in position.listed} & set(self._labels)
+        self.single_token |= {word.strip() for position in path for word, _ in position.listed} & set(self._labels)
         for place, position in enumerate(path):
             taken = position.taken if place + 1 < len(path) else None
             if taken is not None and self._spoils(text, position.listed[taken][0]):
-                taken = None  # "8" and then "0": counted here, as its listed neighbours are
+                taken = None  # "8" and then "0": counted here, like its listed alternatives
             self._split(text, share, position, taken)
             if taken is None:
                 break
@@ -77,54 +78,58 @@ class LabelShares:
             text, share = text + word, share * p
 
     def _split(self, text: str, share: float, position: Position, taken: int | None) -> None:
-        """Count the listed continuations of a text, without the one that is looked into further."""
-        begun = self._label_of(text)
+        """Count the listed continuations of a text, except the one that is followed further."""
+        label_so_far = self._label_of(text)
         for place, (word, p) in enumerate(position.listed):
             if place == taken:
                 continue
             label = self._label_of(text + word)
-            if begun is not None and self._spoils(text, word):
-                self.known[begun] += share * p
-                self.spoiled[begun] += share * p
+            if label_so_far is not None and self._spoils(text, word):
+                self.known[label_so_far] += share * p
+                self.spoiled[label_so_far] += share * p
             elif label is None:
                 continue
-            elif self._longer(label) and (text + word).lstrip() == label and word:  # an empty word is the end
+            elif self._longer(label) and (text + word).lstrip() == label and word:  # an empty token is the end
                 self.unclear[text + word] += share * p
             else:
                 self.known[label] += share * p
         rest = share * max(0.0, 1.0 - sum(p for _, p in position.listed))
         bound = min(rest, share * position.least * self._missing(text, [word for word, _ in position.listed]))
         self.unseen += bound
-        if begun is not None:  # what follows a label and is not listed leaves it as it is
-            self.known[begun] += rest - bound
+        if label_so_far is not None:  # an unlisted continuation does not change the label
+            self.known[label_so_far] += rest - bound
 
     def _label_of(self, text: str) -> str | None:
-        """The label that a text begins with and that it can still be; "8." can, "8.5" and "81" cannot."""
+        """The label that a text is, or None; "8." is label 8, "8.5" and "81" are not."""
         number = re.match(r"\s*([0-9]+)(?![.,]?[0-9])", text)
         return number[1] if number and number[1] in self.known else None
 
     def _spoils(self, text: str, word: str) -> bool:
-        """Whether a text that is a label goes on as a number that is none."""
+        """Whether `word` turns a label into a number that is not a label."""
         return self._label_of(text) is not None and self._label_of(text + word) is None
 
     def _longer(self, label: str) -> list[str]:
-        """Labels that begin with this one, and that may be written as its token and another."""
-        return [other for other in self._labels if other.startswith(label) and other not in (label, *self.whole)]
+        """Longer labels that may be written as this label's token and another."""
+        return [other for other in self._labels if other.startswith(label) and other not in (label, *self.single_token)]
 
     def _missing(self, text: str, words: Iterable[str]) -> int:
-        """How many texts that are labels could go on from here without being listed."""
+        """How many unlisted continuations could lead to a label."""
         if not text:
             return sum(choice not in words for choice in dict.fromkeys(self._choices))
-        begun = text.lstrip()
-        ahead = {label[len(begun)] for label in self._labels if label.startswith(begun) and label != begun}
+        label_so_far = text.lstrip()
+        ahead = {
+            label[len(label_so_far)]
+            for label in self._labels
+            if label.startswith(label_so_far) and label != label_so_far
+        }
         return len(ahead - {word[:1] for word in words})
 
     def settled(self, share: float = UNSEEN) -> bool:
-        """Whether what is unclear holds at most this share of what is known; by default, so little that it may."""
+        """Whether the unclear probability is at most this share of the known one."""
         return sum(self.unclear.values()) <= share * sum(self.known.values())
 
-    def fault(self) -> str | None:
-        """Why no labels can be read; None if they can."""
+    def problem(self) -> str | None:
+        """Why the labels cannot be used; None if they can."""
         if not self.settled():
             text = max(self.unclear, key=self.unclear.__getitem__)
             return (
@@ -133,20 +138,20 @@ class LabelShares:
             )
         for label, share in self.spoiled.items():
             if share > self.known[label] / 2:
-                return f"where the judge begins with '{label}', it mostly goes on as another number, as 18 or 1.5 do"
+                return f"answers that begin with '{label}' mostly continue to another number, such as 18 or 1.5"
         return None
 
     def logprobs(self) -> list[float]:
-        """Of each choice; what is not known is a `Bound`, and all these add up to what is unclear or unseen.
+        """Log-prob of each choice; an unknown one is a `Bound`, and all bounds add up to what is unclear or unseen.
 
-        Where two choices are spellings of one label, the first has what both hold.
+        If two choices are spellings of one label, the first gets the probability of both.
         """
         p = [0.0] * len(self._choices)
         for label, share in self.known.items():
             p[next(i for i, choice in enumerate(self._choices) if choice.strip() == label)] = share
         left = self.unseen + sum(self.unclear.values())
         unknown = [i for i, share in enumerate(p) if not share]
-        if left and not unknown:  # all are known and may still hold more: the smallest one's share is given up
+        if left and not unknown:  # all are known but may be larger: treat the smallest as unknown
             unknown = [min(range(len(p)), key=p.__getitem__)]
             left += p[unknown[0]]
         bound = Bound(_log(left / len(unknown))) if unknown else None
@@ -154,12 +159,12 @@ class LabelShares:
 
 
 def reply_tokens(labels: Iterable[str]) -> int:
-    """How many tokens of a reply show which label it is, at most: a space, every character, and what comes next."""
+    """The tokens of a reply that are needed, at most, to see its label: a space, every character, and what follows."""
     return max(map(len, labels)) + 2
 
 
 def _along(positions: Sequence[Position], reply: str | None) -> Sequence[Position]:
-    """The positions that are the reply's: their tokens add up to its text (the end token apart)."""
+    """The positions that belong to the reply: their tokens add up to its text (except the end token)."""
     text, wanted = "", None if reply is None else reply.lstrip()
     for place, position in enumerate(positions):
         word = position.text

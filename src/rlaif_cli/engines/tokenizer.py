@@ -1,4 +1,4 @@
-"""The tokenizer that goes with an engine and a model."""
+"""The tokenizer of an engine's model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer, FakeTokenize
 
 
 def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int | None]:
-    """The model's tokenizer and its context in tokens (None: only its server knows), without starting an engine.
+    """The model's tokenizer and its context length in tokens (None: only its server knows), without starting an engine.
 
     Raises:
         ModelError: the model cannot be found or has no tokenizer.
@@ -26,7 +26,7 @@ def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int 
 
 
 def too_long(tokens: int, limit: int | None, what: str) -> str | None:
-    """The fault of a row that does not fit the model's context; None if it fits."""
+    """The error of a row that does not fit the model's context; None if it fits."""
     if limit is None or tokens <= limit:
         return None
-    return f"{what} need {tokens} tokens, the model's context holds {limit}"
+    return f"{what} need {tokens} tokens, but the model's context holds {limit}"

@@ -1,4 +1,4 @@
-"""transformers in this process: for machines without vLLM. Slower, and needs nothing else."""
+"""transformers in this process: for machines without vLLM; slower, with no further dependencies."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 
 from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.engines.decoding import Decoder, recordable
-from rlaif_cli.engines.trial import works_padded
+from rlaif_cli.engines.trial import supports_left_padding
 from rlaif_cli.errors import EngineError, is_out_of_memory
 from rlaif_cli.models.load import exact_attention, load, load_config
 from rlaif_cli.models.precision import engine_dtype
 from rlaif_cli.models.tokenizer import ChatTokenizer
 
-# What a model's generation_config.json may say and no request asked for (Qwen2.5's has a repetition penalty): the
-# log-probs that a sample comes with, and those that scoring it gives, are of the distribution without.
+# Overrides defaults of a model's generation_config.json that no request asked for (Qwen2.5 has a repetition penalty):
+# the log-probs of sampling and of scoring must be of the same, unmodified distribution.
 _NO_DEFAULTS = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
 
 
@@ -29,7 +29,7 @@ class TransformersEngine:
         dtype: "auto" (see `engine_dtype`), "bfloat16", "float16" or "float32".
         max_length: prompt and response together, tokens; None: the model's own limit.
         batch_size: sequences that go through the model together.
-        seed: for requests that bring none.
+        seed: for requests without one.
         logprobs: "raw" (of the model) or "processed" (after the temperature), for sampled tokens.
         model: an already loaded model (a trainer's own policy), instead of loading `path`.
     """
@@ -60,9 +60,9 @@ class TransformersEngine:
             )
             model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
             self._model = model
-            padded = works_padded(model, self._left_padded, self.tokenizer.eos_ids)
+            padded = supports_left_padding(model, self._left_padded, self.tokenizer.eos_ids)
         else:
-            padded = True  # a trainer compares what is sampled with its own log-probs in every step
+            padded = True  # a trainer checks samples against its own log-probs in every step
         self._model = model
         self._decoder: Decoder | None = None
         self._recorded = model.device.type == "cuda" and recordable(model)
@@ -84,17 +84,17 @@ class TransformersEngine:
             yield from zip((r.key for r in batch), self._batch_logprobs(batch), strict=True)
 
     def _batch_logprobs(self, batch: list[Request]) -> list[list[float]]:
-        """Of every request; where memory is short by halves, which gives the same numbers."""
+        """Log-probs of every request; the batch is halved if memory runs out, which gives the same numbers."""
         try:
             longest = max(len(r.continuation) for r in batch)
-            # Left padding puts every end in the same place; the token before a continuation predicts its first.
+            # Left padding aligns the ends; the token before a continuation predicts its first token.
             logits = self._forward([[*r.prompt, *r.continuation] for r in batch], keep=longest + 1)
             return [self._request_logprobs(request, row) for request, row in zip(batch, logits, strict=True)]
         except (RuntimeError, MemoryError) as error:
             if len(batch) == 1 or not is_out_of_memory(error):
                 _explain(error)
-        self._decoder = None  # its cache, too, is memory
-        half = len(batch) // 2  # outside of `except`, where the error would still hold the tensors
+        self._decoder = None  # frees its cache
+        half = len(batch) // 2  # outside `except`, where the exception would keep the tensors alive
         return self._batch_logprobs(batch[:half]) + self._batch_logprobs(batch[half:])
 
     def _request_logprobs(self, request: Request, row: Any) -> list[float]:
@@ -115,7 +115,7 @@ class TransformersEngine:
             yield batch
 
     def _forward(self, rows: list[list[int]], keep: int) -> Any:
-        """Logits of the last `keep` positions, [rows, keep, vocabulary], left padded, in the model's precision."""
+        """Logits of the last `keep` positions, [rows, keep, vocabulary], left-padded, in the model's precision."""
         ids, mask = self._left_padded(rows)
         with self._torch.no_grad():
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -126,7 +126,7 @@ class TransformersEngine:
 
     def _left_padded(self, rows: list[list[int]]) -> tuple[Any, Any]:
         torch, width = self._torch, max(map(len, rows))
-        # What stands in the padding never matters: it is masked.
+        # The ids of padding do not matter: it is masked.
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         return ids.to(self._model.device), mask.to(self._model.device)
@@ -143,11 +143,11 @@ class TransformersEngine:
         return [done[i : i + sampling.n] for i in range(0, len(done), sampling.n)]
 
     def _generated(self, ids: Any, mask: Any, draw: _Draw, max_tokens: int) -> tuple[Any, Any]:
-        """By transformers' own loop, for every model and machine: tokens and their log-probs, [rows, tokens]."""
+        """Sample with transformers' own loop, for any model and machine: tokens and their log-probs, [rows, tokens]."""
         output = self._model.generate(
             input_ids=ids,
             attention_mask=mask,
-            do_sample=False,  # the largest score is taken, and `draw` makes that a sample
+            do_sample=False,  # greedy over the scores of `draw`, whose maximum is the sample
             logits_processor=[draw],
             max_new_tokens=max_tokens,
             eos_token_id=list(self.tokenizer.eos_ids),
@@ -157,7 +157,7 @@ class TransformersEngine:
         return output[:, ids.shape[1] :], self._torch.stack(draw.logprobs, 1)
 
     def _replayed(self, ids: Any, mask: Any, draw: _Draw, max_tokens: int) -> tuple[Any, Any]:
-        """The same by a `Decoder`."""
+        """The same with a `Decoder`."""
         torch, decoder = self._torch, self._decoder_for(len(ids), ids.shape[1] + max_tokens)
         ends = torch.tensor(self.tokenizer.eos_ids, device=ids.device)
         ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
@@ -167,13 +167,13 @@ class TransformersEngine:
             token = draw.token(logits)
             tokens.append(token)
             ended |= torch.isin(token, ends)
-            # To ask whether all have ended is to wait for the GPU.
+            # Checking whether all have ended waits for the GPU, so do it rarely.
             if len(tokens) == max_tokens or (len(tokens) % 16 == 0 and bool(ended.all())):
                 return torch.stack(tokens, 1), torch.stack(draw.logprobs, 1)
             logits = decoder.next(token)
 
     def _decoder_for(self, rows: int, length: int) -> Decoder:
-        """The last one, if it fits and is not much too long: what it has recorded need not be recorded again."""
+        """The last decoder if it fits and is not much too long, to reuse its recorded graph."""
         needed = -(-length // 128) * 128
         if self._decoder is None or self._decoder.rows != rows or not needed <= self._decoder.length <= 2 * needed:
             self._decoder = Decoder(self._model, rows, needed)
@@ -190,14 +190,14 @@ class TransformersEngine:
 
 
 class _Draw:
-    """Samples by the Gumbel-max trick (arXiv 1611.01144), each request by a generator of its own: what is drawn for it
-    does not depend on what else is in the batch.
+    """Samples with the Gumbel-max trick (arXiv 1611.01144) and one generator per request, so that samples do not depend
+    on the rest of the batch.
 
     Args:
-        keep: log-probs are those of the distribution that is sampled from, not the model's own.
+        keep: log-probs are of the distribution that is sampled from, not the model's own.
 
     Attributes:
-        logprobs: of what was drawn, [rows] for every step; the scores of all other tokens are not kept.
+        logprobs: of the sampled tokens, [rows] per step; the scores of other tokens are not kept.
     """
 
     def __init__(self, sampling: Sampling, seeds: list[int], device: Any, *, keep: bool) -> None:
@@ -214,12 +214,12 @@ class _Draw:
         self.logprobs: list[Any] = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """For `generate`, which takes the token with the largest score: that is the one drawn."""
+        """For `generate`, which takes the token with the largest score: the sampled one."""
         chosen = self.token(scores)[:, None]
         return self._torch.full_like(scores, float("-inf")).scatter_(1, chosen, 0.0)
 
     def token(self, scores: Any) -> Any:
-        """The next token of each row, [rows], drawn by logits [rows, vocabulary]."""
+        """Sample the next token of each row, [rows], from logits [rows, vocabulary]."""
         warped = scores
         for warp in self._warpers:
             warped = warp(None, warped)
@@ -236,9 +236,9 @@ class _Draw:
 
 @contextlib.contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """A trainer's model with gradient checkpointing would sample without its cache, from the last token alone.
+    """Evaluation mode: with gradient checkpointing active, a trainer's model would sample without its cache.
 
-    Layers that were compiled to train are not compiled again to sample.
+    Layers that were compiled for training are not recompiled for sampling.
     """
     import torch
 
@@ -254,5 +254,5 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 def _explain(error: Exception) -> NoReturn:
     if is_out_of_memory(error):
-        raise EngineError("out of memory", hint="a smaller --batch-size, or a shorter --max-length") from error
+        raise EngineError("out of memory", hint="use a smaller --batch-size or --max-length") from error
     raise error

@@ -1,8 +1,8 @@
-"""Whether transformers computes a model right in batches: found by trying it when the engine is opened.
+"""Check, when the engine is opened, that transformers computes a model correctly in padded batches and with a cache.
 
-Sequences of different lengths are padded on the left, and sampling goes token by token over a cache. Some models have
-their positions counted from the padding, or a state that runs through it; in a few the cache gives other numbers. What
-they then say looks like an answer.
+Sequences of different lengths are left-padded, and sampling uses a KV cache. Some models count positions from the
+padding, or carry a state through it; for a few the cache gives other numbers. Their output would still look like an
+answer.
 """
 
 from __future__ import annotations
@@ -13,39 +13,41 @@ from typing import Any
 
 from rlaif_cli.errors import ModelError
 
-_LENGTHS = (3, 11)  # of the prompts that are tried together
-_NEW = 3  # tokens that are sampled after each; the last one's distribution is looked at
-_SHARE = 0.2  # of what another prompt changes; a fault that is smaller is not told from rounding in half precision
+_LENGTHS = (3, 11)  # of the two test prompts
+_NEW_TOKENS = 3  # sampled after each prompt; the last one's distribution is compared
+_TOLERANCE = 0.2  # share of the distance between the two prompts; smaller errors look like half-precision rounding
 
 
-def works_padded(model: Any, padded: Callable[[list[list[int]]], tuple[Any, Any]], eos_ids: Sequence[int]) -> bool:
-    """Whether sequences of different lengths may go through the model together; else equally long ones alone may.
+def supports_left_padding(
+    model: Any, padded: Callable[[list[list[int]]], tuple[Any, Any]], eos_ids: Sequence[int]
+) -> bool:
+    """Whether the model can process left-padded sequences of different lengths together.
 
-    Distances are of total variation between next-token distributions, from 0 to 1.
+    Distances are total variation between next-token distributions, from 0 to 1.
 
     Args:
         padded: rows of tokens -> (input ids, attention mask), padded on the left.
 
     Raises:
-        ModelError: not even a single sequence is computed as the model's own forward computes it.
+        ModelError: even a single sequence differs from the model's own forward pass.
     """
     import torch
 
     rows = _rows(model, set(eos_ids))
     change = _distance(*(_next(model, row) for row in rows))
-    allowed = 1e-3 if model.dtype == torch.float32 else 0.03 + _SHARE * change
+    allowed = 1e-3 if model.dtype == torch.float32 else 0.03 + _TOLERANCE * change
     reason = ""
     for batches in ([rows], [[row] for row in rows]):
         try:
-            found = max(_error(model, padded, batch) for batch in batches)
-        except Exception as error:  # whatever layers raise that do not know padding, or a cache
+            found = max(_largest_distance(model, padded, batch) for batch in batches)
+        except Exception as error:  # layers that do not support padding or a cache raise various types
             reason = f"{type(error).__name__}: {error}"
             continue
         if found <= allowed:
             return len(batches) == 1
-        reason = "what it samples token by token is not what its own forward says"
+        reason = "sampling with a cache differs from its own forward pass"
     raise ModelError(
-        f"transformers cannot sample from this kind of model ({model.config.model_type}) here: {reason}",
+        f"transformers cannot sample from this kind of model here ({model.config.model_type}): {reason}",
         hint="--engine vllm",
     )
 
@@ -57,7 +59,7 @@ def _rows(model: Any, ends: set[int]) -> list[list[int]]:
 
 
 def _next(model: Any, row: list[int]) -> Any:
-    """The next token's distribution after a sequence by itself, without a cache: [vocabulary]."""
+    """The next-token distribution after a single sequence, without a cache: [vocabulary]."""
     import torch
 
     ids = torch.tensor([row], device=model.device)
@@ -65,8 +67,10 @@ def _next(model: Any, row: list[int]) -> Any:
         return model(input_ids=ids, use_cache=False).logits[0, -1].float().softmax(-1)
 
 
-def _error(model: Any, padded: Callable[[list[list[int]]], tuple[Any, Any]], batch: list[list[int]]) -> float:
-    """The largest distance between what a batch computes and what each sequence does alone."""
+def _largest_distance(
+    model: Any, padded: Callable[[list[list[int]]], tuple[Any, Any]], batch: list[list[int]]
+) -> float:
+    """The largest distance between the results of a batch and those of each sequence alone."""
     import torch
 
     ids, mask = padded(batch)
@@ -77,8 +81,8 @@ def _error(model: Any, padded: Callable[[list[list[int]]], tuple[Any, Any]], bat
             input_ids=ids,
             attention_mask=mask,
             do_sample=False,
-            max_new_tokens=_NEW,
-            min_new_tokens=_NEW,
+            max_new_tokens=_NEW_TOKENS,
+            min_new_tokens=_NEW_TOKENS,
             pad_token_id=0,
             output_logits=True,
             return_dict_in_generate=True,

@@ -1,7 +1,7 @@
 """vLLM in this process, on a GPU or a CPU.
 
-The engine's step loop is driven here rather than through `LLM.generate`, so that requests are pulled and results
-handed out while it runs. Facts about the CPU build that shape this file are in docs/engines.md.
+We drive the engine's step loop rather than call `LLM.generate`, so that requests are pulled and results yielded while
+it runs. docs/engines.md has the properties of the CPU build that matter here.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rlaif_cli.models.metadata import check_weights, context_length
 from rlaif_cli.models.precision import engine_dtype
 from rlaif_cli.models.tokenizer import ChatTokenizer
 
-_MAX_RUNNING = 128  # sequences that the engine decodes together
-_IN_FLIGHT = 2 * _MAX_RUNNING  # requests handed over at once: enough to never run dry
-_USERS_CACHE_SPACE = os.environ.get("VLLM_CPU_KVCACHE_SPACE")  # GiB, where the user has set it
-_GO_ON = "what was done is kept; run the same command again to go on"
-_BLOCK = 32  # tokens of a KV-cache block; what prefix caching can share is a multiple of it
+_MAX_RUNNING = 128  # sequences decoded together
+_IN_FLIGHT = 2 * _MAX_RUNNING  # requests submitted at once: enough to keep the engine busy
+_USERS_CACHE_SPACE = os.environ.get("VLLM_CPU_KVCACHE_SPACE")  # GiB, if the user has set it
+_RESUME_HINT = "finished work is kept; rerun the same command to resume"
+_BLOCK = 32  # tokens per KV-cache block; prefix caching shares whole blocks
 
 
 class VllmEngine:
@@ -39,8 +39,8 @@ class VllmEngine:
         path: a checkpoint folder.
         dtype: "auto" (see `engine_dtype`), "bfloat16", "float16" or "float32".
         max_length: prompt and response together, tokens; None: the model's own limit.
-        seed: of the engine, for requests that bring none.
-        memory: GiB for the KV cache on a CPU; share of the GPU's memory on a GPU. None: 2 GiB, or 0.9.
+        seed: of the engine, for requests without one.
+        memory: GiB for the KV cache on a CPU; fraction of GPU memory on a GPU. None: 2 GiB, or 0.9.
         logprobs: "raw" (of the model) or "processed" (after the temperature), for sampled tokens.
         syncable: weights will be replaced by `load_weights`; unties the output layer, see there.
         tensor_parallel_size: GPUs that share the model.
@@ -66,21 +66,21 @@ class VllmEngine:
         tensor_parallel_size: int = 1,
     ) -> None:
         self.tokenizer = ChatTokenizer(path)
-        check_weights(path)  # where one is missing, vLLM computes with memory as it lies there
+        check_weights(path)  # vLLM would compute with uninitialised memory for missing ones
         self._on_cpu = on_cpu = _prepare_environment(memory)
         vllm = _import_vllm()
-        # Final outputs only: without it every decoding step hands out every growing text.
+        # Final outputs only: otherwise every decoding step returns every growing text.
         self._sampling_params = functools.partial(
             vllm.SamplingParams, output_kind=vllm.sampling_params.RequestOutputKind.FINAL_ONLY
         )
         self._ids = itertools.count()
         options: dict[str, Any] = {}
         if on_cpu:
-            # Compiling takes a minute that a short run never earns back (measured: 65-97 s against 5 s).
+            # Compiling takes a minute, which short runs do not recover (measured: 65-97 s against 5 s).
             options["enforce_eager"] = True
             options["block_size"] = _BLOCK
-            # A prompt prefilled in pieces breaks per-request seeds on CPUs ("CPU Generator does not use offset"), so
-            # a step must be able to take the longest prompt whole.
+            # Chunked prefill breaks per-request seeds on CPUs ("CPU Generator does not use offset"), so a step must
+            # be able to take the longest prompt at once.
             options["enable_chunked_prefill"] = False
             options["max_num_batched_tokens"] = max(4096, max_length or context_length(path))
         elif memory is not None:
@@ -103,16 +103,16 @@ class VllmEngine:
                 use_tqdm_on_load=False,
                 **options,
             )
-        except Exception as error:  # vLLM raises whatever its layers raise
+        except Exception as error:  # vLLM has no common base class
             raise EngineError(
                 f"vLLM cannot start: {type(error).__name__}: {error}",
                 where=str(path),
-                hint="less memory: --engine-memory; a shorter context: --max-length; or --engine transformers",
+                hint="use less memory (--engine-memory), a shorter context (--max-length), or --engine transformers",
             ) from error
         self._engine = self._llm.llm_engine
         self.max_length = int(self._llm.model_config.max_model_len)
 
-    # ------------------------------------------------------------------------------------------ the two calls
+    # ------------------------------------------------------------------------------------------ requests
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Any, list[Completion]]]:
         def params(request: Request) -> Any:
@@ -130,22 +130,22 @@ class VllmEngine:
 
         for request, output in self._drive(requests, params):
             if len(output.outputs) != sampling.n:
-                raise EngineError(f"vLLM gave {len(output.outputs)} of {sampling.n} samples", hint=_GO_ON)
+                raise EngineError(f"vLLM returned {len(output.outputs)} of {sampling.n} samples", hint=_RESUME_HINT)
             yield request.key, [self._completion(sample) for sample in output.outputs]
 
     def _completion(self, sample: Any) -> Completion:
         ids = list(sample.token_ids)
         logprobs = [position[token].logprob for position, token in zip(sample.logprobs, ids, strict=True)]
-        # vLLM's own text can begin with the prompt's tail and lacks a cut-off last character; it is needed only where
-        # a stop text was cut away.
+        # vLLM's own text can begin with the prompt's tail and lacks an incomplete last character; it is only needed if
+        # a stop text was removed.
         text = sample.text if isinstance(sample.stop_reason, str) else self.tokenizer.decode(ids)
         return Completion(text, ids, logprobs, "length" if sample.finish_reason == "length" else "stop")
 
     def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
         missed = []
         for request, output in self._drive(requests, self._logprob_params):
-            # A cached prefix is not computed again, and its positions hold no log-probs. That is right as long as
-            # the cache ends before the continuation's first token is predicted.
+            # A cached prefix is not recomputed, so its positions have no log-probs. That is fine as long as the cache
+            # ends before the continuation's first token is predicted.
             if request.choices or (output.num_cached_tokens or 0) < len(request.prompt):
                 yield request.key, _requested_logprobs(request, output)
             else:
@@ -162,13 +162,13 @@ class VllmEngine:
     # ------------------------------------------------------------------------------------------ weights
 
     def load_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
-        """Replace the weights by those of a trainer, under the checkpoint's names.
+        """Replace the weights by a trainer's, with the checkpoint's names.
 
-        Where the output layer is tied to the embedding, `lm_head.weight` must be among them: vLLM's reload would
-        otherwise keep the old one, without an error (the engine was loaded untied for that).
+        If the output layer is tied to the embedding, `lm_head.weight` must be included: vLLM's reload would otherwise
+        silently keep the old one (the engine is loaded untied for this).
         """
         if self._on_cpu:
-            self._llm.collective_rpc(_forget_packed_experts)
+            self._llm.collective_rpc(_discard_packed_experts)
         dtype = self._llm.model_config.dtype
         cast = ((name, weight.to(dtype)) for name, weight in weights)  # one at a time: no second copy of the model
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast})
@@ -177,7 +177,7 @@ class VllmEngine:
     def close(self) -> None:
         if getattr(self, "_llm", None) is None:
             return
-        with _torch_distributed_kept():
+        with _keep_torch_distributed():
             with contextlib.suppress(Exception):
                 self._engine.engine_core.shutdown()
             del self._llm, self._engine
@@ -200,8 +200,8 @@ class VllmEngine:
                     running[name] = request
                 if not running:
                     return
-                if not self._engine.has_unfinished_requests():  # else this loop would have no end
-                    raise EngineError(f"vLLM lost {len(running)} requests", hint=_GO_ON)
+                if not self._engine.has_unfinished_requests():  # else this loop would never end
+                    raise EngineError(f"vLLM lost {len(running)} requests", hint=_RESUME_HINT)
                 for output in self._step():
                     if output.finished:
                         yield running.pop(output.request_id), output
@@ -213,13 +213,15 @@ class VllmEngine:
         try:
             outputs: list[Any] = self._engine.step()
         except Exception as error:
-            raise EngineError(f"vLLM failed while working: {type(error).__name__}: {error}", hint=_GO_ON) from error
+            raise EngineError(
+                f"vLLM failed while running: {type(error).__name__}: {error}", hint=_RESUME_HINT
+            ) from error
         return outputs
 
 
-def _forget_packed_experts(worker: Any) -> None:
-    """vLLM 0.32 on a CPU packs the experts' weights for its kernel when it first loads them, but not on a reload: it
-    would read new weights as if they were packed. Without its kernel, a layer sets itself up as at first.
+def _discard_packed_experts(worker: Any) -> None:
+    """On a CPU, vLLM 0.32 packs the experts' weights for its kernel on the first load but not on a reload: it would
+    read new weights as if they were packed. Without its kernel, a layer initialises itself as on the first load.
     """
     for module in worker.get_model().modules():
         method: Any = getattr(module, "quant_method", None)
@@ -236,27 +238,27 @@ def _requested_logprobs(request: Request, output: Any) -> list[float]:
 
 
 def _prepare_environment(memory: float | None) -> bool:
-    """Set what vLLM reads from the environment, where the user has not; True on a CPU.
+    """Set environment variables of vLLM that the user has not set; returns whether it runs on a CPU.
 
-    vLLM reads these once, at import, so they must be set before.
+    vLLM reads them once, at import, so they must be set before.
     """
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in-process: weights can be handed over
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in-process, so that weights can be passed
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0" if os.environ["VLLM_LOGGING_LEVEL"] == "ERROR" else "1")
     on_cpu = not _has_gpu()
     if on_cpu:
-        # Set anew for every engine of the process: an earlier engine's size must not stand in for this one's.
+        # Set for every engine of the process: an earlier engine's size must not apply to this one.
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(math.ceil(memory)) if memory else _USERS_CACHE_SPACE or "2"
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
-        # Left alone, the CPU build keeps one core for itself: two times slower on two cores.
+        # By default the CPU build reserves one core: twice as slow on two cores.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
     return on_cpu
 
 
 @contextlib.contextmanager
-def _torch_distributed_kept() -> Iterator[None]:
-    """Where several processes train together: vLLM's end would end what ties them, which it has not begun."""
+def _keep_torch_distributed() -> Iterator[None]:
+    """Keep the process group of distributed training, which vLLM's shutdown would destroy."""
     import torch.distributed as dist
     from vllm.distributed import parallel_state
 
@@ -283,8 +285,10 @@ def _import_vllm() -> Any:
             f"vLLM is not installed ({error})",
             hint="pip install 'rlaif[vllm]' on a GPU machine, 'rlaif[cpu]' on a CPU; or use --engine transformers",
         ) from error
-    if os.environ["VLLM_LOGGING_LEVEL"] == "ERROR":  # the variable alone leaves its warnings to Python's last resort
+    if (
+        os.environ["VLLM_LOGGING_LEVEL"] == "ERROR"
+    ):  # the variable alone leaves its warnings to Python's default handler
         logging.getLogger("vllm").setLevel(logging.ERROR)
-        # What torch tells vLLM's authors; no user can mend it.
+        # Meant for vLLM's developers; no user can fix it.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"vllm\.")
     return vllm

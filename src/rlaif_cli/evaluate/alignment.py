@@ -19,7 +19,7 @@ from rlaif_cli.evaluate.agreement import agreement
 from rlaif_cli.evaluate.result import check_preferences, nothing_scored, planned, save
 from rlaif_cli.judge.compare import judge_all
 from rlaif_cli.judge.constitution_files import load_constitution
-from rlaif_cli.judge.context_budget import Room
+from rlaif_cli.judge.context_budget import ContextBudget
 from rlaif_cli.judge.session import check_principles
 from rlaif_cli.stats.calibration import fit_contrast_scale
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
@@ -37,7 +37,7 @@ def alignment(
     """
     constitution = load_constitution(config.constitution)
     check_principles(config, constitution)
-    room = Room(config, constitution)
+    room = ContextBudget(config, constitution)
     source = Source(
         config.pairs,
         HumanPair,

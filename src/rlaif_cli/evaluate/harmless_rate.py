@@ -14,7 +14,7 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.evaluate.result import nothing_scored, planned, save
 from rlaif_cli.judge import Approval, Single, named_principles
 from rlaif_cli.judge.constitution_files import load_constitution
-from rlaif_cli.judge.context_budget import Room
+from rlaif_cli.judge.context_budget import ContextBudget
 from rlaif_cli.judge.session import check_principles, open_judge
 from rlaif_cli.stats.agreement import cohen_kappa, is_refusal
 from rlaif_cli.stats.as_json import rate
@@ -31,13 +31,13 @@ def harmless_rate(
     """
     constitution = load_constitution(config.constitution)
     check_principles(config, constitution)
-    room = Room(config, constitution)
+    room = ContextBudget(config, constitution)
     source = Source(
         config.candidates,
         Candidates,
         skip_invalid=config.skip_invalid,
         rejected_path=rejected_path(config.output, "harmless-rate"),
-        check=lambda row: room.check_alone(row.prompt, [response.text for response in row.responses]),
+        check=lambda row: room.check_single(row.prompt, [response.text for response in row.responses]),
     )
     rows = list(source)
     if config.dry_run:

@@ -36,7 +36,7 @@ def prompts_of_both(
         shown = [f"id '{key}': {_start(a[key])} | {_start(b[key])}" for key in other]
         what = f"{len(other)} of {len(prompts)} ids stand on different prompts in the two files"
         hint = "compare answers to one prompt: generate both sides from the same prompts file"
-        raise InputError(what, where=where, faults=shown, hint=hint)
+        raise InputError(what, where=where, errors=shown, hint=hint)
     return found
 
 
@@ -81,7 +81,7 @@ def nothing_scored(config: Any, metric: str, what: str, where: str, items: Itera
     output = config.output
     if file_of(output) is None:
         reasons = {str(reason) for item in items if (reason := item.get("reason")) is not None}
-        return InputError(what, where=where, faults=sorted(reasons))
+        return InputError(what, where=where, errors=sorted(reasons))
     return InputError(what, where=where, hint=f"{_save_items(output, metric, items)} has the reasons")
 
 

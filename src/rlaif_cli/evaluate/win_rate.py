@@ -18,7 +18,7 @@ from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.evaluate.result import nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.judge.compare import judge_all
 from rlaif_cli.judge.constitution_files import load_constitution
-from rlaif_cli.judge.context_budget import Room
+from rlaif_cli.judge.context_budget import ContextBudget
 from rlaif_cli.judge.session import check_principles
 from rlaif_cli.stages.generate import generate
 from rlaif_cli.stats.agreement import wins
@@ -39,7 +39,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     """
     constitution = load_constitution(config.constitution)
     check_principles(config, constitution)
-    room = Room(config, constitution)
+    room = ContextBudget(config, constitution)
     a, b = (_candidates(config, side, name, engines) for side, name in (("a", config.a), ("b", config.b)))
     if config.dry_run and not (a and b):  # a side is sampled only in earnest
         return planned("win-rate", 0)
@@ -55,7 +55,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         (key, room.check(prompt, [left, right])) for (key, _), (prompt, left, right) in zip(keys, texts, strict=True)
     )
     if faults := [f"prompt {key}: {reason}" for key, reason in reasons if reason]:
-        raise InputError("the judge cannot compare all of these", where=f"{config.a}, {config.b}", faults=faults)
+        raise InputError("the judge cannot compare all of these", where=f"{config.a}, {config.b}", errors=faults)
     if config.dry_run:
         return planned("win-rate", len(texts))
     judgements = judge_all(config, constitution, room, engines, texts, progress)

@@ -1,10 +1,10 @@
-"""Token log-probs -> preference distributions: orders, principles, and the reasons a pair stays unscored.
+"""Token log-probs -> preference distributions: orders, principles, and why a pair stays unscored.
 
 Three methods, one file each, and the panel that averages several judges:
 
 - pairwise (Lee et al. 2023): which response is better? Asked in both orders, averaged.
 - score (Lee et al. 2023, "direct RLAIF"): how good is this response, from 1 to 10? The whole distribution counts.
-- contrast (after Liu et al. 2024, "DLMA"): nothing is asked; how much likelier does a principle make the response?
+- contrast (after Liu et al. 2024, "DLMA"): no question; how much more likely does a principle make the response?
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = [
 
 
 def make_panel(config: JudgeConfig, constitution: Constitution, engines: Sequence[Engine]) -> Judge:
-    """The judge of `config.judge`, or a panel of them; `engines`: one for each."""
+    """The judge of a config, or a panel of several; `engines`: one for each."""
     judges = [make_judge(config, constitution, engine) for engine in engines]
     return judges[0] if len(judges) == 1 else PanelJudge(dict(zip(config.judge, judges, strict=True)))
 

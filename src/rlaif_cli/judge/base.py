@@ -1,4 +1,4 @@
-"""What is judged, what a judgement is, and which principles a comparison is judged by."""
+"""Comparisons, judgements, the judge protocol, and the choice of principles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Prompt = str | list[Message]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two responses to one prompt, and the principles they are judged by."""
+    """Two responses to one prompt, and the principles to judge them by."""
 
     key: Any
     prompt: Prompt
@@ -27,24 +27,25 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge made of a comparison.
+    """A judge's result for a comparison.
 
     Attributes:
         p_a: P(the judge prefers `a`); None if unscored.
         reason: why it is unscored.
-        again: asking again later may help: the judge was not to be reached.
-        by_principle: `p_a` of each principle alone.
-        p_first: pairwise: per principle and order, P(the response shown first wins); a is first, then b is.
-        mass: the labels' share of the full distribution: for each of `p_first`; with scores, for a and b per principle.
-        scores: of a and b, averaged over the principles: nats per token (contrast), or from 1 to 10 (score).
+        retryable: a later retry may help: the judge could not be reached.
+        by_principle: `p_a` for each principle alone.
+        p_first: pairwise: per principle and order, P(the response shown first wins); a shown first, then b.
+        mass: probability of the labels in the full distribution, for each of `p_first`; for scores, for a and b per
+            principle.
+        scores: of a and b, mean over the principles: nats per token (contrast), or from 1 to 10 (score).
         flipped: pairwise: the same *position* won in both orders (averaged over the principles).
-        rationales: what the judge said before each answer.
-        panel: of several judges: what each said, by name; then all of the above are their means.
+        rationales: the judge's reasoning before each answer.
+        panel: for several judges, the judgement of each by name; all of the above are then means.
     """
 
     p_a: float | None
     reason: str | None = None
-    again: bool = False
+    retryable: bool = False
     by_principle: tuple[float, ...] = ()
     p_first: tuple[float, ...] = ()
     mass: tuple[float, ...] = ()
@@ -56,7 +57,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Single:
-    """One response by itself, and the principles it is judged by."""
+    """A single response, and the principles to judge it by."""
 
     key: Any
     prompt: Prompt
@@ -66,10 +67,10 @@ class Single:
 
 @dataclass(frozen=True)
 class Approval:
-    """How far a response is what its principles ask for.
+    """How well a response meets its principles.
 
     Attributes:
-        by_principle: P(a principle is for the response and not against it); empty if unscored.
+        by_principle: P(a principle favours the response); empty if unscored.
         reason: why it is unscored.
     """
 
@@ -86,7 +87,7 @@ class Judge(Protocol):
     method: str
 
     def requests(self, comparison: Comparison) -> list[Request]:
-        """All that the engine is asked for one comparison (rationales come on top)."""
+        """All engine requests of one comparison, except those for rationales."""
         ...
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[tuple[Comparison, Judgement]]:
@@ -98,7 +99,7 @@ class Judge(Protocol):
         ...
 
     def approval_requests(self, item: Single) -> list[Request]:
-        """All that the engine is asked for one of them."""
+        """All engine requests of one of them."""
         ...
 
 
@@ -114,7 +115,7 @@ class NoReward(float):
 
 
 class RewardingJudge(Judge, Protocol):
-    """A judge that can say how good a single response is."""
+    """A judge that can give a single response a reward."""
 
     def rewards(self, items: Iterable[tuple[Any, Prompt, str, Principle]]) -> Iterator[tuple[Any, float]]:
         """Items: (key, prompt, response, principle); higher is better. `NoReward` where there is none."""
@@ -126,8 +127,8 @@ def choose_principles(
 ) -> tuple[Principle, ...]:
     """The principles of one comparison.
 
-    A drawn one depends on the seed and on what is compared alone: not on the row's place, nor on which response
-    comes first, so that swapping two responses swaps their label.
+    A drawn principle depends only on the seed and the texts: not on the row's position, nor on which response comes
+    first, so that swapping two responses swaps their label.
     """
     if tuple(wanted) == ("sample",):
         return (constitution.draw(content_id(prompt, sorted([a, b])), seed),)
@@ -135,15 +136,15 @@ def choose_principles(
 
 
 def named_principles(constitution: Constitution, wanted: Sequence[str]) -> tuple[Principle, ...]:
-    """Those with these ids, or 'all'."""
+    """The principles with these ids, or all for 'all'."""
     return tuple(constitution.principles if tuple(wanted) == ("all",) else constitution.select(list(wanted)).principles)
 
 
 def direction(principle: Principle) -> float:
     """+1, or -1 where a principle asks for the *worse* response: the one place where answers are inverted.
 
-    A silent-bug trap (Lee et al. ask for the more harmful response and invert the label). Whatever a judge measures
-    as a difference around zero is multiplied by this, once.
+    Easy to get silently wrong (Lee et al. ask for the more harmful response and invert the label). Whatever a judge
+    measures as a difference around zero is multiplied by this, once.
     """
     return -1.0 if principle.choose == "worse" else 1.0
 

@@ -10,7 +10,7 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.judge import Comparison, Judgement, choose_principles
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.constitution_files import load_constitution
-from rlaif_cli.judge.context_budget import Room
+from rlaif_cli.judge.context_budget import ContextBudget
 from rlaif_cli.judge.session import check_principles, open_judge
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
@@ -18,18 +18,18 @@ from rlaif_cli.ui.progress import ProgressCallback, no_progress
 def judge_all(
     config: JudgeConfig,
     constitution: Constitution,
-    room: Room,
+    budget: ContextBudget,
     engines: EnginePool,
     texts: Sequence[tuple[Any, str, str]],
     progress: ProgressCallback,
 ) -> list[Judgement]:
-    """Judge (prompt, a, b) triples; in their order."""
+    """Judge (prompt, a, b) triples; results are in the same order."""
     judge = open_judge(config, constitution, engines)
 
     def comparisons() -> Iterator[Comparison]:
         for index, (prompt, a, b) in enumerate(texts):
             principles = choose_principles(constitution, config.principles, prompt, a, b, config.seed)
-            yield room.fit(Comparison(index, prompt, a, b, principles))
+            yield budget.fit(Comparison(index, prompt, a, b, principles))
 
     judged: dict[int, Judgement] = {}
     for comparison, judgement in judge.compare(comparisons()):
@@ -41,11 +41,11 @@ def judge_all(
 def comparer(
     config: CompareConfig, engines: EnginePool
 ) -> Callable[[Sequence[tuple[Any, str, str]]], list[float | None]]:
-    """What gives P(the judge prefers a) of (prompt, a, b) triples, in their order; None where it could not tell.
+    """A function from (prompt, a, b) triples to P(the judge prefers a), in the same order; None if unscored.
 
-    All that can be wrong with the settings is raised here, before compute is spent.
+    Invalid settings raise here, before compute is spent.
     """
     constitution = load_constitution(config.constitution)
     check_principles(config, constitution)
-    room = Room(config, constitution)
-    return lambda texts: [j.p_a for j in judge_all(config, constitution, room, engines, texts, no_progress)]
+    budget = ContextBudget(config, constitution)
+    return lambda texts: [j.p_a for j in judge_all(config, constitution, budget, engines, texts, no_progress)]

@@ -1,4 +1,4 @@
-"""Constitutions: the written principles that a judge judges by. Load, check, select, and draw with a seed.
+"""Constitutions: the written principles that a judge applies. Check, select, and draw with a seed.
 
 A constitution is one YAML file:
 
@@ -18,14 +18,13 @@ A constitution is one YAML file:
 What `choose` means. A principle with `choose: worse` asks for the *worse* response ("Which response is more
 harmful?"), as the RLAIF paper does for harmlessness (Lee et al., arXiv 2309.00267). Everything that belongs
 to such a principle is written in the direction of its text: `for` embodies the harmful assistant, and an
-exemplar's `answer` is the harmful response. So whatever the method measures is "how far this response is what
-the text asks for", and exactly one place (the judge) turns that into a preference, by inverting it where
-`choose` is `worse`. Nothing here inverts anything.
+exemplar's `answer` is the harmful response. So every method measures how well a response matches the text, and
+only the judge turns that into a preference, by inverting it if `choose` is `worse`. Nothing here inverts
+anything.
 
-Where we depart from the papers: Bai et al. (arXiv 2212.08073) draw a principle for each comparison from a
-running random generator; here the draw is a function of the row's key and the seed alone, so that it does not
-depend on the order of the file, the batch or the other rows, and a resumed run draws what the interrupted one
-would have drawn.
+A deviation from the papers: Bai et al. (arXiv 2212.08073) draw a principle for each comparison from a
+running random generator; here the draw depends only on the row's key and the seed, not on the order of the file,
+the batch or other rows, so a resumed run draws what the interrupted one would have drawn.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class Model(BaseModel):
 
 
 class Principle(Model):
-    """One thing to judge by; see the top of the file for `choose`."""
+    """One principle; see the top of the file for `choose`."""
 
     id: Id
     text: Text
@@ -86,13 +85,13 @@ class Principle(Model):
         if self.for_ is None or self.against is None:
             raise InputError(
                 f"principle '{self.id}' has no 'for' and 'against', which the contrast method compares",
-                hint="give it both system prompts, or judge by another method",
+                hint="give it both system prompts, or use another method",
             )
         return self.for_, self.against
 
 
 class Exemplar(Model):
-    """A worked comparison to show the judge.
+    """A worked example to show the judge.
 
     `answer` answers the question of the exemplar's own `principle` (without one: which response is better),
     so for a `choose: worse` principle it names the worse response.
@@ -114,7 +113,7 @@ class Exemplar(Model):
 
 
 class Constitution(Model):
-    """A task framing, the principles, and exemplars. Made by `load`."""
+    """A preamble, the principles, and exemplars. Made by `load_constitution`."""
 
     name: Line
     description: Line
@@ -126,10 +125,10 @@ class Constitution(Model):
     _sha256: str | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
-    def _hangs_together(self) -> Constitution:
-        faults = cross_faults(self.model_dump(by_alias=True))
-        if faults:
-            raise ValueError("; ".join(f"{dotted(loc)}: {what}" for loc, what in faults))
+    def _check_references(self) -> Constitution:
+        errors = cross_check_errors(self.model_dump(by_alias=True))
+        if errors:
+            raise ValueError("; ".join(f"{dotted(loc)}: {what}" for loc, what in errors))
         return self
 
     @property
@@ -139,14 +138,14 @@ class Constitution(Model):
 
     @property
     def sha256(self) -> str:
-        """Hash of the file's bytes (of the content, for one that was not loaded from a file)."""
+        """sha256 of the file's bytes, or of the content if it was not loaded from a file."""
         return self._sha256 or hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
 
     def principle(self, id: str) -> Principle:
         """The principle of that id.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is no such principle.
         """
         for principle in self.principles:
             if principle.id == id:
@@ -158,9 +157,9 @@ class Constitution(Model):
         )
 
     def select(self, ids: Iterable[str]) -> Constitution:
-        """The same constitution with these principles only, in the file's order.
+        """The same constitution with only these principles, in the file's order.
 
-        It keeps the exemplars of these principles and those of none. `sha256` still names the whole file.
+        It keeps their exemplars and those without a principle. `sha256` is still of the whole file.
 
         Raises:
             UsageError: an id is unknown or named twice, or there are none.
@@ -184,9 +183,9 @@ class Constitution(Model):
         It depends on `key`, `seed` and the principles, and on nothing else: not on the order of rows or of
         principles, on earlier draws, the process, or Python's `hash`.
 
-        Every principle draws an exponential waiting time with its weight as the rate, and the first to arrive
-        wins, which happens with probability weight / sum of weights. So when a principle is added or removed,
-        only the draws that it wins change.
+        Every principle draws an exponential waiting time with its weight as the rate, and the shortest wins,
+        with probability weight / sum of weights. So if a principle is added or removed, only the draws that it
+        wins change.
         """
 
         def arrival(principle: Principle) -> float:
@@ -205,14 +204,14 @@ class Constitution(Model):
         return sorted(fitting, key=lambda e: e.principle != principle.id)
 
     def warnings(self) -> list[str]:
-        """What is allowed but probably not meant. For `rlaif constitution check`."""
+        """What is valid but probably not intended, for `rlaif constitution check`."""
         found = []
         for i, principle in enumerate(self.principles):
             place = f"principles[{i}] ({principle.id})"
             if principle.for_ is None or principle.against is None:
                 found.append(f"{place}: no 'for' and 'against', so --method contrast cannot use it")
             elif not 2 / 3 < len(principle.for_) / len(principle.against) < 3 / 2:
-                found.append(f"{place}: 'for' and 'against' differ much in length, not only in the principle")
+                found.append(f"{place}: 'for' and 'against' differ a lot in length, not only in the principle")
         for direction in ("better", "worse"):
             found += self._exemplar_warnings(direction)
         return found
@@ -228,7 +227,7 @@ class Constitution(Model):
         if abs(ones - twos) > 1:
             found.append(
                 f"exemplars: of those for 'choose: {direction}' {ones} answer 1 and {twos} answer 2; "
-                "a judge may copy the commoner answer"
+                "a judge may copy the more common answer"
             )
         longer = [(len(e.response_1) > len(e.response_2)) == (e.answer == 1) for e in exemplars]
         if len(exemplars) > 1 and len(set(longer)) == 1:
@@ -243,28 +242,28 @@ class Constitution(Model):
 # --- loading ------------------------------------------------------------------------------------------------
 
 
-def cross_faults(data: Mapping[str, Any]) -> list[tuple[Loc, str]]:
-    """What no single field can show: no principles, an id used twice, exemplars of a principle there is not.
+def cross_check_errors(data: Mapping[str, Any]) -> list[tuple[Loc, str]]:
+    """Errors across fields: no principles, duplicate ids, exemplars of unknown principles.
 
-    Works on unchecked data, so that these faults are found beside those of the schema.
+    Works on unvalidated data, so that these errors are reported together with those of the schema.
     """
-    faults: list[tuple[Loc, str]] = []
+    errors: list[tuple[Loc, str]] = []
     if data.get("principles") in ([], ()):
-        faults.append((("principles",), "needs at least one principle, found none"))
+        errors.append((("principles",), "needs at least one principle, found none"))
     first: dict[str, int] = {}
     for i, id in _texts(data, "principles", "id"):
         if id in first:
-            faults.append((("principles", i, "id"), f"'{id}' is already the id of principles[{first[id]}]"))
+            errors.append((("principles", i, "id"), f"'{id}' is already the id of principles[{first[id]}]"))
         first.setdefault(id, i)
     for i, id in _texts(data, "exemplars", "principle"):
         if id not in first:
             what = f"there is no principle '{id}'; {did_you_mean(id, list(first))}".rstrip("; ")
-            faults.append((("exemplars", i, "principle"), what))
-    return faults
+            errors.append((("exemplars", i, "principle"), what))
+    return errors
 
 
 def _texts(data: Mapping[str, Any], section: str, field: str) -> list[tuple[int, str]]:
-    """The texts in one field of a section, with their positions; the schema sees to whatever is no text."""
+    """The texts in one field of a section, with their positions; the schema reports what is not text."""
     items = data.get(section)
     if not isinstance(items, list | tuple):
         return []

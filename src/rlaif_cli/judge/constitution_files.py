@@ -21,7 +21,7 @@ from rlaif_cli.judge.constitution import (
     Exemplar,
     Model,
     Principle,
-    cross_faults,
+    cross_check_errors,
     did_you_mean,
 )
 
@@ -32,22 +32,22 @@ def shipped_constitutions() -> list[str]:
 
 
 def load_constitution(name_or_path: str) -> Constitution:
-    """A shipped constitution by its name, or any by the path of its YAML file.
+    """Load a shipped constitution by its name, or any by the path of its YAML file.
 
-    A shipped name always means the shipped one; a file of the same name is meant by `./helpfulness`.
+    A shipped name always means the shipped one; write `./helpfulness` for a file of that name.
 
     Raises:
         UsageError: neither a shipped name nor something that looks like a path.
-        InputError: the file cannot be read or is faulty; all faults are reported, with line and field.
+        InputError: the file cannot be read or is invalid; all errors are listed, with line and field.
     """
     path = _find(name_or_path)
     content, document = _read(path)
-    faults = document.faults
-    constitution, schema_faults = _validated(document.value)
-    told = {loc for loc, _ in faults}  # a value that could not be read is not worth a second fault
-    faults += [fault for fault in schema_faults if fault[0] not in told]
-    if constitution is None or faults:
-        raise document.error(path, faults)
+    errors = document.errors
+    constitution, schema_errors = _validated(document.value)
+    reported = {loc for loc, _ in errors}  # one error per value is enough
+    errors += [error for error in schema_errors if error[0] not in reported]
+    if constitution is None or errors:
+        raise document.error(path, errors)
     constitution._path = path
     constitution._sha256 = hashlib.sha256(content).hexdigest()
     return constitution
@@ -73,40 +73,42 @@ def _read(path: Path) -> tuple[bytes, strict_yaml.Document]:
     except FileNotFoundError:
         stem = path.stem if path.stem in shipped_constitutions() else None
         hint = (
-            f"for the shipped constitution write '{stem}'" if stem else f"shipped: {', '.join(shipped_constitutions())}"
+            f"for the shipped constitution, write '{stem}'"
+            if stem
+            else f"shipped: {', '.join(shipped_constitutions())}"
         )
         raise InputError("no such constitution file", where=str(path), hint=hint) from None
     document = strict_yaml.parse(content, path)
     if not isinstance(document.value, dict):
-        wanted = "must hold the keys name, description, preamble and principles"
+        wanted = "must have the keys name, description, preamble and principles"
         what = "is empty" if document.value is None else f"{wanted}, found {shown(document.value)}"
-        raise InputError(what, where=str(path), hint=f"{shipped_path('constitutions')} holds full examples")
+        raise InputError(what, where=str(path), hint=f"{shipped_path('constitutions')} has complete examples")
     return content, document
 
 
 def _validated(data: object) -> tuple[Constitution | None, list[tuple[Loc, str]]]:
-    """The constitution, or every fault that the schema and the cross checks find."""
-    faults = cross_faults(data) if isinstance(data, Mapping) else []
+    """The constitution, or all errors of the schema and the cross checks."""
+    errors = cross_check_errors(data) if isinstance(data, Mapping) else []
     try:
-        return Constitution.model_validate(data), faults
-    except ValidationError as error:
-        for fault in error.errors(include_url=False):
-            if fault["loc"] == () and fault["type"] == "value_error":
-                continue  # the cross checks again; they are in `faults` already, with their places
-            faults.append((fault["loc"], _in_our_words(fault)))
-        return None, faults
+        return Constitution.model_validate(data), errors
+    except ValidationError as invalid:
+        for each in invalid.errors(include_url=False):
+            if each["loc"] == () and each["type"] == "value_error":
+                continue  # the cross checks, which are in `errors` already, with their locations
+            errors.append((each["loc"], _explain(each)))
+        return None, errors
 
 
-def _in_our_words(fault: Any) -> str:
-    """A fault of pydantic's in words for the one who wrote the file."""
-    kind, loc, value, context = fault["type"], fault["loc"], fault["input"], fault.get("ctx", {})
+def _explain(error: Any) -> str:
+    """A pydantic error in words for the author of the file."""
+    kind, loc, value, context = error["type"], error["loc"], error["input"], error.get("ctx", {})
     match kind:
         case "missing":
             return "is missing"
         case "extra_forbidden":
             known = _keys(loc)
             guess = did_you_mean(str(loc[-1]), known)
-            return f"unknown key; {guess}known are {', '.join(known)}"
+            return f"unknown key; {guess}known keys are {', '.join(known)}"
         case "string_type":
             quote = "; put it in quotes" if isinstance(value, bool | int | float) else ""
             return f"must be text, not {shown(value)}{quote}"
@@ -130,11 +132,11 @@ def _in_our_words(fault: Any) -> str:
             return f"must be a mapping with the keys {', '.join(_keys((*loc, '')))}, not {shown(value)}"
         case "value_error":
             return str(context["error"])
-    return str(fault["msg"])
+    return str(error["msg"])
 
 
 def _keys(loc: Loc) -> list[str]:
-    """The keys that are known where `loc` is."""
+    """The known keys of the mapping that contains `loc`."""
     sections: dict[str, type[Model]] = {"principles": Principle, "exemplars": Exemplar}
     model = sections[str(loc[0])] if len(loc) > 1 else Constitution
     return [field.alias or name for name, field in model.model_fields.items()]

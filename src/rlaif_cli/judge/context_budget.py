@@ -1,4 +1,4 @@
-"""What all stages that ask a judge have to know first: whether its principles can be asked, and whether texts fit."""
+"""Check, before a judge is started, that prompts and responses fit its context; truncate them if requested."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.truncate import truncate
 
 
-class Room:
-    """Whether what is judged fits the judges, measured without an engine; with `--truncate`, cut to fit all of them."""
+class ContextBudget:
+    """The context budget of a config's judges, measured without an engine; `--truncate` cuts texts to fit them."""
 
     def __init__(self, config: JudgeConfig, constitution: Constitution) -> None:
-        self._seats = [_Seat(config, constitution, name) for name in config.judge]
+        self._budgets = [_JudgeBudget(config, constitution, name) for name in config.judge]
 
     def check(self, prompt: str | list[Message], responses: Sequence[str]) -> str | None:
-        """Why the two longest of these responses cannot be compared; None if they can."""
-        return next((fault for seat in self._seats if (fault := seat.check(prompt, responses))), None)
+        """Why the two longest responses cannot be compared; None if they can."""
+        return next((error for budget in self._budgets if (error := budget.check(prompt, responses))), None)
 
-    def check_alone(self, prompt: str | list[Message], responses: Sequence[str]) -> str | None:
-        """Why the longest of these responses cannot be judged by itself; None if it can."""
-        return next((fault for seat in self._seats if (fault := seat.check_alone(prompt, responses))), None)
+    def check_single(self, prompt: str | list[Message], responses: Sequence[str]) -> str | None:
+        """Why the longest response cannot be judged by itself; None if it can."""
+        return next((error for budget in self._budgets if (error := budget.check_single(prompt, responses))), None)
 
     def check_length(self, prompt: str | list[Message], tokens: int) -> str | None:
-        """Why a response of so many tokens, which is yet to be sampled, could not be judged by itself."""
-        return next((fault for seat in self._seats if (fault := seat.check_length(prompt, tokens))), None)
+        """Why a response of this many tokens, not yet sampled, could not be judged by itself; None if it could."""
+        return next((error for budget in self._budgets if (error := budget.check_length(prompt, tokens))), None)
 
     def fit(self, comparison: Comparison) -> Comparison:
-        """The comparison as the judges will see it.
+        """The comparison, truncated to fit all judges.
 
         Raises:
-            InputError: it does not fit, whatever is cut.
+            InputError: it cannot be truncated to fit.
         """
-        for seat in self._seats:
-            comparison = seat.fit(comparison)
+        for budget in self._budgets:
+            comparison = budget.fit(comparison)
         return comparison
 
 
-class _Seat:
-    """How many tokens one judge needs, and how many it has."""
+class _JudgeBudget:
+    """The tokens that comparisons need with one judge, and its context length."""
 
     def __init__(self, config: JudgeConfig, constitution: Constitution, name: str) -> None:
         self._tokenizer, self._limit = open_tokenizer(config, name)
@@ -56,24 +56,24 @@ class _Seat:
         engine: Any = type("Measure", (), {"tokenizer": self._tokenizer})
         self._judge = make_judge(config, constitution, engine)
 
-    def need(self, comparison: Comparison) -> int:
+    def tokens_needed(self, comparison: Comparison) -> int:
         return self._tokens(self._judge.requests(comparison))
 
     def _tokens(self, asked: Sequence[Request]) -> int:
         return max(len(request.prompt) + len(request.continuation) for request in asked) + 1 + self._reasoning
 
     def check(self, prompt: str | list[Message], responses: Sequence[str]) -> str | None:
-        if self._limit is None:  # only the server knows
+        if self._limit is None:  # a server, which alone knows its limit
             return None
         a, b = sorted(responses, key=len)[-2:]
         comparison = Comparison(None, prompt, a, b, (self._longest_principle,))
         if self._cut == "refuse":
-            fault = too_long(self.need(comparison), self._limit, "the prompt and the responses that are compared")
-            return fault and f"{fault}; --truncate cuts them"
-        fits = truncate(comparison, self.need, self._limit, self._tokenizer, self._cut) is not None
-        return None if fits else f"does not fit {self._limit} tokens, whatever is cut"
+            error = too_long(self.tokens_needed(comparison), self._limit, "the prompt and the responses to compare")
+            return error and f"{error}; use --truncate to cut them"
+        fits = truncate(comparison, self.tokens_needed, self._limit, self._tokenizer, self._cut) is not None
+        return None if fits else f"cannot be truncated to fit {self._limit} tokens"
 
-    def check_alone(self, prompt: str | list[Message], responses: Sequence[str]) -> str | None:
+    def check_single(self, prompt: str | list[Message], responses: Sequence[str]) -> str | None:
         if self._limit is None:
             return None
         item = Single(None, prompt, max(responses, key=len), (self._longest_principle,))
@@ -83,15 +83,15 @@ class _Seat:
         if self._limit is None:
             return None
         item = Single(None, prompt, "", (self._longest_principle,))
-        need = self._tokens(self._judge.approval_requests(item)) + tokens
+        needed = self._tokens(self._judge.approval_requests(item)) + tokens
         what = f"the judge's question, the prompt and a response of --max-tokens {tokens} tokens"
-        fault = too_long(need, self._limit, what)
-        return fault and f"{fault}: a lower --max-tokens, a shorter prompt or a judge with a longer context"
+        error = too_long(needed, self._limit, what)
+        return error and f"{error}: use a lower --max-tokens, a shorter prompt or a judge with a longer context"
 
     def fit(self, comparison: Comparison) -> Comparison:
         if self._limit is None or self._cut == "refuse":
             return comparison
-        found = truncate(comparison, self.need, self._limit, self._tokenizer, self._cut)
+        found = truncate(comparison, self.tokens_needed, self._limit, self._tokenizer, self._cut)
         if found is None:
-            raise InputError("a pair does not fit the judge's context, whatever is cut", where=f"row {comparison.key}")
+            raise InputError("a pair cannot be truncated to fit the judge's context", where=f"row {comparison.key}")
         return found

@@ -1,8 +1,8 @@
-"""How much likelier does a principle make a response than its opposite does?
+"""How much more likely does a principle make a response than its opposite does?
 
-After Liu et al. 2024 ("DLMA"). No question is asked, so there is no order and nothing to parse. score = mean per-token
-log p(response | prompt under a system prompt that embodies the principle) - the same under its opposite;
-p = sigmoid(k (score_a - score_b)). For judges that are too small to be asked.
+After Liu et al. 2024 ("DLMA"). No question is asked, so there is no position bias and nothing to parse. score = mean
+per-token log p(response | prompt under a system prompt that embodies the principle) - the same under its opposite;
+p = sigmoid(k (score_a - score_b)). For judges that are too small to answer questions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ContrastJudge:
     method = "contrast"
 
     def __init__(self, engine: Engine, scale: float) -> None:
-        engine.tokenizer.require_system("in which alone the two sides of a contrast judge differ")
+        engine.tokenizer.require_system("which is the only difference between the two sides of a contrast judge")
         self._engine = engine
         self._scale = scale
 
@@ -53,7 +53,7 @@ class ContrastJudge:
             yield comparison, self._judgement(a, b)
 
     def rewards(self, items: Iterable[tuple[Any, Prompt, str, Principle]]) -> Iterator[tuple[Any, float]]:
-        """k times the score: the logit that preferences are made of."""
+        """k times the score: differences of this are the logits of preferences."""
         jobs = (
             ((key, principle), self._sides(prompt, response, principle)) for key, prompt, response, principle in items
         )
@@ -63,7 +63,7 @@ class ContrastJudge:
             yield key, reward if math.isfinite(reward) else NoReward(failed.reason if failed else NOT_FINITE)
 
     def approve(self, items: Iterable[Single]) -> Iterator[tuple[Single, Approval]]:
-        """P = sigmoid(k score): above one half where a principle favours the response over its opposite."""
+        """P = sigmoid(k score): above 0.5 if the response fits the principle better than its opposite."""
         for item, logprobs in gather(self._engine.logprobs, ((item, self.approval_requests(item)) for item in items)):
             scores = [_contrast(*pair) for pair in zip(logprobs[0::2], logprobs[1::2], strict=True)]
             if not all(map(math.isfinite, scores)):
@@ -98,5 +98,5 @@ NOT_FINITE = "the judge's log-probs are not finite"
 
 def _contrast(favoured: list[float] | Failed, opposed: list[float] | Failed) -> float:
     if isinstance(favoured, Failed) or isinstance(opposed, Failed):
-        return math.nan  # no engine that can score a text gives these
+        return math.nan  # engines that can score a text never return these
     return mean(favoured) - mean(opposed)

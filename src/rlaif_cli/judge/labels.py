@@ -1,4 +1,4 @@
-"""The probabilities of a closed set of answers, whatever tokens a judge writes them in."""
+"""The probabilities of a closed set of answers, however the judge's tokenizer writes them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rlaif_cli.models.tokenizer import AnyTokenizer, Spellings
 
 Job = TypeVar("Job")
 
-# The tokens of a sampled answer: room for "Number: 10." written byte by byte, and for the end, without which a reply is
-# cut and no answer. What needs more says more than its answer.
+# Maximum tokens of a sampled answer: enough for "Number: 10." written byte by byte and the end token, without which a
+# reply counts as cut off. A longer reply is not just an answer.
 ANSWER_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a judge answered to one question.
+    """A judge's answer to one question.
 
     Attributes:
-        p: of each label, in the full distribution; 0 where it is only known to be small.
-        unseen: how much the labels that are not known could hold together, at most.
-        failed: instead of an answer.
+        p: probability of each label in the full distribution; 0 if only an upper bound is known.
+        unseen: upper bound for the total probability of the unknown labels.
+        failed: set if there is no answer.
     """
 
     p: tuple[float, ...] = ()
@@ -41,7 +41,7 @@ class Answer:
 
 
 def unusable(answers: Sequence[Answer], min_mass: float) -> Failed | None:
-    """Why nothing can be made of these answers; None if something can."""
+    """Why these answers cannot be used; None if they can."""
     for answer in answers:
         if answer.failed is not None:
             return answer.failed
@@ -49,7 +49,7 @@ def unusable(answers: Sequence[Answer], min_mass: float) -> Failed | None:
     if not all(map(math.isfinite, masses)):
         return Failed("the judge's log-probs are not finite", False)
     if min(masses) < min_mass or not min(masses):
-        return Failed(f"the labels hold {min(masses):.3g} of the judge's answer, less than {min_mass:g}", False)
+        return Failed(f"the labels hold only {min(masses):.3g} of the judge's answer, less than {min_mass:g}", False)
     for answer in answers:
         if answer.unseen > UNSEEN * answer.mass:
             missing = f"labels missing from the server's list of likely tokens may have up to {answer.unseen:.3g}"
@@ -59,11 +59,11 @@ def unusable(answers: Sequence[Answer], min_mass: float) -> Failed | None:
 
 @dataclass(frozen=True)
 class Question:
-    """A question to one judge, in its tokens.
+    """A question to one judge, tokenized.
 
     Attributes:
-        prompt: up to where the label comes.
-        spellings: of each label, the token sequences that write it.
+        prompt: everything before the label.
+        spellings: for each label, the token sequences that write it.
     """
 
     prompt: Sequence[Any]
@@ -71,7 +71,7 @@ class Question:
 
     @property
     def next_tokens(self) -> list[Any]:
-        """Labels that are one token, in all their variants ("1", " 1")."""
+        """Labels that are one token, in all variants ("1", " 1")."""
         return [ways[0] for label in self.spellings for ways in label if len(ways) == 1]
 
     @property
@@ -87,11 +87,11 @@ class Question:
 class Labels:
     """The labels of one kind of question.
 
-    One-token spellings are read off the next token's distribution, longer ones are scored as continuations. Where a
-    label begins like a longer one ("1" and "10"), what leads on to the longer one is taken off it.
+    One-token spellings are read from the next-token distribution, longer ones are scored as continuations. If a label
+    is a prefix of a longer one ("1" and "10"), the longer one's probability is subtracted from it.
 
     Args:
-        samples: instead of reading log-probs, sample this many answers and count.
+        samples: sample this many answers and count them instead of reading log-probs.
         seed: of those samples.
     """
 
@@ -100,9 +100,9 @@ class Labels:
         self._labels = list(labels)
         self._samples, self._seed = samples, seed
 
-    def question(self, messages: Sequence[Message], begun: str) -> Question:
-        """What a judge is asked, up to where its label comes; `begun`: what its reply says before the label."""
-        return Question(*self._tokenizer.answers(messages, begun, self._labels))
+    def question(self, messages: Sequence[Message], prefill: str) -> Question:
+        """A question up to the label; `prefill`: the beginning of the reply before the label."""
+        return Question(*self._tokenizer.answers(messages, prefill, self._labels))
 
     def requests(self, question: Question) -> list[Request]:
         if self._samples:
@@ -110,7 +110,7 @@ class Labels:
         return question.requests()
 
     def ask(self, engine: Engine, jobs: Iterable[tuple[Job, Sequence[Question]]]) -> Iterator[tuple[Job, list[Answer]]]:
-        """For each job the answers to every one of its questions."""
+        """Yield each job with the answers to its questions."""
         asked = (
             ((job, questions), [request for question in questions for request in self.requests(question)])
             for job, questions in jobs
@@ -137,10 +137,10 @@ _ANSWER = re.compile(rf"(?:{re.escape(ANSWER_PREFIX.strip())}\s*)?([0-9]+)\.?")
 
 
 def sampled_label(completion: Completion, labels: Sequence[str]) -> str | None:
-    """The label that a reply is, or that its last line is; None where a label only stands somewhere in it.
+    """The label that a reply, or its last line, consists of; None if a label only occurs somewhere in it.
 
-    A label may have what it was asked with before it ("Number: 1") and a full stop behind it, and thoughts that have
-    ended. A reply that was cut has not come to its last line.
+    A label may have the answer prefix before it ("Number: 1"), a full stop after it, and closed thinking before that. A
+    reply that was cut off has no last line.
     """
     reply = completion.text.rpartition("</think>")[2]
     if completion.no_answer or completion.finish_reason == "length" or "<think>" in reply:
@@ -151,14 +151,14 @@ def sampled_label(completion: Completion, labels: Sequence[str]) -> str | None:
 
 
 def _read(question: Question, found: Sequence[list[float] | Failed]) -> Answer:
-    """found: the log-probs of the next tokens, if any are asked for, then those of each longer spelling's tokens."""
+    """found: the log-probs of the next tokens, if any were requested, then those of each longer spelling's tokens."""
     known: list[list[float]] = []
     for logprobs in found:
         if isinstance(logprobs, Failed):
             return Answer(failed=logprobs)
         known.append(logprobs)
     choices = known.pop(0) if question.next_tokens else []
-    # A `Bound` (of a server) says how likely a token can be at most, not how likely it is.
+    # A `Bound` (from a server) is only an upper bound for a token's probability.
     single = iter([0.0 if isinstance(logprob, Bound) else math.exp(logprob) for logprob in choices])
     longer = iter([math.exp(sum(logprobs)) for logprobs in known])
     shares = [

@@ -1,7 +1,7 @@
 """Which response is better? Asked in both orders, averaged.
 
 Lee et al. 2023: the prompt ends right before the label; p = softmax over the labels' log-probs. The *mass* of the
-labels in the full distribution tells whether the judge answered at all. With chain of thought, in two steps: a
+labels in the full distribution shows whether the judge answered at all. With chain of thought, in two steps: a
 rationale is decoded greedily, then the label is read after it.
 """
 
@@ -18,18 +18,18 @@ from rlaif_cli.judge.base import Approval, Comparison, Judgement, Single, direct
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.labels import Answer, Labels, Question, unusable
 
-_AT_ONCE = 128  # comparisons whose rationales are decoded before their labels are read
+_CHUNK = 128  # comparisons whose rationales are decoded together before their labels are read
 
 
 class PairwiseJudge:
     """See `Judge`.
 
     Args:
-        min_mass: a comparison whose labels hold less than this, in any order, is unscored.
-        shots: worked examples of the constitution that are shown before the question.
-        rationale_tokens: how long the judge may reason first; 0: it answers at once.
+        min_mass: a comparison whose labels have less probability than this, in any order, is unscored.
+        shots: exemplars of the constitution that are shown before the question.
+        rationale_tokens: maximum length of the judge's reasoning; 0: it answers directly.
         samples: count this many sampled answers instead of reading log-probs.
-        clamp: the final probability is kept within these bounds (Bai et al. 2022, for labels after reasoning).
+        clamp: bounds for the final probability (Bai et al. 2022, for labels after reasoning).
     """
 
     method = "pairwise"
@@ -63,13 +63,13 @@ class PairwiseJudge:
             yield from self._answers(jobs)
             return
         waiting = iter(comparisons)
-        while chunk := list(islice(waiting, _AT_ONCE)):
+        while chunk := list(islice(waiting, _CHUNK)):
             rationales = self._rationales(chunk)
-            for place, said in rationales.items():
-                failed = next((text for text in said if isinstance(text, Failed)), None)
+            for place, texts in rationales.items():
+                failed = next((text for text in texts if isinstance(text, Failed)), None)
                 if failed is not None:
-                    yield chunk[place], Judgement(None, failed.reason, failed.again)
-            reasoned = [(chunk[place], said) for place, said in rationales.items() if _all_text(said)]
+                    yield chunk[place], Judgement(None, failed.reason, failed.retryable)
+            reasoned = [(chunk[place], texts) for place, texts in rationales.items() if _all_text(texts)]
             yield from self._answers(
                 ((comparison, said), self._prompts(comparison, said)) for comparison, said in reasoned
             )
@@ -79,7 +79,7 @@ class PairwiseJudge:
             yield comparison, self._judgement(comparison, answers, tuple(rationales))
 
     def _rationales(self, comparisons: Sequence[Comparison]) -> dict[int, list[Any]]:
-        """What the judge says before it answers, per comparison and question; `Failed` where it said nothing."""
+        """The judge's reasoning before its answer, per comparison and question; `Failed` if there is none."""
         asked = [
             Request((place, index), self._engine.tokenizer.question(messages))
             for place, comparison in enumerate(comparisons)
@@ -96,7 +96,7 @@ class PairwiseJudge:
         return found
 
     def approve(self, items: Iterable[Single]) -> Iterator[tuple[Single, Approval]]:
-        """Asked whether a principle would pick the response, with the labels either way round."""
+        """Ask whether a principle would pick the response, with both assignments of the labels."""
         jobs = ((item, self._approval_prompts(item)) for item in items)
         for item, answers in self._labels.ask(self._engine, jobs):
             failed = unusable(answers, self._min_mass)
@@ -116,7 +116,7 @@ class PairwiseJudge:
     def _approval_prompts(self, item: Single) -> list[Question]:
         return [
             self._labels.question(
-                prompts.picked(self._constitution, principle, item.prompt, item.response, meanings),
+                prompts.would_pick(self._constitution, principle, item.prompt, item.response, meanings),
                 prompts.ANSWER_PREFIX,
             )
             for principle in item.principles
@@ -124,13 +124,13 @@ class PairwiseJudge:
         ]
 
     def _prompts(self, comparison: Comparison, rationales: Sequence[str] = ()) -> list[Question]:
-        """The questions up to their labels; after the judge's own reasoning, where there is some."""
+        """The questions up to their labels, after the judge's reasoning if there is any."""
         questions = self._questions(comparison)
-        begun = [prompts.after_rationale(said) for said in rationales] or [prompts.ANSWER_PREFIX] * len(questions)
-        return [self._labels.question(asked, said) for asked, said in zip(questions, begun, strict=True)]
+        prefills = [prompts.after_rationale(said) for said in rationales] or [prompts.ANSWER_PREFIX] * len(questions)
+        return [self._labels.question(asked, said) for asked, said in zip(questions, prefills, strict=True)]
 
     def _questions(self, comparison: Comparison) -> list[list[Message]]:
-        """As messages, per principle and order."""
+        """The questions as messages, per principle and order."""
         return [
             prompts.pairwise(
                 self._constitution,
@@ -155,8 +155,8 @@ class PairwiseJudge:
         )
         failed = unusable(answers, self._min_mass)
         if failed is not None:
-            return Judgement(None, failed.reason, failed.again, p_first=p_first, mass=mass, rationales=rationales)
-        # In this form it is exactly one half for equal responses.
+            return Judgement(None, failed.reason, failed.retryable, p_first=p_first, mass=mass, rationales=rationales)
+        # This form is exactly 0.5 for equal responses.
         by_principle = tuple(0.5 + (a - b) / 2 for a, b in zip(p_first[0::2], p_first[1::2], strict=True))
         a_first, b_first = mean(p_first[0::2]), mean(p_first[1::2])
         low, high = self._clamp

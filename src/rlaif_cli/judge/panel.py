@@ -1,7 +1,7 @@
-"""Several judges for every pair: each is kept, their distributions are averaged, and nobody is left out.
+"""Several judges for every pair: each judgement is kept, and their distributions are averaged.
 
-A pair that one of them leaves unscored is unscored: an average over those who happened to answer would be a label of
-another kind than its neighbours'.
+A pair that any of them leaves unscored is unscored: an average over only some judges would not be comparable with other
+pairs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from rlaif_cli.engines.base import Request
 from rlaif_cli.judge.base import Approval, Comparison, Judge, Judgement, Single, mean, position_won
 
-_AT_ONCE = 128  # items that go from judge to judge together
+_CHUNK = 128  # items passed from judge to judge together
 
 
 class PanelJudge:
@@ -41,9 +41,9 @@ class PanelJudge:
             yield item, Approval(() if reason else _means([vote.by_principle for vote in votes.values()]), reason)
 
     def _votes(self, items: Iterable[Any], ask: Callable[[Judge, Iterator[Any]], Any]) -> Iterator[tuple[Any, Any]]:
-        """Each item with what every judge said of it, by name."""
+        """Each item with every judge's result, by name."""
         waiting = iter(items)
-        while chunk := list(islice(waiting, _AT_ONCE)):
+        while chunk := list(islice(waiting, _CHUNK)):
             votes: list[dict[str, Any]] = [{} for _ in chunk]
             for name, judge in self._judges.items():
                 for asked, vote in ask(judge, (replace(item, key=place) for place, item in enumerate(chunk))):
@@ -55,12 +55,12 @@ class PanelJudge:
 
 
 def combined(votes: dict[str, Judgement]) -> Judgement:
-    """The panel's judgement: means over its judges, or why there is none."""
+    """The panel's judgement: the means over its judges, or why it is unscored."""
     every = list(votes.values())
     for name, vote in votes.items():
         if vote.p_a is None:
-            again = any(other.again for other in every)
-            return Judgement(None, f"{name}: {vote.reason}", again, panel=votes)
+            retryable = any(other.retryable for other in every)
+            return Judgement(None, f"{name}: {vote.reason}", retryable, panel=votes)
     p_first = _means([vote.p_first for vote in every])
     return Judgement(
         p_a=mean([vote.p_a for vote in every if vote.p_a is not None]),

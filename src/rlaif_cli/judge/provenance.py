@@ -12,7 +12,7 @@ from rlaif_cli.models.resolve import resolve_model
 
 
 def judging_hashes(config: StageConfig) -> dict[str, Any]:
-    """Of the judges, reward models, functions and constitution that a config names; of no judge behind a server."""
+    """Hashes of the judges, reward models, functions and constitution of a config; judges behind a server have none."""
     settings, found = config.deciding(), dict[str, Any]()
     for role in ("judge", "reward_model"):
         if settings.get(role) and not _behind_a_server(config, role):

@@ -1,4 +1,4 @@
-"""How good is this response, from 1 to 10? Asked of each response alone; the whole distribution counts.
+"""How good is this response, from 1 to 10? Each response is judged alone; the whole distribution counts.
 
 Lee et al. 2023: the likelihoods of the ten scores are normalised, s = sum i P(i). As a preference,
 p = P(score_a > score_b) + P(score_a = score_b) / 2; as a direct reward, (2 s - 11) / 9.
@@ -20,7 +20,7 @@ class ScoreJudge:
     """See `Judge`.
 
     Args:
-        min_mass: a response whose ten scores hold less than this is unscored.
+        min_mass: a response whose ten scores have less probability than this is unscored.
         samples: count this many sampled answers instead of reading log-probs.
     """
 
@@ -53,7 +53,7 @@ class ScoreJudge:
             yield key, _reward(principle, answers[0].p) if failed is None else NoReward(failed.reason)
 
     def approve(self, items: Iterable[Single]) -> Iterator[tuple[Single, Approval]]:
-        """The score, brought to [0, 1]: above one half, more is for the response than against it."""
+        """The score, scaled to [0, 1]: above 0.5 means more for the response than against it."""
         jobs = ((item, self._approval_prompts(item)) for item in items)
         for item, answers in self._labels.ask(self._engine, jobs):
             failed = unusable(answers, self._min_mass)
@@ -85,7 +85,7 @@ class ScoreJudge:
         mass = tuple(answer.mass for answer in answers)
         failed = unusable(answers, self._min_mass)
         if failed is not None:
-            return Judgement(None, failed.reason, failed.again, mass=mass)
+            return Judgement(None, failed.reason, failed.retryable, mass=mass)
         p, scores = [], []
         for principle, a, b in zip(comparison.principles, answers[0::2], answers[1::2], strict=True):
             p.append(0.5 + direction(principle) * (p_higher(a.p, b.p) - 0.5))

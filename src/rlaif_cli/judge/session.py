@@ -10,7 +10,7 @@ from rlaif_cli.judge.constitution import Constitution
 
 
 def check_principles(config: JudgeConfig, constitution: Constitution) -> None:
-    """Find out before compute is spent whether the principles exist and can be asked with the method."""
+    """Check, before compute is spent, that the principles exist and work with the method."""
     drawn = tuple(config.principles) == ("sample",)
     for principle in named_principles(constitution, ("all",) if drawn else config.principles):
         if config.method == "contrast":
@@ -18,7 +18,7 @@ def check_principles(config: JudgeConfig, constitution: Constitution) -> None:
         shots = config.shots if isinstance(config, CompareConfig) else 0
         if (found := len(constitution.exemplars_for(principle))) < shots:
             raise UsageError(
-                f"--shots {shots}: {found} exemplars of '{constitution.name}' fit the principle '{principle.id}'"
+                f"--shots {shots}: only {found} exemplars of '{constitution.name}' fit the principle '{principle.id}'"
             )
 
 

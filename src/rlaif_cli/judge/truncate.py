@@ -1,4 +1,4 @@
-"""A comparison that is too long for its judge, cut to fit by a stated rule."""
+"""Truncate a comparison that is too long for its judge."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def truncate(
 ) -> Comparison | None:
     """The comparison with its longest texts cut to one common length, so that it needs at most `limit` tokens.
 
-    The prompt's longest message and the two responses count as its texts; `MARK` stands where something was cut.
+    The prompt's longest message and the two responses count as its texts; `MARK` marks the cuts.
 
     Args:
-        need: tokens that a comparison needs.
-        cut: which part of a text goes: its head, its tail or its middle.
+        need: the tokens that a comparison needs.
+        cut: which part of a text is removed: its head, its tail or its middle.
 
     Returns:
-        None if it does not fit whatever is cut.
+        None if it cannot be cut to fit.
     """
-    for _ in range(8):  # tokens at a cut can join or fall apart, so the count is taken anew
+    for _ in range(8):  # tokens at a cut can merge or split, so count again
         over = need(comparison) - limit
         if over <= 0:
             return comparison
@@ -46,7 +46,7 @@ def truncate(
 
 
 def common_length(lengths: Sequence[int], total: int) -> int:
-    """The largest L with sum(min(length, L)) <= total; below 0 where not even 0 fits."""
+    """The largest L with sum(min(length, L)) <= total; below 0 if not even 0 fits."""
     if total < 0:
         return -1
     left, remaining = total, sorted(lengths)

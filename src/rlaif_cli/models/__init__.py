@@ -1,1 +1,1 @@
-"""From a model's name to a checkpoint folder and its tokenizer."""
+"""Resolve model names to checkpoint folders, and load their tokenizers."""

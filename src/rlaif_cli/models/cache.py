@@ -1,4 +1,4 @@
-"""The cache folder, and hashes of large files that are remembered in it."""
+"""The cache folder, and cached hashes of large files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def cache_dir() -> Path:
     return Path(base).expanduser() / "rlaif"
 
 
-# A file smaller than this is hashed faster than its hash is looked up.
+# Hashing a smaller file is faster than looking up its hash.
 REMEMBER_FROM_BYTES = 8 << 20
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file; that of a big file is remembered for as long as its size and time stay the same."""
+    """sha256 of a file; for a large file it is cached as long as size and modification time stay the same."""
     stat = path.stat()
     key = f"{path.resolve()}|{stat.st_ino}|{stat.st_size}|{stat.st_mtime_ns}"
     note = cache_dir() / "hashes" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    # A file written just now may be written again without its time showing it: don't remember it yet.
+    # A file that was just written may change again within its timestamp's resolution: do not cache it yet.
     settled = time.time() - stat.st_mtime > 2
     remember = settled and stat.st_size >= REMEMBER_FROM_BYTES
     if remember:

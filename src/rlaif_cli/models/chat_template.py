@@ -1,7 +1,7 @@
-"""A model's chat template, as text: rendering conversations, and finding out what it does with their parts.
+"""Render conversations with a model's chat template, and probe how it treats their parts.
 
-Nothing is assumed of a template but what rendering shows. Marks are put in the place of messages, and where they come
-out says how a reply is begun and ended, which roles are left out, and in which form content is read.
+Nothing is assumed about a template: rendering markers in place of messages shows how a reply begins and ends, which
+roles are dropped, and which form of content is read.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from rlaif_cli.data.messages import Message
 from rlaif_cli.errors import ConversationError, ModelError
 
-# How models mark the beginning and the end of their thoughts.
-THOUGHTS = (
+# How models mark the beginning and the end of their thinking.
+THINKING_MARKERS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
@@ -29,12 +29,12 @@ THOUGHTS = (
     ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
     ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
 )
-_ENDS_TURNS_TOO = "<|end|>"  # shows thoughts only where they were begun
+_ENDS_TURNS_TOO = "<|end|>"  # also ends ordinary turns
 
 
-def mark_of_thoughts(text: str) -> str | None:
-    """The first mark in a text that shows thoughts: whole ones, cut ones, or the end of some that began before it."""
-    marks = [mark for pair in THOUGHTS for mark in pair if mark in text and mark != _ENDS_TURNS_TOO]
+def thinking_marker(text: str) -> str | None:
+    """The first thinking marker in a text, also of incomplete thinking; None if there is none."""
+    marks = [mark for pair in THINKING_MARKERS for mark in pair if mark in text and mark != _ENDS_TURNS_TOO]
     return min(marks, key=text.index, default=None)
 
 
@@ -44,10 +44,10 @@ class Frame:
 
     Attributes:
         opening: from the user's text to where a reply is sampled.
-        lead: from there to the reply's text: nothing for most; closed thoughts, a channel's name, or a blank.
-        trailer: all that follows the reply's text where it is the last one.
-        next_turn: what stands between the reply and the next user's text.
-        trims: white space around the reply's text is taken off.
+        lead: from there to the reply's text: usually empty; else closed thinking, a channel name, or a blank.
+        trailer: everything after the reply's text if it is the last one.
+        next_turn: everything between the reply and the next user's text.
+        trims: white space around the reply's text is removed.
     """
 
     opening: str
@@ -58,16 +58,17 @@ class Frame:
 
 
 class ChatTemplate:
-    """See above.
+    """A tokenizer's chat template.
 
     Args:
-        hf: a tokenizer of transformers; where it has no template, turns are named as HH-RLHF names them.
+        hf: a tokenizer of transformers; without a template, turns are labelled as in HH-RLHF.
 
     Attributes:
         given: the tokenizer has a template.
+        dropped_role: roles of a conversation -> the role of a message that is dropped, or None.
 
     Raises:
-        ModelError: the template cannot render a user's turn.
+        ModelError: the template cannot render a user turn.
     """
 
     def __init__(self, hf: Any) -> None:
@@ -75,24 +76,24 @@ class ChatTemplate:
         self.given = bool(hf.chat_template)
         self._in_parts = False
         self._in_parts = self._reads_parts()
-        self.lost = lru_cache(maxsize=1024)(self._lost)
+        self.dropped_role = lru_cache(maxsize=1024)(self._dropped_role)
         self.frame = self._frame()
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation as text.
 
         Raises:
-            ConversationError: the template refuses it, or leaves a message out.
+            ConversationError: the template refuses it, or drops a message.
         """
         roles = tuple(message.role for message in messages)
-        if lost := self.lost(roles):
-            what = f"the chat template leaves out or rewrites the {lost} turn of this conversation"
+        if dropped := self.dropped_role(roles):
+            what = f"the chat template drops or rewrites the {dropped} turn of this conversation"
             raise ConversationError(what, where=self._hf.name_or_path)
         return self._render(roles, [message.content for message in messages], add_generation_prompt)
 
     @property
     def takes_system(self) -> bool:
-        """Whether a system turn before a user's reaches the model."""
+        """Whether a system turn before a user turn reaches the model."""
         try:
             self.render([Message(role="system", content="a"), Message(role="user", content="b")])
         except ConversationError:
@@ -101,21 +102,21 @@ class ChatTemplate:
 
     def _reads_parts(self) -> bool:
         """Whether it reads a message's content as a list of parts, as templates of multimodal models do."""
-        fault = "it leaves the user's text out, or rewrites it"
+        reason = "it drops or rewrites the user's text"
         for self._in_parts in (False, True):
             try:
                 if _mark(0) in self._render(("user",), [_mark(0)], True):
                     return self._in_parts
             except ConversationError as error:
-                fault = error.what
-        raise ModelError(f"the chat template does not render a user's turn: {fault}", where=self._hf.name_or_path)
+                reason = error.what
+        raise ModelError(f"the chat template does not render a user turn: {reason}", where=self._hf.name_or_path)
 
-    def _lost(self, roles: tuple[str, ...]) -> str | None:
-        """The role of a message that does not come out of a conversation of these roles."""
+    def _dropped_role(self, roles: tuple[str, ...]) -> str | None:
+        """The role of a message that is missing from a rendered conversation of these roles."""
         try:
             text = self._render(roles, [_mark(place) for place in range(len(roles))], True)
         except ConversationError:
-            return None  # rendering the conversation itself will say so
+            return None  # rendering the conversation itself reports it
         return next((role for place, role in enumerate(roles) if _mark(place) not in text), None)
 
     def _frame(self) -> Frame:
@@ -132,19 +133,19 @@ class ChatTemplate:
             next_turn = self._after(reply, [user, reply, later]).partition(later)[0]
         except ConversationError:
             next_turn = ""
-        # Elsewhere than the generation prompt: the reply is put where the model would sample it.
+        # If the reply does not follow the generation prompt, assume the position where the model would sample it.
         lead = before[len(opening) :] if before.startswith(opening) else ""
         return Frame(opening, lead, trailer, next_turn, trims)
 
     def _after(self, mark: str, texts: Sequence[str]) -> str:
-        """What is rendered after a mark, of turns of the user and the assistant; ready for a reply after a user's."""
+        """The text rendered after a marker; turns alternate, with a generation prompt after a final user turn."""
         roles = [("user", "assistant")[place % 2] for place in range(len(texts))]
         return self._render(roles, texts, roles[-1] == "user").partition(mark)[2]
 
-    def opens_thoughts(self) -> str | None:
-        """The mark with which the generation prompt begins thoughts that it does not end."""
+    def opens_thinking(self) -> str | None:
+        """The marker with which the generation prompt opens thinking that it does not close."""
         text = self.frame.opening
-        return next((begin for begin, end in THOUGHTS if text.rfind(begin) > text.rfind(end)), None)
+        return next((begin for begin, end in THINKING_MARKERS if text.rfind(begin) > text.rfind(end)), None)
 
     def _render(self, roles: Sequence[str], texts: Sequence[str], add_generation_prompt: bool) -> str:
         if not self.given:
@@ -153,7 +154,7 @@ class ChatTemplate:
         turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:  # transformers renders templates in a sandboxed Jinja environment
             text: str = self._hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except Exception as error:  # a template's own refusals, and whatever its expressions raise
+        except Exception as error:  # a template's own refusals, and any error in its expressions
             reason = str(error) or type(error).__name__
             what = f"the chat template refuses this conversation: {reason}"
             raise ConversationError(what, where=self._hf.name_or_path) from error
@@ -166,7 +167,7 @@ def _mark(number: int) -> str:
 
 
 def named_turns(roles: Sequence[str], texts: Sequence[str], add_generation_prompt: bool) -> str:
-    """For base models, which bring no template: named turns, as HH-RLHF writes them."""
+    """For base models without a template: turns labelled as in HH-RLHF."""
     names = {"system": "", "user": "Human: ", "assistant": "Assistant: ", "tool": "Tool: "}
     text = "\n\n".join(names[role] + content for role, content in zip(roles, texts, strict=True))
     return text + "\n\nAssistant:" if add_generation_prompt else text

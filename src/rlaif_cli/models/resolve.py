@@ -1,10 +1,10 @@
-"""Model names -> checkpoint folders that transformers and vLLM can load.
+"""Resolve model names to checkpoint folders that transformers and vLLM can load.
 
 A name is one of: the built-in `smollm2-135m`, a `.gguf` file, a folder with a `config.json`, `org/name` on the
 hub, or `fake` (a tiny random checkpoint). GGUF files are converted once, into the user's cache:
 
     <cache>/models/<file>-<sha256 of the file, 16 digits>/   a normal checkpoint and `rlaif-manifest.json`
-    <cache>/hashes/<key>                                     sha256 of big files, so that each is read once
+    <cache>/hashes/<key>                                     sha256 of large files, so that each is read once
 
 torch, transformers and huggingface_hub are imported only where they are needed: resolving a folder, or a
 model that was converted before, takes milliseconds.
@@ -27,7 +27,7 @@ _ADAPTER_SUFFIXES = (".json", ".safetensors", ".bin")
 
 
 def resolve_model(name: str, *, revision: str | None = None) -> Path:
-    """Find the checkpoint folder for `name`; convert or download it first if need be.
+    """Find the checkpoint folder for `name`; convert or download it first if needed.
 
     Args:
         name: a built-in model, a `.gguf` file, a folder with a `config.json`, `org/name` on the hub, or `fake`.
@@ -50,10 +50,10 @@ def resolve_model(name: str, *, revision: str | None = None) -> Path:
 
 
 def look_up(name: str) -> Path | None:
-    """The folder that holds the config of the model of this name: nothing is converted, no weights are downloaded.
+    """The folder with a model's config, without converting anything or downloading weights.
 
     Returns:
-        None: it is yet to be made, as `resolve` does, of a file that is there.
+        None: `resolve_model` would make it from an existing file.
 
     Raises:
         ModelError: there is no such model, or it is incomplete.
@@ -68,8 +68,8 @@ def look_up(name: str) -> Path | None:
 
 
 def _gguf_of(name: str) -> Path | None:
-    """The file that a built-in model, or a file's name, stands for."""
-    if name in BUILTIN:  # before paths: a folder of that name is meant by ./smollm2-135m
+    """The GGUF file of a built-in model or of a file name; None for other names."""
+    if name in BUILTIN:  # before paths: write ./smollm2-135m for a folder of that name
         return builtin_file(name)
     path = Path(name).expanduser()
     return path if path.exists() and not path.is_dir() else None
@@ -79,17 +79,17 @@ def _gguf_of(name: str) -> Path | None:
 
 
 def _checked(folder: Path) -> Path:
-    """The absolute path of `folder`, if it holds a whole checkpoint."""
+    """The absolute path of `folder`, if it holds a complete checkpoint."""
     where = str(folder)
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise ModelError(
-                "holds a LoRA adapter, not a whole model",
+                "holds a LoRA adapter, not a full model",
                 where=where,
                 hint="merge it into its base model first",
             )
         ggufs = sorted(folder.glob("*.gguf"))
-        hint = f"to use the GGUF file in it, name that: {ggufs[0]}" if ggufs else None
+        hint = f"to use the GGUF file in it, give its path: {ggufs[0]}" if ggufs else None
         raise ModelError("is not a checkpoint: it has no config.json", where=where, hint=hint)
 
     for index in folder.glob("*.index.json"):
@@ -98,7 +98,7 @@ def _checked(folder: Path) -> Path:
             raise ModelError(f"{len(missing)} of {len(shards)} weight files are missing: {missing[0]} …", where=where)
     if beside := next((f.name for f in sorted(folder.glob("adapter_*")) if f.suffix in _ADAPTER_SUFFIXES), None):
         raise ModelError(
-            f"holds a whole model and a LoRA adapter ({beside}): is the adapter to be added, or was it merged already?",
+            f"holds a full model and a LoRA adapter ({beside}): is the adapter to be applied, or already merged?",
             where=where,
             hint="move the adapter_* files to a folder of their own; to use it, merge it into its base model first",
         )
@@ -108,8 +108,8 @@ def _checked(folder: Path) -> Path:
         raise ModelError(
             f"its weights are pickled ({pickled.name})" if pickled else "has a config.json but no weights",
             where=where,
-            hint="only *.safetensors are loaded, for a pickle can run any program; "
-            "transformers' save_pretrained makes them of a model that you trust",
+            hint="only *.safetensors are loaded, since a pickle can run any code; "
+            "convert a model that you trust with transformers' save_pretrained",
         )
     for file in weights:
         _check_whole(file)
@@ -117,15 +117,15 @@ def _checked(folder: Path) -> Path:
 
 
 def _check_whole(weights: Path) -> None:
-    """Whether a safetensors file can be opened and is as long as its header says; no tensor is read."""
+    """Check that a safetensors file can be opened and has the size that its header says; no tensor is read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(weights, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        hint = "was it copied or downloaded whole?"
-        raise ModelError(f"this is no whole safetensors file: {error}", where=str(weights), hint=hint) from error
+        hint = "was it copied or downloaded completely?"
+        raise ModelError(f"not a complete safetensors file: {error}", where=str(weights), hint=hint) from error
 
 
 def _hub_name(name: str) -> str:
@@ -157,19 +157,13 @@ def _from_hub(name: str, files: Sequence[str], revision: str | None = None) -> P
             where=name,
             hint=known_hint(name),
         ) from error
-    except Exception as error:  # a proxy, a certificate, a full disk: the hub's client has no common base for these
+    except Exception as error:  # a proxy, a certificate, a full disk: the hub's client has no common base class
         what = f"cannot be downloaded: {type(error).__name__}: {error}"
         raise ModelError(what, where=name, hint=known_hint()) from error
 
 
-# --- GGUF files ---------------------------------------------------------------------------------------------
-
-
-# --- hashes of files ----------------------------------------------------------------------------------------
-
-
 def _main(argv: list[str]) -> int:
-    """`python -m rlaif_cli.models.resolve NAME`: prints the checkpoint's folder, and nothing else, on stdout."""
+    """`python -m rlaif_cli.models.resolve NAME`: prints only the checkpoint's folder on stdout."""
     if len(argv) != 1:
         print("usage: python -m rlaif_cli.models.resolve NAME", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
-"""A tiny random checkpoint: what `--model fake` means to trainers, and what tests are built on.
+"""A tiny random checkpoint, for `--model fake` in trainers and for tests.
 
-A two-layer Llama with tied embeddings over bytes: it says nothing sensible, and does everything that a real
+A two-layer byte-level Llama with tied embeddings: its output is meaningless, but it does everything that a real
 checkpoint does (vLLM loads it too) in milliseconds.
 """
 
@@ -17,7 +17,7 @@ _SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 
 
 def build(folder: Path, *, seed: int = 0, layers: int = 2, width: int = 128) -> Path:
-    """Write the checkpoint; equal seeds give equal weights."""
+    """Write the checkpoint; the same seed gives the same weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,8 +1,8 @@
-"""Chat messages -> token ids, by the model's own template. Text of users and models is data, never control tokens.
+"""Chat messages -> token ids, with the model's own template. Text of users and models never becomes control tokens.
 
-An ordinary conversation is tokenized exactly as transformers and vLLM would. What a message holds of a special token's
-text ("<|im_end|>" in a response, say) stays text (`text_encoder.py`), and what a template does with a conversation's
-parts is found out, not assumed (`chat_template.py`).
+An ordinary conversation is tokenized exactly as transformers and vLLM do. The text of a special token in a message
+(such as "<|im_end|>" in a response) stays text (`text_encoder.py`), and how a template treats a conversation is
+probed, not assumed (`chat_template.py`).
 """
 
 from __future__ import annotations
@@ -16,48 +16,47 @@ from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.messages import Message
 from rlaif_cli.errors import ModelError
 from rlaif_cli.models.chat_template import ChatTemplate, named_turns
-from rlaif_cli.models.load import NO_PROGRAMS, not_loaded
+from rlaif_cli.models.load import NO_REMOTE_CODE, load_error
 from rlaif_cli.models.metadata import vocabulary_size
 from rlaif_cli.models.text_encoder import TextEncoder
 from rlaif_cli.ui import console
 
-Spellings = tuple[tuple[tuple[Any, ...], ...], ...]  # of each label, the token sequences that write it
+Spellings = tuple[tuple[tuple[Any, ...], ...], ...]  # for each label, the token sequences that write it
 
 
 class ChatTokenizer:
-    """A Hugging Face tokenizer seen as: messages in, token ids out, and back.
+    """Converts messages to token ids and back, with a Hugging Face tokenizer.
 
     Args:
         path: a checkpoint folder.
 
     Attributes:
-        eos_ids: the tokens that end a response: those of the generation config, the tokenizer's own, and last the one
-            that the template ends a reply with.
+        eos_ids: the tokens that end a response: the generation config's, the tokenizer's own, and last the one with
+            which the template ends a reply.
 
     Raises:
-        ModelError: there is no tokenizer in the folder, it is another model's, or no response could be placed and
-            ended with it.
+        ModelError: the folder has no tokenizer, it belongs to another model, or it cannot place or end a response.
     """
 
     def __init__(self, path: Path | str) -> None:
         from transformers import AutoTokenizer
 
         try:
-            self.hf: Any = AutoTokenizer.from_pretrained(path, **NO_PROGRAMS)
-        except Exception as error:  # broken files make the tokenizers library raise its own, without a common base
-            raise not_loaded("the tokenizer", path, error) from error
+            self.hf: Any = AutoTokenizer.from_pretrained(path, **NO_REMOTE_CODE)
+        except Exception as error:  # for broken files, the tokenizers library raises types without a common base
+            raise load_error("the tokenizer", path, error) from error
         self._check_size(path)
         self.template = ChatTemplate(self.hf)
         self._encoder = TextEncoder(self.hf)
         self._spell = lru_cache(maxsize=256)(self._spellings)
         if not self.template.given:
             console.warn_once(f"{path}: no chat template; turns are written as 'Human: …' and 'Assistant: …'")
-        if mark := self.template.opens_thoughts():
+        if mark := self.template.opens_thinking():
             raise ModelError(
-                f"the chat template begins every reply inside thoughts ({mark}), and rlaif does not support thinking "
+                f"the chat template starts every reply with thinking ({mark}), and rlaif does not support thinking "
                 "models yet",
                 where=str(path),
-                hint="use a model, or a copy of this one with a chat template, that answers at once",
+                hint="use a model that answers directly, or a copy of this one with such a chat template",
             )
         self.eos_ids = self._eos_ids(path)
 
@@ -66,9 +65,9 @@ class ChatTokenizer:
         used = max([self.hf.vocab_size - 1, *self.hf.added_tokens_decoder]) + 1
         if size is not None and used > size:
             raise ModelError(
-                f"the tokenizer has {used} tokens (added ones included) and the model embeddings for {size}",
+                f"the tokenizer has {used} tokens (including added ones), but the model has embeddings for {size}",
                 where=str(path),
-                hint="it is another model's tokenizer, or tokens were added without resizing the model's embeddings",
+                hint="it is another model's tokenizer, or tokens were added without resizing the embeddings",
             )
 
     def _eos_ids(self, path: Path | str) -> tuple[int, ...]:
@@ -80,16 +79,16 @@ class ChatTokenizer:
             raise ModelError(
                 "the tokenizer has no token that ends a response",
                 where=str(path),
-                hint="name one as 'eos_token' in tokenizer_config.json"
-                + (f"; the model stops at {names}" if names else ""),
+                hint="set 'eos_token' in tokenizer_config.json" + (f"; the model stops at {names}" if names else ""),
             )
         return tuple(reversed(dict.fromkeys(reversed([*configured, *own]))))
 
     @cached_property
     def _ending(self) -> str:
-        """What the template writes from the end of a reply to the token that ends the turn, with it; else nothing.
+        """What the template writes after a reply, including the token that ends the turn; "" if there is none.
 
-        Some write none after the last reply: there the next turn's first token ends it, as it does when sampling.
+        Some templates end only replies that are followed by a turn: the first token of that turn then ends the reply,
+        as in sampling.
         """
         for trailer in (self.template.frame.trailer, self.template.frame.next_turn):
             ending = trailer[: self._encoder.after_first_added(trailer) or 0]
@@ -101,38 +100,38 @@ class ChatTokenizer:
         """Token ids of a conversation, ready for the assistant's reply.
 
         Raises:
-            ConversationError: the template refuses the conversation, or leaves a turn out.
+            ConversationError: the template refuses the conversation, or drops a turn.
         """
         hidden: list[str] = []
-        shielded = [Message(role=m.role, content=self._encoder.shield(m.content, hidden)) for m in messages]
-        text = self.template.render(shielded if hidden else messages, add_generation_prompt=add_generation_prompt)
+        escaped = [Message(role=m.role, content=self._encoder.escape(m.content, hidden)) for m in messages]
+        text = self.template.render(escaped if hidden else messages, add_generation_prompt=add_generation_prompt)
         return self._bos + self._encoder.mixed(text, hidden)
 
     def question(self, messages: Sequence[Message]) -> list[int]:
-        """`chat` for our own question: its system prompt moves into the user's turn where a template has none."""
+        """`chat` for our questions: if the template has no system turn, the system prompt goes in the user's turn."""
         if messages[0].role == "system" and not self._takes_system:
             messages = fold_system(messages)
         return self.chat(messages)
 
-    def answers(self, messages: Sequence[Message], begun: str, labels: Sequence[str]) -> tuple[list[int], Spellings]:
-        """A question whose reply is begun, and the ways in which each label can go on with it.
+    def answers(self, messages: Sequence[Message], prefill: str, labels: Sequence[str]) -> tuple[list[int], Spellings]:
+        """A question with a prefilled reply, and the token sequences that continue it with each label.
 
-        Beginning and label are tokenized together and split where the labels part, since many tokenizers join what
-        stands at that place (" 1" is one token after "Number:" for some, and "1" after "Number: " for others).
+        Prefill and label are tokenized together and split where the labels differ, since tokenizers merge them
+        differently (" 1" is one token after "Number:" for some, "1" after "Number: " for others).
 
         Args:
             messages: the question.
-            begun: what the reply says before the label.
+            prefill: the beginning of the reply, before the label.
         """
-        prefix, spellings = self._spell(begun, tuple(labels))
+        prefix, spellings = self._spell(prefill, tuple(labels))
         return self.question(messages) + list(prefix), spellings
 
     def text(self, text: str) -> list[int]:
-        """Plain text as token ids; special-token strings in it stay plain text."""
+        """Plain text as token ids; strings of special tokens stay plain text."""
         return self._encoder.data(text)
 
     def response(self, text: str) -> list[int]:
-        """A whole reply: all that stands after the generation prompt, up to the token that ends the turn."""
+        """A whole reply: everything after the generation prompt, including the token that ends the turn."""
         if self.template.frame.trims:
             text = text.strip()
         ids = self._reply(text, self._ending)
@@ -147,7 +146,7 @@ class ChatTokenizer:
 
     @cached_property
     def _bos(self) -> list[int]:
-        """What the tokenizer puts before every text; a template writes it itself."""
+        """Ids that the tokenizer puts before every text; templates write them themselves."""
         if self.template.given:
             return []
         bare, whole = self.hf("a", add_special_tokens=False)["input_ids"], self.hf("a")["input_ids"]
@@ -169,21 +168,23 @@ class ChatTokenizer:
             raise ModelError(
                 f"the chat template has no system turn, {why}",
                 where=self.hf.name_or_path,
-                hint="--method pairwise or score, or another judge",
+                hint="use --method pairwise or score, or another judge",
             )
 
     def _reply(self, text: str, ending: str = "") -> list[int]:
-        """Ids of a reply's text (data) as it is tokenized after the generation prompt."""
+        """Ids of a reply's text (data), tokenized after the generation prompt."""
         opening, lead = self.template.frame.opening, self.template.frame.lead
         hidden: list[str] = []
-        reply = lead + self._encoder.shield(text, hidden) + ending
+        reply = lead + self._encoder.escape(text, hidden) + ending
         both, before = self._encoder.mixed(opening + reply, hidden), self._encoder.template(opening)
         if both[: len(before)] == before:
             return both[len(before) :]
-        return self._encoder.mixed(reply, hidden)  # text that joins the prompt's last token: the prompt stays as it is
+        return self._encoder.mixed(
+            reply, hidden
+        )  # the text would merge with the prompt's last token: tokenize it separately
 
-    def _spellings(self, begun: str, labels: tuple[str, ...]) -> tuple[tuple[int, ...], Spellings]:
-        joined = [self._reply(begun + label) for label in labels]
+    def _spellings(self, prefill: str, labels: tuple[str, ...]) -> tuple[tuple[int, ...], Spellings]:
+        joined = [self._reply(prefill + label) for label in labels]
         shared = 0
         while shared < min(map(len, joined)) - 1 and len({ids[shared] for ids in joined}) == 1:
             shared += 1
@@ -192,12 +193,14 @@ class ChatTokenizer:
             alone = [tuple(found) for text in (label, " " + label) if len(found := self.text(text)) == 1]
             spellings.append(tuple(dict.fromkeys([tuple(ids[shared:]), *alone])))
         if len({ways[0] for ways in spellings}) < len(labels):
-            raise ModelError(f"the tokenizer writes some of {', '.join(labels)} alike", where=self.hf.name_or_path)
+            raise ModelError(
+                f"the tokenizer encodes some of {', '.join(labels)} identically", where=self.hf.name_or_path
+            )
         return tuple(joined[0][:shared]), tuple(spellings)
 
 
 def _configured_eos_ids(folder: Path) -> list[int]:
-    """End tokens that the generation config names, or the model's config where there is none."""
+    """End tokens of the generation config, or of the model's config if there is none."""
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
             found = read_json(folder / name, error=ModelError).get("eos_token_id")
@@ -206,20 +209,20 @@ def _configured_eos_ids(folder: Path) -> list[int]:
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
-    """A conversation whose system prompt stands at the head of the first turn after it."""
+    """Move the system prompt to the beginning of the next turn."""
     system, first, *rest = messages
     return [Message(role=first.role, content=f"{system.content}\n\n{first.content}"), *rest]
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """The conversation under a system prompt; one that it already has gives way."""
+    """The conversation with this system prompt, which replaces an existing one."""
     if system is None:
         return list(messages)
     return [Message(role="system", content=system), *(m for m in messages if m.role != "system")]
 
 
 class FakeTokenizer:
-    """One token a UTF-8 byte, no model: for `--engine fake`."""
+    """One token per UTF-8 byte, without a model: for `--engine fake`."""
 
     eos_ids = (256,)
 
@@ -229,8 +232,8 @@ class FakeTokenizer:
 
     question = chat
 
-    def answers(self, messages: Sequence[Message], begun: str, labels: Sequence[str]) -> tuple[list[int], Spellings]:
-        return self.chat(messages) + self.text(begun), tuple((tuple(self.text(label)),) for label in labels)
+    def answers(self, messages: Sequence[Message], prefill: str, labels: Sequence[str]) -> tuple[list[int], Spellings]:
+        return self.chat(messages) + self.text(prefill), tuple((tuple(self.text(label)),) for label in labels)
 
     def require_system(self, why: str) -> None:
         pass
@@ -246,9 +249,9 @@ class FakeTokenizer:
 
 
 class RemoteTokenizer:
-    """For a chat server, which keeps its tokenizer to itself: a prompt is its turns, and a token is its text.
+    """For a chat server, whose tokenizer is unknown: a prompt is its turns, and a token is its text.
 
-    A turn is (role, text). The text that a reply already begins with is a last turn of the role "begun".
+    A turn is (role, text). The prefilled beginning of a reply is a last turn with the role "prefill".
     """
 
     def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[tuple[str, str]]:
@@ -257,9 +260,9 @@ class RemoteTokenizer:
     question = chat
 
     def answers(
-        self, messages: Sequence[Message], begun: str, labels: Sequence[str]
+        self, messages: Sequence[Message], prefill: str, labels: Sequence[str]
     ) -> tuple[list[tuple[str, str]], Spellings]:
-        return [*self.chat(messages), ("begun", begun)], tuple(((label,), (" " + label,)) for label in labels)
+        return [*self.chat(messages), ("prefill", prefill)], tuple(((label,), (" " + label,)) for label in labels)
 
     def require_system(self, why: str) -> None:
         pass

@@ -211,7 +211,7 @@ def load(
     if faults:
         what = f"{len(faults)} stages cannot be run as they are written"
         hint = f"changed by --set: {', '.join(own)}; a list stands in brackets: [a, b]" if own else None
-        raise InputError(what, where=path, faults=faults, hint=hint)
+        raise InputError(what, where=path, errors=faults, hint=hint)
     return pipeline, steps
 
 

@@ -12,7 +12,7 @@ from rlaif_cli.config.report import LineageConfig
 from rlaif_cli.data import user_function
 from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.compression import content_sha256
-from rlaif_cli.data.inputs import files, is_elsewhere
+from rlaif_cli.data.inputs import files, is_remote
 from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.run_settings import input_hashes
 from rlaif_cli.errors import InputError, RlaifError
@@ -111,7 +111,7 @@ def _inputs(output: Path, manifest: dict[str, Any], verify: bool, above: tuple[P
 
 
 def _data(name: str, role: str, recorded: str | None, verify: bool, above: tuple[Path, ...]) -> Node:
-    if is_elsewhere(name):
+    if is_remote(name):
         return Node("stdin" if name == "-" else name, role, None, "not checked", recorded)
     try:
         shards = [file.path for file in files(name)]

@@ -18,7 +18,7 @@ from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data import user_function
-from rlaif_cli.data.inputs import files, is_elsewhere, names_records
+from rlaif_cli.data.inputs import files, is_remote, names_records
 from rlaif_cli.engines import LOCAL, computing_engine
 from rlaif_cli.errors import InputError, RlaifError
 from rlaif_cli.judge import named_principles
@@ -49,7 +49,7 @@ def check(path: str, steps: Collection[Step], wanted: Collection[Step]) -> None:
         count = len({name for names in stopped.values() for name in names})
         what = f"{count} of {len(wanted)} stages cannot be run, and nothing was started"
         faults = [f"{', '.join(names)}: {told}" for told, names in stopped.items()]
-        raise kinds[0](what, where=path, faults=faults)
+        raise kinds[0](what, where=path, errors=faults)
 
 
 def _errors(step: Step, steps: Collection[Step], wanted: Collection[Step]) -> Iterator[RlaifError]:
@@ -92,7 +92,7 @@ def _needs(config: Any) -> Iterator[Need]:
 
 
 def _file(name: str) -> None:
-    if not is_elsewhere(name):  # that can be read once, or costs a download
+    if not is_remote(name):  # that can be read once, or costs a download
         files(name)
 
 

@@ -128,7 +128,7 @@ def _refuse_changed(outputs: Iterable[Path], inside: Path) -> None:
     ]
     if faults:
         hint = "put back what it was made of, or run the stage with the inputs as they are now"
-        raise InputError("it would not be made of the same inputs", where=str(inside), faults=faults, hint=hint)
+        raise InputError("it would not be made of the same inputs", where=str(inside), errors=faults, hint=hint)
 
 
 def _has_record(path: Path) -> bool:

@@ -43,7 +43,7 @@ def select(steps: list[Step], only: Sequence[str] = (), start: str | None = None
 def _name_stage(error: RlaifError, step: Step) -> None:
     """Say which stage failed, what the options that the error speaks of are in a pipeline, and how to go on."""
     error.where = f"stage '{step.name}'" + (f": {error.where}" if error.where else "")
-    named = OPTION.findall(" ".join([error.what, error.hint or "", *error.faults]))
+    named = OPTION.findall(" ".join([error.what, error.hint or "", *error.errors]))
     options = [name for name in dict.fromkeys(named) if name.replace("-", "_") in type(step.config).model_fields]
     hints = [error.hint] if error.hint else []
     for option in options:

@@ -178,7 +178,7 @@ class Session:
         if faults:
             hint = "another --output, or the candidates that these answers are about"
             raise InputError(
-                "the file holds other rows than answers to these pairs", where=str(self._path), faults=faults, hint=hint
+                "the file holds other rows than answers to these pairs", where=str(self._path), errors=faults, hint=hint
             )
 
     def _fault(self, line: str) -> str | None:

@@ -117,7 +117,7 @@ def _sample(
                 yield Request(record, prompt, seed=request_seed(config.seed, record.id))
 
     def settle(record: PromptRecord, completions: list[Completion] | Failed) -> None:
-        if isinstance(completions, Failed) and completions.again:
+        if isinstance(completions, Failed) and completions.retryable:
             unanswered.add(completions.reason)
             return
         responses, reason = _responses(completions)

@@ -18,7 +18,7 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.constitution_files import load_constitution
-from rlaif_cli.judge.context_budget import Room
+from rlaif_cli.judge.context_budget import ContextBudget
 from rlaif_cli.judge.session import check_principles, open_judge
 from rlaif_cli.stages.manifest import accounted, finish
 from rlaif_cli.stages.ordering import InOrder, Unanswered
@@ -89,7 +89,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
     constitution = load_constitution(config.constitution)
     choose_pairs = pair_chooser(config.pairs, config.seed)
     check_principles(config, constitution)
-    room = Room(config, constitution)
+    room = ContextBudget(config, constitution)
     pairs = _PairCount(choose_pairs, room)
     source = Source(
         config.candidates,
@@ -124,7 +124,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
 class _PairCount:
     """Checks rows for the judge's room, and counts the pairs of those that will be judged."""
 
-    def __init__(self, choose_pairs: Any, room: Room) -> None:
+    def __init__(self, choose_pairs: Any, room: ContextBudget) -> None:
         self._choose_pairs, self._room = choose_pairs, room
         self.count = 0
 
@@ -140,7 +140,7 @@ def _comparisons(
     source: Source[PairsOnly],
     choose_pairs: Any,
     done: HashSet,
-    room: Room,
+    room: ContextBudget,
 ) -> Iterator[Comparison]:
     for row in source:
         for i, j in choose_pairs(row):
@@ -169,7 +169,7 @@ def _judge_all(
 
     def settle(comparison: Comparison, judgement: Judgement) -> None:
         row, i, j = comparison.key
-        if judgement.again:
+        if judgement.retryable:
             unanswered.add(judgement.reason or "")
             return
         if judgement.p_a is None:

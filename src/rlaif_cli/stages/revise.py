@@ -126,7 +126,7 @@ def _revise_all(
         _write_drafts(config, constitution, engine, chunk)
         for draft in chunk:
             if draft.failed is not None:
-                if draft.failed.again:
+                if draft.failed.retryable:
                     unanswered.add(draft.failed.reason)
                 else:
                     reject(config.output, "revise", draft.record, draft.failed.reason)

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say."""
+"""Calibration of probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlaif_cli.stats.checks import Floats, as_probabilities, as_vector, check_sa
 
 
 def brier(p: ArrayLike, y: ArrayLike) -> float:
-    """Mean squared error of probabilities (Brier 1950): 0 is perfect, 0.25 is "always one half".
+    """Mean squared error of probabilities (Brier 1950): 0 is perfect, 0.25 is "always 0.5".
 
     Args:
         p: [n] predicted probabilities.
@@ -26,11 +26,11 @@ def brier(p: ArrayLike, y: ArrayLike) -> float:
 
 
 def in_both_orders(p: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
-    """Every pair as (p, y) and, its responses exchanged, as (1 - p, 1 - y); each [2n].
+    """Every pair as (p, y) and, with its responses swapped, as (1 - p, 1 - y); each [2n].
 
     Args:
         p: [n] P(the first response is better).
-        y: [n] 1 where it was, 0 where not, one half for a tie, or the share of humans.
+        y: [n] 1 if it was, 0 if not, 0.5 for a tie, or the share of humans.
 
     Raises:
         ValueError: empty, lengths that differ, or values outside [0, 1].
@@ -43,11 +43,11 @@ def in_both_orders(p: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def reliability_bins(p: ArrayLike, y: ArrayLike, bins: int = 10) -> list[dict[str, float]]:
-    """The reliability diagram as numbers: what was predicted and what came true, by bins of ``p``.
+    """The reliability diagram as numbers: mean prediction and mean outcome by bins of ``p``.
 
-    Bin i holds p in [i / bins, (i + 1) / bins); the last one includes 1. Empty bins are left out. Predictions about
-    pairs go through ``in_both_orders`` first: from one side alone, say that of the preferred response, what came
-    true would be 1 in every bin.
+    Bin i holds p in [i / bins, (i + 1) / bins); the last one includes 1. Empty bins are omitted. Pass predictions
+    about pairs through ``in_both_orders`` first: from one side only, say that of the preferred response, the outcome
+    would be 1 in every bin.
 
     Args:
         p: [n] predicted probabilities.
@@ -87,7 +87,7 @@ def expected_calibration_error(p: ArrayLike, y: ArrayLike, bins: int = 10) -> fl
         bins: equal-width bins over [0, 1], see ``reliability_bins``.
 
     Returns:
-        From 0 to 1. It is biased upwards where bins hold few items.
+        From 0 to 1. Biased upwards if bins hold few items.
 
     Raises:
         ValueError: as ``reliability_bins``.
@@ -120,12 +120,12 @@ def fit_contrast_scale(differences: ArrayLike, human_first: ArrayLike) -> float:
     within a shrinking bracket of [0, 1000] (the log-likelihood is concave in k, so its slope crosses 0 once).
 
     Args:
-        differences: [n] score_first - score_second, in nats a token.
+        differences: [n] score_first - score_second, in nats per token.
         human_first: [n] the share of humans who prefer the first response; a tie (0.5) pulls k towards 0.
 
     Returns:
-        k, at most 1000 (reached where the sign of the difference is always right); 0.0 when the differences
-        carry no positive signal, so that every preference becomes one half.
+        k, at most 1000 (reached if the sign of the difference is always right); 0.0 if the differences carry no
+        positive signal, so that every preference becomes 0.5.
 
     Raises:
         ValueError: empty, lengths that differ, or shares outside [0, 1].
@@ -155,13 +155,13 @@ def fit_contrast_scale(differences: ArrayLike, human_first: ArrayLike) -> float:
 
 
 def calibration(p: NDArray[Any], y: NDArray[Any]) -> dict[str, Any]:
-    """What probabilities about pairs are worth: ECE, Brier score and the reliability diagram.
+    """Calibration of probabilities about pairs: ECE, Brier score and the reliability diagram.
 
     Every pair counts in both orders, so the bins hold twice as many items as there are pairs.
 
     Args:
         p: [n] P(the first of a pair is better).
-        y: [n] 1 where it was, 0 where not, or the share of people.
+        y: [n] 1 if it was, 0 if not, or the share of people.
     """
     both = in_both_orders(p, y)
     return {

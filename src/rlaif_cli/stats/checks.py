@@ -1,4 +1,4 @@
-"""Checks of the arrays that statistics are given."""
+"""Validate the inputs of statistics."""
 
 from __future__ import annotations
 

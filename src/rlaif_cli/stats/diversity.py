@@ -1,4 +1,4 @@
-"""How much responses repeat each other: a small policy that is trained for too long says the same thing everywhere."""
+"""How much responses repeat each other: a small policy that is trained too long always responds alike."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ OPENING = 3  # words
 
 
 def openings(texts: Sequence[str]) -> dict[str, Any]:
-    """How alike texts begin: by their first three words, without case and without punctuation around words.
+    """How similarly texts begin: their first three words, ignoring case and punctuation around words.
 
-    A text of fewer words counts with those it has; one without a word is an opening of its own kind, "".
+    A shorter text counts with the words it has; one without words has the opening "".
 
     Returns:
-        `share` of the texts that begin with the commonest opening (of equally common ones the first), that opening as
+        `share` of the texts with the most common opening (the first of equally common ones), that opening as
         `commonest`, in its most frequent spelling, and the number of `distinct` openings.
 
     Raises:
@@ -36,18 +36,18 @@ def openings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def opening(text: str) -> str:
-    """The first three words of a text, or those that it has, as they are spelled there."""
+    """The first three words of a text, or fewer, as spelled there."""
     return " ".join(_words(text)[:OPENING])
 
 
 def distinct_ngrams(texts: Sequence[str], n: int) -> float | None:
     """Distinct word n-grams over all word n-grams of the texts (distinct-n, arXiv 1510.03055).
 
-    Words as in `openings`; no n-gram goes from one text into the next. More texts have more n-grams in common, so only
-    numbers of equally many texts can be compared.
+    Words as in `openings`; n-grams do not span texts. More texts share more n-grams, so only compare results of the
+    same number of texts.
 
     Returns:
-        None where no text has n words.
+        None if no text has n words.
     """
     found = Counter(ngram for text in texts for ngram in _ngrams(_words(text.lower()), n))
     return len(found) / found.total() if found else None
@@ -58,7 +58,7 @@ def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def _words(text: str) -> list[str]:
-    """What stands between white space, without the punctuation around it; punctuation alone is no word."""
+    """Words separated by white space, without surrounding punctuation; punctuation alone is not a word."""
     return [word for part in text.split() if (word := _bare(part))]
 
 

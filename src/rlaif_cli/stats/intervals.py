@@ -1,4 +1,8 @@
-"""Rates and means with intervals over prompts."""
+"""Rates and means with intervals over prompts.
+
+Results of one prompt resemble each other, so intervals count prompts, not results: the variance is cluster-robust, of
+sums over prompts (Liang and Zeger 1986).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlaif_cli.stats.checks import Floats, as_probabilities, as_vector, check_same_length
 
-_ALL_ALIKE = 1e-24  # squared error of a rate that is nothing but rounding
+_ZERO_VARIANCE = 1e-24  # below this, the squared error of a rate is only rounding
 
 
 def _check_level(level: float) -> None:
@@ -21,20 +25,20 @@ def _check_level(level: float) -> None:
         raise ValueError(f"level must be between 0 and 1, found {level}")
 
 
-# The fewest prompts, by the participation ratio of their squared errors (3 where three of them make up all of it), that
-# tell how far results of one prompt resemble each other; found by simulation, for a rate and for one at equal length.
-CARRIERS = 3.0
+# The minimum effective number of prompts (participation ratio of their squared errors: 3 if three prompts carry all of
+# it) to estimate the correlation within prompts; from simulation, for a rate and for a length-controlled rate.
+MIN_CLUSTERS = 3.0
 
 
-CARRIERS_AT_EQUAL_LENGTH = 2.0
+MIN_CLUSTERS_AT_EQUAL_LENGTH = 2.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval, the items behind it and the prompts that these belong to.
+    """A number with its interval, the number of items and the number of their prompts.
 
     Attributes:
-        low, high: minus and plus infinity where one prompt alone says nothing of the spread.
+        low, high: minus and plus infinity if there is only one prompt, which does not show the spread.
     """
 
     value: float
@@ -53,16 +57,16 @@ def rate_estimate(values: ArrayLike, prompts: Sequence[Hashable] | None = None, 
 
     That number is n / deff, deff being the design effect (Rao and Scott 1992): the variance of the rate by sums over
     prompts, divided by what it would be for n independent items. With one result of 0 or 1 a prompt, deff is 1 and the
-    interval is Wilson's own. With other values the variance of one is estimated too, and their number is multiplied
-    by (z / t)^2, t of (prompts - 1) degrees of freedom (Korn and Graubard 1998). Where one or two prompts carry all
-    the variation (by the participation ratio of their squared deviations), deff cannot be estimated; results of one
-    prompt then count as one result, which for prompts of different sizes is Kish's n (1965).
+    interval is Wilson's own. With other values the variance of an item is estimated too, and their number is multiplied
+    by (z / t)^2, t with (prompts - 1) degrees of freedom (Korn and Graubard 1998). If one or two prompts carry all the
+    variation (by the participation ratio of their squared deviations), deff cannot be estimated; the results of a
+    prompt then count as one result, which for prompts of different sizes gives Kish's n (1965).
 
     `benchmarks/coverage.py` simulates the coverage: 93 to 97 %.
 
     Args:
-        values: [n] in [0, 1]: 1 for what is counted, a half for a tie, or probabilities.
-        prompts: [n] whose results they are; None: each of its own.
+        values: [n] in [0, 1]: 1 for what is counted, 0.5 for a tie, or probabilities.
+        prompts: [n] the prompt of each value; None: all different.
         level: coverage, between 0 and 1.
 
     Raises:
@@ -78,11 +82,11 @@ def rate_estimate(values: ArrayLike, prompts: Sequence[Hashable] | None = None, 
 
 
 def mean_estimate(values: ArrayLike, prompts: Sequence[Hashable] | None = None, *, level: float = 0.95) -> Estimate:
-    """A mean of unbounded values, such as rewards, with Student's interval: t of (prompts - 1) degrees of freedom.
+    """A mean of unbounded values, such as rewards, with Student's interval: t with (prompts - 1) degrees of freedom.
 
     Args:
         values: [n].
-        prompts: [n] whose results they are; None: each of its own.
+        prompts: [n] the prompt of each value; None: all different.
         level: coverage, between 0 and 1.
 
     Raises:
@@ -101,7 +105,7 @@ def mean_estimate(values: ArrayLike, prompts: Sequence[Hashable] | None = None, 
 
 
 def by_prompt(values: Floats, prompts: Sequence[Hashable] | None) -> tuple[Floats, Floats]:
-    """([prompts] sums of their values, [prompts] how many they have)."""
+    """([prompts] sum of values, [prompts] number of values)."""
     if prompts is None:
         return values, np.ones_like(values)
     check_same_length(values=values, prompts=prompts)
@@ -110,32 +114,32 @@ def by_prompt(values: Floats, prompts: Sequence[Hashable] | None) -> tuple[Float
 
 
 def effective_n(
-    influence: Floats, sizes: Floats, rate: float, *, carriers: float = CARRIERS, worth: float = 1.0
+    influence: Floats, sizes: Floats, rate: float, *, min_clusters: float = MIN_CLUSTERS, item_weight: float = 1.0
 ) -> float:
-    """How many independent trials would give a rate the variance that this one has; see `rate_estimate`.
+    """The number of independent trials that would give a rate this variance; see `rate_estimate`.
 
     Args:
-        influence: [prompts] what each adds to the error of the rate.
-        sizes: [prompts] its items.
-        carriers: prompts that must carry the variation for it to be estimated.
-        worth: of an item, where the variance cannot be estimated.
+        influence: [prompts] the contribution of each to the error of the rate.
+        sizes: [prompts] number of items.
+        min_clusters: effective number of prompts needed to estimate the variance.
+        item_weight: of an item, if the variance cannot be estimated.
     """
     count, items = len(sizes), float(sizes.sum())
     squares = influence**2
     total = float(squares.sum())
-    known = total > _ALL_ALIKE and total**2 >= carriers * float((squares**2).sum())
+    known = total > _ZERO_VARIANCE and total**2 >= min_clusters * float((squares**2).sum())
     if not known:
-        return worth * items**2 / float((sizes**2).sum())
+        return item_weight * items**2 / float((sizes**2).sum())
     # Both variances, of the rate and of one trial, are unbiased: one result of 0 or 1 a prompt is one trial exactly.
     return rate * (1 - rate) / (total * count / (count - 1) * (items - 1) / items)
 
 
 def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927): sensible also at 0, at ``n``, and for few items.
+    """Score interval of a proportion (Wilson 1927): also valid at 0, at ``n``, and for few items.
 
     Args:
-        successes: from 0 to ``n``; a tie may count one half.
-        n: independent trials, above 0; of results that resemble each other, their effective number.
+        successes: from 0 to ``n``; a tie may count 0.5.
+        n: independent trials, above 0; for correlated results, their effective number.
         level: coverage, between 0 and 1.
 
     Returns:
@@ -151,19 +155,19 @@ def wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[fl
     rate, shrink = successes / n, 1 + z * z / n
     center = (rate + z * z / (2 * n)) / shrink
     half = z / shrink * (rate * (1 - rate) / n + z * z / (4 * n * n)) ** 0.5
-    # At the two ends the bound is exactly 0 or 1; rounding must not say otherwise.
+    # At the ends the bound is exactly 0 or 1, without rounding errors.
     return (0.0 if successes == 0 else center - half), (1.0 if successes == n else center + half)
 
 
 @lru_cache
 def student_quantile(share: float, df: int) -> float:
-    """The quantile of Student's t: the value that a share of it lies below.
+    """The quantile of Student's t distribution.
 
     By bisection of the angle atan(t / sqrt(df)), whose distribution is a finite sum (Abramowitz and Stegun 26.7.3-4);
     above 1,000 degrees of freedom by the first terms of its expansion (26.7.5), exact to 1e-8.
 
     Args:
-        share: from one half, below 1.
+        share: probability below the quantile, from 0.5 and below 1.
         df: at least 1.
     """
     if df > 1000:

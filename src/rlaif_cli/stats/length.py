@@ -1,4 +1,4 @@
-"""How much of a preference is a preference for length."""
+"""Bias towards longer responses."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rlaif_cli.stats.checks import Floats, as_lengths, as_probabilities, check_same_length, sigmoid
-from rlaif_cli.stats.intervals import CARRIERS_AT_EQUAL_LENGTH, Estimate, by_prompt, effective_n, wilson_interval
+from rlaif_cli.stats.intervals import MIN_CLUSTERS_AT_EQUAL_LENGTH, Estimate, by_prompt, effective_n, wilson_interval
 
 _RIDGE = 1e-6
 
 
 def longer_wins(lengths_first: ArrayLike, lengths_second: ArrayLike) -> Floats:
-    """The judge that always prefers the longer response, the baseline to print beside every other judge.
+    """A judge that always prefers the longer response: the baseline for every other judge.
 
     Args:
         lengths_first: [n] of the first responses, in any unit.
@@ -38,7 +38,7 @@ LENGTH_GAPS = tuple(name for _, name in _LENGTH_GAPS)
 
 
 def length_gap(a: int, b: int) -> str:
-    """By how much the longer of two texts is longer: one of `LENGTH_GAPS`. An empty text counts as one character."""
+    """How much longer the longer of two texts is: one of `LENGTH_GAPS`. An empty text counts as one character."""
     ratio = max(a, b) / max(1, min(a, b))
     return next(name for top, name in _LENGTH_GAPS if ratio <= top)
 
@@ -47,12 +47,12 @@ def length_controlled_win_rate(wins: ArrayLike, lengths_a: ArrayLike, lengths_b:
     """The win rate of ``a`` if its responses were as long as those of ``b`` (Lee et al., arXiv 2309.00267).
 
     Logistic regression of the win on the log of the length ratio a / b in characters, predicted at ratio 1.
-    The log makes the answer for ``b`` the complement of the one for ``a``. A ridge of 1e-6 keeps the fit
-    finite where length separates all wins from all losses; the answer then hangs on the few pairs of nearly
-    equal length, and only an interval shows it.
+    The log makes the rate of ``b`` the complement of that of ``a``. A ridge of 1e-6 keeps the fit finite if
+    length separates all wins from all losses; the rate then depends on the few pairs of nearly equal length,
+    which only an interval shows.
 
     Args:
-        wins: [n] 1 where ``a`` wins, 0 where ``b`` does; shares and probabilities between are welcome.
+        wins: [n] 1 if ``a`` wins, 0 if ``b`` does; shares and probabilities are allowed.
         lengths_a: [n] characters; an empty response counts as one.
         lengths_b: [n] characters.
 
@@ -75,12 +75,12 @@ def length_controlled_estimate(
 ) -> Estimate:
     """`length_controlled_win_rate` with its interval: Wilson's at the effective number of items, as `rate_estimate`.
 
-    The variance is the regression's cluster-robust one (Liang and Zeger 1986), carried over to the rate. Where it
-    cannot be estimated, an item counts for as much of one as linear regression leaves it at a ratio of 1.
+    The variance is the regression's cluster-robust one (Liang and Zeger 1986), propagated to the rate. If it cannot be
+    estimated, items are weighted by their leverage in a linear regression, predicted at a length ratio of 1.
 
     Args:
         wins, lengths_a, lengths_b: [n], see `length_controlled_win_rate`.
-        prompts: [n] whose comparisons they are; None: each of its own.
+        prompts: [n] the prompt of each comparison; None: all different.
         level: coverage, between 0 and 1.
 
     Raises:
@@ -96,11 +96,11 @@ def length_controlled_estimate(
     information = (x.T * (p * (1 - p))) @ x + _RIDGE * np.eye(2)
     influence = rate * (1 - rate) * (x @ np.linalg.inv(information)[0]) * (outcome - p)
     totals, sizes = by_prompt(influence, prompts)
-    if float(p @ (1 - p)) < 0.5:  # next to all comparisons have one outcome: the fit leans on its ridge
+    if float(p @ (1 - p)) < 0.5:  # nearly all comparisons have one outcome: the ridge dominates the fit
         totals = np.zeros_like(totals)
-    # Without a spread of lengths there is nothing to control for, and an item counts in full.
-    worth = 1 / float(np.linalg.pinv(x.T @ x)[0, 0]) / len(x) if np.ptp(log_ratio) > 0 else 1.0
-    n = effective_n(totals, sizes, rate, carriers=CARRIERS_AT_EQUAL_LENGTH, worth=worth)
+    # If all length ratios are equal there is nothing to control for, and an item counts fully.
+    item_weight = 1 / float(np.linalg.pinv(x.T @ x)[0, 0]) / len(x) if np.ptp(log_ratio) > 0 else 1.0
+    n = effective_n(totals, sizes, rate, min_clusters=MIN_CLUSTERS_AT_EQUAL_LENGTH, item_weight=item_weight)
     return Estimate(rate, *wilson_interval(rate * n, n, level), len(outcome), len(sizes))
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_cli.data.paths import set_aside
+from rlaif_cli.data.paths import trainer_rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Record
 from rlaif_cli.train.parallel.distributed import is_main
@@ -44,5 +44,5 @@ def checked_source(
     config: Any, path: str, kind: type[R], check: Callable[[R], str | None], rejected: str = "rejected"
 ) -> Source[R]:
     """A trainer's input. With `skip_invalid`, invalid lines go to the `rejected` file beside the output folder."""
-    written = set_aside(config.output, rejected) if is_main() else None
+    written = trainer_rejected_path(config.output, rejected) if is_main() else None
     return Source(path, kind, skip_invalid=config.skip_invalid, rejected_path=written, check=check)

@@ -1,1 +1,1 @@
-"""What `rlaif data` does with files of records."""
+"""The tools of `rlaif data`."""

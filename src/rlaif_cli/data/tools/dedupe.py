@@ -21,10 +21,10 @@ from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
 def dedupe(config: DedupeConfig, kind: str, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
-    """The first of every set of rows with one content (or one prompt).
+    """Keep the first of the rows with the same content (or the same prompt).
 
     Raises:
-        InputError: among those that are left, two have one id.
+        InputError: two of the remaining rows share an id.
     """
     keys, ids = array("Q"), HashSet()
     with each_file(config) as each:
@@ -33,11 +33,11 @@ def dedupe(config: DedupeConfig, kind: str, *, progress: ProgressCallback = no_p
             keys.extend(found)
     is_first = np.zeros(len(keys), dtype=bool)
     is_first[np.unique(np.frombuffer(keys, dtype=np.uint64), return_index=True)[1]] = True
-    with rewritten(config, source) as put:
+    with rewritten(config, source) as write_line:
         for count, (row, keep) in enumerate(zip(source, is_first, strict=True), start=1):
             if keep:
                 ids.add(row.id)
-                put(row.model_dump_json(exclude_none=True))
+                write_line(row.model_dump_json(exclude_none=True))
             progress(count, len(source))
         if twice := ids.repeated():
             what = f"{counted(len(twice), 'id')} shared by rows of different content"
@@ -47,7 +47,7 @@ def dedupe(config: DedupeConfig, kind: str, *, progress: ProgressCallback = no_p
 
 
 def _keys(rows: Iterable[Any], by: str) -> array[int]:
-    """Equal for rows of which one is left."""
+    """One key per row; duplicates have the same key."""
     key = _prompt if by == "prompt" else _content
     return array("Q", (hash64(key(row)) for row in rows))
 

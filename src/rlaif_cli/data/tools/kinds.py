@@ -1,4 +1,4 @@
-"""Which kind of record a file holds."""
+"""The kind of record that a file holds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from rlaif_cli.config.data import DataConfig, ValidateConfig
-from rlaif_cli.data.filetypes import by_first_bytes, first_value, without_rows
+from rlaif_cli.data.filetypes import detect_by_content, detect_by_magic, first_value
 from rlaif_cli.data.inputs import InputFile, files
 from rlaif_cli.data.records import Candidates, Demonstration, HumanPair, Preference, PromptRecord, Record, Revision
 from rlaif_cli.errors import InputError
@@ -23,16 +23,15 @@ KINDS: dict[str, type[Record]] = {
 
 
 def kind_of(config: DataConfig) -> str:
-    """The kind that was asked for, or the one that the first row's fields look like.
+    """The requested kind, or a guess from the fields of the first row.
 
     Raises:
-        InputError: a file is no JSONL (nor one of which `--fix` makes JSONL, where it is asked for), or no row says
-            what it is.
+        InputError: a file is not JSONL (nor a type that a requested `--fix` converts), or no line is an object.
     """
     fix = isinstance(config, ValidateConfig) and config.fix is not None
     given = files(config.records)
     for file in given:
-        if (other := by_first_bytes(file)) and not (fix and other.how is None):
+        if (other := detect_by_magic(file)) and not (fix and other.conversion is None):
             raise other.error(file)
     if config.kind is not None:
         return config.kind
@@ -40,13 +39,13 @@ def kind_of(config: DataConfig) -> str:
         if isinstance(row := _first_row(file), dict):
             return _looks_like(row)
     for file in given:
-        if other := without_rows(file):
+        if other := detect_by_content(file):
             raise other.error(file)
-    raise InputError("no line is a JSON object", where=config.records, hint="one JSON object a line")
+    raise InputError("no line is a JSON object", where=config.records, hint="one JSON object per line")
 
 
 def _first_row(file: InputFile) -> Any:
-    """Also of a file that `--fix` is yet to make JSONL of."""
+    """The first row, also of a file that `--fix` has yet to convert."""
     for _, line in file.lines():
         with contextlib.suppress(ValueError, RecursionError):
             if isinstance(row := json.loads(line.strip().rstrip(b",")), dict):
@@ -60,7 +59,7 @@ def _looks_like(row: dict[str, Any]) -> str:
         return "preferences"
     if "responses" in fields:
         return "candidates"
-    if {"response_a", "response_b"} <= fields:  # what people preferred may be what is wrong with the row
+    if {"response_a", "response_b"} <= fields:  # even without a human label, which may be the error
         return "pairs"
     if {"initial", "rounds"} <= fields:
         return "revisions"
@@ -72,7 +71,7 @@ def _looks_like(row: dict[str, Any]) -> str:
 
 
 def response_texts(row: Any) -> list[str]:
-    """The responses of any record, in the order in which it names them."""
+    """The responses of any record, in the record's order."""
     if isinstance(row, Candidates):
         return [response.text for response in row.responses]
     names = ("chosen_text", "rejected_text", "response_a", "response_b", "response")

@@ -1,4 +1,4 @@
-"""Many files, one worker process for each core."""
+"""Process many files with one worker process per core."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from rlaif_cli.machine import cores
 
 @contextlib.contextmanager
 def each_file(config: ParallelConfig) -> Iterator[Each]:
-    """A `map` over the files of an input: by several processes, where there are several files."""
+    """A `map` over the files of an input, in several processes if there are several files."""
     many = min(len(files(config.records)), config.num_workers or cores())
     if many == 1:
         yield map
         return
-    # Not by fork: a bar's thread may hold a lock at that moment.
+    # Not fork: a progress bar's thread may hold a lock at that moment.
     with ProcessPoolExecutor(many, get_context("spawn"), initializer=_begin_worker) as pool:
         try:
             yield pool.map
         except BrokenProcessPool as error:
-            hint = "it may have run out of memory; --num-workers takes fewer"
-            raise RlaifError("a worker process was ended from outside", where=config.records, hint=hint) from error
-        except BaseException:  # nobody waits for what the others still do
+            hint = "it may have run out of memory; try a lower --num-workers"
+            raise RlaifError("a worker process was killed", where=config.records, hint=hint) from error
+        except BaseException:  # the results of the others are not needed
             for worker in active_children():
                 worker.terminate()
-            # Its thread is waited for: one that still closes its pipe while Python exits prints a traceback.
+            # Wait for its thread: if it still closes its pipe while Python exits, it prints a traceback.
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
 def _begin_worker() -> None:
-    """Ctrl-C ends a worker without a word, and it outlives nobody: not even a parent that is killed."""
+    """Exit silently on Ctrl-C, and when the parent dies, even if it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = parent_process()
     assert parent is not None
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()

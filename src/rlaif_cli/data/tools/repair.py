@@ -1,4 +1,4 @@
-"""`rlaif data validate --fix`: what can be fixed without a judgement; the rest is set aside, with the reason."""
+"""`rlaif data validate --fix`: fix what needs no judgement; set the other invalid lines aside, with the reason."""
 
 from __future__ import annotations
 
@@ -13,54 +13,54 @@ from typing import IO, Any
 
 from rlaif_cli.config.data import ValidateConfig
 from rlaif_cli.data.atomic import new_file, open_for_writing
-from rlaif_cli.data.filetypes import UTF16, by_first_bytes, read_by_value, values, without_rows
+from rlaif_cli.data.filetypes import UTF16, detect_by_content, detect_by_magic, has_multiline_rows, values
 from rlaif_cli.data.inputs import InputFile, files
 from rlaif_cli.data.json_lines import describe, parse_json
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import rejected_row
 from rlaif_cli.data.records import FLAGS, Record
-from rlaif_cli.data.turns import plain_row, without_prompt
+from rlaif_cli.data.turns import normalize_row, without_repeated_prompt
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
-_HALF = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NUMBERS = ("p_chosen", "human_fraction_a")
 
 
-def mend(config: ValidateConfig, kind: type[Record], *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
-    """Write the fixed copy.
+def repair(config: ValidateConfig, kind: type[Record], *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
+    """Write a repaired copy.
 
     Returns:
-        rows, rejected, and how often each thing was fixed in the rows of the copy.
+        rows, rejected, and how often each kind of fix was applied to the rows of the copy.
 
     Raises:
         InputError: a file is of a type that cannot be fixed.
-        UsageError: the copy exists already.
+        UsageError: the copy already exists.
     """
     assert config.fix is not None
-    repair, rows, rejected = Repair(), 0, 0
+    fixer, rows, rejected = RowFixer(), 0, 0
     manifest = {"stage": "data", "settings": config.deciding()}
-    aside = _set_aside(rejected_path(config.fix, "validate"))
-    with new_file(config.fix, manifest, overwrite=config.overwrite) as put, aside as bad:
-        for file, number, line in repair.lines(config.records):
+    rejected_file = _rejected_file(rejected_path(config.fix, "validate"))
+    with new_file(config.fix, manifest, overwrite=config.overwrite) as write_line, rejected_file as invalid:
+        for file, number, line in fixer.lines(config.records):
             try:
-                row = repair.row(line)
+                row = fixer.row(line)
                 kind.model_validate(row)
-                row = repair.kept(row)
+                row = fixer.kept(row)
             except (ValueError, RecursionError) as error:
-                bad.write(rejected_row(file, number, describe(error), line))
+                invalid.write(rejected_row(file, number, describe(error), line))
                 rejected += 1
             else:
-                put(json.dumps(row, ensure_ascii=False))
+                write_line(json.dumps(row, ensure_ascii=False))
                 rows += 1
             progress(rows + rejected)
         if not rows:
-            _name_other_files(config.records)
-    return {"rows": rows, "rejected": rejected, "fixed": dict(repair.fixed)}
+            _raise_if_other_type(config.records)
+    return {"rows": rows, "rejected": rejected, "fixed": dict(fixer.fixed)}
 
 
 @contextlib.contextmanager
-def _set_aside(path: Path) -> Iterator[IO[str]]:
-    """A file of rejected rows, which stays if there are any and the copy is written."""
+def _rejected_file(path: Path) -> Iterator[IO[str]]:
+    """The file of rejected rows; it is removed if it is empty or the copy fails."""
     try:
         with open_for_writing(path, "w") as file:
             yield file
@@ -71,35 +71,35 @@ def _set_aside(path: Path) -> Iterator[IO[str]]:
         path.unlink()
 
 
-def _name_other_files(address: str) -> None:
-    """Raises: InputError: a file without a row is of a type that another tool reads."""
+def _raise_if_other_type(address: str) -> None:
+    """Raises: InputError: a file without valid rows is of a type that needs another tool."""
     for file in files(address):
-        if (other := without_rows(file)) and other.how is not None:
+        if (other := detect_by_content(file)) and other.conversion is not None:
             raise other.error(file)
 
 
-class Repair:
-    """Fixes rows one by one: `row`, then `kept` for those that can be used.
+class RowFixer:
+    """Fixes rows one by one: call `row`, then `kept` if the result is valid.
 
     Attributes:
-        fixed: how often what was fixed, in files and in rows that were kept.
+        fixed: kind of fix -> how often, in files and in kept rows.
     """
 
     def __init__(self) -> None:
         self.fixed: Counter[str] = Counter()
-        self._of_row: Counter[str] = Counter()  # what was fixed in the row at hand
+        self._of_row: Counter[str] = Counter()  # fixes in the current row
         self._ids: Counter[str] = Counter()
 
     def lines(self, address: str) -> Iterator[tuple[InputFile, int, bytes]]:
-        """The rows of an input as UTF-8, each with the line in which it begins.
+        """(file, line number, text) of the rows of an input, as UTF-8.
 
         Raises:
-            InputError: what a file holds is not JSON.
+            InputError: a file is not JSON.
         """
         for file in files(address):
-            found = by_first_bytes(file)
+            found = detect_by_magic(file)
             self.fixed["UTF-16"] += found is UTF16
-            if read_by_value(file):
+            if has_multiline_rows(file):
                 self.fixed["rows not on a line of their own"] += 1
                 for number, text in values(file):
                     self._of_row.clear()
@@ -116,12 +116,12 @@ class Repair:
                     yield file, number, line
 
     def row(self, line: bytes) -> dict[str, Any]:
-        """A line as an object.
+        """Parse and fix a line.
 
         Raises:
-            ValueError: it is none, and not mechanically so.
+            ValueError: it is not an object, and cannot be fixed mechanically.
         """
-        row = self._whole(parse_json(line.decode("utf-8"), self._fields))
+        row = self._without_surrogates(parse_json(line.decode("utf-8"), self._fields))
         if not isinstance(row, dict):
             raise ValueError(f"expected an object with fields, found {type(row).__name__}")
         row = self._without_prompt(row)
@@ -140,55 +140,59 @@ class Repair:
         return row
 
     def kept(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row that can be used, with an id that no row before it has; what was fixed in it is counted."""
+        """Give a valid row a unique id, and count its fixes."""
         if row.get("id") is not None:
-            row["id"] = self._one_id(str(row["id"]))
+            row["id"] = self._unique_id(str(row["id"]))
         self.fixed.update(self._of_row)
         return row
 
     def _without_prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A prompt that its replies begin with once more is taken off them."""
+        """Remove a prompt that the replies repeat."""
         sides = [name for name in ("chosen", "rejected", "completion") if name in row]
-        plain = plain_row(row)
-        shorter = without_prompt(plain, *sides) if sides else plain
-        if shorter is plain:
+        normalized = normalize_row(row)
+        shorter = without_repeated_prompt(normalized, *sides) if sides else normalized
+        if shorter is normalized:
             return row
         self._of_row["a prompt repeated in its replies"] += 1
         return shorter
 
     def _fields(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """A field that stands twice with one value says no more than one that stands once."""
+        """Merge duplicate fields that have the same value."""
         row: dict[str, Any] = {}
         for name, value in pairs:
             if name in row and row[name] != value:
-                raise ValueError(f"the field '{name}' stands twice, with two values")
+                raise ValueError(f"the field '{name}' appears twice, with different values")
             self._of_row["a field twice"] += name in row
             row[name] = value
         return row
 
-    def _whole(self, value: Any) -> Any:
-        """Half characters (lone surrogates), which no file can hold, as the mark for what cannot be read."""
+    def _without_surrogates(self, value: Any) -> Any:
+        """Replace lone surrogates (half characters), which cannot be written to a file, by U+FFFD."""
         if isinstance(value, str):
-            whole, count = _HALF.subn("\N{REPLACEMENT CHARACTER}", value)
+            whole, count = _SURROGATE.subn("\N{REPLACEMENT CHARACTER}", value)
             self._of_row["half a character"] += count
             return whole
         if isinstance(value, list):
-            return [self._whole(item) for item in value]
-        return {self._whole(k): self._whole(v) for k, v in value.items()} if isinstance(value, dict) else value
+            return [self._without_surrogates(item) for item in value]
+        return (
+            {self._without_surrogates(k): self._without_surrogates(v) for k, v in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
 
-    def _one_id(self, name: str) -> str:
-        """The second row of an id gets `-2` behind it."""
+    def _unique_id(self, name: str) -> str:
+        """Append `-2` to the id of the second row with that id."""
         self._ids[name] += 1
         if self._ids[name] == 1:
             return name
         self.fixed["a repeated id"] += 1
-        return self._one_id(f"{name}-{self._ids[name]}")
+        return self._unique_id(f"{name}-{self._ids[name]}")
 
 
 def _number(text: str) -> float | None:
     with contextlib.suppress(ValueError):
         return number if math.isfinite(number := float(text)) else None
-    return None  # what is no number is the record's to refuse
+    return None  # the record's validation refuses it
 
 
 def _decoded(path: Path) -> Iterator[tuple[int, bytes]]:

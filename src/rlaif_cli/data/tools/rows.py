@@ -1,4 +1,4 @@
-"""The rows that a tool reads, and the record of what it made of them."""
+"""Read a tool's rows, and write its output with a manifest."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rlaif_cli.data.reader import Source
 from rlaif_cli.data.tools.kinds import KINDS
 
 
-def rows_of_kind(config: DataConfig, kind: str, output: str, stage: str, **how: Any) -> Source[Any]:
-    aside = rejected_path(output, stage)
-    return Source(config.records, KINDS[kind], skip_invalid=config.skip_invalid, rejected_path=aside, **how)
+def rows_of_kind(config: DataConfig, kind: str, output: str, stage: str, **options: Any) -> Source[Any]:
+    rejected = rejected_path(output, stage)
+    return Source(config.records, KINDS[kind], skip_invalid=config.skip_invalid, rejected_path=rejected, **options)
 
 
 def rewritten(config: Any, source: Source[Any], **facts: str) -> Any:
-    """A new file of lines, there whole or not at all, with a manifest that leads back to what it was made of."""
+    """A new file, written atomically, with a manifest that records its input."""
     manifest = {"stage": "data", "settings": recorded_settings(config, source), **facts}
     return new_file(config.output, manifest, overwrite=config.overwrite)
 

@@ -1,4 +1,4 @@
-"""One input as many files of about equal size, or many as others; what stands in them is not looked at."""
+"""`rlaif data shard`: split an input into files of about equal size, or reshard it; rows are not validated."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 from rlaif_cli.config.data import ShardConfig
 from rlaif_cli.data.atomic import new_folder
 from rlaif_cli.data.compression import MAX_LINE, content_sha256, open_to_append
-from rlaif_cli.data.filetypes import by_first_bytes, not_utf8
+from rlaif_cli.data.filetypes import detect_by_magic, not_utf8
 from rlaif_cli.data.inputs import files, raw_lines
 from rlaif_cli.errors import InputError
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
 def shard(config: ShardConfig, *, progress: ProgressCallback = no_progress) -> dict[str, int]:
-    """Write the shards; the folder has the sha256 of its input, for its lines are the same.
+    """Write the shards; the folder has the same sha256 as its input, since the lines are the same.
 
     Returns:
         rows and shards.
 
     Raises:
-        InputError: a file is no JSONL, or a line is no text, or longer than can be read again.
-        UsageError: the folder exists already.
+        InputError: a file is not JSONL, or a line is not UTF-8 or too long to be read again.
+        UsageError: the folder already exists.
     """
     given = files(config.records)
     for file in given:
-        if other := by_first_bytes(file):
+        if other := detect_by_magic(file):
             raise other.error(file)
     digest = content_sha256(*(file.path for file in given))
     manifest: dict[str, Any] = {"stage": "data", "settings": config.deciding() | {"input_sha256": digest}}
@@ -48,7 +48,7 @@ def shard(config: ShardConfig, *, progress: ProgressCallback = no_progress) -> d
 
 
 def _write(config: ShardConfig, folder: Path, progress: ProgressCallback) -> tuple[list[Path], int]:
-    """(the files, in order; rows): how many there will be, and so their names, is known at the end alone."""
+    """(files in order, rows). Files get temporary names, since their number is known only at the end."""
     parts: list[Path] = []
     rows = 0
     for number, texts in groupby(_numbered(config), key=itemgetter(0)):
@@ -73,7 +73,7 @@ def _numbered(config: ShardConfig) -> Iterator[tuple[int, str]]:
 
 
 def _texts(address: str) -> Iterator[tuple[str, int]]:
-    """Lines, each with its bytes. All but the last one have an end, also those with which a file ended without it."""
+    """Lines, each with its size in bytes. All but the last get a newline, also the last line of a file without one."""
     before = None
     for file, number, line in raw_lines(address):
         if before is not None:

@@ -1,4 +1,4 @@
-"""Records as files: checked, counted, converted, split, freed of repeats. Streams, so that size does not matter."""
+"""`rlaif data split`: hold out a share of the prompts."""
 
 from __future__ import annotations
 
@@ -19,16 +19,10 @@ from rlaif_cli.ui.progress import ProgressCallback, no_progress
 KEPT, HELD_OUT = "kept", "held out"  # the parts of a split, in their manifests
 
 
-# ------------------------------------------------------------------------------------------------ stats
-
-
-# ------------------------------------------------------------------------------------------------ rewriting
-
-
 def split(config: SplitConfig, kind: str, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
-    """Two files with no prompt in common. Where a prompt goes depends on the seed and the prompt alone.
+    """Two files with no prompt in common. The side of a prompt depends only on the seed and the prompt.
 
-    Where an interrupted run with the same settings left one of the two, both are made.
+    If an interrupted run with the same settings left one of the two files, both are rewritten.
     """
     source = rows_of_kind(config, kind, config.output, "split")
     if _half_done(config, source):
@@ -37,9 +31,9 @@ def split(config: SplitConfig, kind: str, *, progress: ProgressCallback = no_pro
     held_out = config.model_copy(update={"output": config.held_out})
     with rewritten(config, source, part=KEPT) as keep, rewritten(held_out, source, part=HELD_OUT) as hold:
         for count, row in enumerate(source, start=1):
-            away = hash64(str(config.seed), prompt_text(row.prompt)) < config.fraction * 2**64
-            (hold if away else keep)(row.model_dump_json(exclude_none=True))
-            counts[away] += 1
+            is_held_out = hash64(str(config.seed), prompt_text(row.prompt)) < config.fraction * 2**64
+            (hold if is_held_out else keep)(row.model_dump_json(exclude_none=True))
+            counts[is_held_out] += 1
             progress(count, len(source))
     return {"rows": counts[False], "held_out": counts[True], "rejected": source.rejected}
 

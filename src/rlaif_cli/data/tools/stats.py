@@ -1,4 +1,4 @@
-"""`rlaif data stats`: what a file of records holds."""
+"""`rlaif data stats`: summarise a file of records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
 class Lengths:
-    """Characters of texts, eight bytes each."""
+    """Lengths of texts in characters, eight bytes each."""
 
     def __init__(self) -> None:
         self._found = array("Q")
@@ -41,7 +41,7 @@ class Lengths:
 
 
 class Counts:
-    """What `stats` counts, of one file or several."""
+    """The counts of one or several files."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -52,12 +52,12 @@ class Counts:
         self.labels = array("d")
 
     @classmethod
-    def of(cls, rows: Iterable[Any], tell: Callable[[int], None] | None = None) -> Counts:
+    def of(cls, rows: Iterable[Any], report: Callable[[int], None] | None = None) -> Counts:
         counts = cls()
         for row in rows:
             counts.add(row)
-            if tell is not None and counts.rows % 256 == 0:
-                tell(counts.rows)
+            if report is not None and counts.rows % 256 == 0:
+                report(counts.rows)
         return counts
 
     def add(self, row: Any) -> None:
@@ -89,17 +89,17 @@ class Counts:
 
 
 def stats(config: StatsConfig, kind: str, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
-    """What is in a file: rows, prompts, repeats, lengths in characters, labels, sources."""
+    """Summary of a file: rows, prompts, duplicates, lengths in characters, labels, sources."""
     counts = Counts()
     with each_file(config) as each:
         source = rows_of_kind(config, kind, "-", "stats", each=each)
 
-        def tell(done: int) -> None:
+        def report(done: int) -> None:
             progress(counts.rows + done, len(source))
 
-        for found in source.by_file(partial(Counts.of, tell=tell) if each is map else Counts.of):
+        for found in source.by_file(partial(Counts.of, report=report) if each is map else Counts.of):
             counts.update(found)
-            tell(0)
+            report(0)
     return {
         "kind": kind,
         "rows": counts.rows,

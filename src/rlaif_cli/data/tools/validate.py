@@ -9,17 +9,17 @@ from rlaif_cli.data.tools.parallel import each_file
 from rlaif_cli.errors import InputError
 
 
-def faults(config: ParallelConfig, kind: str) -> tuple[int, list[str]]:
-    """(good records, every fault by line and field).
+def invalid_lines(config: ParallelConfig, kind: str) -> tuple[int, list[str]]:
+    """(number of valid records, the error of every invalid line).
 
     Raises:
-        InputError: the file cannot be read at all.
+        InputError: the file cannot be read.
     """
     try:
         with each_file(config) as each:
             source = Source(config.records, KINDS[kind], skip_invalid=True, each=each)
     except InputError as error:
-        if not error.faults:
+        if not error.errors:
             raise
-        return 0, error.faults
-    return len(source), source.faults
+        return 0, error.errors
+    return len(source), source.errors

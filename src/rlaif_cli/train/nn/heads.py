@@ -102,7 +102,7 @@ def _with_head(path: Path, fresh: frozenset[str], dtype: torch.dtype, **options:
     if not isinstance(head, nn.Linear):
         what = f"the head of this kind of model ({config.model_type}) is not a single linear layer on the last token"
         raise ModelError(what, where=str(path), hint=hint)
-    return load(AutoModelForSequenceClassification, path, fresh=fresh, config=config, dtype=dtype)
+    return load(AutoModelForSequenceClassification, path, new_weights=fresh, config=config, dtype=dtype)
 
 
 def _without_randomness(config: Any) -> Any:

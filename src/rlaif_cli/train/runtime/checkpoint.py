@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rlaif_cli.data.atomic import cannot_write, fsync_folder, fsync_tree, read_json, write_json
-from rlaif_cli.data.run_settings import START_ANEW, refuse_other_settings
+from rlaif_cli.data.run_settings import START_OVER, refuse_changed_settings
 from rlaif_cli.errors import InputError
 from rlaif_cli.train.nn.heads import trained_parameters
 from rlaif_cli.train.parallel.distributed import (
@@ -114,15 +114,15 @@ class TrainState:
             if is_lost_peer(error):
                 raise
             what = f"the run's saved state is damaged: {type(error).__name__}: {error}"
-            raise InputError(what, where=str(path), hint=START_ANEW) from error
+            raise InputError(what, where=str(path), hint=START_OVER) from error
         position: dict[str, Any] = saved["position"]
         return position
 
     def _position(self, path: Path) -> dict[str, Any] | None:
         if not (path / "position.json").exists():
             return None
-        saved = read_json(path / "position.json", settings=dict, optimizer=dict, position=dict, hint=START_ANEW)
-        refuse_other_settings(saved, self._settings, path.parent)
+        saved = read_json(path / "position.json", settings=dict, optimizer=dict, position=dict, hint=START_OVER)
+        refuse_changed_settings(saved, self._settings, path.parent)
         return saved
 
     def _restore(self, path: Path, optimizer: dict[str, Any]) -> None:

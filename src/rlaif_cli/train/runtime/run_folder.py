@@ -12,7 +12,7 @@ from typing import Any
 from rlaif_cli import __version__
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data.atomic import cannot_write, fsync_tree, lock, read_json, write_json
-from rlaif_cli.data.run_settings import START_ANEW, refuse_other_settings
+from rlaif_cli.data.run_settings import START_OVER, refuse_changed_settings
 from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.models.resolve import resolve_model
@@ -61,8 +61,8 @@ def _begin(
         _empty(folder)
     if not (folder / MANIFEST).exists():
         return settings, None
-    done = read_json(folder / MANIFEST, settings=dict, results=dict, hint=START_ANEW)
-    refuse_other_settings(done, settings, folder)
+    done = read_json(folder / MANIFEST, settings=dict, results=dict, hint=START_OVER)
+    refuse_changed_settings(done, settings, folder)
     return settings, dict(done["results"])
 
 
