@@ -10,15 +10,45 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
-from rlaif_cli.config.base import FUNCTION_FIELDS, StageConfig
+from rlaif_cli.config.base import FUNCTION_FIELDS, OUTPUT, OWN, SECTIONS, StageConfig
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import EXIT_PARTIAL, UsageError
 from rlaif_cli.train.parallel import launch
 from rlaif_cli.ui import console
 
 SET_HELP = "NAME=VALUE: another of the file's `values`, or STAGE.SETTING=VALUE; several times."
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", show_envvar=False)]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", help="Show the traceback of an error.", show_envvar=False, rich_help_panel=OUTPUT),
+]
+
+
+def options_by_section(command: Any) -> dict[str, list[Any]]:
+    """A click command's options by the section of `--help` that shows them, in order; empty sections are left out.
+
+    Options that declare none stand in the first section, and `--help` itself in the last one that there is.
+    """
+    found: dict[str, list[Any]] = {section: [] for section in SECTIONS}
+    for option in command.params:
+        if option.param_type_name == "option":
+            found[getattr(option, "rich_help_panel", None) or OWN].append(option)
+    return {section: options for section, options in found.items() if options}
+
+
+class SectionedCommand(TyperCommand):
+    """Plain `--help` with a heading for each section; Typer shows its panels only with Rich markup."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        arguments = [each for each in self.params if each.param_type_name == "argument"]
+        sections = {"Arguments": arguments, **options_by_section(self)}
+        if (shown_help := self.get_help_option(ctx)) is not None:
+            sections[list(sections)[-1]].append(shown_help)
+        for section, parameters in sections.items():
+            if records := [record for each in parameters if (record := each.get_help_record(ctx)) is not None]:
+                with formatter.section(section):
+                    formatter.write_dl(records)
 
 
 def command(
@@ -39,14 +69,16 @@ def command(
         if code:
             raise typer.Exit(code)
 
-    parameters = [_parameter(field_name, field) for field_name, field in config.model_fields.items()]
+    parameters = [
+        _parameter(name, config.model_fields[name], config.section(name)) for name in config.fields_own_first()
+    ]
     parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
     parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug))
     parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     callback.__doc__ = config.__doc__
-    app.command(name, hidden=hidden, epilog=epilog(*config.examples))(callback)
+    app.command(name, cls=SectionedCommand, hidden=hidden, epilog=epilog(*config.examples))(callback)
 
 
 def epilog(*examples: str) -> str | None:
@@ -92,7 +124,7 @@ def flag(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def _parameter(name: str, field: FieldInfo, section: str) -> inspect.Parameter:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     kind = _cli_type(field.annotation)
     default = inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True)
@@ -109,6 +141,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
             help=field.description,
             show_default=default not in (None, False, ""),
             show_envvar=False,
+            rich_help_panel=section,
         )
     annotation = Annotated[kind, shown]  # type: ignore[valid-type]  # made while running, for Typer to read
     return inspect.Parameter(

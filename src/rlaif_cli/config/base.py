@@ -97,6 +97,17 @@ def function_names(option: str, specs: Sequence[str], others: Sequence[str] = ()
 DATA_FIELDS = ("prompts", "candidates", "preferences", "records", "pairs", "a", "b", "baseline", "human")
 
 
+# The sections of `--help`, in order: a command's own options first.
+OWN = "Options"
+REWARDS = "Rewards"
+EVALUATION = "Evaluation during training"
+JUDGING = "Judging"
+ENGINE = "Model and engine"
+TRAINING = "Training"
+OUTPUT = "Output and resuming"
+SECTIONS = (OWN, REWARDS, EVALUATION, JUDGING, ENGINE, TRAINING, OUTPUT)
+
+
 def setting(
     default: Any = ...,
     help: str = "",
@@ -104,6 +115,7 @@ def setting(
     argument: bool = False,
     short: str | None = None,
     flag: str | None = None,
+    section: str | None = None,
     output: bool = True,
     **limits: Any,
 ) -> Any:
@@ -111,9 +123,11 @@ def setting(
 
     Args:
         flag: the option's name where it is not the field's.
+        section: the section of `--help`, where it is not that of the class that declares the field.
+        output: whether the setting affects the output, so that a resumed run must have the same value.
     """
     extra: dict[str, Any] = {"argument": argument, "output": output}
-    extra |= {name: value for name, value in (("short", short), ("flag", flag)) if value}
+    extra |= {name: value for name, value in (("short", short), ("flag", flag), ("section", section)) if value}
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
@@ -124,13 +138,45 @@ ORDERED = "Rows in the order of the input; one that is ready waits for those bef
 
 
 class StageConfig(BaseModel):
-    examples: ClassVar[tuple[str, ...]] = ()  # for the help and the pages of commands
+    """The settings of a stage.
+
+    `class JudgeConfig(EngineConfig, section=JUDGING)` puts the fields that the class declares in that section of the
+    `--help` of every command that inherits them.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = ()  # for `--help` and docs/commands
+    _section: ClassVar[str] = OWN
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     seed: int = setting(0, "Fixes everything that can be fixed.", ge=0, lt=2**31)
-    overwrite: bool = setting(False, "Start anew, over an earlier output.", output=False)
-    dry_run: bool = setting(False, "Check everything, print the plan, start nothing.", output=False)
+    overwrite: bool = setting(False, "Start anew, over an earlier output.", section=OUTPUT, output=False)
+    dry_run: bool = setting(False, "Check everything, print the plan, start nothing.", section=OUTPUT, output=False)
+
+    def __init_subclass__(cls, section: str = OWN, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._section = section
+
+    @classmethod
+    def _declared_by(cls, field_name: str) -> type[StageConfig]:
+        """The class that declares a field first."""
+        return [base for base in cls.__mro__ if issubclass(base, StageConfig) and field_name in base.model_fields][-1]
+
+    @classmethod
+    def section(cls, field_name: str) -> str:
+        """The section of `--help` for a field: its own, or that of the class that declares it first."""
+        declared_by = cls._declared_by(field_name)
+        extra = declared_by.model_fields[field_name].json_schema_extra
+        own = extra.get("section") if isinstance(extra, dict) else None
+        return str(own or declared_by._section)
+
+    @classmethod
+    def fields_own_first(cls) -> list[str]:
+        """The names of all fields: those of the class itself, then inherited ones, then those of every stage."""
+        declared_by = {name: cls._declared_by(name) for name in cls.model_fields}
+        return sorted(
+            cls.model_fields, key=lambda name: (declared_by[name] is not cls, declared_by[name] is StageConfig)
+        )
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what the output is; a resumed run must have the same."""
@@ -142,11 +188,13 @@ class StageConfig(BaseModel):
         }
 
 
-class InputConfig(StageConfig):
+class InputConfig(StageConfig, section=OUTPUT):
     skip_invalid: bool = setting(
         False, "Go on without lines that cannot be used; they go to NAME.rejected.jsonl beside the output."
     )
 
 
 def result_output() -> Any:
-    return setting("-", "Where the result (JSON) goes; per-item results go beside it.", short="-o", output=False)
+    return setting(
+        "-", "Where the result (JSON) goes; per-item results go beside it.", short="-o", section=OUTPUT, output=False
+    )

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from rlaif_cli.config.base import FROM, InputConfig, StageConfig, setting
+from rlaif_cli.config.base import FROM, OUTPUT, InputConfig, StageConfig, setting
 
 Kind = Literal["prompts", "candidates", "preferences", "pairs", "demonstrations", "revisions"]
 
@@ -46,13 +46,13 @@ class StatsConfig(ParallelConfig):
     """What is in a file: rows, prompts, repeats, lengths, labels, sources."""
 
     examples: ClassVar[tuple[str, ...]] = ("rlaif data stats preferences.jsonl",)
-    as_json: bool = setting(False, "The numbers as one JSON object.", flag="--json", output=False)
+    as_json: bool = setting(False, "The numbers as one JSON object.", flag="--json", section=OUTPUT, output=False)
 
 
 class RewriteConfig(DataConfig):
     """Records into another file."""
 
-    output: str = setting("-", "Where the rows go; - is stdout.", short="-o", output=False)
+    output: str = setting("-", "Where the rows go; - is stdout.", short="-o", section=OUTPUT, output=False)
 
 
 FormatName = Literal[
@@ -115,7 +115,10 @@ class ShardConfig(StageConfig):
     )
     records: str = setting(help=f"JSONL of records: {FROM}.", argument=True)
     output: str = setting(
-        help="The folder of the shards, NAME-00000-of-00012.jsonl.zst and so on.", short="-o", output=False
+        help="The folder of the shards, NAME-00000-of-00012.jsonl.zst and so on.",
+        short="-o",
+        section=OUTPUT,
+        output=False,
     )
     rows: int | None = setting(None, "Rows of a shard.", ge=1)
     megabytes: int | None = setting(None, "MB of text, before compression, from which on a shard is full.", ge=1)

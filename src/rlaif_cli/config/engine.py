@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from rlaif_cli.config.base import FROM, ORDERED, Addresses, InputConfig, setting
+from rlaif_cli.config.base import ENGINE, FROM, ORDERED, OUTPUT, Addresses, InputConfig, setting
 
 EngineName = Literal["vllm", "transformers", "fake"]  # what can run a policy
 
@@ -17,7 +17,7 @@ AnyEngineName = Literal["vllm", "transformers", "openai", "ray", "fake"]  # what
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
-class EngineConfig(InputConfig):
+class EngineConfig(InputConfig, section=ENGINE):
     """How a model is run."""
 
     engine: AnyEngineName | None = setting(
@@ -93,7 +93,7 @@ class GenerateConfig(EngineConfig):
         "rlaif generate hf:org/prompts:train --model org/model --max-tokens 512 | gzip > candidates.jsonl.gz",
     )
     prompts: str = setting(help=f"JSONL of prompts: {FROM}.", argument=True)
-    output: str = setting("-", "Where the candidates go; - is stdout.", short="-o", output=False)
+    output: str = setting("-", "Where the candidates go; - is stdout.", short="-o", section=OUTPUT, output=False)
     model: str = setting(help="A built-in model, a folder, a .gguf file or a hub name.")
     n: int = setting(4, "Responses a prompt.", short="-n", ge=1)
     temperature: float = setting(1.0, "0 is greedy.", ge=0)
@@ -101,7 +101,7 @@ class GenerateConfig(EngineConfig):
     max_tokens: int = setting(256, "The longest response, tokens.", ge=1)
     system: str | None = setting(None, "A system prompt for every row.")
     stop: tuple[str, ...] = setting((), "A text that ends a response; may be given several times.")
-    ordered: bool = setting(False, ORDERED)
+    ordered: bool = setting(False, ORDERED, section=OUTPUT)
 
     @model_validator(mode="after")
     def _greedy_is_one(self) -> GenerateConfig:
@@ -117,7 +117,7 @@ class ReviseConfig(EngineConfig):
         "rlaif revise prompts.jsonl --model org/model --constitution harmlessness --rounds 2 -o revisions.jsonl",
     )
     prompts: str = setting(help=f"JSONL of prompts: {FROM}.", argument=True)
-    output: str = setting("-", "Where the revisions go; - is stdout.", short="-o", output=False)
+    output: str = setting("-", "Where the revisions go; - is stdout.", short="-o", section=OUTPUT, output=False)
     model: str = setting(help="A built-in model, a folder, a .gguf file or a hub name.")
     constitution: str = setting(help="A shipped constitution's name, or a YAML file.")
     principles: tuple[str, ...] = setting(("sample",), "The ids to draw from; 'sample' draws from all.")

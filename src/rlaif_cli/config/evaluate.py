@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import field_validator, model_validator
 
-from rlaif_cli.config.base import FROM, HUMAN_PAIRS, InputConfig, Precision, result_output, setting
+from rlaif_cli.config.base import ENGINE, FROM, HUMAN_PAIRS, InputConfig, Precision, result_output, setting
 from rlaif_cli.config.engine import EngineName
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig, Judges
 from rlaif_cli.config.reward import RewardSourceConfig, ScorersConfig
@@ -66,9 +66,15 @@ class RewardConfig(RewardSourceConfig):
     candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
     baseline: str | None = setting(None, "Other candidates for the same prompts, to compare with.")
     output: str = result_output()
-    engine: EngineName | None = setting(None, "What runs a judge. Default: vllm; fake where the judge is 'fake'.")
-    precision: Precision = setting("auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.")
-    tokens_per_batch: int = setting(4096, "Tokens that go through the model at once.", ge=64, output=False)
+    engine: EngineName | None = setting(
+        None, "What runs a judge. Default: vllm; fake where the judge is 'fake'.", section=ENGINE
+    )
+    precision: Precision = setting(
+        "auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.", section=ENGINE
+    )
+    tokens_per_batch: int = setting(
+        4096, "Tokens that go through the model at once.", ge=64, section=ENGINE, output=False
+    )
 
 
 class BestOfNConfig(ScorersConfig, CompareConfig):
@@ -79,8 +85,12 @@ class BestOfNConfig(ScorersConfig, CompareConfig):
     )
     candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
     output: str = result_output()
-    precision: Precision = setting("auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.")
-    tokens_per_batch: int = setting(4096, "Tokens that go through the model at once.", ge=64, output=False)
+    precision: Precision = setting(
+        "auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.", section=ENGINE
+    )
+    tokens_per_batch: int = setting(
+        4096, "Tokens that go through the model at once.", ge=64, section=ENGINE, output=False
+    )
 
     @model_validator(mode="after")
     def _a_chooser(self) -> BestOfNConfig:
@@ -97,5 +107,9 @@ class RewardModelEvalConfig(InputConfig):
     reward_model: Judges = setting(help="A reward model's folder. Several times: their probabilities are averaged.")
     output: str = result_output()
     max_length: int = setting(1024, "Prompt and response together, tokens; longer pairs are refused.", ge=8)
-    precision: Precision = setting("auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.")
-    tokens_per_batch: int = setting(4096, "Tokens that go through the model at once.", ge=64, output=False)
+    precision: Precision = setting(
+        "auto", "bf16 autocast, or fp32; auto: bf16 where the machine has it.", section=ENGINE
+    )
+    tokens_per_batch: int = setting(
+        4096, "Tokens that go through the model at once.", ge=64, section=ENGINE, output=False
+    )

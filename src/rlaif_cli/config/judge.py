@@ -7,13 +7,13 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import MinLen
 from pydantic import field_validator, model_validator
 
-from rlaif_cli.config.base import FROM, ORDERED, InputConfig, Names, setting
+from rlaif_cli.config.base import FROM, JUDGING, ORDERED, OUTPUT, InputConfig, Names, setting
 from rlaif_cli.config.engine import EngineConfig
 
 Judges = Annotated[Names, MinLen(1)]
 
 
-class JudgeConfig(EngineConfig):
+class JudgeConfig(EngineConfig, section=JUDGING):
     """How a judge is asked."""
 
     judge: Judges = setting(
@@ -58,7 +58,7 @@ class JudgeConfig(EngineConfig):
         return self
 
 
-class CompareConfig(JudgeConfig):
+class CompareConfig(JudgeConfig, section=JUDGING):
     """How a judge compares two responses."""
 
     shots: int = setting(0, "Pairwise: exemplars of the constitution shown before the question.", ge=0)
@@ -95,9 +95,9 @@ class LabelConfig(CompareConfig):
         "rlaif label - --judge gpt --engine openai --base-url http://127.0.0.1:8000/v1 --constitution my.yaml < c",
     )
     candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
-    output: str = setting("-", "Where the preferences go; - is stdout.", short="-o", output=False)
+    output: str = setting("-", "Where the preferences go; - is stdout.", short="-o", section=OUTPUT, output=False)
     pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
-    ordered: bool = setting(False, ORDERED)
+    ordered: bool = setting(False, ORDERED, section=OUTPUT)
 
 
 class AnnotateConfig(InputConfig):
@@ -107,7 +107,9 @@ class AnnotateConfig(InputConfig):
         "rlaif annotate candidates.jsonl -o human.jsonl --annotator ann --labels preferences.jsonl",
     )
     candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
-    output: str = setting(help="Where the answers go: human pairs, as `rlaif eval alignment` reads them.", short="-o")
+    output: str = setting(
+        help="Where the answers go: human pairs, as `rlaif eval alignment` reads them.", short="-o", section=OUTPUT
+    )
     annotator: str = setting(help="Who answers; several people may share one file.", min_length=1)
     pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
     labels: str | None = setting(None, "A judge's preferences for the same pairs, compared at the end.", output=False)
@@ -124,5 +126,5 @@ class AuditConfig(InputConfig):
     )
     preferences: str = setting(help=f"JSONL of preferences: {FROM}.", argument=True)
     skip_invalid: bool = setting(False, "Go on without lines that cannot be used; they are counted.")
-    as_json: bool = setting(False, "The findings as one JSON object.", flag="--json", output=False)
+    as_json: bool = setting(False, "The findings as one JSON object.", flag="--json", section=OUTPUT, output=False)
     strict: bool = setting(False, "Exit code 3 when a check says stop.", output=False)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from rlaif_cli.config.base import FROM, Functions, function_names, setting
+from rlaif_cli.config.base import ENGINE, EVALUATION, FROM, OUTPUT, Functions, function_names, setting
 from rlaif_cli.config.engine import EngineName
 from rlaif_cli.config.judge import CompareConfig
 from rlaif_cli.config.reward import RewardSourceConfig
@@ -23,7 +23,9 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
         "--reward-weights 1 --reward-weights 0.5 -o policy",
     )
     prompts: str = setting(help=f"JSONL of prompts: {FROM}.", argument=True)
-    engine: EngineName = setting("vllm", "What samples the rollouts, and runs a judge: vllm, transformers or fake.")
+    engine: EngineName = setting(
+        "vllm", "What samples the rollouts, and runs a judge: vllm, transformers or fake.", section=ENGINE
+    )
     system: str | None = setting(None, "A system prompt for every prompt.")
     steps: int = setting(100, "Rollout and update rounds.", ge=1)
     prompts_per_step: int = setting(32, "Prompts a step.", ge=1)
@@ -77,28 +79,38 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
         (),
         "FILE.py:NAME, a Python function that scores the answers to held-out prompts: a measure that nothing is "
         "trained on; the file is run as code. May be given several times. See docs/ppo.md.",
+        section=EVALUATION,
     )
     eval_judge: str | None = setting(
         None,
         "This judge compares the policy's answers to held-out prompts with the start's, and the weights with the "
         "highest win rate are kept. Half of the held-out prompts choose; on the other half the chosen weights are "
         "measured. Use a different judge from the reward's.",
+        section=EVALUATION,
     )
-    eval_constitution: str | None = setting(None, "For --eval-judge: a constitution. Default: --constitution.")
-    eval_method: Literal["pairwise", "score", "contrast"] = setting("pairwise", "For --eval-judge: as in `label`.")
+    eval_constitution: str | None = setting(
+        None, "For --eval-judge: a constitution. Default: --constitution.", section=EVALUATION
+    )
+    eval_method: Literal["pairwise", "score", "contrast"] = setting(
+        "pairwise", "For --eval-judge: as in `label`.", section=EVALUATION
+    )
     eval_every: int = setting(
         10,
         "For --eval-function and --eval-judge: steps between evaluations; there is one at the start and one at the "
         "end too.",
+        section=EVALUATION,
         ge=1,
     )
     eval_fraction: float = setting(
         0.1,
         "For --eval-function and --eval-judge: the share of the prompts held out, two at least.",
+        section=EVALUATION,
         gt=0,
         lt=1,
     )
-    samples_every: int = setting(10, "Steps between samples written to samples.jsonl; 0: never.", ge=0, output=False)
+    samples_every: int = setting(
+        10, "Steps between samples written to samples.jsonl; 0: never.", ge=0, section=OUTPUT, output=False
+    )
 
     @model_validator(mode="after")
     def _can_be(self) -> PPOConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from rlaif_cli.config.base import Names, StageConfig, setting
+from rlaif_cli.config.base import OUTPUT, Names, StageConfig, setting
 
 
 class LineageConfig(StageConfig):
@@ -16,7 +16,7 @@ class LineageConfig(StageConfig):
     )
     path: str = setting(help="An output: a file, or the folder of a trained model.", argument=True)
     verify: bool = setting(False, "Hash the checkpoints too; without it, their manifests are asked.", output=False)
-    as_json: bool = setting(False, "The tree as one JSON object.", flag="--json", output=False)
+    as_json: bool = setting(False, "The tree as one JSON object.", flag="--json", section=OUTPUT, output=False)
 
 
 class ReportConfig(StageConfig):
@@ -27,8 +27,13 @@ class ReportConfig(StageConfig):
         "rlaif report runs/soft --beside runs/hard -o compared.html",
     )
     run_folder: str = setting(help="The folder of a run.", argument=True)
-    output: str = setting(help="One HTML page; a name in .md or .json: the same numbers.", short="-o", output=False)
+    output: str = setting(
+        help="One HTML page; a name in .md or .json: the same numbers.", short="-o", section=OUTPUT, output=False
+    )
     beside: Names = setting((), "Another run, told beside this one; may be given several times.")
     card: bool = setting(
-        False, "Also write a model card (README.md) into every checkpoint that the run trained.", output=False
+        False,
+        "Also write a model card (README.md) into every checkpoint that the run trained.",
+        section=OUTPUT,
+        output=False,
     )

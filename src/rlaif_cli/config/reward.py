@@ -6,14 +6,22 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from rlaif_cli.config.base import Addresses, Functions, InputConfig, Names, Numbers, function_names, setting
+from rlaif_cli.config.base import (
+    ENGINE,
+    REWARDS,
+    Addresses,
+    Functions,
+    InputConfig,
+    Names,
+    Numbers,
+    function_names,
+    setting,
+)
 from rlaif_cli.config.engine import AnyEngineName
 from rlaif_cli.config.judge import JudgeConfig
 
-pass
 
-
-class ScorersConfig(InputConfig):
+class ScorersConfig(InputConfig, section=REWARDS):
     """What scores single responses, and what each of several counts."""
 
     reward_model: Names = setting((), "A reward model's folder. Several times: the mean of their normalised rewards.")
@@ -60,7 +68,7 @@ class ScorersConfig(InputConfig):
         return self
 
 
-class RewardSourceConfig(ScorersConfig):
+class RewardSourceConfig(ScorersConfig, section=REWARDS):
     """What scores single responses: a reward model or a judge directly, and functions that the user wrote."""
 
     judge: str | None = setting(None, "Instead of a reward model: a judge (needs --constitution).")
@@ -71,18 +79,27 @@ class RewardSourceConfig(ScorersConfig):
     )
     contrast_scale: float = setting(20.0, "For --judge: the reward is this times the contrast score.", gt=0)
     judge_engine: AnyEngineName | None = setting(
-        None, "For --judge: vllm, transformers, openai (a server) or fake. Default: --engine."
+        None, "For --judge: vllm, transformers, openai (a server) or fake. Default: --engine.", section=ENGINE
     )
     base_url: Addresses = setting(
         (),
         "For --judge-engine openai: the server; several times: a fleet of them. The key is in OPENAI_API_KEY.",
+        section=ENGINE,
         output=False,
     )
     concurrency: int = setting(
-        16, "For --judge-engine openai: requests under way at the same time, of each server.", ge=1, output=False
+        16,
+        "For --judge-engine openai: requests under way at the same time, of each server.",
+        ge=1,
+        section=ENGINE,
+        output=False,
     )
     engine_memory: float | None = setting(
-        None, "vLLM's KV cache: GiB on a CPU (2), share of the memory on a GPU (0.9).", gt=0, output=False
+        None,
+        "vLLM's KV cache: GiB on a CPU (2), share of the memory on a GPU (0.9).",
+        gt=0,
+        section=ENGINE,
+        output=False,
     )
 
     @model_validator(mode="after")

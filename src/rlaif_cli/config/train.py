@@ -6,14 +6,16 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
-from rlaif_cli.config.base import FROM, InputConfig, Names, Precision, setting
+from rlaif_cli.config.base import FROM, OUTPUT, OWN, TRAINING, InputConfig, Names, Precision, setting
 
 
-class TrainConfig(InputConfig):
+class TrainConfig(InputConfig, section=TRAINING):
     """What every trainer can be told."""
 
-    model: str = setting(help="The checkpoint to start from: a built-in model, a folder, a .gguf file or a hub name.")
-    output: str = setting(help="The folder of the trained model.", short="-o", output=False)
+    model: str = setting(
+        help="The checkpoint to start from: a built-in model, a folder, a .gguf file or a hub name.", section=OWN
+    )
+    output: str = setting(help="The folder of the trained model.", short="-o", section=OUTPUT, output=False)
     lr: float = setting(1e-5, "The peak learning rate.", gt=0)
     warmup: float = setting(0.1, "The share of the steps in which the learning rate rises.", ge=0, lt=1)
     weight_decay: float = setting(0.0, "AdamW's.", ge=0)
@@ -51,7 +53,7 @@ class TrainConfig(InputConfig):
         output=False,
     )
     save_every: int = setting(
-        0, "Steps between checkpoints to resume from; 0: one every ten minutes.", ge=0, output=False
+        0, "Steps between checkpoints to resume from; 0: one every ten minutes.", ge=0, section=OUTPUT, output=False
     )
 
     @field_validator("tracker")
@@ -69,7 +71,7 @@ class TrainConfig(InputConfig):
         return self
 
 
-class EpochsConfig(TrainConfig):
+class EpochsConfig(TrainConfig, section=TRAINING):
     """Training that passes over fixed data."""
 
     epochs: int = setting(1, "Passes over the data.", ge=1)
