@@ -550,9 +550,9 @@ def test_ppo_refuses_a_policy_as_its_reward_model(questions: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "a source of rewards is needed: --reward-model, --judge or --reward-function"),
+        ((), "a reward source is needed: --reward-model, --judge or --reward-function"),
         (("--judge", "fake"), "--judge needs --constitution"),
-        (("--reward-model", "rm", "--principles", "clarity"), "--principles belongs to --judge"),
+        (("--reward-model", "rm", "--principles", "clarity"), "--principles needs --judge"),
         ((*FAKE_JUDGE, "--principles", "sample"), "--principles sample is for comparisons"),
     ],
 )
@@ -564,11 +564,11 @@ def test_a_reward_comes_from_one_place(options: tuple[str, ...], said: str, ques
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--eval-every", "3"), 2, "--eval-every belongs to --eval-function and --eval-judge"),
+        (("--eval-every", "3"), 2, "--eval-every needs --eval-function or --eval-judge"),
         (("--eval-judge", "./nope"), 1, "./nope: no such model"),
         (("--eval-judge", "fake", "--eval-constitution", "nope"), 2, "nope"),
         (("--kl-form", "convex", "--kl-coef", "2"), 2, "--kl-form convex needs"),
-        (("--advantage", "reinforce", "--lam", "0.5"), 2, "--lam belongs to --advantage gae"),
+        (("--advantage", "reinforce", "--lam", "0.5"), 2, "--lam needs --advantage gae"),
     ],
 )
 def test_ppo_says_what_cannot_be_before_it_starts(

@@ -699,7 +699,7 @@ def test_a_key_is_hidden_and_a_placeholder_hides_nothing(monkeypatch: Any, key: 
     "address", ["http://localhost:PORT/v1", "http://h:9/v1\n", "http://h:99999/v1", "http:///v1", "http://a b/v1", "h"]
 )
 def test_what_is_no_address(address: str) -> None:
-    assert "is no address" in (address_fault(address) or "")
+    assert "is not a server address" in (address_fault(address) or "")
 
 
 def test_addresses() -> None:

@@ -246,9 +246,9 @@ def register(app: typer.Typer) -> None:
         if run_code and str(context.get_parameter_source("run_code")).endswith("ENVIRONMENT"):
             raise UsageError("--run-code may only come from the command line, not from the environment")
         if run_code and from_manifest is None:
-            raise UsageError("--run-code belongs to --from-manifest: a pipeline file's functions run without it")
+            raise UsageError("--run-code needs --from-manifest: functions in a pipeline file run without it")
         if measure and not dry_run:
-            raise UsageError("--calibrate belongs to --dry-run")
+            raise UsageError("--calibrate needs --dry-run")
         folder = output or Path("runs") / read(str(pipeline)).name
         code = run_pipeline(
             str(from_manifest or pipeline),
