@@ -190,7 +190,7 @@ def test_a_cut_output_is_completed(questions: str, tmp_path: Path) -> None:
     assert not Path(f"{output}.run.json").exists() and Path(f"{output}.manifest.json").exists()
 
     again = rlaif("generate", questions, "--model", "fake", "-o", str(output))
-    assert again.returncode == 0 and "8 were there already" in again.stderr
+    assert again.returncode == 0 and "8 already done" in again.stderr
     assert output.read_bytes() == whole
 
     output.write_bytes(whole[: len(whole) // 2])  # in the middle of a line
@@ -245,10 +245,10 @@ main()
     assert process.stderr is not None and process.stderr.readline() == "now\n"
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=30)[1]
-    assert process.returncode == 130 and "run the same command again to go on" in said and "Traceback" not in said
+    assert process.returncode == 130 and "rerun the same command to resume" in said and "Traceback" not in said
     assert len(rows_of(output)) == 3
     done = rlaif(*command)
-    assert done.returncode == 0 and "3 were there already" in done.stderr and len(rows_of(output)) == 8
+    assert done.returncode == 0 and "3 already done" in done.stderr and len(rows_of(output)) == 8
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -509,7 +509,7 @@ def test_train_rm_on_labels_that_are_all_undecided(write_jsonl: Write, tmp_path:
     rows = [{"prompt": f"{i}?", "chosen": "a", "rejected": "b", "p_chosen": 0.5} for i in range(4)]
     done = rlaif("train-rm", write_jsonl("prefs.jsonl", rows), "--model", "fake", "-o", "rm", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "not measured, because no pair with a preference was held out" in done.stderr
+    assert "not evaluated, because no pair with a preference was held out" in done.stderr
 
 
 def test_ppo_by_group_logs_what_it_has(questions: str, tmp_path: Path) -> None:
@@ -788,7 +788,7 @@ def test_values_are_changed_on_the_command_line(questions: str, tmp_path: Path) 
     for change, said in (
         ("m=x", "no value 'm'"),
         ("n=two", "is no int"),
-        ("n", "is no NAME=VALUE"),
+        ("n", "--set expects NAME=VALUE, got 'n'"),
         ("model=", "'model' is empty; in the file it is smollm2-135m"),
         ("preferences.judge= ", "'preferences.judge' is empty"),
         ("preferences.jugde=x", "stage 'preferences' has no setting 'jugde'"),
@@ -838,11 +838,11 @@ def test_editors_get_a_schema_that_knows_every_setting() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--schema", "demo"), "--schema stands alone"),
-        (("--schema", "--dry-run"), "--schema stands alone"),
-        (("demo", "--from-manifest", "x.jsonl", "-o", "y"), "only one can be run"),
+        (("--schema", "demo"), "--schema cannot be combined"),
+        (("--schema", "--dry-run"), "--schema cannot be combined"),
+        (("demo", "--from-manifest", "x.jsonl", "-o", "y"), "cannot be combined"),
         (("--from-manifest", "x.jsonl", "-o", "y", "--set", "model=z"), "--set changes a pipeline file"),
-        ((), "a pipeline file, or --from-manifest, is needed"),
+        ((), "a pipeline file or --from-manifest is needed"),
     ],
 )
 def test_what_a_run_cannot_be_told_together(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
@@ -970,7 +970,7 @@ def test_one_value_stands_for_a_list_in_a_file_of_defaults(questions: str, tmp_p
     ("content", "said"),
     [
         ('judg = "x"', "no command has the option 'judg'"),
-        ("[labell]\na = 1", "[labell] is no command"),
+        ("[labell]\na = 1", "[labell] is not a command"),
         ("[eval.alignment]\nb = 1", "[eval.alignment] has no option 'b'"),
         ('[label]\nbase_url = "http://x"', "'base_url' may only come from"),
         ('[generate]\nn = "many"', "'n' cannot be 'many'"),

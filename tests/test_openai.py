@@ -46,7 +46,7 @@ def test_an_oracle_is_believed_in_either_order(serve: Any, label: Any) -> None:
 
 def test_position_bias_averages_out_and_is_flagged(serve: Any, label: Any) -> None:
     done, output = label(serve(biased))
-    assert done.returncode == 0 and "most verdicts follow the position" in done.stderr, done.stderr
+    assert done.returncode == 0 and "most verdicts depend on the position" in done.stderr, done.stderr
     assert all(abs(row["p_chosen"] - 0.5) < 0.02 and row["judge"]["flipped"] for row in rows_of(output))
 
 

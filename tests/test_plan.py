@@ -185,7 +185,7 @@ def test_this_machine_is_measured_once(tiny: Path, write_jsonl: Any, tmp_path: P
         assert done.returncode == 0, done.stderr
         return done.stderr
 
-    assert "time: not known of all steps; --calibrate" in run()
+    assert "time: unknown for some steps; use --calibrate" in run()
     first = run("--calibrate")
     assert first.count("measuring ") == 2 and "time: about" in first and first.count(" GiB") == 2, first
     assert "measuring" not in run("--calibrate") and "time: about" in run()
