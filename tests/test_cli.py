@@ -744,11 +744,11 @@ def test_a_matrix_runs_what_differs_and_shares_what_is_equal(questions: str, tmp
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"matrix": {"rm": [1]}}, "'rm' is named twice"),
-        ({"values": {"run": "x"}}, "'run' is named twice"),
+        ({"matrix": {"rm": [1]}}, "'rm' is defined twice"),
+        ({"values": {"run": "x"}}, "'run' is defined twice"),
         ({"matrix": {"hard": []}}, "'matrix.hard' needs at least 1 item"),
         ({"matrix": {"hard": [[1]]}}, "matrix.hard"),
-        ({"matrix": {}}, "${hard} is no earlier stage and no value"),
+        ({"matrix": {}}, "${hard} is neither an earlier stage nor a value"),
     ],
 )
 def test_a_matrix_that_cannot_be(change: dict[str, Any], said: str, questions: str, tmp_path: Path) -> None:
@@ -766,7 +766,7 @@ def test_a_matrix_that_cannot_be(change: dict[str, Any], said: str, questions: s
         ({"stages": {"..": {"run": "report", "run_folder": "x"}}}, "stages"),
         ({"stages": {"a\nb": {"run": "report", "run_folder": "x"}}}, "stages"),
         ({"stages": {"a" * 300: {"run": "report", "run_folder": "x"}}}, "stages"),
-        ({"matrix": {"seed": [0, 0]}}, "names a value twice"),
+        ({"matrix": {"seed": [0, 0]}}, "duplicate values"),
     ],
 )
 def test_names_that_would_leave_the_folder_or_meet(change: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -787,7 +787,7 @@ def test_values_are_changed_on_the_command_line(questions: str, tmp_path: Path) 
     assert len(rows) == 8 and {row["judge"]["method"] for row in rows} == {"score"}
     for change, said in (
         ("m=x", "no value 'm'"),
-        ("n=two", "is no int"),
+        ("n=two", "is not of type int"),
         ("n", "--set expects NAME=VALUE, got 'n'"),
         ("model=", "'model' is empty; in the file it is smollm2-135m"),
         ("preferences.judge= ", "'preferences.judge' is empty"),
@@ -810,7 +810,7 @@ def test_a_stage_that_fails_is_named_and_goes_on_with_the_settings_that_the_erro
     assert labelled.returncode == 0, labelled.stderr
     with open(folder / "preferences.jsonl", "a") as labels:
         labels.write("no json\n")
-    said = ("error: stage 'rm': ", "--set rm.skip_invalid=true", "`skip_invalid: true`", "the same command again")
+    said = ("error: stage 'rm': ", "--set rm.skip_invalid=true", "`skip_invalid: true`", "rerun the same command")
     fails(rlaif(*command, "--from", "rm"), 1, *said)
     fails(
         rlaif(*command, "--from", "rm", "--set", "rm.max_length=seven"), 1, "stage 'rm': 'max_length'", "--set: rm.max_"
@@ -859,7 +859,7 @@ def test_an_unknown_stage_is_named(option: str, questions: str, tmp_path: Path) 
 
 def test_only_and_from_that_leave_no_stage_are_refused(tmp_path: Path) -> None:
     done = rlaif("run", "no-signal", "-o", str(tmp_path / "run"), "--only", "candidates", "--from", "report")
-    fails(done, 2, "no stage that --only names stands at or after 'report'")
+    fails(done, 2, "no stage of --only comes at or after 'report'")
 
 
 def on_a_tiny_model(path: Path, questions: str) -> str:
@@ -895,7 +895,7 @@ def test_a_shipped_pipeline_runs(name: str, questions: str, tmp_path: Path) -> N
     [
         ({"run": "generte"}, "run: 'generte' is unknown"),
         ({"temprature": 1}, "temprature"),
-        ({"prompts": "${nothing}"}, "${nothing} is no earlier stage"),
+        ({"prompts": "${nothing}"}, "${nothing} is neither an earlier stage"),
     ],
 )
 def test_a_pipeline_is_checked_before_it_starts(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -923,7 +923,11 @@ BROKEN = {
     [
         ((), 2, ["4 of 6", "preferences: unknown constitution 'helpfulnes'", "rm, quality: nosuch:", "before: gone."]),
         (("--only", "before"), 1, ["before: gone.jsonl: there is no such file"]),
-        (("--only", "rm"), 1, ["the stage 'preferences' makes it, and is not run now", "rm: nosuch: no such model"]),
+        (
+            ("--only", "rm"),
+            1,
+            ["it is made by stage 'preferences', which is not being run", "rm: nosuch: no such model"],
+        ),
     ],
 )
 def test_what_a_pipeline_lacks_is_told_before_it_starts(

@@ -227,7 +227,7 @@ def test_vllm_that_dies_in_the_middle(tiny: Path) -> None:
     engine.step = lambda: 1 / 0  # type: ignore[assignment, method-assign, return-value]
     with pytest.raises(EngineError, match="ZeroDivisionError") as error:
         list(driven(tiny, engine).generate([Request(0, [4], seed=0)], Sampling(n=1)))
-    assert "what was done is kept" in str(error.value.hint)
+    assert "rerun the same command to resume" in str(error.value.hint)
 
 
 def test_where_memory_is_short_logprobs_come_from_smaller_batches(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +381,7 @@ main()
 """
     command = ["generate", write_jsonl("p.jsonl", [{"prompt": "Why?"}]), "--model", "fake"]
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 130 and "run the same command again" in done.stderr and "bug" not in done.stderr
+    assert done.returncode == 130 and "rerun the same command" in done.stderr and "bug" not in done.stderr
 
 
 def test_an_input_that_is_not_whole_or_was_changed_is_used_with_a_warning(write_jsonl: Any, tmp_path: Path) -> None:

@@ -528,7 +528,7 @@ def test_a_recorded_stage_runs_code_with_the_users_consent_alone_and_only_the_re
     for number, source in enumerate(("runs/mine/policy", "runs/mine")):
         again = ("run", "--from-manifest", source, "-o", f"again{number}")
         refused = rlaif(*again, cwd=made)
-        assert refused.returncode == 2 and "it runs Python code: runs/mine/own.py:f" in refused.stderr
+        assert refused.returncode == 2 and "it executes Python code: runs/mine/own.py:f" in refused.stderr
         assert "--run-code" in refused.stderr
         try:
             file.write_text(before + "open('ran', 'w')\n")

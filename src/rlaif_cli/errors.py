@@ -1,6 +1,6 @@
-"""The few kinds of error a user can meet: what went wrong, where, and how to mend it.
+"""The errors a user can cause: what went wrong, where, and how to fix it.
 
-Every error that a user can cause is one of these; `cli.py` prints it as `error: …` and `hint: …` and turns it
+Every error that a user can cause is one of these; `cli/app.py` prints it as `error: …` and `hint: …` and turns it
 into an exit code. Anything else that reaches the top is a bug in rlaif and is shown as one.
 """
 
@@ -19,8 +19,8 @@ class RlaifError(Exception):
     Args:
         what: one line, e.g. "'responses' needs at least 2 items, found 1".
         where: the place, e.g. "candidates.jsonl line 7"; printed before `what`.
-        hint: how to mend it; printed on a line of its own.
-        faults: every fault found, where there are several (the first 20 are printed), each naming its place.
+        hint: how to fix it; printed on its own line.
+        faults: all errors found if there are several, each with its place; the first 20 are printed.
     """
 
     exit_code = EXIT_FAILED
@@ -39,13 +39,13 @@ class RlaifError(Exception):
 
 
 class UsageError(RlaifError):
-    """The command was asked for something that cannot be: a wrong option, name or combination."""
+    """The command line is wrong: an option, a name or a combination."""
 
     exit_code = EXIT_USAGE
 
 
 class InputError(RlaifError):
-    """A file that the user gave cannot be used as it is."""
+    """A file given by the user is invalid."""
 
 
 class MissingDependency(RlaifError):
@@ -72,7 +72,7 @@ class DivergedError(RlaifError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: CUDA's, or of the machine's own memory; torch has no class for the latter."""
+    """Whether an allocation failed, on the GPU or on the host, for which torch has no error class."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and (type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error))
@@ -80,4 +80,4 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class EngineError(RlaifError):
-    """An inference engine failed to start, or failed in the middle of its work."""
+    """An inference engine failed to start, or failed while working."""

@@ -51,7 +51,7 @@ def run_pipeline(
     with EnginePool() as engines:
         overrides = {"overwrite": True} if overwrite else {}
         if recorded:
-            plan, steps = reproduce.again(path, folder, STAGES, run_code=run_code, **overrides)
+            plan, steps = reproduce.reproduce(path, folder, STAGES, run_code=run_code, **overrides)
         else:
             plan, steps = file.load(path, folder, STAGES, changed, **overrides)
         wanted = runner.select(steps, only, start)
