@@ -437,7 +437,7 @@ def test_one_id_on_two_prompts_is_no_comparison(run: Any, write_jsonl: Write, tm
     b = candidates(
         write_jsonl, "b.jsonl", ("1", "How is bread made?", ["Flour"]), ("2", [user("Name a bird.")], ["A wren"])
     )
-    with pytest.raises(InputError, match="1 of 2 ids stand on different prompts") as caught:
+    with pytest.raises(InputError, match="1 of 2 ids have different prompts") as caught:
         run(a, b, tmp_path / "out.json")
     assert caught.value.faults == ["""id '1': "Capital of France?" | "How is bread made?\""""]
     assert not (tmp_path / "out.json").exists()
