@@ -27,7 +27,7 @@ app = typer.Typer(cls=ErrorMappingGroup)
 
 @app.callback()
 def _root() -> None:
-    """Errors are told by a group alone."""
+    """A callback makes this a group: only groups map errors to exit codes."""
 
 
 @app.command()

@@ -28,7 +28,7 @@ Debug = Annotated[
 def options_by_section(command: Any) -> dict[str, list[Any]]:
     """A click command's options by the section of `--help` that shows them, in order; empty sections are left out.
 
-    Options that declare none stand in the first section, and `--help` itself in the last one that there is.
+    Options without a section are listed in the first one.
     """
     found: dict[str, list[Any]] = {section: [] for section in SECTIONS}
     for option in command.params:

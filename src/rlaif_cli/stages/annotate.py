@@ -114,7 +114,7 @@ class Session:
         """
         pair = self._pairs.get(name)
         if pair is None or answer not in ("1", "2", "tie", "skip") or name in self._answered:
-            raise UsageError(f"no open pair '{name}', or '{answer}' is no valid answer")
+            raise UsageError(f"no open pair '{name}', or '{answer}' is not a valid answer")
         if answer == "skip":
             self._skipped.append(name)
             self._done.append(name)
