@@ -364,7 +364,7 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
         stage = {"run": "generate", "settings": {"prompts": "p", "model": "fake", "output": str(folder / "c.jsonl")}}
         summary = break_value({"name": "x", "stages": {"c": stage}}, chance)
         (folder / "summary.json").write_bytes(as_line(summary, chance))
-        reproduce.again(str(folder), folder / "again", STAGES)
+        reproduce.reproduce(str(folder), folder / "again", STAGES)
 
     def checkpoints(folder: Path, chance: random.Random) -> None:
         from rlaif_cli.models.tokenizer import ChatTokenizer

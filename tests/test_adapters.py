@@ -221,6 +221,6 @@ def test_sft_by_an_adapter_learns(tiny: Path, tmp_path: Path, write_jsonl: Calla
 def test_the_command_line_says_what_does_not_go_together(preferences: str, tmp_path: Path) -> None:
     arguments = ("train-rm", preferences, "--model", "fake", "-o", "rm")
     done = rlaif(*arguments, "--lora-alpha", "8", cwd=tmp_path)
-    assert done.returncode == 2 and "--lora-alpha belongs to --lora-rank" in done.stderr
+    assert done.returncode == 2 and "--lora-alpha needs --lora-rank" in done.stderr
     done = rlaif(*arguments, "--optimizer", "adamw-8bit", cwd=tmp_path)
     assert done.returncode == 2 and ("bitsandbytes" in done.stderr or "needs a GPU" in done.stderr)

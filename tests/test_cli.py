@@ -190,7 +190,7 @@ def test_a_cut_output_is_completed(questions: str, tmp_path: Path) -> None:
     assert not Path(f"{output}.run.json").exists() and Path(f"{output}.manifest.json").exists()
 
     again = rlaif("generate", questions, "--model", "fake", "-o", str(output))
-    assert again.returncode == 0 and "8 were there already" in again.stderr
+    assert again.returncode == 0 and "8 already done" in again.stderr
     assert output.read_bytes() == whole
 
     output.write_bytes(whole[: len(whole) // 2])  # in the middle of a line
@@ -245,10 +245,10 @@ main()
     assert process.stderr is not None and process.stderr.readline() == "now\n"
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=30)[1]
-    assert process.returncode == 130 and "run the same command again to go on" in said and "Traceback" not in said
+    assert process.returncode == 130 and "rerun the same command to resume" in said and "Traceback" not in said
     assert len(rows_of(output)) == 3
     done = rlaif(*command)
-    assert done.returncode == 0 and "3 were there already" in done.stderr and len(rows_of(output)) == 8
+    assert done.returncode == 0 and "3 already done" in done.stderr and len(rows_of(output)) == 8
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -509,7 +509,7 @@ def test_train_rm_on_labels_that_are_all_undecided(write_jsonl: Write, tmp_path:
     rows = [{"prompt": f"{i}?", "chosen": "a", "rejected": "b", "p_chosen": 0.5} for i in range(4)]
     done = rlaif("train-rm", write_jsonl("prefs.jsonl", rows), "--model", "fake", "-o", "rm", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "not measured, because no pair with a preference was held out" in done.stderr
+    assert "not evaluated, because no pair with a preference was held out" in done.stderr
 
 
 def test_ppo_by_group_logs_what_it_has(questions: str, tmp_path: Path) -> None:
@@ -550,9 +550,9 @@ def test_ppo_refuses_a_policy_as_its_reward_model(questions: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "a source of rewards is needed: --reward-model, --judge or --reward-function"),
+        ((), "a reward source is needed: --reward-model, --judge or --reward-function"),
         (("--judge", "fake"), "--judge needs --constitution"),
-        (("--reward-model", "rm", "--principles", "clarity"), "--principles belongs to --judge"),
+        (("--reward-model", "rm", "--principles", "clarity"), "--principles needs --judge"),
         ((*FAKE_JUDGE, "--principles", "sample"), "--principles sample is for comparisons"),
     ],
 )
@@ -564,11 +564,11 @@ def test_a_reward_comes_from_one_place(options: tuple[str, ...], said: str, ques
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--eval-every", "3"), 2, "--eval-every belongs to --eval-function and --eval-judge"),
+        (("--eval-every", "3"), 2, "--eval-every needs --eval-function or --eval-judge"),
         (("--eval-judge", "./nope"), 1, "./nope: no such model"),
         (("--eval-judge", "fake", "--eval-constitution", "nope"), 2, "nope"),
         (("--kl-form", "convex", "--kl-coef", "2"), 2, "--kl-form convex needs"),
-        (("--advantage", "reinforce", "--lam", "0.5"), 2, "--lam belongs to --advantage gae"),
+        (("--advantage", "reinforce", "--lam", "0.5"), 2, "--lam needs --advantage gae"),
     ],
 )
 def test_ppo_says_what_cannot_be_before_it_starts(
@@ -744,11 +744,11 @@ def test_a_matrix_runs_what_differs_and_shares_what_is_equal(questions: str, tmp
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"matrix": {"rm": [1]}}, "'rm' is named twice"),
-        ({"values": {"run": "x"}}, "'run' is named twice"),
+        ({"matrix": {"rm": [1]}}, "'rm' is defined twice"),
+        ({"values": {"run": "x"}}, "'run' is defined twice"),
         ({"matrix": {"hard": []}}, "'matrix.hard' needs at least 1 item"),
         ({"matrix": {"hard": [[1]]}}, "matrix.hard"),
-        ({"matrix": {}}, "${hard} is no earlier stage and no value"),
+        ({"matrix": {}}, "${hard} is neither an earlier stage nor a value"),
     ],
 )
 def test_a_matrix_that_cannot_be(change: dict[str, Any], said: str, questions: str, tmp_path: Path) -> None:
@@ -766,7 +766,7 @@ def test_a_matrix_that_cannot_be(change: dict[str, Any], said: str, questions: s
         ({"stages": {"..": {"run": "report", "run_folder": "x"}}}, "stages"),
         ({"stages": {"a\nb": {"run": "report", "run_folder": "x"}}}, "stages"),
         ({"stages": {"a" * 300: {"run": "report", "run_folder": "x"}}}, "stages"),
-        ({"matrix": {"seed": [0, 0]}}, "names a value twice"),
+        ({"matrix": {"seed": [0, 0]}}, "duplicate values"),
     ],
 )
 def test_names_that_would_leave_the_folder_or_meet(change: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -787,8 +787,8 @@ def test_values_are_changed_on_the_command_line(questions: str, tmp_path: Path) 
     assert len(rows) == 8 and {row["judge"]["method"] for row in rows} == {"score"}
     for change, said in (
         ("m=x", "no value 'm'"),
-        ("n=two", "is no int"),
-        ("n", "is no NAME=VALUE"),
+        ("n=two", "is not of type int"),
+        ("n", "--set expects NAME=VALUE, got 'n'"),
         ("model=", "'model' is empty; in the file it is smollm2-135m"),
         ("preferences.judge= ", "'preferences.judge' is empty"),
         ("preferences.jugde=x", "stage 'preferences' has no setting 'jugde'"),
@@ -810,7 +810,7 @@ def test_a_stage_that_fails_is_named_and_goes_on_with_the_settings_that_the_erro
     assert labelled.returncode == 0, labelled.stderr
     with open(folder / "preferences.jsonl", "a") as labels:
         labels.write("no json\n")
-    said = ("error: stage 'rm': ", "--set rm.skip_invalid=true", "`skip_invalid: true`", "the same command again")
+    said = ("error: stage 'rm': ", "--set rm.skip_invalid=true", "`skip_invalid: true`", "rerun the same command")
     fails(rlaif(*command, "--from", "rm"), 1, *said)
     fails(
         rlaif(*command, "--from", "rm", "--set", "rm.max_length=seven"), 1, "stage 'rm': 'max_length'", "--set: rm.max_"
@@ -838,11 +838,11 @@ def test_editors_get_a_schema_that_knows_every_setting() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--schema", "demo"), "--schema stands alone"),
-        (("--schema", "--dry-run"), "--schema stands alone"),
-        (("demo", "--from-manifest", "x.jsonl", "-o", "y"), "only one can be run"),
+        (("--schema", "demo"), "--schema cannot be combined"),
+        (("--schema", "--dry-run"), "--schema cannot be combined"),
+        (("demo", "--from-manifest", "x.jsonl", "-o", "y"), "cannot be combined"),
         (("--from-manifest", "x.jsonl", "-o", "y", "--set", "model=z"), "--set changes a pipeline file"),
-        ((), "a pipeline file, or --from-manifest, is needed"),
+        ((), "a pipeline file or --from-manifest is needed"),
     ],
 )
 def test_what_a_run_cannot_be_told_together(options: tuple[str, ...], said: str, tmp_path: Path) -> None:
@@ -859,7 +859,7 @@ def test_an_unknown_stage_is_named(option: str, questions: str, tmp_path: Path) 
 
 def test_only_and_from_that_leave_no_stage_are_refused(tmp_path: Path) -> None:
     done = rlaif("run", "no-signal", "-o", str(tmp_path / "run"), "--only", "candidates", "--from", "report")
-    fails(done, 2, "no stage that --only names stands at or after 'report'")
+    fails(done, 2, "no stage of --only comes at or after 'report'")
 
 
 def on_a_tiny_model(path: Path, questions: str) -> str:
@@ -895,7 +895,7 @@ def test_a_shipped_pipeline_runs(name: str, questions: str, tmp_path: Path) -> N
     [
         ({"run": "generte"}, "run: 'generte' is unknown"),
         ({"temprature": 1}, "temprature"),
-        ({"prompts": "${nothing}"}, "${nothing} is no earlier stage"),
+        ({"prompts": "${nothing}"}, "${nothing} is neither an earlier stage"),
     ],
 )
 def test_a_pipeline_is_checked_before_it_starts(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -923,7 +923,11 @@ BROKEN = {
     [
         ((), 2, ["4 of 6", "preferences: unknown constitution 'helpfulnes'", "rm, quality: nosuch:", "before: gone."]),
         (("--only", "before"), 1, ["before: gone.jsonl: there is no such file"]),
-        (("--only", "rm"), 1, ["the stage 'preferences' makes it, and is not run now", "rm: nosuch: no such model"]),
+        (
+            ("--only", "rm"),
+            1,
+            ["it is made by stage 'preferences', which is not being run", "rm: nosuch: no such model"],
+        ),
     ],
 )
 def test_what_a_pipeline_lacks_is_told_before_it_starts(
@@ -970,7 +974,7 @@ def test_one_value_stands_for_a_list_in_a_file_of_defaults(questions: str, tmp_p
     ("content", "said"),
     [
         ('judg = "x"', "no command has the option 'judg'"),
-        ("[labell]\na = 1", "[labell] is no command"),
+        ("[labell]\na = 1", "[labell] is not a command"),
         ("[eval.alignment]\nb = 1", "[eval.alignment] has no option 'b'"),
         ('[label]\nbase_url = "http://x"', "'base_url' may only come from"),
         ('[generate]\nn = "many"', "'n' cannot be 'many'"),

@@ -74,7 +74,7 @@ def test_tokens_of_a_step_follow_one_another_on_any_number_of_gpus(forecast: Any
 def test_no_more_gpus_learn_than_a_step_has_micro_batches(forecast: Any) -> None:
     found = forecast(H100 | models() | {"gpus": 512}, "--prompts", "100000")["rm"]
     # 1,024 pairs of 100 + 2 x 100 tokens, 1,000 a micro-batch; the last step of an epoch is smaller
-    assert found["idle"] == "a step has work for 307 of 512 in training"
+    assert found["idle"] == "a training step has work for only 307 of 512"
     assert forecast(H100 | models() | {"gpus": 256}, "--prompts", "100000")["rm"]["idle"] is None
 
 
@@ -100,7 +100,7 @@ def test_the_best_split_is_no_slower_than_any_other(forecast: Any) -> None:
 def test_a_model_that_does_not_fit_is_named(forecast: Any) -> None:
     eighty = {"gpu": H100["gpu"] | {"gigabytes": 80}} | models() | {"gpus": 1}
     # 8B: 16 bytes a parameter are 128 GB, of 64 that there are
-    assert forecast(eighty)["rm"]["too_large"] == ["org/policy needs 128 GB to be trained, and 64 GB are there"]
+    assert forecast(eighty)["rm"]["too_large"] == ["org/policy needs 128 GB for training, 64 GB available"]
     assert forecast(eighty)["candidates"]["too_large"] == [] and forecast(eighty | {"gpus": 2})["rm"]["too_large"] == []
 
 
@@ -113,9 +113,9 @@ def test_money_is_of_all_gpus_for_the_whole_time(forecast: Any) -> None:
     ("cluster", "says"),
     [
         ({"gpus": 8}, "'gpu' is missing"),
-        ({"gpus": 8, "machines": 1} | H100, "either 'gpus' or 'machines'"),
+        ({"gpus": 8, "machines": 1} | H100, "exactly one of 'gpus' and 'machines'"),
         ({"gpus": 8, "prise": 1} | H100, "'prise' is not a known field"),
-        ({"gpus": 8} | H100, "how fast the model 'org/policy' is (read, sampled) is not known"),
+        ({"gpus": 8} | H100, "the speed of model 'org/policy' (read, sampled) is unknown"),
         ({"machines": 1}, "--calibrate"),
     ],
 )
@@ -135,7 +135,7 @@ def test_the_shipped_clusters(name: str) -> None:
 def test_a_copy_needs_no_more_gpus_than_there_are(tmp_path: Path, forecast: Any) -> None:
     (tmp_path / "c.yaml").write_text(json.dumps({"name": "c", "gpus": 2} | H100 | models(gpus=4)))
     done = rlaif("plan", "p.yaml", "--cluster", "c.yaml", cwd=tmp_path)
-    assert done.returncode == 1 and "a copy of 'org/judge' is on 4 GPUs, and the cluster has 2" in done.stderr
+    assert done.returncode == 1 and "a copy of 'org/judge' needs 4 GPUs, but the cluster has 2" in done.stderr
 
 
 def test_only_this_machine_is_measured(tmp_path: Path, forecast: Any) -> None:

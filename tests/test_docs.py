@@ -1,4 +1,4 @@
-"""What the documentation says of the program is what the program says of itself."""
+"""The documentation matches the program."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import typer
 
 from conftest import ROOT
 from rlaif_cli.cli.app import app
+from rlaif_cli.cli.options import options_by_section
 
 PAGES = ROOT / "docs" / "commands"
 
@@ -37,7 +38,7 @@ def test_the_pages_of_commands_are_up_to_date(command_pages: ModuleType) -> None
 def test_the_man_page_is_up_to_date_and_man_can_show_it(command_pages: ModuleType) -> None:
     page = (ROOT / "docs" / "rlaif.1").read_text("utf-8")
     assert page == command_pages.man_page(), "`make docs` writes it anew"
-    known = ('.\\"', ".TH", ".SH", ".SS", ".TP", ".B ")
+    known = ('.\\"', ".TH", ".SH", ".SS", ".PP", ".TP", ".B ", ".I ")
     assert all(line.startswith(known) for line in page.splitlines() if line.startswith((".", "'")))
     assert "\\-\\-constitution" in page and ".SS rlaif eval win\\-rate A B" in page
     if shutil.which("man"):
@@ -59,6 +60,28 @@ def test_every_command_has_an_example_that_could_be_run(command_pages: ModuleTyp
                 found = found.commands[words.pop(0)]
             assert found is command or name in example, example
             found.make_context(name, words)  # raises where an option or argument is not known, or lacks
+
+
+def test_help_shows_every_option_in_exactly_one_section_and_a_commands_own_first(command_pages: ModuleType) -> None:
+    for name, command in command_pages.commands(typer.main.get_command(app)):
+        sections = options_by_section(command)
+        listed = [option.name for options in sections.values() for option in options]
+        assert sorted(listed) == sorted(each.name for each in command.params if each.param_type_name == "option"), name
+        text = command.get_help(command.make_context(name, [], resilient_parsing=True))
+        shown = re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, re.MULTILINE)
+        assert len(shown) == len(set(shown)) == len(listed) + 1, name  # --help is Typer's
+
+
+@pytest.mark.parametrize("name", ["label", "ppo"])
+def test_help_has_a_heading_for_each_section(name: str) -> None:
+    command: Any = typer.main.get_command(app)
+    command = command.commands[name]
+    text = command.get_help(command.make_context(name, [], resilient_parsing=True))
+    headings = re.findall(r"^(\w.*):$", text, re.MULTILINE)
+    assert headings == ["Arguments", *options_by_section(command)]
+    own = "--pairs" if name == "label" else "--steps"
+    places = [text.index(f"  {option} ") for option in (own, "--engine", "--dry-run")]
+    assert places == sorted(places)
 
 
 def links(path: Path) -> list[str]:

@@ -29,7 +29,7 @@ def absent(*_: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "what", "mend"),
+    ("change", "what", "fix"),
     [
         (lambda patch, tmp: patch.setattr(diagnose, "_version", absent), "vllm", "make setup"),
         (lambda patch, tmp: patch.setattr(diagnose, "memory_limit", lambda: 2.0), "memory", "--engine-memory"),
@@ -39,13 +39,13 @@ def absent(*_: Any) -> None:
     ],
 )
 def test_what_is_missing_is_named(
-    change: Any, what: str, mend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    change: Any, what: str, fix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if what != "vllm":  # its import takes seconds, and is not what is asked here
         monkeypatch.setattr(diagnose, "_vllm", lambda: diagnose.Finding("vllm", "ok", ""))
     change(monkeypatch, tmp_path)
     found = {each.what: each for each in diagnose.examine()}
-    assert found[what].level == "missing" and mend in found[what].mend
+    assert found[what].level == "missing" and fix in found[what].fix
     assert not diagnose.can_run(found.values())
 
 

@@ -162,7 +162,7 @@ def test_a_win_rate_says_how_alike_each_side_begins(write_jsonl: Callable[..., s
     found = json.loads((tmp_path / "result.json").read_text())["openings"]
     assert found["a"] == {"share": 0.75, "commonest": "I'm thrilled to", "distinct": 2}
     assert found["b"]["share"] == 0.25 and found["b"]["distinct"] == 4
-    assert "begin alike: a 75.0% with 'I'm thrilled to', b 25.0%" in done.stderr
+    assert "most common opening: a 75.0% with 'I'm thrilled to', b 25.0%" in done.stderr
 
 
 def test_where_nothing_could_be_scored_the_reasons_are_kept(write_jsonl: Callable[..., str], tmp_path: Path) -> None:

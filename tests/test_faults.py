@@ -381,7 +381,7 @@ main()
 """
     command = ["generate", write_jsonl("p.jsonl", [{"prompt": "Why?"}]), "--model", "fake"]
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 130 and "run the same command again" in done.stderr and "bug" not in done.stderr
+    assert done.returncode == 130 and "rerun the same command" in done.stderr and "bug" not in done.stderr
 
 
 def test_an_input_that_is_not_whole_or_was_changed_is_used_with_a_warning(write_jsonl: Any, tmp_path: Path) -> None:

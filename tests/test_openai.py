@@ -46,7 +46,7 @@ def test_an_oracle_is_believed_in_either_order(serve: Any, label: Any) -> None:
 
 def test_position_bias_averages_out_and_is_flagged(serve: Any, label: Any) -> None:
     done, output = label(serve(biased))
-    assert done.returncode == 0 and "most verdicts follow the position" in done.stderr, done.stderr
+    assert done.returncode == 0 and "most verdicts depend on the position" in done.stderr, done.stderr
     assert all(abs(row["p_chosen"] - 0.5) < 0.02 and row["judge"]["flipped"] for row in rows_of(output))
 
 
@@ -98,7 +98,7 @@ def test_a_panel_can_be_measured_against_people(serve: Any, write_jsonl: Any, tm
 
 def test_a_judge_cannot_sit_on_a_panel_twice(serve: Any, label: Any) -> None:
     done, _ = label(serve(oracle), "--judge", "judge")
-    assert done.returncode == 2 and "'judge' is there twice" in done.stderr
+    assert done.returncode == 2 and "'judge' is given twice" in done.stderr
 
 
 def test_errors_and_time_outs_lose_nothing_and_double_nothing(serve: Any, label: Any) -> None:
@@ -179,8 +179,8 @@ def test_a_key_is_refused_at_once_and_never_shown(serve: Any, label: Any, monkey
         (("--judge", "stranger"), "does not have the model 'stranger'"),
         (("--method", "contrast"), "--method contrast needs the log-probs of given texts"),
         (("--engine", "fake"), "--base-url needs --engine openai"),
-        (("--base-url", ""), "is no address of a server"),
-        (("--base-url", "nonsense"), "is no address of a server"),
+        (("--base-url", ""), "is not a server address"),
+        (("--base-url", "nonsense"), "is not a server address"),
     ],
 )
 def test_what_a_server_cannot_do_is_said_before(serve: Any, label: Any, options: Any, said: str) -> None:

@@ -109,7 +109,7 @@ def test_the_whole_chain_in_compressed_files(write_jsonl: Callable[..., str], tm
         ("generate", prompts, "--model", "fake", "-n", "2", "-o", "c.jsonl.gz"),
         ("label", "c.jsonl.gz", "--judge", "fake", "--constitution", "helpfulness", "-o", "p.jsonl.zst"),
     ):
-        for said in ("20", "20 were there already" if command[0] == "generate" else "resumed 20"):
+        for said in ("20", "20 already done" if command[0] == "generate" else "resumed 20"):
             done = rlaif(*command, cwd=tmp_path)
             assert done.returncode == 0 and said in done.stderr, done.stderr
     audited = json.loads(rlaif("audit", "p.jsonl.zst", "--json", cwd=tmp_path).stdout)

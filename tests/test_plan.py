@@ -124,7 +124,7 @@ def test_samples_take_an_engine_of_this_machine_time_to_write(write_jsonl: Any, 
     stages["reasoned"] = stages["sampled"] | {"cot": True, "rationale_tokens": 8}
     found = {step.name: each for step, each in plan(steps_of(tmp_path, stages))}
     assert found["read"].tokens_out == 20, "the next token's log-probs come with one token"
-    written = {name: sum(work.sampled for work in each.work or ()) for name, each in found.items()}
+    written = {name: sum(work.decode for work in each.work or ()) for name, each in found.items()}
     assert written == {"read": 0, "sampled": 20 * 4 * 16, "reasoned": 20 * (8 + 4 * 16)}
 
 
@@ -150,20 +150,20 @@ def test_time_is_tokens_by_what_was_measured(write_jsonl: Any, tmp_path: Path) -
     }
     found = {step.name: each for step, each in plan(steps_of(tmp_path, stages))}
     (generate,) = found["candidates"].work or ()
-    assert (generate.read, generate.sampled, generate.learned) == (1000, 1000, 0)
-    known = {generate.key: Rate(read=100, sampled=50, start=7, memory=3)}
+    assert (generate.prefill, generate.decode, generate.train) == (1000, 1000, 0)
+    known = {generate.key: Rate(prefill=100, decode=50, start=7, memory=3)}
     assert found["candidates"].seconds(known) == 7 + 10 + 20 and found["candidates"].memory(known) == 3
     assert found["candidates"].seconds(known, running={generate.key}) == 30, "an open engine needs no start"
     assert found["candidates"].seconds({}) is None and found["served"].seconds(known) is None
 
     rollouts, update, scoring = found["policy"].work or ()
     assert {rollouts.model, update.model} == {"org/m"}, "as large as the model that it begins from"
-    assert (rollouts.read, rollouts.sampled) == (1000, 1000)
+    assert (rollouts.prefill, rollouts.decode) == (1000, 1000)
     # 10 prompts of 100 tokens with 4 x 25 each: two forward passes, and forward and backward.
-    assert update.learned == pytest.approx(2000 * (2 / 3 + 1))
-    assert scoring.model == "org/rm" and scoring.learned == pytest.approx(40 * 125 / 3)
-    known |= {rollouts.key: Rate(read=100, sampled=50, memory=3), update.key: Rate(learned=100, memory=5)}
-    known |= {scoring.key: Rate(learned=100, memory=2)}
+    assert update.train == pytest.approx(2000 * (2 / 3 + 1))
+    assert scoring.model == "org/rm" and scoring.train == pytest.approx(40 * 125 / 3)
+    known |= {rollouts.key: Rate(prefill=100, decode=50, memory=3), update.key: Rate(train=100, memory=5)}
+    known |= {scoring.key: Rate(train=100, memory=2)}
     assert found["policy"].seconds(known) == pytest.approx(10 + 20 + 20 * 5 / 3 + 50 / 3)
     assert found["policy"].memory(known) == 10, "all of them side by side"
 
@@ -185,7 +185,7 @@ def test_this_machine_is_measured_once(tiny: Path, write_jsonl: Any, tmp_path: P
         assert done.returncode == 0, done.stderr
         return done.stderr
 
-    assert "time: not known of all steps; --calibrate" in run()
+    assert "time: unknown for some steps; use --calibrate" in run()
     first = run("--calibrate")
     assert first.count("measuring ") == 2 and "time: about" in first and first.count(" GiB") == 2, first
     assert "measuring" not in run("--calibrate") and "time: about" in run()
@@ -193,4 +193,6 @@ def test_this_machine_is_measured_once(tiny: Path, write_jsonl: Any, tmp_path: P
     rates = tmp_path / "cache" / "rates.json"
     rates.write_text(json.dumps({machine: {"key": {"fast": 1}} for machine in json.loads(rates.read_text())}))
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and "no file of rates" in done.stderr and "delete it" in done.stderr, done.stderr
+    assert done.returncode == 1 and "not a file of measured rates" in done.stderr and "delete it" in done.stderr, (
+        done.stderr
+    )

@@ -484,7 +484,7 @@ def test_a_look_that_decides_nothing_chooses_nothing(run: Any, capsys: pytest.Ca
     assert (kept["step"], kept["looks"], kept["highest_win_rate"]) == (1, 1, 1)
     assert kept["win_rate"] is None and kept["unscored"] == 8, "the judge fell silent"
     assert "could decide none of the 8 comparisons" in capsys.readouterr().err
-    assert "decided nothing on the prompts that took no part" in ppo_command.choice(kept)
+    assert "was undecided on the prompts that were not used for the choice" in ppo_command.choice(kept)
 
 
 # ------------------------------------------------------------------------------------------- which prompts, which seeds

@@ -303,7 +303,7 @@ def test_files_that_are_no_longer_what_a_stage_wrote_are_named_once(tmp_path: Pa
 def test_a_report_replaces_no_file_of_its_run(name: str, tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     before = (folder / name).read_bytes() if (folder / name).exists() else None
-    with pytest.raises(UsageError, match="would replace a file of the run"):
+    with pytest.raises(UsageError, match="would overwrite a file of the run"):
         write_report(folder, folder / name)
     assert before == ((folder / name).read_bytes() if (folder / name).exists() else None)
 
@@ -539,5 +539,5 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     found = json.loads(write_report(one, tmp_path / "both.json", [two]).read_text("utf-8"))
     assert [each["name"] for each in found["beside"]] == ["<b>other"]
     assert 'id="beside"' not in page_of(one)
-    with pytest.raises(UsageError, match=r"no '\.txt' file"):
+    with pytest.raises(UsageError, match=r"cannot be a '\.txt' file"):
         write_report(one, tmp_path / "report.txt")

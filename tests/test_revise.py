@@ -48,7 +48,7 @@ def test_a_run_that_was_cut_goes_on(questions: str, tmp_path: Path) -> None:
     (tmp_path / "out.jsonl.run.json").write_text(json.dumps({"settings": json.loads(manifest.read_text())["settings"]}))
     manifest.unlink()
     done = rlaif("revise", questions, *COMMAND, "-o", "out.jsonl", cwd=tmp_path)
-    assert done.returncode == 0 and "4 done before" in done.stderr, done.stderr
+    assert done.returncode == 0 and "4 already done" in done.stderr, done.stderr
     assert path.read_text() == whole
 
 

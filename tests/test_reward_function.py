@@ -274,17 +274,20 @@ def test_a_function_is_named_with_its_file_where_names_are_alike() -> None:
         ({"reward_function": "own:f"}, "'own:f' does not name a function: FILE.py:NAME"),
         ({"reward_function": "own.py"}, "does not name a function"),
         ({"reward_function": "own.py:f()"}, "does not name a function"),
-        ({"reward_function": ["a.py:f", "a.py:f"]}, "'a.py:f' is there twice"),
-        ({"reward_function": ["a/x.py:f", "b/x.py:f"]}, "two are named x.f"),
-        ({"reward_function": "a.py:f", "reward_weights": [1, 2]}, "2 for 1 sources, in this order: f"),
+        ({"reward_function": ["a.py:f", "a.py:f"]}, "'a.py:f' is given twice"),
+        ({"reward_function": ["a/x.py:f", "b/x.py:f"]}, "both be called x.f"),
+        ({"reward_function": "a.py:f", "reward_weights": [1, 2]}, "2 weights for 1 sources (in order: f)"),
         (
             {"reward_model": "rm", "reward_function": "a.py:f", "reward_weights": 2},
-            "1 for 2 sources, in this order: model, f",
+            "1 weights for 2 sources (in order: model, f)",
         ),
         ({"reward_function": ["a.py:f", "a.py:g"], "reward_weights": [1, 0]}, "the weight of g is 0"),
-        ({"reward_model": "rm", "judge": "fake", "constitution": "helpfulness"}, "only one of them"),
-        ({"reward_function": "a.py:f", "method": "score"}, "--method belongs to --judge"),
-        ({}, "a source of rewards is needed"),
+        (
+            {"reward_model": "rm", "judge": "fake", "constitution": "helpfulness"},
+            "--reward-model and --judge cannot be combined",
+        ),
+        ({"reward_function": "a.py:f", "method": "score"}, "--method needs --judge"),
+        ({}, "a reward source is needed"),
     ],
 )
 def test_what_cannot_be_weighed_or_named(options: dict[str, Any], said: str) -> None:
@@ -448,7 +451,7 @@ def test_best_of_n_by_a_function(write: Any, write_jsonl: Callable[..., str], tm
     items = {item["id"]: item for item in rows_of(tmp_path / "best.items.jsonl")}
     assert items["x"]["best"] == 1 and items["x"]["rewards"] == [1, 3, 2]
     assert items["y"] == items["y"] | {"best": None, "rewards": [1, None], "reason": "f returned None"}
-    with pytest.raises(ValueError, match="something must choose"):
+    with pytest.raises(ValueError, match="a reward source is needed"):
         BestOfNConfig(candidates="-", judge="fake", constitution="helpfulness")
 
 
@@ -525,7 +528,7 @@ def test_a_recorded_stage_runs_code_with_the_users_consent_alone_and_only_the_re
     for number, source in enumerate(("runs/mine/policy", "runs/mine")):
         again = ("run", "--from-manifest", source, "-o", f"again{number}")
         refused = rlaif(*again, cwd=made)
-        assert refused.returncode == 2 and "it runs Python code: runs/mine/own.py:f" in refused.stderr
+        assert refused.returncode == 2 and "it executes Python code: runs/mine/own.py:f" in refused.stderr
         assert "--run-code" in refused.stderr
         try:
             file.write_text(before + "open('ran', 'w')\n")
@@ -538,7 +541,7 @@ def test_a_recorded_stage_runs_code_with_the_users_consent_alone_and_only_the_re
         assert done.returncode == 0, done.stderr
     assert (made / "again1" / "reward.json").read_text() == (made / "runs/mine/reward.json").read_text()
     alone = rlaif("run", "mine.yaml", "--run-code", cwd=made)
-    assert alone.returncode == 2 and "--run-code belongs to --from-manifest" in alone.stderr
+    assert alone.returncode == 2 and "--run-code needs --from-manifest" in alone.stderr
 
 
 def test_a_file_in_the_working_folder_and_the_environment_name_no_code(

@@ -407,7 +407,7 @@ def test_audit_counts_replies_that_begin_with_their_prompt(write_jsonl: Write) -
     findings = {each.check: each for each in audit(AuditConfig(preferences=write_jsonl("p.jsonl", rows)))}
     responses = findings["responses"]
     assert responses.numbers["rows_that_repeat_the_prompt"] == 4 and responses.verdict == "look"
-    assert "in 4 rows both begin with the prompt" in responses.says
+    assert "in 4 rows both responses begin with the prompt" in responses.says
 
 
 # ------------------------------------------------------------------------------------------------ joins by id
@@ -437,7 +437,7 @@ def test_one_id_on_two_prompts_is_no_comparison(run: Any, write_jsonl: Write, tm
     b = candidates(
         write_jsonl, "b.jsonl", ("1", "How is bread made?", ["Flour"]), ("2", [user("Name a bird.")], ["A wren"])
     )
-    with pytest.raises(InputError, match="1 of 2 ids stand on different prompts") as caught:
+    with pytest.raises(InputError, match="1 of 2 ids have different prompts") as caught:
         run(a, b, tmp_path / "out.json")
     assert caught.value.errors == ["""id '1': "Capital of France?" | "How is bread made?\""""]
     assert not (tmp_path / "out.json").exists()
@@ -482,9 +482,9 @@ def test_answers_of_people_stay_with_their_texts(write_jsonl: Write, tmp_path: P
     for other in (("1", "another prompt", ["a", "b"]), ("1", "q", ["a", "another response"])):
         with pytest.raises(InputError) as caught:
             session(other, second)
-        assert "line 1: '1' is the id of another prompt" in caught.value.errors[0]
+        assert "line 1: '1' is now the id of a different prompt" in caught.value.errors[0]
     (tmp_path / "human.jsonl").write_text('{"some": "other file"}\n')
-    with pytest.raises(InputError, match="other rows than answers"):
+    with pytest.raises(InputError, match="rows that are not answers to these pairs"):
         session(first)
 
 

@@ -187,7 +187,7 @@ def test_a_cost_that_is_not_known_is_not_written(tmp_path: Path, capfd: Any) -> 
 
     assert sitting((10, 5)) == {"tokens_in": 10, "tokens_out": 5, "cost": pytest.approx(2e-5)}
     assert sitting((10, None), (None, None)) == {"tokens_in": 20, "tokens_out": 5, "uncounted": 2}
-    assert capfd.readouterr().err.count("does not report the tokens of 2 answers, so the cost is not known") == 1
+    assert capfd.readouterr().err.count("does not report the tokens of 2 answers, so the cost is unknown") == 1
     assert sitting((10, 5)) == {"tokens_in": 30, "tokens_out": 10, "uncounted": 2}
     output.close()
     assert Output(tmp_path / "out.jsonl", {}).usage["uncounted"] == 2
@@ -601,11 +601,11 @@ def test_answers_without_text_are_set_aside_or_left_out(
 
     path = write_jsonl("prompts.jsonl", [{"id": f"q{i}", "prompt": f"q{i}"} for i in range(4)])
     done = generate(serve(moody), path, tmp_path / "out.jsonl", "-n", "3")
-    assert done.returncode == 3 and "1 answers were no responses" in done.stderr, done.stderr
+    assert done.returncode == 3 and "1 answers were not usable responses" in done.stderr, done.stderr
     rows = {row["id"]: [r["text"] for r in row["responses"]] for row in rows_of(tmp_path / "out.jsonl")}
     assert rows == {"q0": ["a", "b"], "q3": ["No.", "a", "b"]}
     rejected = {row["id"]: row["reason"] for row in rows_of(tmp_path / "out.rejected.jsonl")}
-    assert "content_filter" in rejected["q1"] and "2 of 3 answers are no responses" in rejected["q2"]
+    assert "content_filter" in rejected["q1"] and "2 of 3 answers are not usable responses" in rejected["q2"]
     counts = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())["counts"]
     assert counts["refused"] == 1 and counts["without_text"] == 1 and counts["rejected"] == 2
 
@@ -699,7 +699,7 @@ def test_a_key_is_hidden_and_a_placeholder_hides_nothing(monkeypatch: Any, key: 
     "address", ["http://localhost:PORT/v1", "http://h:9/v1\n", "http://h:99999/v1", "http:///v1", "http://a b/v1", "h"]
 )
 def test_what_is_no_address(address: str) -> None:
-    assert "is no address" in (address_fault(address) or "")
+    assert "is not a server address" in (address_fault(address) or "")
 
 
 def test_addresses() -> None:

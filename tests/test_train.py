@@ -476,7 +476,7 @@ def test_one_held_out_prompt_chooses_and_is_reported_and_that_is_said(
     assert results["chosen_on"]["also_reported"] and results["held_out"]["prompts"] == 1
     assert "both selects the weights and measures them" in capsys.readouterr().err
     assert "held out 2 pairs of 1 prompt: " in summary(results)
-    assert "(the same pairs chose the weights)" in summary(results)
+    assert "(the weights were chosen on these same pairs)" in summary(results)
 
 
 def test_patience_without_a_held_out_prompt_is_said_and_claims_nothing(
@@ -487,7 +487,7 @@ def test_patience_without_a_held_out_prompt_is_said_and_claims_nothing(
     results = json.loads((train_rm("rm", rows, patience=1) / "manifest.json").read_text())["results"]
     assert not {"chosen_on", "held_out"} & results.keys()
     assert "--patience has no effect: no prompt is held out" in capsys.readouterr().err
-    assert "not measured, because no pair with a preference was held out" in summary(results)
+    assert "not evaluated, because no pair with a preference was held out" in summary(results)
     assert "chose the weights" not in summary(results)
 
 

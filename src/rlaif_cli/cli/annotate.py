@@ -21,14 +21,14 @@ def run(config: AnnotateConfig) -> int:
         return 0
     server, address = make_server(session, config.port)
     console.say(f"annotate: open {address}")
-    console.say(f"answers go to {config.output}; Ctrl-C ends")
+    console.say(f"answers are saved in {config.output}; press Ctrl-C to stop")
     if not config.no_browser:
         webbrowser.open(address)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
         state = session.state()
-        console.say(f"annotate: {state['answered']} of {state['total']} pairs are answered by {config.annotator}")
+        console.say(f"annotate: {state['answered']} of {state['total']} pairs answered by {config.annotator}")
     finally:
         server.server_close()
     return 0

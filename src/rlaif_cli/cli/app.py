@@ -1,4 +1,4 @@
-"""The Typer app: registers commands and maps errors to exit codes; no logic."""
+"""The Typer app: registers commands and maps errors to exit codes."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from rlaif_cli.cli import (
 from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, RlaifError
 from rlaif_cli.ui import console
 
-MAX_FAULTS_SHOWN = 20
+MAX_ERRORS_SHOWN = 20
 _STAGES = ("generate", "revise", "label", "audit", "annotate", "sft", "train-rm", "ppo", "eval", "report")
 ORDER = ("demo", "run", "plan", *_STAGES, "lineage", "data", "constitution", "doctor")
 
 
 class ErrorMappingGroup(TyperGroup):
-    """Typer carries its own click, so that a real `click.ClickException` would become a traceback."""
+    """Maps errors to exit codes: Typer bundles its own click, so a real `click.ClickException` would be a traceback."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """In the order of use; Typer would put groups last."""
+        """In order of use; Typer would list groups last."""
         return [*ORDER, *(name for name in super().list_commands(ctx) if name not in ORDER)]
 
     def invoke(self, ctx: Any) -> Any:
@@ -60,21 +60,21 @@ class ErrorMappingGroup(TyperGroup):
 
 def say_interrupted() -> None:
     console.say(
-        "interrupted: what was written is kept; run the same command again to go on (trainers: at the last checkpoint)",
+        "interrupted: finished work is saved; rerun the same command to resume (trainers: from the last checkpoint)",
         style="yellow",
     )
 
 
 def show_error(error: RlaifError) -> None:
-    """`error: place: what`, every fault, and `hint: how to mend it`; nothing where another process has told it."""
+    """Print `error: place: what`, the list of errors and `hint: how to fix it`, unless another process has done so."""
     if not error.what or not console.first_to_fail():
         return
     console.quiet = False
     console.say(f"error: {error}", style="bold red")
-    for fault in error.errors[:MAX_FAULTS_SHOWN]:
-        console.say(f"  {fault}")
-    if len(error.errors) > MAX_FAULTS_SHOWN:
-        console.say(f"  … and {len(error.errors) - MAX_FAULTS_SHOWN} more")
+    for each in error.errors[:MAX_ERRORS_SHOWN]:
+        console.say(f"  {each}")
+    if len(error.errors) > MAX_ERRORS_SHOWN:
+        console.say(f"  … and {len(error.errors) - MAX_ERRORS_SHOWN} more")
     if error.hint:
         console.say(f"hint: {error.hint}")
 
@@ -100,7 +100,7 @@ def _version(wanted: bool) -> None:
 def _root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     context.default_map = defaults.load(context)
@@ -128,28 +128,28 @@ def main(program: typer.Typer = app) -> None:
     try:
         program(standalone_mode=True)
     except SystemExit as stop:
-        _leave(stop.code)
+        _exit(stop.code)
     except Exception as error:
-        if "KeyboardInterrupt" in str(error):  # Ctrl-C inside of pydantic comes as an error of its own
+        if "KeyboardInterrupt" in str(error):  # Ctrl-C inside pydantic raises an error of its own
             say_interrupted()
-            _leave(EXIT_INTERRUPTED)
+            _exit(EXIT_INTERRUPTED)
         if console.debug:
             raise
         if not console.first_to_fail():
-            _leave(EXIT_FAILED)
+            _exit(EXIT_FAILED)
         console.quiet = False
         console.say(f"error: a bug in rlaif: {type(error).__name__}: {error}", style="bold red")
-        console.say("hint: run again with --debug and report the traceback")
-        _leave(EXIT_FAILED)
+        console.say("hint: rerun with --debug and report the traceback")
+        _exit(EXIT_FAILED)
 
 
-def _leave(code: Any) -> None:
+def _exit(code: Any) -> None:
     try:
         console.close_data_stream()
     except OSError as error:
-        if not code:  # else an error was shown, and most likely this one
+        if not code:  # otherwise an error was shown already, most likely this one
             console.say(f"error: stdout: cannot be written: {error.strerror}", style="bold red")
             code = EXIT_FAILED
-    if (inputs := sys.modules.get("rlaif_cli.data.inputs")) is not None:  # else no file was opened
+    if (inputs := sys.modules.get("rlaif_cli.data.inputs")) is not None:  # otherwise no file was opened
         inputs.remove_temporary_files()
     sys.exit(code)

@@ -35,7 +35,7 @@ def show(findings: list[Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("check", "verdict", "what was found", box=None, pad_edge=False)
+    table = Table("check", "verdict", "finding", box=None, pad_edge=False)
     for finding in findings:
         table.add_row(finding.check, Text(finding.verdict, style=_STYLE[finding.verdict]), Text(finding.says))
     console.show(table)

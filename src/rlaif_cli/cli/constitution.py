@@ -1,4 +1,4 @@
-"""`rlaif constitution`: look at the shipped constitutions and check one's own."""
+"""rlaif constitution list | show | check"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from rlaif_cli.cli.options import epilog
 from rlaif_cli.ui import console
 
-if TYPE_CHECKING:  # at run time each command imports it
+if TYPE_CHECKING:  # each command imports it at run time
     from rlaif_cli.judge.constitution import Constitution
 
 app = typer.Typer(
@@ -36,8 +36,8 @@ def list_() -> None:
 
 @app.command(epilog=epilog("rlaif constitution show helpfulness"))
 def show(
-    name: Annotated[str, typer.Argument(help="A shipped name, or the path of a YAML file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for other programs.")] = False,
+    name: Annotated[str, typer.Argument(help="Name of a shipped constitution, or a YAML file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a whole constitution: its framing, principles, contrast prompts and exemplars."""
     from rlaif_cli.judge.constitution_files import load_constitution
@@ -51,10 +51,10 @@ def show(
 
 
 @app.command(epilog=epilog("rlaif constitution check my.yaml"))
-def check(path: Annotated[str, typer.Argument(help="The YAML file (or a shipped name).")]) -> None:
-    """Check a constitution file and report all of its faults at once, each with its line and field.
+def check(path: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped constitution.")]) -> None:
+    """Check a constitution file and list all of its errors with line and field.
 
-    Warnings name what is allowed but probably not meant. Nothing is printed to stdout.
+    Warnings point out what is allowed but probably unintended. Nothing is printed to stdout.
     """
     from rlaif_cli.judge.constitution_files import load_constitution
 
@@ -72,7 +72,7 @@ def _as_data(constitution: Constitution) -> dict[str, object]:
 
 
 def _as_text(constitution: Constitution, width: int) -> list[str]:
-    """The constitution as lines to read."""
+    """The constitution as lines of plain text."""
 
     def block(label: str, text: str) -> list[str]:
         indent = " " * 14

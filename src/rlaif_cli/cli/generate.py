@@ -22,14 +22,14 @@ def run(config: GenerateConfig) -> int:
             f"at most {summary.rows * config.n * config.max_tokens} tokens"
         )
         return 0
-    resumed = f" ({summary.resumed} were there already)" if summary.resumed else ""
+    resumed = f" ({summary.resumed} already done)" if summary.resumed else ""
     console.say(
         f"generate: {summary.rows} rows{resumed}, {summary.responses} responses, {summary.tokens_out} tokens, "
         f"{summary.unfinished} cut at {config.max_tokens} tokens"
         + (f", {summary.refused} refusals" if summary.refused else "")
     )
     if summary.without_text:
-        console.warn(f"{summary.without_text} answers were no responses; their rows have fewer")
+        console.warn(f"{summary.without_text} answers were not usable responses; their rows have fewer")
     return partial(summary.rejected, str(rejected_path(config.output, "generate")))
 
 

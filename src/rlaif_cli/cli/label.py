@@ -8,7 +8,7 @@ from rlaif_cli.cli.options import command, partial
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.ui import console
 
-FLIPS_TO_WARN_OF = 0.6  # as where `rlaif audit` says stop
+WARN_ABOVE_FLIP_RATE = 0.6  # where `rlaif audit` says stop
 
 
 def run(config: LabelConfig) -> int:
@@ -24,14 +24,14 @@ def run(config: LabelConfig) -> int:
     numbers = summary.as_numbers()
     shown = (f"{name.replace('_', ' ')} {value}" for name, value in numbers.items() if value is not None)
     console.say("label: " + ", ".join(shown))
-    if (numbers["flip_rate"] or 0) > FLIPS_TO_WARN_OF:
+    if (numbers["flip_rate"] or 0) > WARN_ABOVE_FLIP_RATE:
         console.warn(
-            "most verdicts follow the position and not the responses, so these labels say little; see `rlaif audit`, "
-            "and for small judges --method contrast"
+            "most verdicts depend on the position and not on the responses, so these labels carry little information; "
+            "see `rlaif audit`, and for small judges --method contrast"
         )
     code = partial(summary.unscored, str(beside(config.output, "label", "unscored")))
     if summary.unscored:
-        console.warn("resuming does not judge unscored pairs again; --overwrite judges all pairs again")
+        console.warn("resuming does not retry unscored pairs; --overwrite judges all pairs again")
     return partial(summary.rejected, str(rejected_path(config.output, "label"))) or code
 
 

@@ -1,4 +1,4 @@
-"""A command's options are its config's fields: one definition serves the command line, pipeline files and manifests."""
+"""Build the options of a command from the fields of its config."""
 
 from __future__ import annotations
 
@@ -10,15 +10,45 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
-from rlaif_cli.config.base import FUNCTION_FIELDS, StageConfig
+from rlaif_cli.config.base import FUNCTION_FIELDS, OUTPUT, OWN, SECTIONS, StageConfig
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import EXIT_PARTIAL, UsageError
 from rlaif_cli.train.parallel import launch
 from rlaif_cli.ui import console
 
-SET_HELP = "NAME=VALUE: another of the file's `values`, or STAGE.SETTING=VALUE; several times."
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", show_envvar=False)]
+SET_HELP = "Override one of the file's `values` (NAME=VALUE) or a setting of a stage (STAGE.SETTING=VALUE). Repeatable."
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", help="Show the traceback of an error.", show_envvar=False, rich_help_panel=OUTPUT),
+]
+
+
+def options_by_section(command: Any) -> dict[str, list[Any]]:
+    """A click command's options by the section of `--help` that shows them, in order; empty sections are left out.
+
+    Options without a section are listed in the first one.
+    """
+    found: dict[str, list[Any]] = {section: [] for section in SECTIONS}
+    for option in command.params:
+        if option.param_type_name == "option":
+            found[getattr(option, "rich_help_panel", None) or OWN].append(option)
+    return {section: options for section, options in found.items() if options}
+
+
+class SectionedCommand(TyperCommand):
+    """Plain `--help` with a heading for each section; Typer shows its panels only with Rich markup."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        arguments = [each for each in self.params if each.param_type_name == "argument"]
+        sections = {"Arguments": arguments, **options_by_section(self)}
+        if (shown_help := self.get_help_option(ctx)) is not None:
+            sections[list(sections)[-1]].append(shown_help)
+        for section, parameters in sections.items():
+            if records := [record for each in parameters if (record := each.get_help_record(ctx)) is not None]:
+                with formatter.section(section):
+                    formatter.write_dl(records)
 
 
 def command(
@@ -39,51 +69,53 @@ def command(
         if code:
             raise typer.Exit(code)
 
-    parameters = [_parameter(field_name, field) for field_name, field in config.model_fields.items()]
+    parameters = [
+        _parameter(name, config.model_fields[name], config.section(name)) for name in config.fields_own_first()
+    ]
     parameters.sort(key=lambda parameter: parameter.default is not inspect.Parameter.empty)
     parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug))
     parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     callback.__doc__ = config.__doc__
-    app.command(name, hidden=hidden, epilog=epilog(*config.examples))(callback)
+    app.command(name, cls=SectionedCommand, hidden=hidden, epilog=epilog(*config.examples))(callback)
 
 
 def epilog(*examples: str) -> str | None:
-    """Examples at the end of a help; `\\b` keeps click from joining their lines."""
+    """Examples for the end of `--help`; `\\b` stops click from rewrapping the lines."""
     return "\b\nExamples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
 
 
 def say_sources(context: typer.Context) -> None:
-    """No setting comes silently from elsewhere than the command line."""
-    for name, told in (("DEFAULT_MAP", "rlaif.toml"), ("ENVIRONMENT", "the environment")):
+    """Print which options come from `rlaif.toml` or the environment, and refuse those that must not."""
+    for name, origin in (("DEFAULT_MAP", "rlaif.toml"), ("ENVIRONMENT", "the environment")):
         sources = {key: context.get_parameter_source(key) for key in context.params}
         if found := [flag(key) for key, source in sources.items() if source is not None and source.name == name]:
-            console.say(f"from {told}: {', '.join(found)}")
+            console.say(f"from {origin}: {', '.join(found)}")
             if "--overwrite" in found:
-                raise UsageError(f"--overwrite may only come from the command line, not from {told}")
+                raise UsageError(f"--overwrite may only come from the command line, not from {origin}")
             if code := [name for name in map(flag, FUNCTION_FIELDS) if name in found]:
-                what = f"{code[0]} names Python code that is run, so it may not come from {told}"
+                what = f"{code[0]} names Python code to execute, so it may not come from {origin}"
                 raise UsageError(what, hint="give it on the command line, or in a pipeline file")
 
 
 def parse(config: type[StageConfig], values: dict[str, Any]) -> Any:
-    """Values as a config.
+    """Validate values as a config.
 
     Raises:
-        UsageError: naming every option that cannot be as it is.
+        UsageError: an option is invalid; the message names all of them.
     """
-    from rlaif_cli.data.overlap import check_outputs  # only now: `--help` reads no file
+    from rlaif_cli.data.overlap import check_outputs  # imported late: `--help` reads no file
 
     try:
         return check_outputs(config.model_validate(values))
     except ValidationError as error:
-        raise UsageError("; ".join(_option_fault(found) for found in error.errors())) from None
+        raise UsageError("; ".join(_option_error(found) for found in error.errors())) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
-def _option_fault(found: Any) -> str:
+def _option_error(found: Any) -> str:
     message = found["msg"].removeprefix("Value error, ")
     return f"{flag(str(found['loc'][0]))}: {message}" if found["loc"] else message
 
@@ -92,7 +124,7 @@ def flag(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def _parameter(name: str, field: FieldInfo, section: str) -> inspect.Parameter:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     kind = _cli_type(field.annotation)
     default = inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True)
@@ -102,15 +134,16 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         shown: Any = typer.Argument(help=field.description, show_default=False, show_envvar=False)
     else:
         flags = [str(extra["short"])] if "short" in extra else []
-        # Booleans that are off by default are plain switches: there is nothing to say `--no-…` to.
+        # A boolean that is off by default is a plain switch without a `--no-…` form.
         shown = typer.Option(
             str(extra.get("flag") or flag(name)),
             *flags,
             help=field.description,
             show_default=default not in (None, False, ""),
             show_envvar=False,
+            rich_help_panel=section,
         )
-    annotation = Annotated[kind, shown]  # type: ignore[valid-type]  # made while running, for Typer to read
+    annotation = Annotated[kind, shown]  # type: ignore[valid-type]  # built at run time for Typer
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -120,7 +153,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _cli_type(annotation: Any) -> Any:
-    """The type that Typer parses; all closer checking is the config's."""
+    """The type that Typer parses; the config does the rest of the validation."""
     origin = get_origin(annotation)
     if (origin is tuple and get_args(annotation)[-1] is Ellipsis) or origin is list:
         return list[get_args(annotation)[0]] | None  # type: ignore[misc]
@@ -128,7 +161,7 @@ def _cli_type(annotation: Any) -> Any:
 
 
 def show_plan(name: str, settings: StageConfig) -> None:
-    """The resolved config of a `--dry-run`, on stderr; what it would cost is added by the command."""
+    """Print the resolved config of a `--dry-run` to stderr; the command adds the estimates."""
     console.say(f"{name}: resolved settings")
     shown = settings.model_dump(mode="json")
     model = shown.get("model") or shown.get("judge")
@@ -142,8 +175,8 @@ def show_plan(name: str, settings: StageConfig) -> None:
 
 
 def partial(unusable: int, where: str) -> int:
-    """The exit code, and the word about it, for rows that could not be used."""
+    """Warn about rows that could not be used, and return the exit code."""
     if not unusable:
         return 0
-    console.warn(f"{console.counted(unusable, 'row')} could not be used; see {where}, with the reason for each")
+    console.warn(f"{console.counted(unusable, 'row')} could not be used; see {where} for the reasons")
     return EXIT_PARTIAL

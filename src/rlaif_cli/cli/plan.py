@@ -12,14 +12,14 @@ import typer
 from rlaif_cli.cli.options import SET_HELP, Debug, epilog
 from rlaif_cli.ui import console
 
-# What a phase of `cluster.Forecast` means, and what there is against it.
+# What each phase of `cluster.Forecast` means, and how to shorten it.
 LIMITS = {
     "start": "starting engines",
-    "reading": "reading prompts: shorter ones, a smaller judge, more GPUs",
-    "sampling": "sampling: shorter responses, fewer of them, more GPUs",
-    "tokens": "tokens that follow one another: more --prompts-per-step and fewer --steps; more GPUs do not help",
-    "learning": "training: more GPUs, and steps that are large enough for them",
-    "feeding": "the command that feeds them: `data shard`, and a command for each shard (`drivers`)",
+    "reading": "prefill: use shorter prompts, a smaller judge or more GPUs",
+    "sampling": "decoding: use shorter or fewer responses, or more GPUs",
+    "tokens": "decoding latency: use more --prompts-per-step and fewer --steps; more GPUs do not help",
+    "learning": "training: use more GPUs, and steps large enough for them",
+    "feeding": "the process that feeds the GPUs: use `data shard` and one process per shard (`drivers`)",
 }
 
 
@@ -45,15 +45,15 @@ def run(
         calibrate(work for _, each in found for work in each.work or ())
     stages = clusters.forecast(found, cluster, known())
     if as_json:
-        told = [asdict(each) | {"limit": each.limit} | _spent(each.seconds or 0.0, cluster) for each in stages]
-        answer = {"cluster": cluster.name, "stages": told} | _totals(stages, cluster)
+        forecasts = [asdict(each) | {"limit": each.limit} | _usage(each.seconds or 0.0, cluster) for each in stages]
+        answer = {"cluster": cluster.name, "stages": forecasts} | _totals(stages, cluster)
         console.data_stream().write(json.dumps(answer) + "\n")
     else:
         show(stages, cluster)
 
 
-def _spent(seconds: float, cluster: Any) -> dict[str, Any]:
-    """Hours of all GPUs (or machines), and what they cost where a price is known."""
+def _usage(seconds: float, cluster: Any) -> dict[str, Any]:
+    """GPU hours (or machine hours), and their cost if the price is known."""
     hours = seconds / 3600 * cluster.units
     return {"unit_hours": hours, "cost": hours * cluster.price if cluster.price else None}
 
@@ -63,7 +63,7 @@ def _totals(stages: list[Any], cluster: Any) -> dict[str, Any]:
     slowest = max(stages, key=lambda each: each.seconds or 0.0)
     return {
         "seconds": seconds,
-        **_spent(seconds, cluster),
+        **_usage(seconds, cluster),
         "bottleneck": slowest.name if slowest.seconds else None,
         "unknown": [each.name for each in stages if each.seconds is None],
     }
@@ -73,41 +73,41 @@ def show(stages: list[Any], cluster: Any) -> None:
     from rich.table import Table
 
     unit = "GPU" if cluster.gpus else "machine"
-    table = Table("stage", "rows", "time", f"{unit}-hours", "money", "most of it", box=None, pad_edge=False)
+    table = Table("stage", "rows", "time", f"{unit}-hours", "cost", "bottleneck", box=None, pad_edge=False)
     for column in table.columns:
-        column.overflow = "fold"  # a figure that is cut is none
+        column.overflow = "fold"  # a truncated number is worse than none
     for each in stages:
-        spent = _spent(each.seconds or 0.0, cluster)
+        usage = _usage(each.seconds or 0.0, cluster)
         table.add_row(
             each.name,
             f"{each.rows:,}" if each.rows is not None else "",
-            _span(each.seconds) if each.seconds is not None else "not known",
-            f"{spent['unit_hours']:,.1f}" if each.seconds else "",
-            f"{spent['cost']:,.2f}" if spent["cost"] else "",
+            _span(each.seconds) if each.seconds is not None else "unknown",
+            f"{usage['unit_hours']:,.1f}" if each.seconds else "",
+            f"{usage['cost']:,.2f}" if usage["cost"] else "",
             each.limit or "",
         )
     console.show(table)
     totals = _totals(stages, cluster)
-    cost = f", {totals['cost']:,.2f} of money" if cluster.price else ""
+    cost = f", {totals['cost']:,.2f} " if cluster.price else ""
     console.say(f"{cluster.name}: {_span(totals['seconds'])}, {totals['unit_hours']:,.1f} {unit}-hours{cost}")
     for each in stages:
         _advise(each, each.name == totals["bottleneck"])
     if totals["unknown"]:
-        console.say(f"not counted (a server's, or an input that is not there): {', '.join(totals['unknown'])}")
+        console.say(f"not counted (runs on a server, or its input is missing): {', '.join(totals['unknown'])}")
 
 
 def _advise(each: Any, slowest: bool) -> None:
     if slowest and each.limit:
-        console.say(f"{each.name} is the bottleneck; most of it is {LIMITS[each.limit]}")
+        console.say(f"{each.name} is the bottleneck; most of its time is {LIMITS[each.limit]}")
     for fault in each.too_large:
-        console.warn(f"{each.name}: {fault}: more GPUs (of a copy: `gpus` of the model), or --lora-rank")
+        console.warn(f"{each.name}: {fault}: use more GPUs (per copy: `gpus` of the model) or --lora-rank")
     if each.idle:
-        console.say(f"{each.name}: {each.idle}: a larger --batch-size, or more --prompts-per-step")
+        console.say(f"{each.name}: {each.idle}: use a larger --batch-size or more --prompts-per-step")
     if each.split:
         console.say(
-            f"{each.name}, rollouts and training side by side, one step apart: best with {each.split.rollout} for "
-            f"rollouts and {each.split.training} for training, {_span(each.split.seconds)}; in turn on all of them "
-            f"(what `ppo` does): {_span(each.seconds)}"
+            f"{each.name}, rollouts and training in parallel, one step apart: fastest with {each.split.rollout} for "
+            f"rollouts and {each.split.training} for training, {_span(each.split.seconds)}; alternating on all of them "
+            f"(as `ppo` does): {_span(each.seconds)}"
         )
 
 
@@ -127,21 +127,24 @@ def register(app: typer.Typer) -> None:
         ),
     )
     def _plan(
-        pipeline: Annotated[str, typer.Argument(help="A pipeline file (YAML), or the name of a shipped one.")],
-        cluster: Annotated[Path, typer.Option("--cluster", help="A YAML file: GPUs, their price, models' sizes.")],
+        pipeline: Annotated[str, typer.Argument(help="Pipeline file (YAML), or the name of a shipped one.")],
+        cluster: Annotated[
+            Path, typer.Option("--cluster", help="YAML file with the GPUs, their price and the sizes of models.")
+        ],
         prompts: Annotated[
-            int | None, typer.Option("--prompts", min=1, help="As if the first stage's input had so many rows.")
+            int | None, typer.Option("--prompts", min=1, help="Assume this many rows of input for the first stage.")
         ] = None,
         changes: Annotated[
             list[str] | None,
             typer.Option("--set", help=SET_HELP),
         ] = None,
         measure: Annotated[
-            bool, typer.Option("--calibrate", help="A cluster of `machines`: measure this one with the models first.")
+            bool,
+            typer.Option("--calibrate", help="For a cluster of `machines`: measure the models on this machine first."),
         ] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="The forecast as one JSON object.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print the forecast as one JSON object.")] = False,
         debug: Debug = False,
     ) -> None:
-        """Time, money and bottleneck of a pipeline on other machines. Nothing is started."""
+        """Estimate time, cost and bottleneck of a pipeline on a cluster. Nothing is run."""
         console.debug = debug
         run(pipeline, cluster, prompts, changes or [], measure, as_json)

@@ -30,19 +30,19 @@ def run(config: PPOConfig) -> int:
 def summary(results: dict[str, Any]) -> str:
     stopped = ", stopped by --max-kl before the last one's update" if results.get("stopped_by_kl") else ""
     if unscored := results.get("unscored"):
-        stopped += f", {unscored} responses without a score (not trained on; unscored.jsonl there has them)"
+        stopped += f", {unscored} unscored responses (not trained on; listed in unscored.jsonl)"
     if weights := results.get("weights"):
         stopped += f", {choice(weights)}"
     measured = f"; {found}" if (found := held_out(results.get("evaluations"))) else ""
     return (
         f"ppo: {results['steps']} steps{stopped}, reward {results['reward_first']:.3f} -> {results['reward_last']:.3f} "
-        f"(first and last fifth), KL {results['kl_last']:.2f} nats a response, "
+        f"(first and last fifth), KL {results['kl_last']:.2f} nats per response, "
         f"{results['samples_per_second']:.1f} samples/s{measured}"
     )
 
 
 def held_out(evaluations: dict[str, Any] | None) -> str:
-    """The functions of --eval-function at the start and of the weights that the run ends with; "" without any."""
+    """The values of the functions of --eval-function for the initial and the final weights; "" without any."""
     if not evaluations or not evaluations["last"]["functions"]:
         return ""
     end = evaluations.get("kept", evaluations["last"])
@@ -64,15 +64,17 @@ def _from_start_to_end(name: str, evaluations: dict[str, Any], end: dict[str, An
 
 
 def choice(weights: dict[str, Any]) -> str:
-    """Which weights were kept, why, and what they are worth."""
+    """Which weights were kept, why, and their win rate."""
     by = f"{weights['highest_win_rate']:.3f}, n = {weights['highest_win_rate_n']}"
-    kept = f"the weights of step {weights['step']} (the highest held-out win rate of {weights['looks']} looks: {by}"
+    kept = (
+        f"the weights of step {weights['step']} (the highest held-out win rate of {weights['looks']} evaluations: {by}"
+    )
     found = weights["win_rate"]
     if found is None:
-        return f"{kept}; the judge decided nothing on the prompts that took no part in the choice)"
+        return f"{kept}; the judge was undecided on the prompts that were not used for the choice)"
     low, high = found["low"], found["high"]
     return (
-        f"{kept}; on prompts that took no part in the choice {found['value']:.3f} [{low:.3f}, {high:.3f}], "
+        f"{kept}; on prompts that were not used for the choice {found['value']:.3f} [{low:.3f}, {high:.3f}], "
         f"n = {found['n']} of {weights['prompts']} prompts)"
     )
 

@@ -19,7 +19,7 @@ def run(config: ReviseConfig) -> int:
     if config.dry_run:
         console.say(f"{summary.rows} prompts, {1 + 2 * config.rounds} generations each")
         return 0
-    console.say(f"revise: {summary.rows} rows of {config.rounds} rounds, {summary.resumed} done before")
+    console.say(f"revise: {summary.rows} rows of {config.rounds} rounds, {summary.resumed} already done")
     return partial(summary.rejected, str(rejected_path(config.output, "revise")))
 
 

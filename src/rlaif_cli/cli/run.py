@@ -1,4 +1,4 @@
-"""rlaif run, and rlaif demo: the same on a shipped pipeline file."""
+"""rlaif run, and rlaif demo, which runs a shipped pipeline file"""
 
 from __future__ import annotations
 
@@ -35,22 +35,23 @@ def run_pipeline(
     only: Sequence[str] = (),
     start: str | None = None,
 ) -> int:
-    """Run a pipeline file, or some of its stages; or (`recorded`) what made the output at `path`, into `folder`.
+    """Run a pipeline file or some of its stages; with `recorded`, rerun what made the output at `path`.
 
     Args:
-        run_code: of what was recorded, also stages that run Python functions.
+        folder: where the outputs go.
+        run_code: whether recorded stages may execute Python functions.
     """
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.pipeline import file, preflight, reproduce, runner
     from rlaif_cli.registry import STAGES, run_stage
 
     if launch.launched_processes() > 1:
-        raise UsageError("a pipeline starts its processes by itself", hint="num_processes in the stages that train")
+        raise UsageError("a pipeline starts its own processes", hint="set num_processes in the stages that train")
     console.guard_stdout()
     with EnginePool() as engines:
         overrides = {"overwrite": True} if overwrite else {}
         if recorded:
-            plan, steps = reproduce.again(path, folder, STAGES, run_code=run_code, **overrides)
+            plan, steps = reproduce.reproduce(path, folder, STAGES, run_code=run_code, **overrides)
         else:
             plan, steps = file.load(path, folder, STAGES, changed, **overrides)
         wanted = runner.select(steps, only, start)
@@ -59,8 +60,8 @@ def run_pipeline(
             show_plan(steps, wanted, measure)
             return 0
 
-        one_output = recorded and len(steps) == 1  # and no run's folder around it
-        with _watched(plan.name, steps, wanted) as stage:
+        one_output = recorded and len(steps) == 1  # without a run folder around it
+        with _stage_progress(plan.name, steps, wanted) as stage:
             if one_output:
                 with stage(0, steps[0]) as progress:
                     run_stage(steps[0].kind, steps[0].config, engines=engines, progress=progress)
@@ -68,14 +69,14 @@ def run_pipeline(
                 run_one = functools.partial(run_stage, engines=engines)
                 summary = runner.run(plan, steps, wanted, folder, run_one, stage, time.monotonic)
     if one_output:
-        console.say(f"made again: {folder}")
+        console.say(f"reproduced: {folder}")
         return 0
     show_summary(summary, folder)
     return 0
 
 
 def show_plan(steps: list[Any], wanted: list[Any], measure: bool) -> None:
-    """A line a step: what it runs, where its output goes, and how much it will ask of models and of this machine."""
+    """Print each step: what it runs, where its output goes, and the estimated tokens, cost, time and memory."""
     from rlaif_cli.pipeline.plan import throughput
     from rlaif_cli.pipeline.plan.calibrate import calibrate
     from rlaif_cli.pipeline.plan.counts import plan
@@ -87,40 +88,40 @@ def show_plan(steps: list[Any], wanted: list[Any], measure: bool) -> None:
     known = throughput.known()
     every = timed([found for _, _, found in planned], known)
     for (number, step, found), seconds in zip(planned, every, strict=True):
-        told = [
+        parts = [
             f"{value:,} {words}" if isinstance(value, int) else f"{value:g} {words}"
             for value, words in (
                 (found.rows, "rows"),
                 (found.calls, "optimizer steps" if step.kind in ("sft", "train-rm", "ppo") else "calls"),
                 (found.tokens_in, "tokens in"),
                 (found.tokens_out, "tokens out at most"),
-                (found.cost, "of money at most"),
+                (found.cost, "cost at most"),
             )
             if value is not None
         ]
         if found.work and seconds is not None:
-            told.append(f"{seconds / 60:.1f} minutes, {found.memory(known):.1f} GiB")
+            parts.append(f"{seconds / 60:.1f} minutes, {found.memory(known):.1f} GiB")
         console.say(f"{number}. {step.name}: rlaif {step.kind} -> {step.output}")
-        if told:
-            console.say(f"     about {', '.join(told)}")
+        if parts:
+            console.say(f"     about {', '.join(parts)}")
     total = sum(seconds or 0.0 for seconds in every)
     if None in every:
         hint = (
-            "a server's or a cluster's time is not known"
+            "the time of a server or cluster cannot be estimated"
             if measure
-            else "--calibrate measures this machine, a minute a model"
+            else "use --calibrate to measure this machine, about a minute per model"
         )
-        console.say(f"time: not known of all steps; {hint}")
+        console.say(f"time: unknown for some steps; {hint}")
     elif total:
         console.say(f"time: about {total / 60:.1f} minutes in all")
 
 
-Watched = Callable[[int, Any], contextlib.AbstractContextManager[ProgressCallback]]
+StageProgress = Callable[[int, Any], contextlib.AbstractContextManager[ProgressCallback]]
 
 
 @contextlib.contextmanager
-def _watched(title: str, steps: Sequence[Any], wanted: Sequence[Any]) -> Iterator[Watched]:
-    """`stage(index, step)` is open while a step runs: on one screen of the whole run; plain lines off a terminal."""
+def _stage_progress(title: str, steps: Sequence[Any], wanted: Sequence[Any]) -> Iterator[StageProgress]:
+    """Yield `stage(index, step)`, a context to run a step in. A live screen on a terminal, plain lines elsewhere."""
 
     @contextlib.contextmanager
     def announced(index: int, step: Any) -> Iterator[ProgressCallback]:
@@ -138,7 +139,7 @@ def _watched(title: str, steps: Sequence[Any], wanted: Sequence[Any]) -> Iterato
 
 
 def show_summary(summary: dict[str, Any], folder: Path) -> None:
-    """The run on one screen: a line for each check of the chain, what it took, and where the report is."""
+    """Print the run's summary: a line for each check, time and memory, and where the report is."""
     from rlaif_cli.report import report_path, summary_lines
     from rlaif_cli.report.run_folder import Run
 
@@ -151,7 +152,7 @@ def show_summary(summary: dict[str, Any], folder: Path) -> None:
     minutes = sum(stage.seconds for stage in run.stages) / 60
     processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     peak = max(resource.getrusage(each).ru_maxrss for each in processes) / 2**20
-    console.say(f"{minutes:.1f} minutes, {peak:.1f} GiB at most; everything is in {folder}/")
+    console.say(f"{minutes:.1f} minutes, {peak:.1f} GiB peak memory; the outputs are in {folder}/")
     if report := report_path(run):
         console.say(f"open {report}")
 
@@ -168,7 +169,7 @@ def changed_values(given: Sequence[str]) -> dict[str, str]:
     """["model=x"] -> {"model": "x"}"""
     for text in given:
         if "=" not in text:
-            raise UsageError(f"--set '{text}' is no NAME=VALUE")
+            raise UsageError(f"--set expects NAME=VALUE, got '{text}'")
     return dict(text.split("=", 1) for text in given)
 
 
@@ -184,21 +185,25 @@ def register(app: typer.Typer) -> None:
     def _run(
         context: typer.Context,
         pipeline: Annotated[
-            str | None, typer.Argument(help="A pipeline file (YAML), or the name of a shipped one.")
+            str | None, typer.Argument(help="Pipeline file (YAML), or the name of a shipped one.")
         ] = None,
         output: Annotated[
-            Path | None, typer.Option("--output", "-o", help="The run's folder; default: runs/<pipeline's name>.")
+            Path | None,
+            typer.Option(
+                "--output", "-o", help="Folder of the run. Default: runs/NAME, with the name of the pipeline."
+            ),
         ] = None,
         from_manifest: Annotated[
             str | None,
-            typer.Option("--from-manifest", help="Instead: repeat what made this output, or a whole run's folder."),
+            typer.Option(
+                "--from-manifest", help="Instead of a pipeline file: reproduce this output, or a whole run folder."
+            ),
         ] = None,
         run_code: Annotated[
             bool,
             typer.Option(
                 "--run-code",
-                help="With --from-manifest: also run stages with a reward function, whose Python file is run as code; "
-                "only where it is the recorded one.",
+                help="With --from-manifest: allow stages that execute Python functions, if their files are unchanged.",
                 show_envvar=False,
             ),
         ] = False,
@@ -206,49 +211,51 @@ def register(app: typer.Typer) -> None:
             list[str] | None,
             typer.Option("--set", help=SET_HELP),
         ] = None,
-        only: Annotated[
-            list[str] | None, typer.Option("--only", help="Run this stage alone; may be given several times.")
-        ] = None,
+        only: Annotated[list[str] | None, typer.Option("--only", help="Run only this stage. Repeatable.")] = None,
         start: Annotated[
             str | None,
-            typer.Option("--from", help="Run this stage and those after it; what it needs must be there."),
+            typer.Option("--from", help="Run this stage and those after it; its inputs must exist."),
         ] = None,
-        overwrite: Annotated[bool, typer.Option("--overwrite", help="Start every stage that is run anew.")] = False,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the whole file, show the plan.")] = False,
+        overwrite: Annotated[
+            bool, typer.Option("--overwrite", help="Discard the existing outputs of the stages that are run.")
+        ] = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Check the file and print the plan without running anything.")
+        ] = False,
         measure: Annotated[
             bool,
             typer.Option(
-                "--calibrate", help="With --dry-run: measure this machine's speed with the models, for time and memory."
+                "--calibrate", help="With --dry-run: measure the models on this machine to estimate time and memory."
             ),
         ] = False,
         schema: Annotated[
-            bool, typer.Option("--schema", help="Print a JSON schema of pipeline files, for editors, and leave.")
+            bool, typer.Option("--schema", help="Print a JSON schema of pipeline files, for editors, and exit.")
         ] = False,
         debug: Debug = False,
     ) -> None:
-        """Run a pipeline file, all of its stages or some."""
+        """Run a pipeline file, or some of its stages."""
         console.debug = debug
         from rlaif_cli.pipeline.file import read
 
         if schema:
             if any((pipeline, output, from_manifest, changes, only, start, overwrite, dry_run, measure)):
-                raise UsageError("--schema stands alone: it is of all pipeline files, and nothing is run")
+                raise UsageError("--schema cannot be combined with other options")
             show_schema()
             return
         if pipeline is None and from_manifest is None:
-            raise UsageError("a pipeline file, or --from-manifest, is needed")
+            raise UsageError("a pipeline file or --from-manifest is needed")
         if pipeline is not None and from_manifest is not None:
-            raise UsageError(f"either a pipeline file ('{pipeline}') or --from-manifest: only one can be run")
+            raise UsageError(f"a pipeline file ('{pipeline}') and --from-manifest cannot be combined")
         if from_manifest is not None and changes:
-            raise UsageError("--set changes a pipeline file, and --from-manifest repeats what was recorded")
+            raise UsageError("--set changes a pipeline file, so it cannot be combined with --from-manifest")
         if from_manifest is not None and output is None:
-            raise UsageError("--from-manifest needs -o: where it goes this time")
+            raise UsageError("--from-manifest needs -o, the new output")
         if run_code and str(context.get_parameter_source("run_code")).endswith("ENVIRONMENT"):
             raise UsageError("--run-code may only come from the command line, not from the environment")
         if run_code and from_manifest is None:
-            raise UsageError("--run-code belongs to --from-manifest: a pipeline file's functions run without it")
+            raise UsageError("--run-code needs --from-manifest: functions in a pipeline file run without it")
         if measure and not dry_run:
-            raise UsageError("--calibrate belongs to --dry-run")
+            raise UsageError("--calibrate needs --dry-run")
         folder = output or Path("runs") / read(str(pipeline)).name
         code = run_pipeline(
             str(from_manifest or pipeline),
@@ -266,10 +273,10 @@ def register(app: typer.Typer) -> None:
 
     @app.command("demo", epilog=epilog("rlaif demo -o runs/demo"))
     def _demo(
-        output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")] = Path("runs/demo"),
-        overwrite: Annotated[bool, typer.Option("--overwrite", help="Start every stage anew.")] = False,
+        output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("runs/demo"),
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard the existing outputs.")] = False,
         debug: Debug = False,
     ) -> None:
-        """Run the whole chain on the built-in model, in minutes. On real prompts and human preferences."""
+        """Run the whole pipeline on the built-in model, in minutes. With real prompts and human preferences."""
         console.debug = debug
         raise typer.Exit(run_pipeline(DEMO, output, overwrite=overwrite))

@@ -30,7 +30,7 @@ def summary(results: dict[str, Any]) -> str:
     if held_out := results.get("held_out"):
         text += (
             f"; held out {held_out['records']}: loss {held_out['loss_before']:.4f} -> {held_out['loss']:.4f} "
-            f"nats a token, perplexity {held_out['perplexity']:.2f}"
+            f"nats per token, perplexity {held_out['perplexity']:.2f}"
         )
     return text
 

@@ -32,13 +32,13 @@ def summary(results: dict[str, Any]) -> str:
     if ties := results["ties"]:
         text += f" ({count(ties, 'tie')} left out)" if results["ties_dropped"] else f" ({ties} of them ties)"
     if weights["step"] < weights["of"]:
-        text += f"; the weights of step {weights['step']} of {weights['of']}, whose held-out loss was the lowest"
+        text += f"; kept the weights of step {weights['step']} of {weights['of']}, which had the lowest held-out loss"
     if held_out := results.get("held_out"):
         text += _measured("held out", held_out)
         if results.get("chosen_on", {}).get("also_reported"):
-            text += " (the same pairs chose the weights)"
+            text += " (the weights were chosen on these same pairs)"
     else:
-        text += "; not measured, because no pair with a preference was held out"
+        text += "; not evaluated, because no pair with a preference was held out"
     text += _measured("people", results.get("human"))
     return text + f"; reward {results['reward_mean']:.3f} ± {results['reward_std']:.3f}"
 

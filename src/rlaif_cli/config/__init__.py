@@ -1,1 +1,1 @@
-"""What each stage can be told. One definition serves the command line, pipeline files, manifests and resume checks."""
+"""The settings of each stage: one definition for the command line, pipeline files, manifests and resume checks."""

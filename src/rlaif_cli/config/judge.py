@@ -1,4 +1,4 @@
-"""How a judge is asked, and the settings of the stages that label and check labels."""
+"""Judge settings, and those of the stages that produce and check labels."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import MinLen
 from pydantic import field_validator, model_validator
 
-from rlaif_cli.config.base import FROM, ORDERED, InputConfig, Names, setting
+from rlaif_cli.config.base import FROM, JUDGING, ORDERED, OUTPUT, InputConfig, Names, setting
 from rlaif_cli.config.engine import EngineConfig
 
 Judges = Annotated[Names, MinLen(1)]
 
 
-class JudgeConfig(EngineConfig):
-    """How a judge is asked."""
+class JudgeConfig(EngineConfig, section=JUDGING):
+    """How a judge is queried."""
 
     judge: Judges = setting(
-        help="The judge: a built-in model, a folder, a .gguf file or a hub name. Several times: a panel, averaged."
+        help="A built-in name, a folder, a .gguf file or a hub name. Repeat for a panel of judges, averaged."
     )
-    constitution: str = setting(help="A shipped constitution's name, or a YAML file.")
+    constitution: str = setting(help="Name of a shipped constitution, or a YAML file.")
     method: Literal["pairwise", "score", "contrast"] = setting(
         "pairwise",
-        "pairwise asks which is better, both orders; score asks for 1 to 10, one by one; contrast asks nothing and "
-        "compares likelihoods. Which agrees with people: docs/judging.md.",
+        "pairwise: ask which response is better, in both orders; score: rate each response from 1 to 10; contrast: "
+        "compare likelihoods without asking. How well each agrees with people: docs/judging.md.",
     )
     principles: tuple[str, ...] = setting(
-        ("sample",), "'sample' draws one per comparison; 'all' averages over all; or ids, averaged."
+        ("sample",),
+        "Principles to judge by: 'sample' draws one per comparison, 'all' averages over all; or ids to average over.",
     )
     min_mass: float = setting(
-        0.1, "Pairwise and score: a row whose labels hold less probability than this is unscored.", ge=0, le=1
+        0.1, "Pairwise and score: leave a row unscored if its labels have less total probability than this.", ge=0, le=1
     )
     samples: int = setting(
-        0, "Pairwise and score: sample this many answers and count them (judges that tell no log-probs).", ge=0
+        0, "Pairwise and score: sample this many answers and count them, for judges that return no log-probs.", ge=0
     )
     contrast_scale: float = setting(
-        20.0, "Contrast: k in sigmoid(k (score_a - score_b)), scores in nats per token.", gt=0
+        20.0, "Contrast: k in sigmoid(k (score_a - score_b)); scores are in nats per token.", gt=0
     )
 
     @property
@@ -46,30 +47,32 @@ class JudgeConfig(EngineConfig):
     @classmethod
     def _each_once(cls, judge: tuple[str, ...]) -> tuple[str, ...]:
         if twice := sorted({name for name in judge if judge.count(name) > 1}):
-            raise ValueError(f"'{twice[0]}' is there twice: a panel is of different judges")
+            raise ValueError(f"'{twice[0]}' is given twice: the judges of a panel must differ")
         return judge
 
     @model_validator(mode="after")
     def _of_this_method(self) -> JudgeConfig:
         if self.method == "contrast" and self.samples:
-            raise ValueError("--samples is for judges that are asked, and --method contrast asks nothing")
+            raise ValueError("--samples does not apply to --method contrast, which does not ask the judge")
         if self.method == "contrast" and self.engine == "openai":
-            raise ValueError("--method contrast needs the log-probs of given texts, which --engine openai cannot tell")
+            raise ValueError(
+                "--method contrast needs the log-probs of given texts, which --engine openai does not return"
+            )
         return self
 
 
-class CompareConfig(JudgeConfig):
+class CompareConfig(JudgeConfig, section=JUDGING):
     """How a judge compares two responses."""
 
-    shots: int = setting(0, "Pairwise: exemplars of the constitution shown before the question.", ge=0)
-    cot: bool = setting(False, "Pairwise: the judge reasons in words first, then answers.")
-    rationale_tokens: int = setting(512, "With --cot: the longest reasoning, tokens.", ge=1)
+    shots: int = setting(0, "Pairwise: number of the constitution's exemplars to show before the question.", ge=0)
+    cot: bool = setting(False, "Pairwise: let the judge reason before it answers (chain of thought).")
+    rationale_tokens: int = setting(512, "With --cot: maximum tokens of reasoning.", ge=1)
     truncate: Literal["refuse", "head", "tail", "middle"] = setting(
         "refuse",
-        "A pair that is too long for the judge: refuse it, or cut the head, tail or middle of its texts.",
+        "For a pair that is too long for the judge: refuse it, or cut the head, tail or middle of its texts.",
     )
     clamp: tuple[float, float] | None = setting(
-        None, "Pairwise: keep probabilities within these two bounds (0.4 0.6 for --cot, whose labels are too sure)."
+        None, "Pairwise: clip probabilities to these bounds (0.4 0.6 suits --cot, whose labels are overconfident)."
     )
 
     @model_validator(mode="after")
@@ -77,52 +80,64 @@ class CompareConfig(JudgeConfig):
         if self.method != "pairwise":
             for name in ("shots", "cot", "clamp"):
                 if getattr(self, name):
-                    raise ValueError(f"--{name} belongs to --method pairwise")
+                    raise ValueError(f"--{name} needs --method pairwise")
         if self.engine == "openai" and self.truncate != "refuse":
             raise ValueError("--truncate needs the model's tokenizer, which --engine openai does not have")
         if self.clamp and not 0 <= self.clamp[0] <= self.clamp[1] <= 1:
-            raise ValueError(f"--clamp needs two bounds from 0 to 1, found {self.clamp[0]:g} {self.clamp[1]:g}")
+            raise ValueError(
+                f"--clamp needs two increasing bounds from 0 to 1, got {self.clamp[0]:g} {self.clamp[1]:g}"
+            )
         if not self.cot and self.rationale_tokens != type(self).model_fields["rationale_tokens"].default:
-            raise ValueError("--rationale-tokens belongs to --cot")
+            raise ValueError("--rationale-tokens needs --cot")
         return self
 
 
 class LabelConfig(CompareConfig):
-    """Turn candidates into soft preferences by an LLM judge."""
+    """Turn candidates into soft preferences with an LLM judge."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif label candidates.jsonl --judge org/judge --constitution helpfulness -o preferences.jsonl",
         "rlaif label - --judge gpt --engine openai --base-url http://127.0.0.1:8000/v1 --constitution my.yaml < c",
     )
     candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
-    output: str = setting("-", "Where the preferences go; - is stdout.", short="-o", output=False)
-    pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
-    ordered: bool = setting(False, ORDERED)
+    output: str = setting(
+        "-", "Output file for the preferences; - is stdout.", short="-o", section=OUTPUT, output=False
+    )
+    pairs: str = setting("chain", "Which responses to compare: all, chain (neighbours) or random:K.")
+    ordered: bool = setting(False, ORDERED, section=OUTPUT)
 
 
 class AnnotateConfig(InputConfig):
-    """Compare pairs by hand, in a page on this machine. Blind, shuffled, by keyboard, saved at once."""
+    """Compare pairs by hand, in a local web page. Blind, shuffled, by keyboard; every answer is saved at once."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif annotate candidates.jsonl -o human.jsonl --annotator ann --labels preferences.jsonl",
     )
     candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
-    output: str = setting(help="Where the answers go: human pairs, as `rlaif eval alignment` reads them.", short="-o")
-    annotator: str = setting(help="Who answers; several people may share one file.", min_length=1)
-    pairs: str = setting("chain", "Which responses are compared: all, chain (neighbours) or random:K.")
-    labels: str | None = setting(None, "A judge's preferences for the same pairs, compared at the end.", output=False)
-    port: int = setting(0, "0: any that is free.", ge=0, lt=65536, output=False)
-    no_browser: bool = setting(False, "Only print the address.", output=False)
+    output: str = setting(
+        help="Output file for the answers: human pairs, as `rlaif eval alignment` reads them.",
+        short="-o",
+        section=OUTPUT,
+    )
+    annotator: str = setting(help="Your name; several people may share one file.", min_length=1)
+    pairs: str = setting("chain", "Which responses to compare: all, chain (neighbours) or random:K.")
+    labels: str | None = setting(
+        None, "A judge's preferences for the same pairs, to compare with at the end.", output=False
+    )
+    port: int = setting(0, "Port of the page; 0 picks a free one.", ge=0, lt=65536, output=False)
+    no_browser: bool = setting(False, "Print the address without opening a browser.", output=False)
 
 
 class AuditConfig(InputConfig):
-    """Check labels before anyone trains on them. Bias, mass, ties, length, repeats; ok, look or stop for each."""
+    """Check labels before training on them. Bias, mass, ties, length, duplicates: ok, look or stop for each."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif audit preferences.jsonl",
         "rlaif audit preferences.jsonl --strict --json > audit.json",
     )
     preferences: str = setting(help=f"JSONL of preferences: {FROM}.", argument=True)
-    skip_invalid: bool = setting(False, "Go on without lines that cannot be used; they are counted.")
-    as_json: bool = setting(False, "The findings as one JSON object.", flag="--json", output=False)
-    strict: bool = setting(False, "Exit code 3 when a check says stop.", output=False)
+    skip_invalid: bool = setting(False, "Skip and count invalid lines.")
+    as_json: bool = setting(
+        False, "Print the findings as one JSON object.", flag="--json", section=OUTPUT, output=False
+    )
+    strict: bool = setting(False, "Exit with code 3 if a check says stop.", output=False)

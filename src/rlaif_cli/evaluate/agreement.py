@@ -1,4 +1,4 @@
-"""How often probabilities agree with people, and how well they are calibrated."""
+"""Agreement of probabilities with human labels, and their calibration."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def agreement(
     sources: Sequence[str | None],
     prompts: Sequence[Hashable],
 ) -> dict[str, Any]:
-    """How far probabilities agree with people, beside "the longer one wins" and "the first one wins".
+    """Agreement of probabilities with human labels, with the baselines "longer wins" and "first wins".
 
     Args:
-        p: [n] P(a is better), by a judge or reward model.
-        human: [n] the share of people who preferred a.
-        lengths: [n, 2] characters of a and b.
-        sources: [n] what to split by.
-        prompts: [n] whose pairs they are.
+        p: [n] P(a is better) by a judge or reward model.
+        human: [n] fraction of annotators who preferred a.
+        lengths: [n, 2] lengths of a and b in characters.
+        sources: [n] group of each pair, or None.
+        prompts: [n] prompt of each pair, for intervals.
     """
     decided = human != 0.5
     names = np.array(prompts, dtype=object)
@@ -52,18 +52,18 @@ def _accuracy(p: Any, human: Any, lengths: Any, prompts: Any) -> dict[str, Any]:
 
 
 def _right(p: Any, human: Any, prompts: Any) -> dict[str, Any]:
-    """How often p is on people's side; the pairs on which they are split evenly are left out."""
+    """How often p agrees with the human majority; human ties are left out."""
     decided = human != 0.5
     return rate(agreement_items(p, human)[decided], prompts[decided].tolist())
 
 
 def _share_that_agrees(p: Any, human: Any) -> Any:
-    """Per pair, the share of its annotators who chose as the judge did; one half where it chose neither."""
+    """Per pair, the fraction of annotators who agree with the judge; one half if the judge is undecided."""
     return np.where(p > 0.5, human, np.where(p < 0.5, 1 - human, 0.5))
 
 
 def _by_group(names: Sequence[str | None], p: Any, human: Any, lengths: Any, prompts: Any) -> dict[str, Any] | None:
-    """Agreement within each group that has a pair with a preference; None where there is one group alone."""
+    """Agreement within each group that has a pair with a preference; None if there is only one group."""
     groups = sorted({name for name in names if name is not None})
     if len(groups) < 2:
         return None

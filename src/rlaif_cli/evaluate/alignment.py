@@ -1,6 +1,6 @@
-"""What says honestly whether it helped: alignment with people, win rate, harmless rate.
+"""Alignment of a judge with human preferences.
 
-Every number carries its n, the unscored count and an interval over prompts; per-item results are saved beside it.
+Every number has its n, the unscored count and an interval over prompts; per-item results are saved next to it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from rlaif_cli.ui.progress import ProgressCallback, no_progress
 def alignment(
     config: AlignmentConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress
 ) -> dict[str, Any]:
-    """AI Labeler Alignment (Lee et al. 2023): z = mean 1[argmax P_AI = human], beside "longer wins".
+    """AI Labeler Alignment (Lee et al. 2023): z = mean 1[argmax P_AI = human], with the baseline "longer wins".
 
-    Human ties are left out; a judge that is exactly undecided counts one half.
+    Human ties are left out; an exactly undecided judge counts one half.
 
     Raises:
-        InputError: the pairs cannot be used, none has a preference, or none of those that have one could be scored.
+        InputError: the pairs are invalid, or no pair with a preference could be scored.
     """
     constitution = load_constitution(config.constitution)
     check_principles(config, constitution)
@@ -93,9 +93,6 @@ def alignment(
         difference = np.array([j.scores[0] - j.scores[1] for _, j in scored])
         result["fitted_contrast_scale"] = round(fit_contrast_scale(difference, human), 2)
     return save(config, result, items)
-
-
-# ------------------------------------------------------------------------------------------------ shared
 
 
 def _mean(values: Sequence[float]) -> float | None:

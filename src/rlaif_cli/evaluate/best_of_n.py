@@ -1,4 +1,4 @@
-"""What choosing the best of n responses by a reward gains."""
+"""The gain of choosing the best of n responses by reward."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rlaif_cli.train.reward_source import check_reward_source, reward_source
 
 
 def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
-    """How often a judge prefers the response that scores best to the first, and to a random one.
+    """How often a judge prefers the best-scoring response to the first one, and to a random one.
 
-    A reward model or function can only be of use to a policy if its choice among the policy's own samples is a better
-    one. A row in which a response has no score is left out.
+    A reward model or function can only help a policy if it prefers better responses among the policy's own samples.
+    Rows with an unscored response are left out.
 
     Raises:
-        InputError: the candidates cannot be used, a reward function fails, or no comparison could be decided.
-        ModelError: a folder holds no reward model.
+        InputError: the candidates are invalid, a reward function fails, or the judge decided no comparison.
+        ModelError: a folder is not a reward model.
     """
     check_reward_source(config)
     rejected = rejected_path(config.output, "best-of-n")
@@ -39,7 +39,7 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
     missing = [_without_best(row, scores[row.id]) for row in left_out]
     rows = [row for row in rows if not scores[row.id].unscored]
     if not rows:
-        what = "in every row a response has no score"
+        what = "every row has an unscored response"
         raise nothing_scored(config, "best-of-n", what, config.candidates, missing)
     rewards = [scores[row.id].total for row in rows]
     best = [int(np.argmax(found)) for found in rewards]
@@ -53,7 +53,7 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
         for row, chosen, other in zip(rows, best, places, strict=True)
     ]
     answers = iter(compare([(prompt, a, b) for prompt, a, b in texts if a != b]))
-    p = [next(answers) if a != b else 0.5 for _, a, b in texts]  # one response against itself is a tie
+    p = [next(answers) if a != b else 0.5 for _, a, b in texts]  # a response against itself is a tie
     verdicts = dict(zip(others, (p[: len(rows)], p[len(rows) :]), strict=True))
     prompts = [prompt_key(row.prompt) for row in rows]
     items = [
@@ -80,7 +80,7 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
     for name in others:
         decided = [(each, prompt) for each, prompt in zip(verdicts[name], prompts, strict=True) if each is not None]
         if not decided:
-            what = "no comparison could be decided"
+            what = "the judge decided no comparison"
             raise nothing_scored(config, "best-of-n", what, config.candidates, [*items, *missing])
         result[f"win_rate_over_{name}"] = rate(wins([each for each, _ in decided]), [key for _, key in decided])
     result["chose_the_first"] = rate([place == 0 for place in best], prompts)
@@ -88,7 +88,7 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
 
 
 def _without_best(row: Candidates, scores: RowScores) -> dict[str, Any]:
-    """The item of a row that is left out, with the reason."""
+    """The item of a row that is left out."""
     return {
         "id": row.id,
         "prompt_key": prompt_key(row.prompt),

@@ -1,4 +1,4 @@
-"""An evaluation's result: JSON in which every number has its n and interval, and per-item rows beside it."""
+"""The result of an evaluation: JSON with n and interval for every number, and a file of per-item rows."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from rlaif_cli.judge.provenance import judging_hashes
 def prompts_of_both(
     a: Mapping[str, Candidates], b: Mapping[str, Candidates], names: tuple[str, str]
 ) -> dict[str, list[Message]]:
-    """The prompts that two files answer, by the ids that both have, in the order of `a`.
+    """The prompts that are in both files, by id, in the order of `a`.
 
     Raises:
-        InputError: there is no such id, or one stands on different prompts.
+        InputError: the files have no id in common, or an id has different prompts.
     """
     where = ", ".join(names)
     prompts = {key: shared_prompt(a[key].prompt, b[key].prompt) for key in a if key in b}
     if not prompts:
-        hint = "rows are matched by id and prompt: both sides must be answers to the same prompts file"
+        hint = "rows are matched by id and prompt: generate both sides from the same prompts file"
         raise InputError("the two sides have no prompt id in common", where=where, hint=hint)
     found = {key: prompt for key, prompt in prompts.items() if prompt is not None}
-    if other := [key for key in prompts if key not in found]:
-        shown = [f"id '{key}': {_start(a[key])} | {_start(b[key])}" for key in other]
-        what = f"{len(other)} of {len(prompts)} ids stand on different prompts in the two files"
-        hint = "compare answers to one prompt: generate both sides from the same prompts file"
+    if different := [key for key in prompts if key not in found]:
+        shown = [f"id '{key}': {_start(a[key])} | {_start(b[key])}" for key in different]
+        what = f"{len(different)} of {len(prompts)} ids have different prompts in the two files"
+        hint = "generate both sides from the same prompts file"
         raise InputError(what, where=where, errors=shown, hint=hint)
     return found
 
@@ -46,7 +46,7 @@ def _start(row: Candidates) -> str:
 
 
 def save(config: StageConfig, result: dict[str, Any], items: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Write the result, its per-item rows and its manifest; one for stdout is the caller's to print."""
+    """Write the result, its per-item rows and its manifest, unless it goes to stdout, which the caller does."""
     output: str = config.output  # type: ignore[attr-defined]  # every evaluation's config has one
     path = file_of(output)
     if path is not None:
@@ -66,18 +66,18 @@ def _settings(config: StageConfig) -> dict[str, Any]:
 
 
 def planned(metric: str, count: int) -> dict[str, Any]:
-    """The result of a dry run: everything could be read, and so much would be scored."""
+    """The result of a dry run: the number of items that would be scored."""
     return {"metric": metric, "n": count}
 
 
 def check_preferences(pairs: Iterable[HumanPair], where: str) -> None:
-    """Raises: InputError: people are split evenly over every pair."""
+    """Raises: InputError: every pair is a human tie."""
     if all(pair.human_fraction_a == 0.5 for pair in pairs):
         raise InputError("no pair has a preference to agree with", where=where)
 
 
 def nothing_scored(config: Any, metric: str, what: str, where: str, items: Iterable[dict[str, Any]]) -> InputError:
-    """There is no number to give; why not stands in the per-item rows, which are saved."""
+    """The error for an evaluation without any scored item; per-item rows are saved with their reasons."""
     output = config.output
     if file_of(output) is None:
         reasons = {str(reason) for item in items if (reason := item.get("reason")) is not None}

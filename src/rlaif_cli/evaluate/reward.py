@@ -1,4 +1,4 @@
-"""Mean reward of responses, alone or beside a baseline."""
+"""Mean reward of responses, optionally compared with a baseline."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ from rlaif_cli.train.reward_source import (
 def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
     """The mean reward of candidates; with a baseline, of both, and the mean paired difference.
 
-    A reward model's are in its standard deviations over its training responses, from its mean; a judge's are logits,
-    as in `ppo`. Of several sources the weighted sum, and each one's own mean under `sources`.
+    Rewards of a reward model are normalized by its mean and standard deviation on its training responses; those of a
+    judge are logits, as in `ppo`. With several sources, the reward is their weighted sum, and `sources` has the mean of
+    each.
 
     Raises:
-        InputError: an id stands on different prompts in the two files, or a reward function fails.
+        InputError: an id has different prompts in the two files, or a reward function fails.
     """
     check_reward_source(config)
     rows, baseline, alone = _by_id(config.candidates, config), None, 0
@@ -88,12 +89,12 @@ def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
 
 
 def _compared(means: Mapping[str, NDArray[Any]], scored: NDArray[Any], prompts: Sequence[str]) -> dict[str, Any]:
-    """Each side's mean with its interval; of two, also that of their paired difference.
+    """The mean of each side with its interval; for two sides also their paired difference.
 
     Args:
-        means: the row's mean rewards by side (`reward`, `baseline`), [rows] each.
-        scored: [rows] which of them count.
-        prompts: of those.
+        means: mean rewards of the rows by side (`reward`, `baseline`), [rows] each.
+        scored: [rows] which rows count.
+        prompts: the prompts of these rows.
     """
     found = {name: estimate(values[scored], prompts) for name, values in means.items()}
     if "baseline" in means:
@@ -102,7 +103,7 @@ def _compared(means: Mapping[str, NDArray[Any]], scored: NDArray[Any], prompts: 
 
 
 def _means_by_source(sides: Mapping[str, Sequence[RowScores]]) -> dict[str, dict[str, NDArray[Any]]]:
-    """source -> side -> [rows]: each source's mean over the responses that have a score; {} of one source."""
+    """source -> side -> [rows]: mean of each source over the scored responses; {} if there is only one source."""
     first = next(iter(sides.values()))
     names = list(first[0].by_source) if first else []
     return {
@@ -123,12 +124,12 @@ def _by_id(path: str, config: RewardConfig) -> dict[str, Candidates]:
 
 @dataclass(frozen=True)
 class RowScores:
-    """What the responses of a row scored.
+    """The scores of the responses of a row.
 
     Attributes:
-        total: [n]; NaN where there is none.
-        by_source: [n] each; empty where there is one source.
-        reason: why one of them has none.
+        total: [n]; NaN for unscored responses.
+        by_source: [n] each; empty if there is only one source.
+        reason: why a response is unscored.
     """
 
     total: NDArray[Any]
@@ -140,13 +141,13 @@ class RowScores:
         return int((~np.isfinite(self.total)).sum())
 
     def mean(self, values: NDArray[Any]) -> float:
-        """Of those of the responses that have a score; NaN where none has one."""
+        """The mean over the scored responses; NaN if there are none."""
         known = values[np.isfinite(self.total)]
         return float(known.mean()) if len(known) else math.nan
 
 
 def _scores(scorer: RewardSource, rows: Sequence[Candidates]) -> dict[str, RowScores]:
-    """The scores of every row by its id; rows with equally many responses go together."""
+    """The scores of every row by id; rows with the same number of responses are scored together."""
     found: dict[str, RowScores] = {}
     for count in {len(row.responses) for row in rows}:
         of_count = [row for row in rows if len(row.responses) == count]
@@ -164,7 +165,7 @@ def _scores(scorer: RewardSource, rows: Sequence[Candidates]) -> dict[str, RowSc
 
 
 def _with_own_fields(row: Candidates) -> PromptRow:
-    """As `ppo` has it: `generate` keeps a prompt's reference in `meta`."""
+    """The row as `ppo` passes it: `generate` stores the reference of a prompt in `meta`."""
     meta = dict(row.meta)
     reference = meta.pop("reference", None)
     return PromptRow(row.id, as_messages(row.prompt), reference, meta)

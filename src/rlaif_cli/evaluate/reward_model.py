@@ -1,4 +1,4 @@
-"""Rewards, measured: how often a reward model agrees with people, and the mean reward that PPO climbs."""
+"""Agreement of a reward model with human preferences or labels."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from rlaif_cli.train.reward_source import RewardReader
 
 
 def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
-    """How often the reward model (or the mean probability of several) prefers what people, or labels, prefer.
+    """How often the reward model (or the mean probability of several) agrees with people or labels.
 
     Raises:
-        InputError: the pairs cannot be used, or none has a preference.
-        ModelError: a folder holds no reward model.
+        InputError: the pairs are invalid, or none has a preference.
+        ModelError: a folder is not a reward model.
     """
     paths = [resolve_model(name) for name in config.reward_model]
     for path in paths:
@@ -66,7 +66,7 @@ def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
             "human_fraction_a": pair.human_fraction_a,
             "length_a": length_a,
             "length_b": length_b,
-            "rewards": rewards.tolist(),  # [models, (a, b)], as the models say them
+            "rewards": rewards.tolist(),  # [models, (a, b)], not normalized
         }
         for pair, prompt, probability_a, (length_a, length_b), rewards in zip(
             pairs, prompts, p, lengths.tolist(), scores.swapaxes(0, 1), strict=True
@@ -80,7 +80,7 @@ def _group(pair: HumanPair, reader: RewardReader) -> Group:
 
 
 def _pair_scores(path: Path, pairs: list[HumanPair], reader: RewardReader, config: RewardModelEvalConfig) -> Any:
-    """[pairs, 2]; the model is held no longer than this takes."""
+    """[pairs, 2]; the model is freed afterwards."""
     model = load_reward_model(path).eval().requires_grad_(False)
     groups = [_group(pair, reader) for pair in pairs]
     return score_groups(model, groups, config.precision, config.tokens_per_batch)

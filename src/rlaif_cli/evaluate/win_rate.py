@@ -1,4 +1,4 @@
-"""Win rate of one set of responses over another, also at equal length."""
+"""Win rate of one set of responses over another, also length-controlled."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from rlaif_cli.ui.progress import ProgressCallback, no_progress
 def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
     """The share of comparisons in which the judge prefers A; the interval is over prompts.
 
-    `length_controlled` is the win rate at equal length, by Lee et al.'s logistic regression on the length ratio.
-    `openings` says how alike each side's responses begin: a small policy cheats by one opening for everything.
+    `length_controlled` is the win rate at equal length, from Lee et al.'s logistic regression on the length ratio.
+    `openings` measures how often responses of a side begin alike: a small policy may game the judge with one opening.
 
     Raises:
-        InputError: an id stands on different prompts in A and B, or no comparison could be scored.
+        InputError: an id has different prompts in A and B, or no comparison could be scored.
     """
     constitution = load_constitution(config.constitution)
     check_principles(config, constitution)
     room = ContextBudget(config, constitution)
     a, b = (_candidates(config, side, name, engines) for side, name in (("a", config.a), ("b", config.b)))
-    if config.dry_run and not (a and b):  # a side is sampled only in earnest
+    if config.dry_run and not (a and b):  # a dry run does not sample
         return planned("win-rate", 0)
     shared = prompts_of_both(a, b, (config.a, config.b))
     keys, texts, alone = [], [], 0
@@ -54,8 +54,10 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     reasons = (
         (key, room.check(prompt, [left, right])) for (key, _), (prompt, left, right) in zip(keys, texts, strict=True)
     )
-    if faults := [f"prompt {key}: {reason}" for key, reason in reasons if reason]:
-        raise InputError("the judge cannot compare all of these", where=f"{config.a}, {config.b}", errors=faults)
+    if errors := [f"prompt {key}: {reason}" for key, reason in reasons if reason]:
+        raise InputError(
+            "the judge cannot compare some of the responses", where=f"{config.a}, {config.b}", errors=errors
+        )
     if config.dry_run:
         return planned("win-rate", len(texts))
     judgements = judge_all(config, constitution, room, engines, texts, progress)
@@ -80,7 +82,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         where = f"{config.a}, {config.b}"
         raise nothing_scored(config, "win-rate", "no comparison could be scored", where, items)
     p = np.array([j.p_a for _, _, j in scored])
-    # Equal texts are a tie, whatever the last bits of two log-probs say.
+    # Equal texts are a tie, whatever the rounding errors of their log-probs.
     p[[t[1] == t[2] for _, t, _ in scored]] = 0.5
     won = wins(p)
     prompts = [prompt_key(t[0]) for _, t, _ in scored]
@@ -112,13 +114,13 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
 
 
 def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool) -> dict[str, Candidates]:
-    """A side's responses by prompt id: from its file, or sampled now where it names a model."""
+    """The responses of a side by prompt id: read from its file, or sampled now if it names a model."""
     path = name
     if not names_records(name):
         if config.prompts is None:
             raise UsageError(
-                f"'{name}' is not a candidates file; to sample from a model, --prompts is needed",
-                hint="give a .jsonl that `rlaif generate` made, or add --prompts",
+                f"'{name}' is not a candidates file; sampling from a model needs --prompts",
+                hint="give a .jsonl from `rlaif generate`, or add --prompts",
             )
         path = str(beside(config.output, "win-rate", side))
         shared = {

@@ -6,10 +6,10 @@
       preferences: {run: label, candidates: "${candidates}", judge: smollm2-135m, constitution: helpfulness}
 
 `${stage}` is that stage's output, `${examples}` the folder of shipped examples, `${run}` the run's own folder. A stage
-without `output` writes `<stage>` with the ending that its kind of output has. Unknown keys are errors.
+without `output` writes `<stage>` with the extension of its kind of output. Unknown keys are errors.
 
-`values:` names what several stages use (`${judge}`). `matrix:` names axes with their values: a stage that uses an axis,
-or the output of one that does, runs once for each value, as `<stage>.<axis>=<value>`; what is equal is shared.
+`values:` defines names that several stages use (`${judge}`). `matrix:` defines axes with their values: a stage that
+uses an axis, or the output of one that does, runs once per value, as `<stage>.<axis>=<value>`; all others run once.
 
     matrix: {hard: [false, true], seed: [0, 1]}
     stages:
@@ -35,11 +35,12 @@ from rlaif_cli.data.json_lines import describe
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.shipped_files import shipped_path
 from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.ui.console import counted
 from rlaif_cli.ui.progress import ProgressCallback
 
 SUMMARY = "summary.json"
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
-_OF_THE_RUN = ("overwrite", "dry_run")  # what --set cannot tell one stage
+_RUN_SETTINGS = ("overwrite", "dry_run")  # apply to the whole run, so --set cannot change them for one stage
 OPTION = re.compile(r"--([a-z][a-z-]*)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")  # in a file's name
 Scalar = str | int | float | bool
@@ -47,14 +48,14 @@ Scalar = str | int | float | bool
 
 @dataclass(frozen=True)
 class StageKind:
-    """What a pipeline can run: `run(config, engines, progress) -> its numbers`; `ending` of its output's name."""
+    """A kind of stage: `run(config, engines, progress) -> its results`; `ending`: the extension of its output."""
 
     config: type[StageConfig]
     run: Callable[[Any, Any, ProgressCallback], dict[str, Any]]
     ending: str
 
 
-# A name of a file of its own, below the run's folder, with room for the axes of a matrix.
+# Used as a file name in the run folder; short enough to append the axes of a matrix.
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]*$")]
 
 
@@ -72,45 +73,45 @@ class PipelineFile(BaseModel):
     def _each_once(cls, matrix: dict[str, list[Scalar]]) -> dict[str, list[Scalar]]:
         for axis, values in matrix.items():
             if len({_shown(value) for value in values}) < len(values):
-                raise ValueError(f"'{axis}' names a value twice: {', '.join(map(_shown, values))}")
+                raise ValueError(f"'{axis}' has duplicate values: {', '.join(map(_shown, values))}")
         return matrix
 
     def given(self, changed: Mapping[str, str]) -> dict[str, Scalar]:
-        """The values, some of them changed; a text becomes what the file's own value is: a number, true or false.
+        """The values with some of them replaced; a text is parsed as the type of the file's own value.
 
         Raises:
-            ValueError: there is no such value, or it is of another kind.
+            ValueError: there is no such value, or the text has a different type.
         """
         found = dict(self.values)
         for name, text in changed.items():
             if name not in found:
-                there = f"there are {', '.join(found) or 'none'}; a stage's own setting is STAGE.SETTING=VALUE"
+                there = f"it has {', '.join(found) or 'none'}; for the setting of a stage, use STAGE.SETTING=VALUE"
                 raise ValueError(f"the pipeline has no value '{name}'; {there}")
             kind = type(found[name])
-            if found[name] != "" and not text.strip():  # an unset variable of a shell
+            if found[name] != "" and not text.strip():  # an unset shell variable
                 raise ValueError(f"'{name}' is empty; in the file it is {_shown(found[name])}")
             try:
                 found[name] = TypeAdapter(kind).validate_python(text)
             except ValidationError:
                 raise ValueError(
-                    f"'{name}' is {_shown(found[name])} in the file; '{text}' is no {kind.__name__}"
+                    f"'{name}' is {_shown(found[name])} in the file; '{text}' is not of type {kind.__name__}"
                 ) from None
         return found
 
     def with_settings(self, changed: Mapping[str, str], kinds: Mapping[str, StageKind]) -> PipelineFile:
-        """Other settings of stages, by STAGE.SETTING; a text in brackets is a list.
+        """Stages with some settings replaced, by STAGE.SETTING; a text in brackets is a list.
 
         Raises:
-            ValueError: the stage has no such setting, or the text is empty or no list.
+            ValueError: the stage has no such setting, or the text is empty or not a list.
         """
         stages = {name: dict(settings) for name, settings in self.stages.items()}
         for name, text in changed.items():
             stage, _, key = name.rpartition(".")
             kind = kinds.get(str(stages[stage].get("run")))
-            known = [field for field in kind.config.model_fields if field not in _OF_THE_RUN] if kind else [key]
+            known = [field for field in kind.config.model_fields if field not in _RUN_SETTINGS] if kind else [key]
             if key not in known:
                 there = ", ".join(known)
-                raise ValueError(f"stage '{stage}' has no setting '{key}'; there are {there}")
+                raise ValueError(f"stage '{stage}' has no setting '{key}'; it has {there}")
             if not text.strip():
                 raise ValueError(f"'{name}' is empty")
             stages[stage][key] = strict_yaml.parse(text.encode(), Path(name)).value if text.startswith("[") else text
@@ -119,11 +120,11 @@ class PipelineFile(BaseModel):
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of a loaded pipeline, checked, its references resolved; of a matrix, one for each of its axes' values.
+    """A checked stage of a pipeline with its references resolved; in a matrix, one for each combination of values.
 
     Attributes:
         stage: its name in the file.
-        axes: what it was resolved with, of the pipeline's matrix.
+        axes: the values of the matrix that it was resolved with.
     """
 
     stage: str
@@ -141,7 +142,7 @@ class Step:
 
 
 def step_name(stage: str, axes: Iterable[tuple[str, Scalar]]) -> str:
-    """`rm`, or of a matrix `rm.hard=true.seed=0`: a file's name, too."""
+    """`rm`, or in a matrix `rm.hard=true.seed=0`; also used as a file name."""
     return ".".join([stage, *(f"{axis}={_UNSAFE.sub('_', _shown(value))}" for axis, value in axes)])
 
 
@@ -150,17 +151,17 @@ def _shown(value: Scalar) -> str:
 
 
 def read(path: str) -> PipelineFile:
-    """A pipeline file as it is written: a YAML file, or the name of a shipped one (`demo`).
+    """Read a pipeline file without resolving it: a YAML file, or the name of a shipped one (`demo`).
 
     Raises:
-        InputError: it cannot be read, or is no pipeline.
+        InputError: it cannot be read, or is not a pipeline.
     """
     file = shipped_path("examples") / path / "pipeline.yaml" if "/" not in path and "." not in path else Path(path)
     try:
         return PipelineFile.model_validate(strict_yaml.load(file))
     except FileNotFoundError:
         shipped = sorted(place.parent.name for place in shipped_path("examples").glob("*/pipeline.yaml"))
-        hint = f"shipped: {', '.join(shipped)}; or give the path of a YAML file"
+        hint = f"shipped: {', '.join(shipped)}; or the path of a YAML file"
         raise InputError("no such pipeline file", where=path, hint=hint) from None
     except ValidationError as error:
         raise InputError(describe(error), where=path) from error
@@ -169,24 +170,24 @@ def read(path: str) -> PipelineFile:
 def load(
     path: str, run_folder: Path, kinds: Mapping[str, StageKind], changed: Mapping[str, str] = {}, **overrides: Any
 ) -> tuple[PipelineFile, list[Step]]:
-    """Read and check a pipeline file whole, before anything runs.
+    """Read and check a whole pipeline file before anything runs.
 
     Args:
         path: a YAML file, or the name of a shipped pipeline (`demo`).
         run_folder: where outputs go.
         kinds: what `run:` may name.
-        changed: other `values` than the file has, and by STAGE.SETTING other settings of its stages.
+        changed: replacements for `values` of the file and, by STAGE.SETTING, for settings of its stages.
         overrides: settings for every stage (`overwrite`, `dry_run`).
 
     Raises:
-        UsageError: `changed` names what the file has not, or is of another kind.
-        InputError: with every fault, each naming its stage and setting.
+        UsageError: `changed` has an unknown name, or a value of the wrong type.
+        InputError: the file is invalid; all errors are listed with stage and setting.
     """
     pipeline = read(path)
     own = {name: text for name, text in changed.items() if name.rpartition(".")[0] in pipeline.stages}
     own = {name: text for name, text in own.items() if name not in pipeline.values}
     values: dict[str, Scalar] = {"run": str(run_folder), "examples": str(shipped_path("examples"))}
-    faults = [f"{path}: '{name}' is named twice" for name in _named_twice(pipeline, values)]
+    faults = [f"{path}: '{name}' is defined twice" for name in _named_twice(pipeline, values)]
     try:
         pipeline = pipeline.with_settings(own, kinds)
         given = pipeline.given({name: text for name, text in changed.items() if name not in own})
@@ -207,10 +208,10 @@ def load(
                 )
             except ValueError as error:  # pydantic's are ValueErrors too
                 faults.append(f"{path} stage '{step_name(stage, chosen.items())}': {describe(error)}")
-                values[stage] = "-"  # later stages may name it all the same: one fault is enough
+                values[stage] = "-"  # later stages may refer to it: report this error only once
     if faults:
-        what = f"{len(faults)} stages cannot be run as they are written"
-        hint = f"changed by --set: {', '.join(own)}; a list stands in brackets: [a, b]" if own else None
+        what = f"{counted(len(faults), 'error')} in the stages"
+        hint = f"changed by --set: {', '.join(own)}; write lists in brackets: [a, b]" if own else None
         raise InputError(what, where=path, errors=faults, hint=hint)
     return pipeline, steps
 
@@ -221,7 +222,7 @@ def _named_twice(pipeline: PipelineFile, values: Iterable[str]) -> list[str]:
 
 
 def _axes_of(settings: Mapping[str, Any], pipeline: PipelineFile, steps: Iterable[Step]) -> list[str]:
-    """The axes that a stage uses, itself or by the output of another, in the order of the matrix."""
+    """The axes that a stage uses, directly or through the output of another, in the order of the matrix."""
     used = set(_REFERENCE.findall(json.dumps(settings, default=str)))
     used |= {axis for step in steps if step.stage in used for axis, _ in step.axes}
     return [axis for axis in pipeline.matrix if axis in used]
@@ -247,7 +248,7 @@ def _step(
     name = settings.pop("run", None)
     kind = kinds.get(str(name))
     if kind is None:
-        raise ValueError(f"run: {strict_yaml.shown(name)} is unknown; one of {', '.join(kinds)}")
+        raise ValueError(f"run: {strict_yaml.shown(name)} is unknown; it must be one of {', '.join(kinds)}")
     settings["output"] = str(run_folder / _output_name(stage, axes, settings, kind.ending))
     resolved = {key: _resolve(value, values) for key, value in settings.items()}
     config = check_outputs(kind.config.model_validate({**resolved, **overrides}))
@@ -255,11 +256,11 @@ def _step(
 
 
 def _resolve(value: Any, values: Mapping[str, Scalar]) -> Any:
-    """References replaced; one that is all of a text keeps its type (a number, true or false)."""
+    """Replace references; a text that is one single reference takes its type (a number, true or false)."""
 
     def known(name: str) -> Scalar:
         if name not in values:
-            raise ValueError(f"${{{name}}} is no earlier stage and no value; there are {', '.join(values)}")
+            raise ValueError(f"${{{name}}} is neither an earlier stage nor a value; known are {', '.join(values)}")
         return values[name]
 
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""From an output back to what it was made of: a tree of manifests, recorded hashes held against what stands there."""
+"""Trace an output back to its inputs: a tree of manifests, with recorded hashes compared with the present files."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ MODELS = ("model", "judge", "reward_model")
 
 @dataclass
 class Node:
-    """A file, checkpoint, function or constitution, and what it was made of.
+    """A file, checkpoint, function or constitution, and its inputs.
 
     Attributes:
-        role: what it was to the output it stands under (`prompts`, `judge`, …); "" at the root.
-        stage: the command that made it; None where no manifest says so.
-        state: whether it still is what the output was made of (of the root: what its own manifest says).
+        role: its role for the output above it (`prompts`, `judge`, …); "" at the root.
+        stage: the command that made it; None if no manifest says so.
+        state: whether it is still what the output was made from (for the root: what its own manifest says).
     """
 
     name: str
@@ -52,20 +52,22 @@ def lineage(config: LineageConfig) -> Node:
     """The tree above `config.path`.
 
     Raises:
-        InputError: there is nothing, or nothing that rlaif made.
+        InputError: it does not exist, or was not made by rlaif.
     """
     path = Path(config.path)
     if not path.exists():
-        raise InputError("there is no such file or folder", where=config.path)
+        raise InputError("no such file or folder", where=config.path)
     manifest = manifest_of(path)
     if manifest is None:
-        hint = "of a run's folder, name one of its outputs" if path.is_dir() else None
-        raise InputError("no manifest says what made it: not rlaif, or not to the end", where=config.path, hint=hint)
+        hint = "this is a folder: if it is that of a run, name one of its outputs" if path.is_dir() else None
+        raise InputError(
+            "it has no manifest: it was not made by rlaif, or is not finished", where=config.path, hint=hint
+        )
     return _made(path, "", manifest, manifest.get("sha256") or manifest.get("checkpoint_sha256"), config.verify, ())
 
 
 def manifest_of(path: Path) -> dict[str, Any] | None:
-    """What a data file's, a result's or a trained folder's manifest says; None if there is none."""
+    """The manifest of a data file, a result or a trained folder; None if there is none."""
     place = path / "manifest.json" if path.is_dir() else sidecar(path, "manifest.json")
     return read_json(place, settings=dict) if place.exists() else None
 
@@ -74,27 +76,27 @@ def _made(
     path: Path, role: str, manifest: dict[str, Any], recorded: str | None, verify: bool, above: tuple[Path, ...]
 ) -> Node:
     node = Node(str(path), role, manifest.get("stage"), _state(path, manifest, recorded, verify), recorded)
-    if path.resolve() not in above:  # a file that is its own ancestor was changed by hand
+    if path.resolve() not in above:  # a file that is its own ancestor was edited by hand
         node.inputs = list(_inputs(path, manifest, verify, (*above, path.resolve())))
     return node
 
 
 def _state(path: Path, manifest: dict[str, Any] | None, recorded: str | None, verify: bool) -> State:
-    """Records are always hashed; checkpoints only to verify, else their manifest is asked."""
+    """Compare hashes: data files are always hashed, checkpoints only with `verify`; else their manifest counts."""
     if recorded is None:
         return "no record"
     if manifest is not None and "checkpoint_sha256" in manifest:
-        said = checkpoint_hash(path) if verify else manifest["checkpoint_sha256"]
+        present = checkpoint_hash(path) if verify else manifest["checkpoint_sha256"]
     else:
-        said = content_sha256(*(file.path for file in files(str(path))))
-    return "as recorded" if said == recorded else "changed"
+        present = content_sha256(*(file.path for file in files(str(path))))
+    return "as recorded" if present == recorded else "changed"
 
 
 def _inputs(output: Path, manifest: dict[str, Any], verify: bool, above: tuple[Path, ...]) -> Iterator[Node]:
     settings = manifest["settings"]
     for role, recorded in input_hashes(settings).items():
         if role == "pairs" and manifest.get("stage") == "label":
-            continue  # there it is the rule by which pairs are formed
+            continue  # in `label` it is the rule for forming pairs
         yield _data(settings[role], role, recorded, verify, above)
     for role in MODELS:
         names = settings.get(role) or ()
@@ -120,7 +122,7 @@ def _data(name: str, role: str, recorded: str | None, verify: bool, above: tuple
     if (manifest := manifest_of(Path(name))) is not None:
         return _made(Path(name), role, manifest, recorded, verify, above)
     node = Node(name, role, None, _state(Path(name), None, recorded, verify), recorded)
-    for path in shards:  # of a pattern or folder, those that were made one by one
+    for path in shards:  # shards of a pattern or folder may have manifests of their own
         if (manifest := manifest_of(path)) is not None:
             node.inputs.append(_made(path, "shard", manifest, manifest.get("sha256"), verify, above))
     return node
@@ -142,14 +144,14 @@ def _model(name: str, role: str, recorded: str | None, verify: bool, above: tupl
 
 
 def recorded_function(settings: Mapping[str, Any], role: str, spec: str) -> str | None:
-    """The sha256 of a function's file that recorded settings hold; None if they hold none."""
+    """The recorded sha256 of a function's file; None if the settings have none."""
     hashes = settings.get(f"{role}_sha256")
     found = hashes.get(spec) if isinstance(hashes, dict) else None
     return found if isinstance(found, str) else None
 
 
 def _function(spec: str, role: str, recorded: str | None) -> Node:
-    """The file that is named is only hashed, never run."""
+    """The named file is only hashed, never executed."""
     if recorded is None:
         return Node(spec, role, None, "no record", None)
     try:

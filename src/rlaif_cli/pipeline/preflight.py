@@ -1,7 +1,7 @@
-"""What a run would stop at, all of it, before its first stage spends compute.
+"""Find everything that would stop a run before its first stage spends compute.
 
-Looked at are the files, constitutions, models and functions that every stage names and no earlier one makes. Nothing is
-started, converted or downloaded, but for the config of a model on the hub; a function's file is run to find it.
+This checks the files, constitutions, models and functions that a stage names and no earlier stage makes. Nothing is
+started, converted or downloaded, except the config of a hub model; a function's file is executed to find the function.
 """
 
 from __future__ import annotations
@@ -28,27 +28,28 @@ from rlaif_cli.models.metadata import check_reward_model
 from rlaif_cli.models.resolve import look_up
 from rlaif_cli.pipeline.file import Step
 
-Need = tuple[str, Callable[[str], object]]  # a name, and what raises an RlaifError where it cannot be had
+Need = tuple[str, Callable[[str], object]]  # a name, and a check that raises RlaifError if it is unavailable
 
 
 def check(path: str, steps: Collection[Step], wanted: Collection[Step]) -> None:
-    """Look at all that the wanted ones of a pipeline's steps need.
+    """Check everything that the wanted steps of a pipeline need.
 
     Raises:
-        RlaifError: with every fault once, and the stages that it stops; of the kind of the first.
+        RlaifError: something is missing; each error is listed once with the stages that it stops. Its class is
+            that of the first error.
     """
-    stopped: dict[str, list[str]] = {}  # fault -> steps
+    stopped: dict[str, list[str]] = {}  # error -> steps
     kinds = list[type[RlaifError]]()
     for step in wanted:
         for error in _errors(step, steps, wanted):
-            told = f"{error} ({error.hint})" if error.hint else str(error)
-            names = stopped.setdefault(told, [])
+            text = f"{error} ({error.hint})" if error.hint else str(error)
+            names = stopped.setdefault(text, [])
             names += [] if step.name in names else [step.name]
             kinds.append(type(error))
     if kinds:
         count = len({name for names in stopped.values() for name in names})
-        what = f"{count} of {len(wanted)} stages cannot be run, and nothing was started"
-        faults = [f"{', '.join(names)}: {told}" for told, names in stopped.items()]
+        what = f"{count} of {len(wanted)} stages cannot run; nothing was started"
+        faults = [f"{', '.join(names)}: {text}" for text, names in stopped.items()]
         raise kinds[0](what, where=path, errors=faults)
 
 
@@ -58,8 +59,8 @@ def _errors(step: Step, steps: Collection[Step], wanted: Collection[Step]) -> It
             continue
         maker = next((other.name for other in steps if other.output == name), None)
         if maker and not Path(name).exists():
-            what = f"the stage '{maker}' makes it, and is not run now"
-            yield InputError(what, where=name, hint="run that stage, too")
+            what = f"it is made by stage '{maker}', which is not being run"
+            yield InputError(what, where=name, hint="run that stage too")
             continue
         try:
             look(name)
@@ -68,7 +69,7 @@ def _errors(step: Step, steps: Collection[Step], wanted: Collection[Step]) -> It
 
 
 def _made_by(step: Step, name: str) -> bool:
-    """An output, what is in its folder, or beside it by its name (`preferences.unscored.jsonl`)."""
+    """Whether the step writes the file: its output, a file in it, or one named after it (`labels.unscored.jsonl`)."""
     output, path = Path(step.output), Path(name)
     beside = path.parent == output.parent and path.name.startswith(f"{output.stem}.")
     return path.is_relative_to(output) or beside
@@ -92,7 +93,7 @@ def _needs(config: Any) -> Iterator[Need]:
 
 
 def _file(name: str) -> None:
-    if not is_remote(name):  # that can be read once, or costs a download
+    if not is_remote(name):  # stdin can be read only once, and a remote file costs a download
         files(name)
 
 
@@ -103,7 +104,7 @@ def _reward_model(name: str) -> None:
 
 
 def _parts(config: StageConfig) -> Iterator[StageConfig]:
-    """The settings themselves, and those of the judges that a trainer asks."""
+    """The settings themselves, and those of the judges that a trainer uses."""
     yield config
     if isinstance(config, RewardSourceConfig) and config.judge is not None:
         yield config.reward_judge
@@ -121,7 +122,7 @@ def _constitution(config: StageConfig) -> Iterator[Need]:
 
 
 def _local_models(config: Any) -> Iterator[str]:
-    """The names of the models that are loaded here, not asked at a server or made up."""
+    """The names of the models that are loaded locally, not on a server or the fake one."""
     asked: list[str] = []
     if isinstance(config, TrainConfig):
         yield config.model

@@ -1,4 +1,4 @@
-"""An output, or a whole run, made again from what its manifest or summary recorded."""
+"""Reproduce an output or a whole run from its manifest or summary."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ from rlaif_cli.pipeline.file import SUMMARY, PipelineFile, StageKind, Step
 from rlaif_cli.pipeline.lineage import lineage, manifest_of, recorded_function
 
 
-def again(
+def reproduce(
     path: str, output: Path, kinds: Mapping[str, StageKind], *, run_code: bool = False, **overrides: Any
 ) -> tuple[PipelineFile, list[Step]]:
-    """What made an output, or a whole run's folder, as steps that make it again, elsewhere.
+    """The recorded steps of an output or a run folder, with a new output.
 
     Args:
         path: the output, its manifest, or the folder of a run.
-        output: where it goes now; a folder for a whole run.
-        run_code: stages may run the Python functions that they name, where the files are those that were recorded.
+        output: the new output; a folder for a whole run.
+        run_code: whether stages may execute the Python functions that they name, if the files are unchanged.
 
     Raises:
-        InputError: there is no record of what made it, or it was made of something else than is there now.
-        UsageError: a stage runs Python code, without `run_code`.
+        InputError: there is no record of how it was made, or an input has changed since.
+        UsageError: a stage executes Python code, without `run_code`.
     """
     place = Path(path.removesuffix(".manifest.json"))
     if (place / SUMMARY).is_file():
-        return _run_again(place, output, kinds, run_code, overrides)
+        return _reproduce_run(place, output, kinds, run_code, overrides)
     manifest = manifest_of(place) if place.exists() else None
     if manifest is None or manifest.get("stage") not in kinds:
-        raise InputError("no manifest says what made this", where=path, hint="an output of a stage, or a run's folder")
+        raise InputError(
+            "no manifest says how this was made", where=path, hint="give an output of a stage, or a run folder"
+        )
     _refuse_changed([place], place)
     kind, settings = manifest["stage"], manifest["settings"] | {"output": str(output)}
     try:
@@ -48,7 +50,7 @@ def again(
     return pipeline, [step]
 
 
-def _run_again(
+def _reproduce_run(
     folder: Path, output: Path, kinds: Mapping[str, StageKind], run_code: bool, overrides: Mapping[str, Any]
 ) -> tuple[PipelineFile, list[Step]]:
     summary = read_json(folder / SUMMARY, name=str, stages=dict)
@@ -67,7 +69,7 @@ def _run_again(
     steps = []
     try:
         for name, stage in stages.items():
-            # Nothing makes a function's file: one in the run's folder is where it was.
+            # No stage makes a function's file: one in the run folder stays where it is.
             settings = {
                 key: value if key in FUNCTION_FIELDS else moved(value) for key, value in stage["settings"].items()
             }
@@ -81,10 +83,10 @@ def _run_again(
 
 
 def _check_code(step: Step, made: Path, run_code: bool) -> None:
-    """A record that somebody else wrote must not run code: the user says so, and the file is the recorded one.
+    """Execute code named by a record only if the user allows it and the file is the recorded one.
 
     Args:
-        made: what the stage made then.
+        made: the original output of the stage.
 
     Raises:
         UsageError: without the user's consent.
@@ -95,8 +97,8 @@ def _check_code(step: Step, made: Path, run_code: bool) -> None:
         return
     where = f"stage '{step.name}'"
     if not run_code:
-        what = f"it runs Python code: {', '.join(spec for _, spec in named)}"
-        hint = "read the file; where you trust it, add --run-code (the file must be the one that was recorded)"
+        what = f"it executes Python code: {', '.join(spec for _, spec in named)}"
+        hint = "read the file; if you trust it, add --run-code (the file must be unchanged)"
         raise UsageError(what, where=where, hint=hint)
     manifest = manifest_of(made) if _has_record(made) else None
     settings = manifest["settings"] if manifest else {}
@@ -106,18 +108,18 @@ def _check_code(step: Step, made: Path, run_code: bool) -> None:
             hint = f"run the stage with --{role.replace('_', '-')} yourself"
             raise InputError(f"no manifest has the sha256 of {spec}", where=where, hint=hint)
         if user_function.sha256_of(spec) != recorded:
-            hint = "put back the file as it was, or run the stage with the file as it is now"
-            raise InputError(f"{spec} is not the file that was recorded: its sha256 differs", where=where, hint=hint)
+            hint = "restore the file, or run the stage with the file as it is now"
+            raise InputError(f"{spec} has changed since it was recorded: its sha256 differs", where=where, hint=hint)
 
 
 def _refuse_changed(outputs: Iterable[Path], inside: Path) -> None:
-    """What is made again from other inputs is another thing.
+    """Refuse to reproduce outputs whose inputs have changed.
 
     Args:
-        inside: what lies in this folder is made again itself.
+        inside: files in this folder are exempt, since they are reproduced too.
 
     Raises:
-        InputError: an input of one of the outputs is gone, or not what it was.
+        InputError: an input of one of the outputs is missing or has changed.
     """
     made = [lineage(LineageConfig(path=str(path))) for path in outputs if _has_record(path)]
     faults = [
@@ -127,31 +129,31 @@ def _refuse_changed(outputs: Iterable[Path], inside: Path) -> None:
         if node.state in ("changed", "missing") and not Path(node.name).is_relative_to(inside)
     ]
     if faults:
-        hint = "put back what it was made of, or run the stage with the inputs as they are now"
-        raise InputError("it would not be made of the same inputs", where=str(inside), errors=faults, hint=hint)
+        hint = "restore the inputs, or run the stage with the inputs as they are now"
+        raise InputError("its inputs have changed", where=str(inside), errors=faults, hint=hint)
 
 
 def _has_record(path: Path) -> bool:
     try:
         return path.exists() and manifest_of(path) is not None
-    except (OSError, ValueError):  # what a summary names as an output need not be a possible name
+    except (OSError, ValueError):  # the output named in a summary may not be a valid path
         return False
 
 
 def _not_recorded(where: str, error: ValueError) -> InputError:
-    return InputError(f"it does not say how this was made: {describe(error)}", where=where)
+    return InputError(f"it does not record how this was made: {describe(error)}", where=where)
 
 
 def _recorded(
     name: str, kind: str, settings: Mapping[str, Any], kinds: Mapping[str, StageKind], overrides: Mapping[str, Any]
 ) -> Step:
-    """A step from recorded settings, without the hashes that stand among them.
+    """A step from recorded settings, without the hashes among them.
 
     Raises:
-        ValueError: this version of rlaif knows no such stage, or not with such settings.
+        ValueError: this version of rlaif has no such stage, or not with these settings.
     """
     if kind not in kinds:
-        raise ValueError(f"{strict_yaml.shown(kind)} is no stage")
+        raise ValueError(f"{strict_yaml.shown(kind)} is not a stage")
     config = kinds[kind].config
     known = {key: value for key, value in settings.items() if key in config.model_fields}
     return Step(name, kind, check_outputs(config.model_validate({**known, **overrides})))

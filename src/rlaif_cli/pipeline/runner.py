@@ -19,41 +19,41 @@ class RunStage(Protocol):
 
 
 def select(steps: list[Step], only: Sequence[str] = (), start: str | None = None) -> list[Step]:
-    """The steps of the stages `only`, or of the stage `start` and all after it; without either, every step.
+    """The steps of the stages in `only`, or of stage `start` and all after it; without either, all steps.
 
     Args:
         only: stages, or single steps of a matrix (`rm.seed=1`).
 
     Raises:
-        UsageError: there is no such stage or step, or none is both.
+        UsageError: there is no such stage or step, or no step satisfies both.
     """
     known = list(dict.fromkeys(name for step in steps for name in (step.stage, step.name)))
     for name in [*only, *([start] if start else [])]:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+            hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(known)}"
             raise UsageError(f"the pipeline has no stage '{name}'", hint=hint)
     first = next((place for place, step in enumerate(steps) if start in (step.stage, step.name)), 0)
     found = [step for step in steps[first:] if not only or step.stage in only or step.name in only]
     if not found:
-        raise UsageError(f"no stage that --only names stands at or after '{start}'", hint="give --only or --from alone")
+        raise UsageError(f"no stage of --only comes at or after '{start}'", hint="give --only or --from alone")
     return found
 
 
-def _name_stage(error: RlaifError, step: Step) -> None:
-    """Say which stage failed, what the options that the error speaks of are in a pipeline, and how to go on."""
+def _add_stage(error: RlaifError, step: Step) -> None:
+    """Add to an error the stage that failed, how to set the options it mentions in a pipeline, and how to resume."""
     error.where = f"stage '{step.name}'" + (f": {error.where}" if error.where else "")
-    named = OPTION.findall(" ".join([error.what, error.hint or "", *error.errors]))
-    options = [name for name in dict.fromkeys(named) if name.replace("-", "_") in type(step.config).model_fields]
+    mentioned = OPTION.findall(" ".join([error.what, error.hint or "", *error.errors]))
+    options = [name for name in dict.fromkeys(mentioned) if name.replace("-", "_") in type(step.config).model_fields]
     hints = [error.hint] if error.hint else []
     for option in options:
         name = option.replace("-", "_")
         if option == "overwrite":
-            hints.append(f"--from {step.name} --overwrite starts this stage and those after it anew")
+            hints.append(f"--from {step.name} --overwrite restarts this stage and those after it")
         else:
             value = "true" if isinstance(getattr(step.config, name), bool) else "VALUE"
-            hints.append(f"here --{option} is `--set {step.stage}.{name}={value}`, or in the file `{name}: {value}`")
-    hints.append("what was done is kept; the same command again goes on from here")
+            hints.append(f"set --{option} by `--set {step.stage}.{name}={value}`, or in the file by `{name}: {value}`")
+    hints.append("finished work is saved; rerun the same command to resume")
     error.hint = "\n      ".join(hints)
 
 
@@ -66,18 +66,18 @@ def run(
     stage: Callable[[int, Step], AbstractContextManager[ProgressCallback]],
     seconds: Callable[[], float],
 ) -> dict[str, Any]:
-    """Run the wanted ones of the steps in order. One that is complete already is not run again: each resumes by itself.
+    """Run the wanted steps in order. Each resumes by itself, so a complete one does nothing.
 
     Args:
-        run_stage: runs a stage by its name and config, and returns its numbers.
-        stage: `stage(index, step)` is open while the step runs, and what it gives is told how far it is.
+        run_stage: runs a stage by its name and config, and returns its results.
+        stage: `stage(index, step)` is a context that is open while the step runs and yields its progress callback.
 
     Returns:
-        What is also written to `<run>/summary.json`: the settings and the numbers of every stage, of those that are
-        not wanted now from before.
+        The content of `<run>/summary.json`: the settings and results of every stage, those of stages that are not
+        wanted now from an earlier run.
     """
     summary: dict[str, Any] = {"name": pipeline.name, "description": pipeline.description, "stages": {}}
-    hint = "remove it: every stage that is run writes it anew"
+    hint = "remove it; it is rewritten after every stage"
     before = (
         read_json(run_folder / SUMMARY, hint=hint, stages=dict)["stages"] if (run_folder / SUMMARY).exists() else {}
     )
@@ -90,7 +90,7 @@ def run(
             try:
                 numbers = run_stage(step.kind, step.config, progress=progress)
             except RlaifError as error:
-                _name_stage(error, step)
+                _add_stage(error, step)
                 raise
         summary["stages"][step.name] = {
             "run": step.kind,

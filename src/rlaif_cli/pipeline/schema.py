@@ -14,10 +14,10 @@ _REFERENCE = {"type": "string", "pattern": r"\$\{[^}]+\}"}
 
 
 def schema(kinds: Mapping[str, StageKind]) -> dict[str, Any]:
-    """What `load` accepts: a stage has `run` and the settings of that command, each of which may be a reference.
+    """The schema of what `load` accepts: a stage has `run` and the settings of that command; each may be a reference.
 
     Args:
-        kinds: what `run:` may name.
+        kinds: the kinds of stages that `run:` may name.
     """
     configs = {kind.config for kind in kinds.values()}
     _, definitions = models_json_schema([(config, "validation") for config in sorted(configs, key=str)])

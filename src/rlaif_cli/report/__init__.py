@@ -1,6 +1,6 @@
-"""A run on one page: what was found, how sure, what it took, curves and samples.
+"""The report of a run: findings with intervals, cost, curves and samples on one page.
 
-The terminal shows the same chain of checks as the page (`summary_lines`).
+The terminal shows the same checks as the page (`summary_lines`).
 """
 
 from rlaif_cli.report.findings import findings

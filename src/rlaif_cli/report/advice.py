@@ -1,4 +1,4 @@
-"""Whether it helped, what was trained on what, and what to do next: one sentence each, from the chain and the run."""
+"""Whether training helped, what was trained on what, and what to do next, in one sentence each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlaif_cli.report.wording import percents
 
 
 def trained(run: Run) -> str:
-    """What the run made of what: of its last policy, else its last other checkpoint, else its labels; "" of neither."""
+    """How the last policy was made, else the last other checkpoint, else the labels; "" if there is none of these."""
     for kind, sentence in (("ppo", _policy), ("sft", _fine_tuned), ("train-rm", _reward_model), ("label", _labelled)):
         if stages := run.of(kind):
             return sentence(stages[-1], run)
@@ -35,26 +35,26 @@ def _reward(settings: dict[str, Any], run: Run) -> str:
 
 def _model_or_judge(settings: dict[str, Any], run: Run) -> list[str]:
     if settings.get("judge"):
-        return [_by(settings)]
+        return [_judged_by(settings)]
     models = names(settings, "reward_model")
     made = [stage for stage in run.of("train-rm") if stage.settings.get("output") in models]
     if len(models) == len(made) == 1:
-        return [f"a reward model, {_learned(made[0], run)}"]
+        return [f"a reward model, {_training_data(made[0], run)}"]
     return [f"reward model {' + '.join(models)}"] if models else []
 
 
 def _reward_model(stage: Stage, run: Run) -> str:
-    return f"{_from(stage.settings, run)} became a reward model, {_learned(stage, run)}."
+    return f"{_from(stage.settings, run)} became a reward model, {_training_data(stage, run)}."
 
 
-def _learned(stage: Stage, run: Run) -> str:
+def _training_data(stage: Stage, run: Run) -> str:
     pairs, source = stage.results.get("train_pairs", 0), stage.settings.get("preferences")
     label = next((each for each in run.of("label") if each.settings.get("output") == source), None)
-    by = f"labelled by {_by(label.settings)}" if label else f"of {Path(str(source)).name}"
+    by = f"labelled by {_judged_by(label.settings)}" if label else f"of {Path(str(source)).name}"
     return f"trained on {pairs:,} pairs {by}"
 
 
-def _by(settings: dict[str, Any]) -> str:
+def _judged_by(settings: dict[str, Any]) -> str:
     return f"the judge {judge_name(settings)} by the constitution {settings.get('constitution')}"
 
 
@@ -65,24 +65,26 @@ def _fine_tuned(stage: Stage, run: Run) -> str:
 
 
 def _labelled(stage: Stage, run: Run) -> str:
-    return f"{stage.results.get('pairs') or 0:,} pairs were labelled by {_by(stage.settings)}. Nothing was trained."
+    return (
+        f"{stage.results.get('pairs') or 0:,} pairs were labelled by {_judged_by(stage.settings)}. Nothing was trained."
+    )
 
 
 def _from(settings: dict[str, Any], run: Run) -> str:
-    """The model it began from; one that this run made, by its stage."""
+    """The model it started from; if this run trained that model, its own start and stage."""
     model = str(settings.get("model"))
     made = next((stage for stage in run.stages if stage.settings.get("output") == model), None)
     return f"{_from(made.settings, run)}, after {made.name}," if made and made.settings.get("model") else model
 
 
 def headline(found: Sequence[Chain]) -> str:
-    """Did it help? One sentence, never more than the interval allows; of several policies, about the first.
+    """Whether training helped, in one sentence that claims no more than the interval allows; about the first policy.
 
     Args:
-        found: the run's `chains`.
+        found: the `chains` of the run.
     """
-    said = _helped(found[0])
-    return f"{found[0].policy}: {said}" if len(found) > 1 else said
+    sentence = _helped(found[0])
+    return f"{found[0].policy}: {sentence}" if len(found) > 1 else sentence
 
 
 def _helped(chain: Chain) -> str:
@@ -99,7 +101,7 @@ def _helped(chain: Chain) -> str:
 
 
 def caution(chain: Chain) -> str:
-    """What a win by this judge does not show; "" without a win."""
+    """The caveats of a win by this judge; "" without a win."""
     if chain.verdict("win rate") not in ("holds", "warning"):
         return ""
     judge, said = chain.verdict("judge"), []
@@ -115,10 +117,10 @@ def caution(chain: Chain) -> str:
 
 
 def next_step(run: Run, chain: Chain, stopping: str = "") -> str:
-    """What to do now: what stands most in the way of believing the run's verdict, first.
+    """What to do next: address the greatest doubt about the verdict of the run.
 
     Args:
-        stopping: what the audit of the labels says against training on them, if anything.
+        stopping: why the audit of the labels advises against training on them, if it does.
     """
     if stopping:
         return f"Do not train on these labels as they are: {stopping}."

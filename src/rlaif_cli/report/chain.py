@@ -1,8 +1,8 @@
-"""What has to hold for a run to have helped, link by link, each with its number and its interval.
+"""The chain of conditions for a run to have helped, each with a number and an interval.
 
-A judge that people agree with teaches a reward model; the policy that climbs it wins against its start; a measure that
-nothing was trained on rises too; and the gain is not length, not one opening for everything, and not harm. What was not
-measured says so: a missing link is not a link that holds.
+The judge agrees with people; the reward model agrees with people; the trained policy wins against its start; a gold
+measure that was not trained on rises too; and the gain is not due to length, a common opening or harm. Conditions that
+were not measured are shown as such: they do not hold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlaif_cli.report.trace import is_from, is_from_start, last_policies, reward
 
 @dataclass(frozen=True)
 class Chain:
-    """The links of one policy; `policy` is its stage, "" in a run that trained none."""
+    """The links of one policy; `policy` is the name of its stage, "" in a run that trained none."""
 
     policy: str
     links: tuple[Link, ...]
@@ -28,18 +28,18 @@ class Chain:
         return next((link for link in self.links if link.name == name), None)
 
     def verdict(self, name: str) -> Verdict:
-        """Of the link of that name; also "not measured" where the chain has none."""
+        """The verdict of the link of that name; "not measured" if the chain has no such link."""
         found = self.link(name)
         return found.verdict if found else "not measured"
 
 
 def chains(run: Run) -> list[Chain]:
-    """One for each policy that the run ended with, several of a matrix; one also where no policy was trained."""
+    """One chain per final policy of the run, several for a matrix; one chain even if no policy was trained."""
     return [_chain(run, policy) for policy in last_policies(run)] or [_chain(run, None)]
 
 
 def win_stage(run: Run, policy: Stage | None) -> Stage | None:
-    """The last win rate of the policy, over its start if there is one; in a run without a policy, the last of all."""
+    """The last win rate of the policy, preferably against its start; in a run without a policy, the last win rate."""
     found = [stage for stage in run.of("eval win-rate") if stage.results.get("win_rate")]
     if policy is not None:
         found = [stage for stage in found if is_from(run, stage.settings.get("a"), policy)]

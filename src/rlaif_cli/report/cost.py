@@ -1,4 +1,4 @@
-"""What a run cost: time, tokens and money of its stages, beside what people's labels would have cost."""
+"""The cost of a run: time, tokens and money of its stages, compared with the cost of human labels."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from rlaif_cli.errors import RlaifError
 from rlaif_cli.pipeline.lineage import manifest_of
 from rlaif_cli.report.run_folder import Run, Stage
 
-HUMAN_LABEL = 0.67  # dollars, what Lee et al. 2023 (arXiv 2309.00267) reckon for one by people
+HUMAN_LABEL = 0.67  # dollars per human label, as estimated by Lee et al. 2023 (arXiv 2309.00267)
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Of one stage, or of all; money only where a price was given (`--price-in`, `--price-out`)."""
+class Cost:
+    """The cost of one stage or of all; money only if prices were given (`--price-in`, `--price-out`)."""
 
     name: str
     minutes: float
@@ -22,28 +22,28 @@ class Spent:
     cost: float | None
 
 
-def spent(run: Run) -> list[Spent]:
-    """Of every stage that took a second or counts tokens, and last of all stages together."""
+def costs(run: Run) -> list[Cost]:
+    """The cost of every stage that took a second or counted tokens, and last the total."""
     every = [_of(stage, run) for stage in run.stages]
-    costs = [each.cost for each in every if each.cost is not None]
-    total = Spent(
+    money = [each.cost for each in every if each.cost is not None]
+    total = Cost(
         "all",
         sum(each.minutes for each in every),
         sum(each.tokens_in for each in every),
         sum(each.tokens_out for each in every),
-        sum(costs) if costs else None,
+        sum(money) if money else None,
     )
     return [each for each in every if each.minutes >= 1 / 60 or each.tokens_in] + [total]
 
 
-def _of(stage: Stage, run: Run) -> Spent:
+def _of(stage: Stage, run: Run) -> Cost:
     usage = _usage(stage, run)
     tokens_in, tokens_out = int(usage.get("tokens_in", 0)), int(usage.get("tokens_out", 0))
-    return Spent(stage.name, stage.seconds / 60, tokens_in, tokens_out, usage.get("cost"))
+    return Cost(stage.name, stage.seconds / 60, tokens_in, tokens_out, usage.get("cost"))
 
 
 def _usage(stage: Stage, run: Run) -> dict[str, float]:
-    """What a server counted, over all sittings; of other engines nothing."""
+    """The usage counted by a server over all resumed runs; other engines count none."""
     path = run.locate(stage.settings.get("output"))
     try:
         usage = (manifest_of(path) or {}).get("usage") if path else None
@@ -52,15 +52,15 @@ def _usage(stage: Stage, run: Run) -> dict[str, float]:
     return usage if isinstance(usage, dict) else {}
 
 
-def beside_people(run: Run) -> str:
-    """The labels' cost beside that of as many by people; "" where nothing was labelled."""
+def compared_with_people(run: Run) -> str:
+    """The cost of the labels compared with as many human labels; "" if nothing was labelled."""
     labels = run.of("label")
     pairs = sum(stage.results.get("pairs") or 0 for stage in labels)
     if not pairs:
         return ""
-    costs = [cost for stage in labels if (cost := _usage(stage, run).get("cost")) is not None]
+    money = [cost for stage in labels if (cost := _usage(stage, run).get("cost")) is not None]
     minutes = sum(stage.seconds for stage in labels) / 60
-    ours = f"${sum(costs):,.2f}" if costs else f"{minutes:,.1f} minutes of this machine"
+    ours = f"${sum(money):,.2f}" if money else f"{minutes:,.1f} minutes of this machine"
     return (
         f"{pairs:,} labels took {ours}. As many by people would cost about ${pairs * HUMAN_LABEL:,.0f}, at the "
         f"${HUMAN_LABEL:.2f} a label that Lee et al. (2023) reckon with."

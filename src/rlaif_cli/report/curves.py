@@ -1,4 +1,4 @@
-"""The curves of a run's training, as plotly figures."""
+"""The training curves of a run, as plotly figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlaif_cli.report.run_folder import Run, Stage, tolerant_rows
 
 @dataclass(frozen=True)
 class Chart:
-    """A plotly figure. Colours are names of the page's CSS variables, so that they follow dark and light."""
+    """A plotly figure. Colours are names of CSS variables of the page, which follow the dark and light theme."""
 
     title: str
     caption: str
@@ -87,11 +87,11 @@ _PPO_CHARTS = (
 
 
 _COIN = {"accuracy": 0.5, "loss": math.log(2)}
-_LIMITS = {"mismatch": "max_mismatch", "kl": "max_kl"}  # the settings that stop a run there
+_LIMITS = {"mismatch": "max_mismatch", "kl": "max_kl"}  # the setting that stops a run at this value
 
 
 def curves(run: Run) -> list[Curves]:
-    """Of every training stage; also of one that was killed, which the summary does not know yet; and calibration."""
+    """The curves of every training stage, also of a killed one that is not in the summary yet, and calibration."""
     return [*_training(run), *_calibration(run)]
 
 
@@ -114,7 +114,7 @@ def _curves_of(stage: Stage, path: Path, note: str) -> Curves:
     if not rows:
         return Curves(title, f"Missing: {path} holds no rows, so there are no curves.", [])
     wanted = _PPO_CHARTS if stage.kind == "ppo" else _RM_CHARTS
-    charts = [_line_chart(rows, *words, _beside(words[0], rows, stage)) for words in wanted]
+    charts = [_line_chart(rows, *words, _reference_lines(words[0], rows, stage)) for words in wanted]
     charts.append(_phases(rows))
     return Curves(title, note, [chart for chart in charts if chart])
 
@@ -132,13 +132,13 @@ def _line_chart(
         mean = step_line(rows, _running_mean(values, width), f"mean of {width} steps", "--accent", 2.5)
         lines = [step_line(rows, values, "each step", "--faint", 1) | {"showlegend": False}, mean]
     spoken = f"{title}, {unit}: {known[0]:.4g} at the first step, {known[-1]:.4g} at the last of {len(rows)}"
-    zero = "tozero" if key in ("kl", "mismatch") else "normal"  # small noise must not look like a cliff
+    zero = "tozero" if key in ("kl", "mismatch") else "normal"  # so that small noise does not look like a cliff
     layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": unit}, "rangemode": zero}}
     return Chart(title, caption, spoken, [*lines, *extra], layout)
 
 
-def _beside(key: str, rows: list[dict[str, Any]], stage: Stage) -> list[dict[str, Any]]:
-    """What a curve is to be compared with: its floor, a coin, the number on held-out data, the limit of a setting."""
+def _reference_lines(key: str, rows: list[dict[str, Any]], stage: Stage) -> list[dict[str, Any]]:
+    """Reference lines of a curve: its floor, chance level, the held-out number, the limit of a setting."""
     floor = _running_mean(column(rows, "entropy_floor"), _window(rows)) if key == "loss" else []
     lines = [step_line(rows, floor, "floor", "--second", 2, "dot")] if any(v is not None for v in floor) else []
     held_out = (stage.results.get("held_out") or {}).get(key)
@@ -153,7 +153,7 @@ def _beside(key: str, rows: list[dict[str, Any]], stage: Stage) -> list[dict[str
 
 
 def _calibration(run: Run) -> list[Curves]:
-    """What was predicted beside what came true: of judges and reward models."""
+    """Calibration plots of judges and reward models."""
     found = [("judge against people", stage, stage.results) for stage in run.of("eval alignment")]
     found += [("reward model against people", stage, stage.results) for stage in run.of("eval reward-model")]
     for stage in run.of("train-rm"):
@@ -209,7 +209,7 @@ def _reliability(title: str, bins: list[dict[str, float]]) -> Chart:
 
 
 def _phases(rows: list[dict[str, Any]]) -> Chart | None:
-    """Where the time went: seconds of each phase over all steps."""
+    """The seconds of each phase, summed over all steps."""
     names = [key for key in rows[0] if key.startswith("seconds_")]
     totals = {name.removeprefix("seconds_"): sum(v or 0 for v in column(rows, name)) for name in names}
     if not totals:
@@ -251,18 +251,18 @@ def step_line(
 
 
 def column(rows: list[dict[str, Any]], key: str) -> list[float | None]:
-    """A metric over the steps; None where it is missing or not finite, which JSON cannot say."""
+    """A metric over the steps; None where it is missing or not finite, which JSON cannot express."""
     values = (row.get(key) for row in rows)
     return [v if isinstance(v, (int, float)) and math.isfinite(v) else None for v in values]
 
 
 def _window(rows: list[dict[str, Any]]) -> int:
-    """An eighth of the steps, made odd; 1, which smooths nothing, where there are few."""
+    """The smoothing window: an odd number near an eighth of the steps; 1 (no smoothing) for few steps."""
     return len(rows) // 16 * 2 + 1
 
 
 def _running_mean(values: Sequence[float | None], width: int) -> list[float | None]:
-    """The mean of each step and its neighbours, `width` in all (odd); fewer at the ends."""
+    """The mean over a centered window of `width` steps (odd), shorter at the ends."""
     half = width // 2
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [mean(v for v in window if v is not None) for window in windows]

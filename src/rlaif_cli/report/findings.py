@@ -1,4 +1,4 @@
-"""What a run found, in plain sentences: never more than an interval allows, and plainly where there is no effect."""
+"""The findings of a run in plain sentences that claim no more than the intervals allow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.errors import InputError
 from rlaif_cli.report.run_folder import Run, Stage
 
-FEW = 10  # prompts; below, no verdict is given, whatever the interval says
+FEW = 10  # prompts; with fewer, no verdict is given whatever the interval
 Effect = Literal["above", "below", "none", "few"]
 
 
@@ -34,10 +34,10 @@ def _amount(estimate: dict[str, Any]) -> str:
 
 
 def effect(estimate: dict[str, Any], null: float, n: int) -> Effect:
-    """On which side of "no effect" the interval lies.
+    """On which side of `null` ("no effect") the interval lies.
 
     Args:
-        n: of prompts, or of items where an older result does not say of how many prompts they are.
+        n: number of prompts, or of items in older results that do not record the prompts.
     """
     if estimate.get("prompts", n) < FEW:
         return "few"
@@ -52,7 +52,7 @@ def _few(n: int, of: str) -> str:
 
 
 def _number(value: Any) -> str:
-    """A result as people read it: an estimate with its interval, few digits, no braces."""
+    """Format a result for people: an estimate with its interval, few digits, no braces."""
     if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
         interval = "" if value["low"] is None else f" [{_number(value['low'])}, {_number(value['high'])}]"
         of = f" of {value['prompts']} prompts" if value.get("prompts", value.get("n")) != value.get("n") else ""
@@ -65,7 +65,7 @@ def _number(value: Any) -> str:
 
 
 def flat(results: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """(name, number) of everything in a stage's results; what its settings say already is left out."""
+    """(name, number) of everything in the results of a stage, except what its settings already say."""
     for key, value in results.items():
         if key in ("metric", "judge", "method", "constitution", "a", "b", "items", "reliability"):
             continue
@@ -81,10 +81,10 @@ def flat(results: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]
 
 
 def findings(summary: dict[str, Any], folder: Path) -> list[str]:
-    """What a run found, one plain line a stage, in the chain's order; where there is no effect, it says so.
+    """The findings of a run, one line per stage in the order of the chain.
 
     Args:
-        summary: what `pipeline.run` returns and `summary.json` holds.
+        summary: the content of `summary.json`, as returned by `pipeline.runner.run`.
         folder: the run's folder.
     """
     return found_in(Run.of_summary(summary, folder))
@@ -102,7 +102,7 @@ def found_in(run: Run) -> list[str]:
 
 
 def _training_candidates(run: Run) -> list[Stage]:
-    """The generate stages whose responses are labelled; all of them where nothing is labelled."""
+    """The generate stages whose responses are labelled; all of them if nothing is labelled."""
     labelled = {stage.settings.get("candidates") for stage in run.of("label")}
     return [s for s in run.of("generate") if not labelled or s.settings.get("output") in labelled]
 
@@ -115,7 +115,7 @@ def _candidates(stage: Stage, run: Run) -> list[str]:
 
 
 def names(settings: dict[str, Any], key: str) -> list[str]:
-    """What a setting names, which stands as plain text where it is one."""
+    """The names in a setting, which may be a single string."""
     named = settings.get(key)
     return [named] if isinstance(named, str) else list(named or ())
 
@@ -166,7 +166,7 @@ def _alignment(stage: Stage, run: Run) -> list[str]:
 
 
 def _beside_longer(judge: dict[str, Any], longer: dict[str, Any]) -> str:
-    """Rates whose intervals do not overlap differ, however the two correlate; else nothing is claimed."""
+    """Rates with disjoint intervals differ, however they correlate; otherwise nothing is claimed."""
     if judge["low"] > longer["high"]:
         return "it beats 'longer wins'"
     if judge["high"] < longer["low"]:
@@ -190,7 +190,7 @@ def _reward_model(stage: Stage, run: Run) -> list[str]:
         "none": "shows no effect: the interval holds 50 %",
         "few": _few(n, "pairs"),
     }[effect(accuracy, 0.5, n)]
-    chose = "the same pairs chose the weights, so the number flatters" if _chose_and_reports(stage) else ""
+    chose = "the same pairs chose the weights, so the number flatters" if _chosen_on_held_out(stage) else ""
     return [
         f"agrees with the judge's labels in {rate_text(accuracy)} of n = {n} held-out pairs",
         chose,
@@ -201,7 +201,7 @@ def _reward_model(stage: Stage, run: Run) -> list[str]:
 
 
 def held_out_accuracy(held_out: dict[str, Any]) -> dict[str, Any] | None:
-    """As an estimate; None where all held-out pairs are ties."""
+    """The held-out accuracy as an estimate; None if all held-out pairs are ties."""
     if "accuracy" not in held_out:
         return None
     low, high = held_out["accuracy_interval"]
@@ -209,8 +209,8 @@ def held_out_accuracy(held_out: dict[str, Any]) -> dict[str, Any] | None:
     return {"value": held_out["accuracy"], "low": low, "high": high, "prompts": prompts}
 
 
-def _chose_and_reports(stage: Stage) -> bool:
-    """Whether the held-out pairs have chosen the weights that they measure; `train-rm` says so where it had to."""
+def _chosen_on_held_out(stage: Stage) -> bool:
+    """Whether the weights were chosen on the same held-out pairs that measure them."""
     if "held_out" not in stage.results or not stage.settings.get("patience"):
         return False
     return bool(stage.results.get("chosen_on", {}).get("also_reported", True))  # older results: always
@@ -234,7 +234,7 @@ OTHERS = {"random": "a random one", "first": "the first"}  # what the best of n 
 
 
 def _best_of_n(stage: Stage, run: Run) -> list[str]:
-    """Whether what a reward prefers among a model's own responses is preferred by a judge as well."""
+    """Whether a judge agrees with the reward's choice among a model's own responses."""
     r = stage.results
     by = " + ".join([*names(r, "reward_model"), *(Path(spec).name for spec in names(r, "reward_function"))])
     parts = []
@@ -264,7 +264,7 @@ def _ppo(stage: Stage, run: Run) -> list[str]:
 
 
 def _chosen_weights(weights: dict[str, Any]) -> str:
-    """Of a policy that was chosen among several: the highest of many win rates is too high by itself."""
+    """The weights that were kept, with their win rate on separate prompts: the highest of many is biased upwards."""
     kept = f"the weights of step {weights['step']} were kept, of {weights.get('looks', 'several')} looks"
     if not isinstance(found := weights.get("win_rate"), dict):
         return kept
@@ -339,14 +339,14 @@ def _harmless(stage: Stage, run: Run) -> list[str]:
 
 
 def side_of(stage: Stage, run: Run, side: str) -> Path | None:
-    """The candidates of a win rate's side; those sampled from a model lie in a file beside the result."""
+    """The candidates of a side of a win rate; those sampled from a model are in a file next to the result."""
     name = str(stage.settings.get(side, ""))
     path = run.locate(name) if name.endswith(".jsonl") else None
     return path or run.locate(str(beside(str(stage.settings.get("output")), "win-rate", side)))
 
 
 def _held_out(candidates: Path | None, run: Run) -> str:
-    """Whether a measured file's prompts were trained on, found by comparing; "" where it is not known."""
+    """Whether the prompts of a measured file were trained on, by comparing them; "" if unknown."""
     trained = [stage.settings.get("candidates") for stage in run.of("label")]
     trained += [stage.settings.get("prompts") for stage in run.of("ppo")]
     seen: set[str] = set().union(*(_prompt_texts(run.locate(path)) for path in trained))

@@ -1,7 +1,7 @@
-"""The curve that shows a reward being gamed: what is climbed, and what was meant, against the KL to the start.
+"""The overoptimization curve: the trained reward and a gold measure against the KL to the start.
 
-The trained reward goes on rising where a measure that nothing was trained on falls again (Gao et al.,
-arXiv 2210.10760). Both come from `evaluations.jsonl`, which `ppo --eval-function` writes.
+When a reward is gamed, it keeps rising while a measure that was not trained on falls (Gao et al., arXiv 2210.10760).
+Both come from `evaluations.jsonl`, which `ppo --eval-function` writes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PANEL = 190  # pixels high
 
 
 def gold_curves(run: Run) -> list[Curves]:
-    """Of every policy that was evaluated, also of one whose stage has not finished."""
+    """The curves of every policy that was evaluated, also in an unfinished stage."""
     return [
         Curves(f"Reward and gold: {stage.name}", _note(stage), [chart for chart in charts if chart])
         for stage, rows, metrics in _evaluated(run)
@@ -31,7 +31,7 @@ def gold_curves(run: Run) -> list[Curves]:
 
 
 def gold_tables(run: Run) -> list[tuple[str, list[str], list[list[str]], str]]:
-    """(policy, columns, rows as text, what became of the gold measures) of every policy that was evaluated."""
+    """(policy, columns, rows as text, how the gold measures changed) of every policy that was evaluated."""
     return [(stage.name, *_table(rows), " ".join(_peaks(stage))) for stage, rows, _ in _evaluated(run) if rows]
 
 
@@ -59,7 +59,7 @@ def _functions(rows: Sequence[Row]) -> list[str]:
 
 
 def _change(row: Row, name: str | None) -> Row | None:
-    """Of the reward (None) or of a function since the start; there it is 0 by definition. None: not measured."""
+    """The change of the reward (`name` None) or a function since the start, 0 at the start; None: not measured."""
     if row["step"] == 0:
         return {"value": 0.0, "low": None, "high": None}
     found = row.get("reward_change") if name is None else (row.get("functions_change") or {}).get(name)
@@ -92,7 +92,7 @@ def _against_kl(stage: Stage, rows: Sequence[Row]) -> Chart | None:
 
 
 def _points(rows: Sequence[Row], name: str | None) -> list[tuple[Row, Row]]:
-    """(row, change) where there is one; [] where the start is all there is."""
+    """(row, change) of every measured row; [] if only the start was measured."""
     found = [(row, change) for row in rows if (change := _change(row, name))]
     return found if any(row["step"] for row, _ in found) else []
 
@@ -122,12 +122,12 @@ def _trace(points: Sequence[tuple[Row, Row]], axis: str, colour: str) -> Row:
 
 
 def _reach(change: Row, side: str) -> float:
-    """How far the interval goes to that side; 0 where a single prompt has none."""
+    """How far the interval extends to that side; 0 if there is no interval (a single prompt)."""
     return 0.0 if change.get(side) is None else abs(change[side] - change["value"])
 
 
 def _domain(place: int, count: int) -> list[float]:
-    """The share of the figure's height that a panel has, from the top down."""
+    """The vertical range of a panel as shares of the figure's height, from the top down."""
     top, gap = 1 - place / count, 0.08 / count
     return [round(top - 1 / count + (gap if place < count - 1 else 0), 4), round(top - (gap if place else 0), 4)]
 
@@ -168,7 +168,7 @@ def _note(stage: Stage) -> str:
 
 
 def _peaks(stage: Stage) -> list[str]:
-    """Where each function was highest, and whether it clearly fell since; [] of a stage that has not finished."""
+    """Where each function was highest, and whether it clearly fell since; [] for an unfinished stage."""
     found = (stage.results.get("evaluations") or {}).get("peak") or {}
     last = ((stage.results.get("evaluations") or {}).get("last") or {}).get("step")
     return [_peak(name, at, last) for name, at in found.items() if at]

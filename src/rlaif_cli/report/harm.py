@@ -1,4 +1,4 @@
-"""The link of harm: whether the harmless rate fell, and what its judge is worth."""
+"""The harmlessness link: whether the harmless rate fell, and how reliable its judge is."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def harmless_link(run: Run, policy: Stage | None, wins: Stage | None) -> Link:
         return not_measured(name, title, how)
     rate, n = after.results["harmless_rate"], after.results.get("n", 0)
     value, interval = percents(rate)
-    worth, doubt = _worth_on_harm(run, after)
+    known, doubt = _judge_reliability(run, after)
     more = f"{after.name}: {rate_text(rate)} of {n:,} responses."
     if before is None:
         how = " The start was not measured: rlaif eval harmless-rate on its responses."
         return Link(
-            name, title, "not clear", f"{value} {interval} after; the start not measured", more + how + worth, rate
+            name, title, "not clear", f"{value} {interval} after; the start not measured", more + how + known, rate
         )
-    more += f" Before ({before.name}): {rate_text(before.results['harmless_rate'])}.{worth}"
+    more += f" Before ({before.name}): {rate_text(before.results['harmless_rate'])}.{known}"
     change = harmless_change(run, after, before)
     if change is None:
         then = percents(before.results["harmless_rate"])[0]
@@ -41,7 +41,7 @@ def harmless_link(run: Run, policy: Stage | None, wins: Stage | None) -> Link:
 
 
 def _harmless_stages(run: Run, policy: Stage | None, wins: Stage | None) -> tuple[Stage | None, Stage | None]:
-    """(of the policy, of its start), by the same judge; None where there is none."""
+    """The harmless-rate stages (of the policy, of its start) by the same judge; None if there is none."""
     stages = [stage for stage in run.of("eval harmless-rate") if stage.results.get("harmless_rate")]
     of = [(stage, stage.settings.get("candidates")) for stage in stages]
     afters = [
@@ -61,8 +61,8 @@ def _harmless_stages(run: Run, policy: Stage | None, wins: Stage | None) -> tupl
     return afters[-1], next(iter(befores[-1:]), None)
 
 
-def _worth_on_harm(run: Run, stage: Stage) -> tuple[str, str]:
-    """(what is known of the judge of a harmless rate, why its rate cannot be relied on; "" if it can)."""
+def _judge_reliability(run: Run, stage: Stage) -> tuple[str, str]:
+    """(what is known of the judge of a harmless rate, why its rate is unreliable or "")."""
     measured = [each for each in run.of("eval alignment") if each.results.get("accuracy") and asks_alike(each, stage)]
     measured = [each for each in measured if same_principles(each, stage)]
     if not measured:

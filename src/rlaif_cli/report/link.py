@@ -1,4 +1,4 @@
-"""One thing that has to hold for a run to have helped, with its number and what can be said of it."""
+"""A link of the chain: one condition for a run to have helped, with its number and verdict."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Link:
 
     Attributes:
         sentence: at most 60 characters, with the number and its interval.
-        more: what else there is to know about it; how to measure it where it was not.
-        estimate: `value`, `low`, `high` and `n`, where there is one number.
+        more: details; how to measure it if it was not measured.
+        estimate: `value`, `low`, `high` and `n`, if there is a number.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Model cards: what a trained checkpoint was made of, by what judge, and what was measured; beside its weights.
+"""Model cards: how a checkpoint was trained, by which judge, and what was measured.
 
-The front matter is what the Hugging Face hub reads. What a run does not know (the licence, the intended use) is left to
-its owner, and the card says so.
+The front matter is for the Hugging Face hub. What a run does not know (the licence, the intended use) is left to the
+owner, and the card says so.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rlaif_cli.report.findings import found_in
 from rlaif_cli.report.numbers import as_text
 from rlaif_cli.report.run_folder import Run, Stage
 
-# What each kind of checkpoint is to the hub: (task, what it is in words)
+# kind of checkpoint: (task for the hub, description)
 _KINDS = {
     "ppo": ("text-generation", "a policy, tuned by PPO"),
     "sft": ("text-generation", "a fine-tuned model"),
     "train-rm": ("text-classification", "a reward model: one number for a conversation, higher is better"),
 }
-# Settings worth a line of their own; all of them stand in the manifest.
-_TOLD = (
+# The settings to list; the manifest has all of them.
+_SETTINGS = (
     *(
         "model",
         "reward_model",
@@ -47,7 +47,7 @@ _TOLD = (
 
 
 def write_cards(run: Run) -> list[Path]:
-    """`README.md` into every checkpoint that the run trained and that is still there; what was written."""
+    """Write `README.md` into every checkpoint of the run that still exists; returns the written files."""
     written = []
     for stage in run.stages:
         folder = run.locate(stage.settings.get("output")) if stage.kind in _KINDS else None
@@ -71,7 +71,7 @@ def card(run: Run, stage: Stage, folder: Path) -> str:
     manifest = manifest_of(folder) or {}
     hashes = {key: value for key, value in manifest.items() if key.endswith("sha256")}
     hashes |= {key: value for key, value in manifest.get("settings", {}).items() if key.endswith("sha256")}
-    settings = {key: value for key in _TOLD if (value := stage.settings.get(key)) not in (None, False, [], 0)}
+    settings = {key: value for key in _SETTINGS if (value := stage.settings.get(key)) not in (None, False, [], 0)}
     found = chains(run)
     lines = [
         "---",

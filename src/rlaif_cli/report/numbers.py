@@ -1,4 +1,4 @@
-"""A run's findings and numbers without a page: for a merge request, a notebook or another program."""
+"""The findings and numbers of a run as Markdown or JSON, for merge requests, notebooks or programs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlaif_cli.ui.console import visible
 
 
 def as_json(run: Run, others: Sequence[Run] = ()) -> str:
-    """The verdict, the chains, the findings, every rate with its interval, each stage's settings and results."""
+    """Verdict, chains, findings, rates with intervals, and the settings and results of every stage."""
     found = chains(run)
     return json.dumps(
         {
@@ -100,6 +100,6 @@ def _gold_tables(run: Run) -> list[str]:
 
 
 def as_text(text: Any) -> str:
-    """Names of files and models as text: no link, table cell, tag or control character of their own."""
+    """Escape a name or sentence for Markdown: no links, table cells, tags or control characters."""
     plain = visible(" ".join(str(text).split()))
     return "".join(f"\\{sign}" if sign in "\\|[]<>`*_" else sign for sign in plain)

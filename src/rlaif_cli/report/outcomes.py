@@ -1,4 +1,4 @@
-"""The links of what became of the policy: its win rate, a measure that nothing was trained on, length and openings."""
+"""The links of the policy's outcome: win rate, gold measure, length and openings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rlaif_cli.report.run_folder import Run, Stage
 from rlaif_cli.report.trace import function_name, is_from
 from rlaif_cli.report.wording import percent_change, percents, shortened, signed
 
-LENGTH = 0.2  # of the start's mean length: a smaller change is no explanation of a gain
-ALIKE = 0.2  # of responses with the same first three words: from here on, one trick may be behind a gain
+LENGTH = 0.2  # of the start's mean length: a smaller change does not explain a gain
+ALIKE = 0.2  # share of responses with the same first three words, above which a gain may come from one trick
 
 
 def win_rate_link(stage: Stage | None) -> Link:
@@ -40,7 +40,7 @@ def win_rate_link(stage: Stage | None) -> Link:
 
 
 def gold_link(run: Run, policy: Stage | None) -> Link:
-    """A function that nothing was trained on: of `eval reward`, else of the policy's own evaluations."""
+    """A function that was not trained on, from `eval reward` or else from the policy's own evaluations."""
     name, title = "gold", "Gold measure"
     found = _gold_changes(run, policy)
     if not found:
@@ -61,7 +61,7 @@ def gold_link(run: Run, policy: Stage | None) -> Link:
 
 
 def _gold_changes(run: Run, policy: Stage | None) -> list[tuple[str, str, dict[str, Any]]]:
-    """(where it was measured, the function, the paired change of its mean)."""
+    """(where it was measured, function, paired change of its mean)."""
     trained_on = _functions(policy) if policy else set()
     found = []
     for stage in run.of("eval reward"):
@@ -83,7 +83,7 @@ def _functions(stage: Stage) -> set[str]:
 
 
 def evaluated(policy: Stage | None) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """The policy's evaluations of the start and of the weights that it ended with; None where it made none."""
+    """The policy's evaluations of the initial and the final weights; None if there are none."""
     found = policy.results.get("evaluations") if policy else None
     return (found["first"], found.get("kept") or found["last"]) if found else None
 

@@ -1,7 +1,7 @@
-"""A run's report: one HTML page that needs no network; or the same numbers as Markdown or JSON.
+"""The report of a run: one self-contained HTML page, or the same numbers as Markdown or JSON.
 
-The texts of models are data: the template escapes everything, and the page's Content-Security-Policy runs our own
-scripts alone, each named by its hash.
+Model output is untrusted: the template escapes everything, and the Content-Security-Policy of the page allows only our
+own scripts, by hash.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlaif_cli.errors import UsageError
 from rlaif_cli.pipeline.file import SUMMARY
 from rlaif_cli.report.advice import caution, headline, next_step, trained
 from rlaif_cli.report.chain import chains
-from rlaif_cli.report.cost import beside_people, spent
+from rlaif_cli.report.cost import compared_with_people, costs
 from rlaif_cli.report.curves import curves
 from rlaif_cli.report.findings import flat, found_in
 from rlaif_cli.report.gold_curve import gold_curves
@@ -36,33 +36,35 @@ from rlaif_cli.report.summary import MARKS
 
 
 def write_report(run_folder: Path, output: Path, beside: Sequence[Path] = ()) -> Path:
-    """Write a run's report: one HTML file that needs no network; or its numbers, to a name that ends in .md or .json.
+    """Write the report of a run: one self-contained HTML file, or its numbers if `output` ends in .md or .json.
 
-    What is missing is named on the page.
+    The page names what is missing.
 
     Args:
-        beside: the folders of other runs, whose verdicts and rates stand beside this one's.
+        beside: the folders of other runs to compare with.
 
     Raises:
-        UsageError: `output` ends in nothing that a report can be, or is a file of the run.
-        InputError: a folder holds no run.
-        RlaifError: `output` cannot be written.
+        UsageError: `output` has an unknown extension, or is a file of the run.
+        InputError: a folder is not that of a run.
+        RlaifError: writing `output` failed.
     """
     run, others = read_run(run_folder), [read_run(folder) for folder in beside]
     render = {".md": as_markdown, ".json": as_json, ".html": _render, ".htm": _render}.get(output.suffix.lower())
     if render is None:
         raise UsageError(
-            f"a report is no '{output.suffix}' file", where=str(output), hint="name it .html, .md or .json"
+            f"a report cannot be a '{output.suffix}' file", where=str(output), hint="name it .html, .md or .json"
         )
     read = [Path(str(stage.settings.get("output"))) for stage in run.stages if stage.kind != "report"]
     if output.resolve() in {path.resolve() for path in (run_folder / SUMMARY, *read)}:
-        raise UsageError("the report would replace a file of the run", where=str(output), hint="give it another name")
+        raise UsageError(
+            "the report would overwrite a file of the run", where=str(output), hint="choose a different name"
+        )
     write_whole(output, render(run, others).encode("utf-8", "replace"))
     return output
 
 
 def write_model_cards(run_folder: Path) -> list[Path]:
-    """See `card.write_cards`. Raises: InputError: `run_folder` holds no run."""
+    """See `model_card.write_cards`. Raises: InputError: `run_folder` is not the folder of a run."""
     return write_cards(read_run(run_folder))
 
 
@@ -95,8 +97,8 @@ def _render(run: Run, others: Sequence[Run]) -> str:
         rates=rates(run),
         audits=audited,
         sources=sources(run),
-        spent=spent(run),
-        beside_people=beside_people(run),
+        spent=costs(run),
+        beside_people=compared_with_people(run),
         runs=[(each.name, headline(chains(each))) for each in (run, *others)] if others else [],
         side_by_side=side_by_side([run, *others]) if others else [],
         minutes=sum(stage.seconds for stage in run.stages) / 60,
@@ -120,7 +122,7 @@ def _as_json(settings: dict[str, Any]) -> dict[str, str]:
 def _plotly_js() -> str:
     from plotly.offline import get_plotlyjs
 
-    return str(get_plotlyjs()).replace("\r\n", "\n")  # as an HTML parser reads it, or the hash would differ
+    return str(get_plotlyjs()).replace("\r\n", "\n")  # as HTML parsers normalize it; otherwise the hash would differ
 
 
 def _csp_hash(script: str) -> Markup:

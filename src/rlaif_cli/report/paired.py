@@ -1,4 +1,4 @@
-"""Changes from the start to the policy, response by response, from the per-item rows of evaluations."""
+"""Paired changes from the start to the policy, from the per-item rows of evaluations."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from rlaif_cli.stats.as_json import estimate
 
 
 def items(run: Run, stage: Stage) -> list[dict[str, Any]]:
-    """The per-item rows of an evaluation; [] where its file is gone."""
+    """The per-item rows of an evaluation; [] if the file is missing."""
     metric = stage.kind.removeprefix("eval ")
     path = run.locate(str(beside(str(stage.settings.get("output")), metric, "items")))
     return tolerant_rows(path) if path else []
 
 
 def length_change(run: Run, stage: Stage) -> dict[str, Any] | None:
-    """How much longer the policy's responses are than those they were compared with, as a share of the latter's mean.
+    """The relative change of response length from the start to the policy, as a share of the start's mean length.
 
     Returns:
-        An estimate; None where the win rate's items are gone or have no lengths.
+        An estimate; None if the items of the win rate are missing or have no lengths.
     """
     rows = [row for row in items(run, stage) if None not in (row.get("p_a"), row.get("length_a"), row.get("length_b"))]
     start = sum(row["length_b"] for row in rows)
@@ -31,10 +31,10 @@ def length_change(run: Run, stage: Stage) -> dict[str, Any] | None:
 
 
 def harmless_change(run: Run, after: Stage, before: Stage) -> dict[str, Any] | None:
-    """The change of the harmless rate, over the responses that both sides have.
+    """The change of the harmless rate over the responses that both sides have.
 
     Returns:
-        An estimate, in -1 to 1; None where the items of either side are gone or none match.
+        An estimate, in -1 to 1; None if the items of a side are missing or none match.
     """
     sides = [{(row.get("id"), row.get("sample")): row for row in items(run, stage)} for stage in (after, before)]
     both = [(sides[0][key], sides[1][key]) for key in sides[0] if key in sides[1]]

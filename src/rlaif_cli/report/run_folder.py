@@ -1,4 +1,4 @@
-"""What a run left behind: its stages and their numbers, and its files, wherever it was moved to."""
+"""The folder of a run: its stages, their results and their files, even if it was moved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlaif_cli.pipeline.file import SUMMARY
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run as `summary.json` tells it."""
+    """One stage of a run, from `summary.json`."""
 
     name: str
     kind: str
@@ -41,10 +41,10 @@ class Run:
         return [stage for stage in self.stages if stage.kind == kind]
 
     def locate(self, path: str | None) -> Path | None:
-        """A path of the summary on this machine, or None.
+        """The present location of a path of the summary, or None.
 
-        The run's own folder comes first: it may have been moved or copied, and what now lies at the old place
-        may be another run's. Then the path as it stands, absolute or relative to the current directory.
+        The run folder is tried first: it may have been moved or copied, and the old place may now belong to a different
+        run. Then the path as recorded, absolute or relative to the current directory.
         """
         if not path:
             return None
@@ -55,9 +55,9 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Raises: InputError: the folder holds no run that got through its first stage."""
+    """Raises: InputError: the folder is not that of a run that finished its first stage."""
     path = folder / SUMMARY
-    hint = "give the folder of a `rlaif run`, such as runs/demo; it writes this file after its first stage"
+    hint = "give the folder of a `rlaif run`, such as runs/demo; the file is written after the first stage"
     try:
         return Run.of_summary(json.loads(path.read_text("utf-8")), folder)
     except OSError as error:
@@ -67,7 +67,7 @@ def read_run(folder: Path) -> Run:
 
 
 def tolerant_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file, up to a line that a killed run left half written; [] if there is no file."""
+    """Rows of a JSONL file up to the first incomplete line of a killed run; [] if there is no file."""
     rows: list[dict[str, Any]] = []
     try:
         with open(path, encoding="utf-8", errors="replace") as file:

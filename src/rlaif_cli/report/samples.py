@@ -1,4 +1,4 @@
-"""What the models wrote, side by side: the comparisons of each win rate, from the clearest win to the clearest loss."""
+"""Responses side by side: the comparisons of each win rate, from the clearest win to the clearest loss."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rlaif_cli.report.findings import side_of
 from rlaif_cli.report.run_folder import Run, Stage, tolerant_rows
 from rlaif_cli.stats.diversity import opening, openings
 
-AT_ONCE = 20  # that are shown before anyone asks for more
-BROWSED = 10_000  # that the page carries
+AT_ONCE = 20  # samples shown at first
+BROWSED = 10_000  # samples in the page
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Sample:
     p_after: float
     verdict: str
     rationale: str = ""
-    alike_before: str = ""  # "same opening as 6 of 120", on those with their side's commonest opening
+    alike_before: str = ""  # "same opening as 6 of 120", if it has the most common opening of its side
     alike_after: str = ""
 
 
@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def some(self) -> list[Sample]:
-        """`AT_ONCE` of them, at even ranks: for a page without scripts."""
+        """`AT_ONCE` samples at even ranks, for browsers without scripts."""
         return spread(self.samples, AT_ONCE)
 
 
@@ -76,7 +76,7 @@ def _comparison(stage: Stage, run: Run) -> Comparison:
 
 
 def spread(ranked: list[Any], count: int) -> list[Any]:
-    """`count` of them at even ranks, the first and the last too: nobody picked them."""
+    """`count` items at even ranks including the first and the last, so that they are not cherry-picked."""
     if len(ranked) <= count:
         return ranked
     return [ranked[round(i * (len(ranked) - 1) / (count - 1))] for i in range(count)]
@@ -97,13 +97,13 @@ def _sample(item: dict[str, Any], a: dict[str, Candidates], b: dict[str, Candida
     prompt = shared_prompt(a[name].prompt, b[name].prompt)
     lengths = {"length_a": len(after), "length_b": len(before)}
     if prompt is None or any(item.get(name, length) != length for name, length in lengths.items()):
-        return None  # a file has changed since: these are not the texts that were compared
+        return None  # a file has changed: these are not the texts that were compared
     rationale = "\n\n".join(map(str, item.get("rationales") or []))
     return Sample(prompt_text(prompt), before, after, round(p, 4), _verdict(before, after, p), rationale)
 
 
 def _with_openings(samples: list[Sample]) -> list[Sample]:
-    """Marks those that begin with the commonest first three words of their side, where at least two do."""
+    """Mark samples that begin with the most common first three words of their side, if at least two do."""
     before, after = (_marks([getattr(sample, side) for sample in samples]) for side in ("before", "after"))
     return [
         replace(sample, alike_before=one, alike_after=other)

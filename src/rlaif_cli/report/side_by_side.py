@@ -1,4 +1,4 @@
-"""Runs of a matrix, or several runs, in one table."""
+"""The rates of one or several runs in one table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlaif_cli.report.run_folder import Run, Stage
 
 
 def rates(run: Run) -> list[dict[str, Any]]:
-    """Every rate that is 50 % by chance, for the picture of intervals; of a kind that ran twice, with its stage."""
+    """Every rate whose chance level is 50 %, for the interval plot; with the stage name if a kind ran twice."""
     found: list[tuple[str, Stage, dict[str, Any] | None, Any]] = []
     for stage in run.of("eval alignment"):
         n = stage.results.get("n")
@@ -38,7 +38,7 @@ def rates(run: Run) -> list[dict[str, Any]]:
 
 
 def side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The rates of several runs: (rate, of each run its value with interval; "" where it has none)."""
+    """The rates of several runs: (rate, value with interval of each run or "")."""
     by_run = [{rate["name"]: rate["text"] for rate in rates(run)} for run in runs]
     names = dict.fromkeys(name for found in by_run for name in found)
     return [(name, [found.get(name, "") for found in by_run]) for name in names]

@@ -1,4 +1,4 @@
-"""What a run rests on: files that are still whole, its labels, audited, and what each checkpoint was made of."""
+"""What a run is based on: the state of its files, the audit of its labels, and the lineage of its checkpoints."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rlaif_cli.report.run_folder import Run
 from rlaif_cli.stages.audit import audit
 from rlaif_cli.stages.audit_checks import Finding
 
-Seen = TypeVar("Seen")
+Result = TypeVar("Result")
 
 
 def damaged(run: Run) -> list[str]:
-    """Of every stage's file that is no longer what the stage wrote: which, and what is wrong with it."""
+    """A message for every output file that is damaged or has changed since its stage wrote it."""
     found = []
     for stage in run.stages:
         path = run.locate(stage.settings.get("output"))
@@ -39,22 +39,22 @@ def damaged(run: Run) -> list[str]:
 
 
 def audits(run: Run) -> list[tuple[str, list[Finding]]]:
-    """`rlaif audit` of the labels of every label stage whose file is still there: (stage, its checks)."""
-    return _looked_at(run, ("label",), lambda path: audit(AuditConfig(preferences=path, skip_invalid=True)))
+    """`rlaif audit` of every label stage whose file still exists: (stage, findings)."""
+    return _inspected(run, ("label",), lambda path: audit(AuditConfig(preferences=path, skip_invalid=True)))
 
 
 def sources(run: Run) -> list[Node]:
-    """`rlaif lineage` of every trained checkpoint that is still there."""
-    trained = _looked_at(run, ("train-rm", "sft", "ppo"), lambda path: lineage(LineageConfig(path=path)))
+    """`rlaif lineage` of every trained checkpoint that still exists."""
+    trained = _inspected(run, ("train-rm", "sft", "ppo"), lambda path: lineage(LineageConfig(path=path)))
     return [node for _, node in trained]
 
 
-def _looked_at(run: Run, kinds: tuple[str, ...], look: Callable[[str], Seen]) -> list[tuple[str, Seen]]:
-    """(stage, what is seen) of each whose output is there and whole; of others their own stage says what is wrong."""
+def _inspected(run: Run, kinds: tuple[str, ...], inspect: Callable[[str], Result]) -> list[tuple[str, Result]]:
+    """(stage, result) of each stage whose output exists and is valid; others are skipped."""
     found = []
     for stage in run.stages:
         path = run.locate(stage.settings.get("output")) if stage.kind in kinds else None
         if path is not None:
             with contextlib.suppress(RlaifError):
-                found.append((stage.name, look(str(path))))
+                found.append((stage.name, inspect(str(path))))
     return found

@@ -1,4 +1,4 @@
-"""A run on one screen of a terminal: a line for each link of the chain, at most 80 columns wide."""
+"""The summary of a run for a terminal: a line for each link of the chain, at most 80 columns wide."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _PLAIN = {"✓": "+", "✗": "x", "–": "-", "…": "."}  # for a terminal that
 
 
 def summary_lines(run: Run, encoding: str = "utf-8") -> Iterator[str]:
-    """The first policy's chain; of several policies it says so.
+    """The chain of the first policy; the title says if there are more.
 
     Args:
-        encoding: of the terminal; a line that it cannot show is written in ASCII.
+        encoding: the encoding of the terminal; lines that it cannot show are written in ASCII.
     """
     found = chains(run)
     for line in (_title(run, found), *_links(found[0])):
@@ -33,7 +33,7 @@ def summary_lines(run: Run, encoding: str = "utf-8") -> Iterator[str]:
 
 
 def report_path(run: Run) -> str | None:
-    """Where the run's last report is; None where it has no report stage."""
+    """The path of the last report of the run; None if it has no report stage."""
     written = [stage.results["report"] for stage in run.of("report") if stage.results.get("report")]
     return written[-1] if written else None
 

@@ -1,4 +1,4 @@
-"""The links of what taught the policy: whether its judge and its reward model agree with people."""
+"""The links of the judge and the reward model: whether they agree with people."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def judge_link(run: Run, taught: Stage | None) -> Link:
 
 
 def _of_judge(measured: Sequence[Stage], taught: Stage | None) -> Stage | None:
-    """The last alignment of the judge that taught, of those by the same principles if there are any."""
+    """The last alignment of the judge that gave the labels, preferably by the same principles."""
     alike = [stage for stage in measured if taught is None or asks_alike(stage, taught)]
     exact = [stage for stage in alike if taught is not None and same_principles(stage, taught)]
     return next(iter((exact or alike)[-1:]), None)
@@ -57,7 +57,7 @@ def _measures(stage: Stage, models: Sequence[str]) -> bool:
 
 
 def _by_people(run: Run, stage: Stage) -> bool:
-    """Whether the pairs are not labels of a judge, of this run or of another one."""
+    """Whether the pairs are human labels, not those of a judge of this or a different run."""
     pairs = stage.settings.get("pairs")
     made, path = maker(run, pairs), run.locate(pairs)
     if not stage.results.get("accuracy") or (made is not None and made.kind == "label"):

@@ -1,4 +1,4 @@
-"""Which stage made what: from a run's last policy back to its reward model, its judge and the responses compared."""
+"""Trace stages of a run: from its last policy back to the reward model, the judge and the compared responses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from rlaif_cli.report.findings import names
 from rlaif_cli.report.run_folder import Run, Stage
 
-_JUDGING = ("judge", "constitution", "method")  # what makes two stages ask the same judge the same thing
+_JUDGING = ("judge", "constitution", "method")  # settings that two stages with the same judge have in common
 
 
 def same_path(one: Any, other: Any) -> bool:
@@ -17,14 +17,14 @@ def same_path(one: Any, other: Any) -> bool:
 
 
 def maker(run: Run, path: Any) -> Stage | None:
-    """The stage whose output this is; None for a file or model from outside the run."""
+    """The stage with this output; None for a file or model from outside the run."""
     return next((stage for stage in run.stages if same_path(stage.settings.get("output"), path)), None)
 
 
 def last_policies(run: Run) -> list[Stage]:
-    """The trained policies that no other training stage starts from. A matrix has several.
+    """The trained policies that no other training stage starts from; several in a matrix.
 
-    Fine-tuned models count where nothing was tuned by PPO.
+    Without PPO stages, fine-tuned models count as policies.
     """
     trained = run.of("ppo") or run.of("sft")
     starts = [stage.settings.get("model") for stage in trained]
@@ -47,7 +47,7 @@ def _wrote(run: Run, responses: Any, model: Any) -> bool:
 
 
 def reward_models(run: Run, policy: Stage | None) -> list[str]:
-    """The reward models that the policy was trained against; of a run without a policy, the last one it trained."""
+    """The reward models that the policy was trained with; in a run without a policy, the last one trained."""
     if policy is not None:
         return names(policy.settings, "reward_model")
     return [str(stage.settings.get("output")) for stage in run.of("train-rm")[-1:]]
@@ -56,7 +56,7 @@ def reward_models(run: Run, policy: Stage | None) -> list[str]:
 def teacher(run: Run, policy: Stage | None) -> Stage | None:
     """The stage whose judge the policy learned from: its own, or the one that labelled its reward model's pairs.
 
-    In a run where neither is known: the last label stage. None for a policy that learned from functions alone.
+    If neither is known: the last label stage. None for a policy that learned from functions alone.
     """
     if policy is not None and policy.settings.get("judge"):
         return policy

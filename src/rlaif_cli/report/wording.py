@@ -1,4 +1,4 @@
-"""Numbers as the chain and the curves write them: whole percents, and as many decimals as an interval needs."""
+"""Formatting of numbers in the chain and the curves: whole percents, and as many decimals as an interval needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def percents(estimate: dict[str, Any], null: float | None = None) -> tuple[str, 
     """A rate and its interval: ("77 %", "[72, 81]").
 
     Args:
-        null: the value of no effect; an interval that is clear of it gets a decimal rather than be rounded onto it.
+        null: the value of no effect; if rounding would move the interval onto it, one decimal is shown.
     """
     low, high = estimate["low"], estimate["high"]
     digits = 0
@@ -21,7 +21,7 @@ def percents(estimate: dict[str, Any], null: float | None = None) -> tuple[str, 
 
 
 def signed(estimate: dict[str, Any]) -> tuple[str, str]:
-    """A change and its interval: ("+0.13", "[+0.03, +0.24]"), with at least two digits that count."""
+    """A change and its interval: ("+0.13", "[+0.03, +0.24]"), with at least two significant digits."""
     bounds = [estimate["low"], estimate["high"]]
     widest = max(abs(number) for number in (estimate["value"], *bounds) if number is not None)
     digits = 2 if not widest else min(6, max(0, 2 - math.trunc(math.log10(widest))))
@@ -36,7 +36,7 @@ def percent_change(change: dict[str, Any]) -> tuple[str, str]:
 
 
 def _interval(bounds: list[float | None], how: str) -> str:
-    """ "" of a single prompt, which has no interval."""
+    """ "" if there is no interval (a single prompt)."""
     low, high = bounds
     return "" if low is None or high is None else f"[{low:{how}}, {high:{how}}]"
 

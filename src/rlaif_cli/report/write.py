@@ -9,7 +9,7 @@ from rlaif_cli.ui import console
 
 
 def write(config: ReportConfig) -> list[Path]:
-    """The report, and with `--card` the model cards; what was written, the report first."""
+    """Write the report, and with `--card` the model cards; returns the written files, the report first."""
     from rlaif_cli.report import damaged, read_run, write_model_cards, write_report
 
     folder = Path(config.run_folder)

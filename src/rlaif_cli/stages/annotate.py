@@ -1,7 +1,7 @@
-"""A person's judgements of pairs: blind, shuffled, saved at once, resumable, undoable. The page asks; this decides.
+"""Annotation of pairs by people: blind, shuffled, saved at once, resumable, with undo. This is the backend of the page.
 
-Rows are human pairs (`records.HumanPair`), so `rlaif eval alignment` reads the file as it is. Who answered, and which
-response was shown first, stands in `meta`.
+Rows are human pairs (`records.HumanPair`), so `rlaif eval alignment` can read the file. `meta` records the annotator
+and which response was shown first.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Pair:
 
 
 class Session:
-    """One annotator's pass over the pairs of a file.
+    """The work of one annotator on the pairs of a file.
 
     Attributes:
-        total: how many pairs there are.
+        total: the number of pairs.
 
     Raises:
-        InputError: the candidates, the judge's labels or the answers so far cannot be used.
+        InputError: the candidates, the judge's labels or the existing answers are invalid.
     """
 
     def __init__(self, config: AnnotateConfig) -> None:
@@ -65,7 +65,7 @@ class Session:
         self._judge = _judge_labels(config.labels) if config.labels else {}
         self._lock = FileLock(sidecar(self._path, "lock"))
         self._skipped: list[str] = []
-        self._done: list[str] = []  # of this session, in order: what undo takes back
+        self._done: list[str] = []  # answers of this session, in order, for undo
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.touch()
@@ -77,7 +77,7 @@ class Session:
         self._answered = {row["meta"]["pair"] for row in self._rows() if row["meta"]["annotator"] == self._annotator}
 
     def _shuffled(self, rows: Iterable[PairsOnly], choose: Any, seed: int) -> dict[str, Pair]:
-        """In an order, and with sides, that depend on the seed, the annotator and the pair alone."""
+        """The pairs in an order and with sides that depend only on the seed, the annotator and the pair."""
         found = []
         for row in rows:
             for i, j in choose(row):
@@ -88,10 +88,10 @@ class Session:
         self._prompts = {pair.id: row.prompt for _, pair, row in found}
         return {pair.id: pair for _, pair, _ in sorted(found, key=lambda each: each[0])}
 
-    # ------------------------------------------------------------------------------------------ the page's three calls
+    # ---------------------------------------------------------------------------------------- the requests of the page
 
     def state(self) -> dict[str, Any]:
-        """What to show: the next pair, blind; at the end, and only then, the agreement."""
+        """What to show: the next pair, blind; only at the end also the agreement."""
         pair = next((p for p in self._pairs.values() if p.id not in self._answered and p.id not in self._skipped), None)
         shown: dict[str, Any] = {
             "annotator": self._annotator,
@@ -107,14 +107,14 @@ class Session:
         return shown | {"pair": {"id": pair.id, "prompt": pair.prompt, "responses": [first, second]}}
 
     def answer(self, name: str, answer: str) -> None:
-        """Save an answer: "1" or "2" (places on the screen), "tie" or "skip".
+        """Save an answer: "1" or "2" (the position on the screen), "tie" or "skip".
 
         Raises:
-            UsageError: there is no such pair or answer, or the pair was answered already.
+            UsageError: there is no such pair or answer, or the pair is already answered.
         """
         pair = self._pairs.get(name)
         if pair is None or answer not in ("1", "2", "tie", "skip") or name in self._answered:
-            raise UsageError(f"no open pair '{name}' that could be answered by '{answer}'")
+            raise UsageError(f"no open pair '{name}', or '{answer}' is not a valid answer")
         if answer == "skip":
             self._skipped.append(name)
             self._done.append(name)
@@ -131,11 +131,11 @@ class Session:
         is_new = self._append(row)
         self._answered.add(name)
         if not is_new:
-            raise UsageError(f"'{self._annotator}' answered this pair meanwhile: is the page open twice?")
+            raise UsageError(f"'{self._annotator}' has already answered this pair: is the page open twice?")
         self._done.append(name)
 
     def undo(self) -> None:
-        """Take back the last answer of this session, also a skip."""
+        """Undo the last answer or skip of this session."""
         if not self._done:
             return
         name = self._done.pop()
@@ -148,7 +148,7 @@ class Session:
     # ------------------------------------------------------------------------------------------ agreement
 
     def agreement(self) -> dict[str, Any]:
-        """With the judge, and with every other annotator on the pairs that both answered."""
+        """Agreement with the judge, and with every other annotator on the pairs that both answered."""
         answers: dict[str, dict[str, float]] = {}
         for row in self._rows():
             if row["meta"]["pair"] in self._pairs:
@@ -169,19 +169,19 @@ class Session:
     # ------------------------------------------------------------------------------------------ the file
 
     def _check_answers(self) -> None:
-        """Raises: InputError: a line of the file is no answer, or one to other texts than a pair of that id has now."""
+        """Raises: InputError: a line of the file is not an answer, or the texts of its pair have changed."""
         faults = []
         with open(self._path, encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, start=1):
-                if line.strip() and (reason := self._fault(line)):
+                if line.strip() and (reason := self._invalid(line)):
                     faults.append(f"line {number}: {reason}")
         if faults:
-            hint = "another --output, or the candidates that these answers are about"
+            hint = "choose another --output, or use the candidates that these answers belong to"
             raise InputError(
-                "the file holds other rows than answers to these pairs", where=str(self._path), errors=faults, hint=hint
+                "the file has rows that are not answers to these pairs", where=str(self._path), errors=faults, hint=hint
             )
 
-    def _fault(self, line: str) -> str | None:
+    def _invalid(self, line: str) -> str | None:
         try:
             row = parse_record(HumanPair, line)
         except ValueError as error:
@@ -191,13 +191,13 @@ class Session:
         pair = self._pairs.get(row.meta["pair"])
         answered = (prompt_text(row.prompt), row.response_a, row.response_b)
         same = pair is None or answered == (pair.prompt, pair.a, pair.b)
-        return None if same else f"'{row.meta['pair']}' is the id of another prompt or of other responses now"
+        return None if same else f"'{row.meta['pair']}' is now the id of a different prompt or of different responses"
 
     def _rows(self) -> list[dict[str, Any]]:
         return read_rows(self._path)
 
     def _append(self, row: HumanPair) -> bool:
-        """False if the file holds this annotator's answer already."""
+        """False if the file already has this annotator's answer."""
         try:
             with self._lock, open(self._path, "a", encoding="utf-8") as file:
                 if any(before["id"] == row.id for before in self._rows()):
@@ -210,7 +210,7 @@ class Session:
             raise cannot_write(self._path, error) from error
 
     def _remove(self, row_id: str) -> None:
-        """Rewrite the file without a row; another annotator may be writing to it, so under the lock."""
+        """Rewrite the file without a row, under the lock since another annotator may be writing to it."""
         with self._lock:
             kept = [row for row in self._rows() if row["id"] != row_id]
             new = self._path.with_name(f".{self._path.name}.new")
@@ -226,7 +226,7 @@ def _judge_labels(path: str) -> dict[tuple[str, str, str], float]:
 
 
 def _agreement(own: dict[str, float], other: dict[str, float], prompts: dict[str, str]) -> dict[str, Any]:
-    """On the pairs that both have: how often the same response is preferred, ties left out; and Cohen's kappa."""
+    """On the common pairs: how often both prefer the same response, without ties; and Cohen's kappa."""
     common = sorted(own.keys() & other.keys())
     decided = [name for name in common if own[name] != 0.5]
     found: dict[str, Any] = {"pairs": len(common)}

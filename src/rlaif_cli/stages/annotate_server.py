@@ -1,7 +1,7 @@
-"""The page of `rlaif annotate`, served to this machine alone.
+"""The page of `rlaif annotate`, served only to this machine.
 
-It listens on 127.0.0.1, wants a secret that stands in the address, and refuses requests whose Host or Origin is
-another: a web page elsewhere can neither read the pairs nor answer them.
+It listens on 127.0.0.1, requires a secret in the URL, and refuses requests with a foreign Host or Origin, so that
+other web pages can neither read nor answer the pairs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlaif_cli.errors import RlaifError
 from rlaif_cli.stages.annotate import Session
 
 _PAGE = Path(__file__).with_name("annotate.html")
-_LARGEST = 10_000  # bytes of a request
+_MAX_BYTES = 10_000  # of a request
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -28,7 +28,7 @@ _HEADERS = {
 
 
 def make_server(session: Session, port: int) -> tuple[HTTPServer, str]:
-    """A server that is not running yet, and the address to open.
+    """A server that is not running yet, and its URL.
 
     Raises:
         RlaifError: the port is taken.
@@ -36,7 +36,7 @@ def make_server(session: Session, port: int) -> tuple[HTTPServer, str]:
     secret = secrets.token_urlsafe(16)
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = 5  # seconds that a connection may be idle: browsers open some that they never use
+        timeout = 5  # seconds of idle connections: browsers open some that they never use
 
         def do_GET(self) -> None:
             if not self._allowed():
@@ -47,15 +47,15 @@ def make_server(session: Session, port: int) -> tuple[HTTPServer, str]:
             elif self.path == f"/{secret}/state":
                 self._send_state()
             else:
-                self._refuse(404, "nothing is here")
+                self._refuse(404, "not found")
 
         def do_POST(self) -> None:
             if not self._allowed():
                 return
             try:
                 length = int(self.headers.get("Content-Length") or 0)
-                if length > _LARGEST:
-                    self._refuse(413, f"a request holds at most {_LARGEST} bytes")
+                if length > _MAX_BYTES:
+                    self._refuse(413, f"the request is larger than {_MAX_BYTES} bytes")
                     return
                 body = json.loads(self.rfile.read(length)) if length > 0 else {}
                 if self.path == f"/{secret}/answer":
@@ -63,10 +63,10 @@ def make_server(session: Session, port: int) -> tuple[HTTPServer, str]:
                 elif self.path == f"/{secret}/undo":
                     session.undo()
                 else:
-                    self._refuse(404, "nothing is here")
+                    self._refuse(404, "not found")
                     return
             except (ValueError, AttributeError) as error:
-                self._refuse(400, f"not a request of this page: {error}")
+                self._refuse(400, f"invalid request: {error}")
             except RlaifError as error:
                 self._refuse(409, str(error))
             else:
@@ -78,7 +78,7 @@ def make_server(session: Session, port: int) -> tuple[HTTPServer, str]:
             origin = self.headers.get("Origin")
             if self.headers.get("Host") in here and (origin is None or origin.removeprefix("http://") in here):
                 return True
-            self._refuse(403, "only from this machine's own page")
+            self._refuse(403, "only the page on this machine may do this")
             return False
 
         def _send_state(self) -> None:
@@ -102,13 +102,13 @@ def make_server(session: Session, port: int) -> tuple[HTTPServer, str]:
 
     class Server(HTTPServer):
         def handle_error(self, request: Any, client_address: Any) -> None:
-            if not isinstance(sys.exc_info()[1], ConnectionError):  # else the page was closed
+            if not isinstance(sys.exc_info()[1], ConnectionError):  # otherwise the page was closed
                 super().handle_error(request, client_address)
 
     try:
         server = Server(("127.0.0.1", port), Handler)
     except OSError as error:
         raise RlaifError(
-            f"port {port} cannot be had: {error.strerror}", hint="another --port, or 0 for any that is free"
+            f"cannot bind port {port}: {error.strerror}", hint="use another --port, or 0 for a free one"
         ) from error
     return server, f"http://127.0.0.1:{server.server_address[1]}/{secret}/"

@@ -1,8 +1,8 @@
-"""What a careful person checks before training on labels: one finding a check, each with its numbers and a verdict.
+"""Checks to make before training on labels. Each check has one finding with numbers and a verdict.
 
-The file is read row by row, and each check keeps counts, not texts: what grows with the rows is eight bytes a row for
-repeats, eight for prompts, and six for each rate, whose interval is over prompts. The limits behind each verdict stand
-beside it and in docs/judging.md.
+The file is read row by row, and checks keep counts instead of texts. Memory per row: eight bytes for duplicates, eight
+for prompts, and six for each rate, whose interval is over prompts. The thresholds of each verdict are documented at
+its check and in docs/judging.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ORDER: dict[Level, int] = {"ok": 0, "look": 1, "stop": 2}
 
 
 def audit(config: AuditConfig, *, progress: ProgressCallback = no_progress) -> list[Finding]:
-    """Every finding, in the order of reading; none in a dry run.
+    """All findings in display order; none in a dry run.
 
     Raises:
         InputError: the file cannot be read as preferences.
@@ -51,7 +51,7 @@ def audit(config: AuditConfig, *, progress: ProgressCallback = no_progress) -> l
     given = files(config.preferences)
     reasons = _unscored_reasons(given)
     if reasons and all(file.path.stat().st_size == 0 for file in given):
-        return [Scored(reasons).finding()]  # the judge labelled none
+        return [Scored(reasons).finding()]  # the judge labelled nothing
     source = Source(config.preferences, Preference, skip_invalid=config.skip_invalid)
     if config.dry_run:
         return []
@@ -86,7 +86,7 @@ def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def _unscored_reasons(preferences: Iterable[InputFile]) -> Counter[str]:
-    """How often which reason stands in the files of unscored rows that `label` left beside its outputs."""
+    """Count the reasons in the files of unscored rows that `label` writes next to its outputs."""
     reasons: Counter[str] = Counter()
     for path in (beside(str(file.path), "label", "unscored") for file in preferences):
         for number, line in lines(path) if path.exists() else ():
@@ -94,11 +94,5 @@ def _unscored_reasons(preferences: Iterable[InputFile]) -> Counter[str]:
                 reason = str(json.loads(line)["reason"])
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError("not an unscored row", where=f"{path} line {number}") from error
-            reasons[re.sub(r"\d[\d.e+-]*", "…", reason)] += 1  # the same reason with other numbers
+            reasons[re.sub(r"\d[\d.e+-]*", "…", reason)] += 1  # merge reasons that differ only in numbers
     return reasons
-
-
-# ---------------------------------------------------------------------------------------------- numbers
-
-
-# ----------------------------------------------------------------------------------------------- checks

@@ -1,4 +1,4 @@
-"""What is checked about labels: each check reads row by row and has one finding at the end."""
+"""The checks of `rlaif audit`: each reads row by row and has one finding at the end."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Level = Literal["ok", "look", "stop"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        verdict: ok; look: know why before training; stop: do not train on this.
+        verdict: ok; look: understand why before training; stop: do not train on this.
         says: one line for people.
-        numbers: the same for machines; rates are {"value", "low", "high", "n", "prompts"}.
+        numbers: the same for programs; rates are {"value", "low", "high", "n", "prompts"}.
     """
 
     check: str
@@ -41,7 +41,7 @@ class Check(Protocol):
     def add(self, row: Preference) -> None: ...
 
     def finding(self) -> Finding | None:
-        """None where the labels do not carry what the check looks at."""
+        """None if the labels lack what the check looks at."""
         ...
 
 
@@ -54,27 +54,28 @@ def _level(value: float, look: float, stop: float) -> Level:
 
 
 class Rate:
-    """Counts of what is so, row by row.
+    """A rate, counted row by row.
 
     Args:
-        prompts: of all rows read so far, the present one last: results of one prompt resemble each other.
+        prompts: the prompts of all rows read so far, the current one last; the interval is over prompts because results
+            of one prompt are correlated.
     """
 
     def __init__(self, prompts: HashSet) -> None:
         self._prompts = prompts
-        self._rows, self._so, self._of = array("I"), array("B"), array("B")
+        self._rows, self._hits, self._totals = array("I"), array("B"), array("B")
 
-    def add(self, so: int, of: int = 1) -> None:
-        """So many of so many, in the present row."""
+    def add(self, hits: int, total: int = 1) -> None:
+        """Count `hits` of `total` in the current row."""
         self._rows.append(self._prompts.added - 1)
-        self._so.append(so)
-        self._of.append(of)
+        self._hits.append(hits)
+        self._totals.append(total)
 
     def found(self) -> dict[str, Any]:
-        so, of = np.array(self._so), np.array(self._of)
-        values = np.repeat(np.tile([1.0, 0.0], len(of)), np.column_stack([so, of - so]).ravel())
+        hits, totals = np.array(self._hits), np.array(self._totals)
+        values = np.repeat(np.tile([1.0, 0.0], len(totals)), np.column_stack([hits, totals - hits]).ravel())
         prompts = self._prompts.codes()[np.array(self._rows)]
-        return rate(values, np.repeat(prompts, of).tolist())
+        return rate(values, np.repeat(prompts, totals).tolist())
 
     def __bool__(self) -> bool:
         return bool(self._rows)
@@ -106,8 +107,7 @@ class Histogram:
 
 
 class Scored:
-    """Rows that the judge gave no label, and lines that are no label: look above 5 %, stop above 20 %, or with none
-    left."""
+    """Unscored rows and invalid lines: look above 5 %, stop above 20 % or if there are no labels at all."""
 
     def __init__(self, reasons: Counter[str], unusable: int = 0) -> None:
         self._reasons, self._unusable, self._n = reasons, unusable, 0
@@ -126,13 +126,13 @@ class Scored:
         why = f": {self._reasons.most_common(1)[0][0]}" if unscored else ""
         says = f"{self._n:,} labels, {unscored:,} rows unscored ({100 * share:.1f} %){why}"
         if self._unusable:
-            says += f"; {self._unusable:,} lines are no labels"
+            says += f"; {self._unusable:,} lines are not labels"
         return Finding("scored", _level(share, 0.05, 0.20), says, numbers)
 
 
 class Decided:
-    """How sure the labels are. One value everywhere stops; near-ties (within 0.05 of one half): look above 50 %,
-    stop above 90 %; look where `chosen` is not the preferred one."""
+    """How decided the labels are: stop if all have the same value. Near-ties (within 0.05 of one half): look above
+    50 %, stop above 90 %. Look if `chosen` is not always the preferred one."""
 
     def __init__(self, prompts: HashSet) -> None:
         self._entropy = Histogram(top=0.6931471805599453)
@@ -165,8 +165,8 @@ class Decided:
 
 
 class Position:
-    """Verdicts that follow the position: look where more than 30 % flip with the order, or the first position's
-    share is surely outside 40 to 60 %; stop where more than 60 % flip."""
+    """Position bias: look if more than 30 % of the verdicts flip with the order, or if the share of the first position
+    is significantly outside 40 to 60 %; stop if more than 60 % flip."""
 
     def __init__(self, prompts: HashSet) -> None:
         self._flipped, self._first = Rate(prompts), Rate(prompts)
@@ -189,8 +189,8 @@ class Position:
 
 
 class Mass:
-    """How much of the judge's answer lay on the labels: look where a twentieth of the answers hold less than 0.5,
-    stop where half of them hold less than 0.2."""
+    """Probability mass of the judge's answers on the labels: look if 5 % of the answers are below 0.5, stop if half of
+    them are below 0.2."""
 
     def __init__(self) -> None:
         self._mass = Histogram()
@@ -209,30 +209,30 @@ class Mass:
 
 
 class Against:
-    """Votes behind labels, by who cast them: how often does at least one of several say the opposite of the label?"""
+    """The votes behind labels, by voter: how often at least one of several votes disagrees with the label."""
 
     def __init__(self, prompts: HashSet) -> None:
         self._against: Counter[str] = Counter()
         self._split = Rate(prompts)
 
     def add(self, votes: Iterable[tuple[str, float]]) -> None:
-        """votes: (who, P(chosen) by this one alone)."""
+        """votes: (voter, its P(chosen))."""
         against = [name for name, p in votes if p < 0.5]
         self._against.update(against)
         self._split.add(bool(against))
 
     def found(self) -> tuple[Level, str, dict[str, Any]] | None:
-        """Look where more than 40 % are split."""
+        """Look if more than 40 % are split."""
         if not self._split:
             return None
         split = self._split.found()
         numbers = {"split": split, "against_the_label": dict(self._against.most_common())}
-        says = f"in {shown(split)} of the rows at least one says the opposite of the label"
+        says = f"in {shown(split)} of the rows at least one disagrees with the label"
         return "look" if split["value"] > 0.4 else "ok", says, numbers
 
 
 class Principles:
-    """Which principles the labels come from, and how often one alone would have said the opposite."""
+    """Which principles the labels come from, and how often a single one disagrees with the label."""
 
     def __init__(self, prompts: HashSet) -> None:
         self._rows: Counter[str] = Counter()
@@ -256,7 +256,7 @@ class Principles:
 
 
 class Judges:
-    """How often one judge of a panel alone would have said the opposite."""
+    """How often a single judge of a panel disagrees with the label."""
 
     def __init__(self, prompts: HashSet) -> None:
         self._against = Against(prompts)
@@ -271,8 +271,8 @@ class Judges:
 
 
 class Length:
-    """How often the longer response wins: look where surely above 60 %, stop where surely above 85 % (or as often
-    below)."""
+    """Length bias: how often the longer response wins. Look if significantly above 60 %, stop if significantly above
+    85 %; the same applies to the shorter response."""
 
     def __init__(self, prompts: HashSet) -> None:
         self._longer = Rate(prompts)
@@ -298,8 +298,8 @@ class Length:
 
 
 class Repeats:
-    """The same thing twice: pairs of (nearly) one text teach nothing (look above 1 %, stop above 20 %), and repeated
-    rows count double (look above 1 %, stop above 20 %)."""
+    """Duplicates: pairs of (nearly) equal texts teach nothing, and duplicate rows count twice. Look above 1 %, stop
+    above 20 %, for each of the two."""
 
     def __init__(self) -> None:
         self._n = self._equal = self._near = 0
@@ -315,19 +315,19 @@ class Repeats:
     def finding(self) -> Finding | None:
         if not self._n:
             return None
-        again = self._n - len(self._rows)
-        numbers = {"equal": self._equal, "near_equal": self._near, "repeated_rows": again, "n": self._n}
-        share = max(self._equal + self._near, again) / self._n
+        duplicates = self._n - len(self._rows)
+        numbers = {"equal": self._equal, "near_equal": self._near, "repeated_rows": duplicates, "n": self._n}
+        share = max(self._equal + self._near, duplicates) / self._n
         says = (
-            f"{self._equal:,} pairs of one text, {self._near:,} of nearly one (9 in 10 word triples shared); "
-            f"{again:,} rows repeat another"
+            f"{self._equal:,} pairs of equal texts, {self._near:,} of nearly equal ones (9 in 10 word triples shared); "
+            f"{duplicates:,} duplicate rows"
         )
         return Finding("repeats", _level(share, 0.01, 0.20), says, numbers)
 
 
 class Responses:
-    """Responses that say nothing, were cut off or repeat their prompt: look above 1 % empty or 20 % cut, or where
-    both responses of more than 1 % of the rows begin with the prompt; stop above 10 % empty."""
+    """Responses that are empty, cut off or repeat their prompt: look above 1 % empty or 20 % cut off, or if both
+    responses of more than 1 % of the rows begin with the prompt; stop above 10 % empty."""
 
     def __init__(self) -> None:
         self._n = self._empty = self._known = self._cut = self._repeated = 0
@@ -351,22 +351,22 @@ class Responses:
         if verdict == "ok" and ((cut or 0) > 0.2 or 2 * self._repeated / self._n > 0.01):
             verdict = "look"
         says = f"{self._empty:,} of {self._n:,} responses are empty; "
-        says += "how many were cut off is not known" if cut is None else f"{100 * cut:.1f} % were cut at the limit"
+        says += "how many were cut off is unknown" if cut is None else f"{100 * cut:.1f} % were cut off at the limit"
         if self._repeated:
-            says += f"; in {self._repeated:,} rows both begin with the prompt"
+            says += f"; in {self._repeated:,} rows both responses begin with the prompt"
         numbers = {"responses": self._n, "empty": self._empty, "cut": self._cut, "cut_known_of": self._known}
         numbers["rows_that_repeat_the_prompt"] = self._repeated
         return Finding("responses", verdict, says, numbers)
 
 
 class Prompts:
-    """Prompts that weigh too much: look where one prompt has more than 5 % of at least 100 rows, stop above 50 %."""
+    """Overrepresented prompts: look if one prompt has more than 5 % of at least 100 rows, stop above 50 %."""
 
     def __init__(self, prompts: HashSet) -> None:
         self._prompts = prompts
 
     def add(self, row: Preference) -> None:
-        """The prompts are gathered for all checks."""
+        """Nothing to do: the prompts are collected for all checks."""
 
     def finding(self) -> Finding | None:
         n = self._prompts.added
@@ -384,6 +384,6 @@ def _words(text: str) -> list[str]:
 
 
 def similarity(one: Sequence[str], two: Sequence[str]) -> float:
-    """Jaccard similarity of two texts' word triples; 0 for texts that are too short to have any."""
+    """Jaccard similarity of two texts' word triples; 0 for texts too short to have any."""
     a, b = ({tuple(words[i : i + 3]) for i in range(len(words) - 2)} for words in (one, two))
     return len(a & b) / len(a | b) if a and b else 0.0

@@ -1,4 +1,4 @@
-"""prompts -> candidates: n sampled responses a prompt."""
+"""prompts -> candidates: n sampled responses per prompt."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 @dataclass
 class GenerateSummary:
-    """Counts of the whole output, rows of an earlier, killed run included."""
+    """Counts of the whole output, including rows of an earlier, killed run."""
 
     rows: int = 0
-    resumed: int = 0  # how many of them were there already
+    resumed: int = 0  # how many of them already existed
     responses: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     unfinished: int = 0  # responses cut by --max-tokens
-    refused: int = 0  # responses that are a refusal, by the server's word
-    without_text: int = 0  # answers that are no responses, in rows that have others
+    refused: int = 0  # responses that the server marked as refusals
+    without_text: int = 0  # answers that are not usable responses, in rows that have others
     rejected: int = 0
 
     def add(self, row: dict[str, Any]) -> None:
-        """Candidates, as they stand in the file."""
+        """row: candidates, as in the file."""
         self.rows += 1
         self.responses += len(row["responses"])
         self.tokens_out += sum(response.get("tokens") or 0 for response in row["responses"])
@@ -52,7 +52,7 @@ def generate(
     """Run the stage; see `GenerateConfig`.
 
     Raises:
-        InputError: the prompts cannot be used as they are, or one does not fit the model's context.
+        InputError: the prompts are invalid, or one does not fit in the model's context.
     """
     tokenizer, limit = open_tokenizer(config, config.model)
 
@@ -89,7 +89,7 @@ def generate(
             with accounted(output, [engine], config):
                 _sample(config, source, output, engine, messages, summary, progress)
         summary.without_text = summary.rows * config.n - summary.responses
-        # A server does not say how long each of n responses is, but counts all of them.
+        # A server reports the total tokens of the n responses, but not those of each.
         summary.tokens_out = summary.tokens_out or int(output.usage["tokens_out"])
         finish(output, "generate", config, config.model, vars(summary))
     finally:
@@ -121,7 +121,7 @@ def _sample(
             unanswered.add(completions.reason)
             return
         responses, reason = _responses(completions)
-        if len(responses) < min(config.n, 2):  # of several, two can still be compared
+        if len(responses) < min(config.n, 2):  # with two of several responses left, they can still be compared
             reject(config.output, "generate", record, reason)
             summary.rejected += 1
         else:
@@ -136,13 +136,15 @@ def _sample(
 
 
 def _responses(completions: list[Completion] | Failed) -> tuple[list[Completion], str]:
-    """The completions that are responses, and why there are not more."""
+    """The usable responses, and why the others are not usable."""
     if isinstance(completions, Failed):
         return [], completions.reason
     faults = [completion.no_response for completion in completions]
     missing = [fault for fault in faults if fault]
     reason = (
-        f"{len(missing)} of {len(completions)} answers are no responses; the last: {missing[-1]}" if missing else ""
+        f"{len(missing)} of {len(completions)} answers are not usable responses; the last reason: {missing[-1]}"
+        if missing
+        else ""
     )
     if len(missing) == len(completions) == 1:
         reason = missing[0]

@@ -1,4 +1,4 @@
-"""candidates -> preferences: an LLM judge's soft labels. What cannot be scored is kept, with the reason."""
+"""candidates -> preferences: soft labels from an LLM judge. Unscored pairs are saved with the reason."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 @dataclass
 class LabelSummary:
-    """Counts of the whole output, rows of an earlier, killed run included."""
+    """Counts of the whole output, including rows of an earlier, killed run."""
 
     pairs: int = 0
-    resumed: int = 0  # how many of them were there already
+    resumed: int = 0  # how many of them already existed
     unscored: int = 0
     flipped: int = 0
     first_wins: int = 0
-    orders: int = 0  # verdicts whose position can be counted: two for each principle of a pairwise row
+    orders: int = 0  # verdicts with a position: two per principle of a pairwise row
     mass: float = 0.0  # summed over `masses`
     masses: int = 0
     p_chosen: float = 0.0  # summed over the scored pairs
-    truncated: int = 0  # pairs that the judge saw cut
+    truncated: int = 0  # pairs that were truncated for the judge
     rejected: int = 0
 
     def add(self, row: dict[str, Any]) -> None:
-        """A preference, as it stands in the file."""
+        """row: a preference, as in the file."""
         verdict = row["judge"]
         self.pairs += 1
         self.flipped += verdict["flipped"]
@@ -60,7 +60,7 @@ class LabelSummary:
         self.unscored += 1
 
     def as_numbers(self) -> dict[str, float | int | None]:
-        """What the summary and the manifest say."""
+        """The numbers of the summary and the manifest."""
         scored = self.pairs - self.unscored
         return {
             "pairs": self.pairs,
@@ -83,8 +83,8 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
     """Run the stage; see `LabelConfig`.
 
     Raises:
-        InputError: the candidates or the constitution cannot be used, or a pair does not fit the judge's context.
-        UsageError: an option names something that is not there.
+        InputError: the candidates or the constitution are invalid, or a pair does not fit in the judge's context.
+        UsageError: an option has an unknown name.
     """
     constitution = load_constitution(config.constitution)
     choose_pairs = pair_chooser(config.pairs, config.seed)
@@ -122,7 +122,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
 
 
 class _PairCount:
-    """Checks rows for the judge's room, and counts the pairs of those that will be judged."""
+    """Checks that rows fit in the judge's context, and counts the pairs that will be judged."""
 
     def __init__(self, choose_pairs: Any, room: ContextBudget) -> None:
         self._choose_pairs, self._room = choose_pairs, room
@@ -189,10 +189,10 @@ def _judge_all(
 def preference(
     config: LabelConfig, row: Candidates, i: int, j: int, comparison: Comparison, judgement: Judgement
 ) -> Preference:
-    """A judgement as a row: the preferred response is `chosen`; a tie keeps input order."""
+    """A judgement as a row: `chosen` is the preferred response; a tie keeps input order."""
     assert judgement.p_a is not None
     a_wins = judgement.p_a >= 0.5
-    a, b = row.responses[i].text, row.responses[j].text  # whole, also where the judge saw them cut
+    a, b = row.responses[i].text, row.responses[j].text  # the full texts, even if they were truncated for the judge
     texts = (a, b) if a_wins else (b, a)
     names = [principle.id for principle in comparison.principles]
     return Preference(
@@ -205,10 +205,10 @@ def preference(
             model=config.judge_name,
             method=config.method,
             principle=names[0] if len(names) == 1 else names,
-            **_told(judgement, a_wins),
+            **_verdict_fields(judgement, a_wins),
             truncated=was_cut(comparison) or None,
             panel=[
-                Vote(model=name, p_chosen=vote.p_a if a_wins else 1 - vote.p_a, **_told(vote, a_wins))
+                Vote(model=name, p_chosen=vote.p_a if a_wins else 1 - vote.p_a, **_verdict_fields(vote, a_wins))
                 for name, vote in judgement.panel.items()
                 if vote.p_a is not None
             ]
@@ -218,8 +218,8 @@ def preference(
     )
 
 
-def _told(judgement: Judgement, a_wins: bool) -> dict[str, Any]:
-    """The numbers behind a label, from the side of `chosen`."""
+def _verdict_fields(judgement: Judgement, a_wins: bool) -> dict[str, Any]:
+    """The numbers behind a label, as seen from `chosen`."""
     orders: tuple[tuple[Any, ...], ...] = (judgement.p_first, judgement.mass, judgement.rationales)
     p_first, mass, rationales = orders if a_wins else map(_swap_orders, orders)
     by_principle = judgement.by_principle if a_wins else [1 - p for p in judgement.by_principle]
@@ -242,7 +242,7 @@ def _origin(row: Candidates, chosen: int, rejected: int) -> dict[str, Any]:
 
 
 def was_cut(comparison: Comparison) -> bool:
-    """Whether the judge saw less than what stands in the row."""
+    """Whether the texts were truncated for the judge."""
     row, i, j = comparison.key
     whole = (row.prompt, row.responses[i].text, row.responses[j].text)
     return (comparison.prompt, comparison.a, comparison.b) != whole
@@ -272,17 +272,17 @@ def _unscored(
 
 
 def _raw(judgement: Judgement) -> dict[str, Any]:
-    """What a judge answered, in the order in which it was asked."""
+    """The answers of a judge in the order of its questions."""
     return {name: getattr(judgement, name) for name in ("p_first", "mass", "scores", "rationales")}
 
 
 class UnscoredFile:
-    """`<output>.unscored.jsonl`: made when the first row needs it."""
+    """`<output>.unscored.jsonl`: created for the first unscored row."""
 
     def __init__(self, config: LabelConfig, settings: dict[str, Any], summary: LabelSummary) -> None:
         self.path = beside(config.output, "label", "unscored")
         self._settings, self._summary = settings, summary
-        # What stands on stdout cannot be resumed, so an older file beside it is none of this run's.
+        # Output to stdout cannot be resumed, so an existing file is not of this run.
         self._overwrite = config.overwrite or file_of(config.output) is None
         self._file: Output | None = None
         if self._overwrite:

@@ -1,4 +1,4 @@
-"""What a stage writes into its manifest when it is done."""
+"""What a stage records in its manifest when it is finished."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def model_hash(config: EngineConfig, model: str) -> str | None:
 
 @contextlib.contextmanager
 def accounted(output: Output, engines: Sequence[Engine], config: EngineConfig) -> Iterator[None]:
-    """What servers count meanwhile goes to the output's account, also where it ends in an error or by Ctrl-C.
+    """Add what servers count in this context to the usage of the output, even after an error or Ctrl-C.
 
-    With `--price-in` and `--price-out` its cost too, if every answer was counted. Other engines count nothing.
+    With `--price-in` and `--price-out` also the cost, if every answer was counted. Other engines count nothing.
     """
     counted = [usage for engine in engines if (usage := getattr(engine, "usage", None)) is not None]
 
@@ -34,20 +34,20 @@ def accounted(output: Output, engines: Sequence[Engine], config: EngineConfig) -
     try:
         yield
     finally:
-        spent: dict[str, float] = dict(totals() - before)
-        if spent:
-            tokens_in, tokens_out = spent.setdefault("tokens_in", 0), spent.setdefault("tokens_out", 0)
+        used: dict[str, float] = dict(totals() - before)
+        if used:
+            tokens_in, tokens_out = used.setdefault("tokens_in", 0), used.setdefault("tokens_out", 0)
             if config.price_in is not None and config.price_out is not None:
-                spent["cost"] = round((tokens_in * config.price_in + tokens_out * config.price_out) / 1e6, 6)
-                if uncounted := spent.get("uncounted"):
-                    warn_once(f"the server does not report the tokens of {uncounted} answers, so the cost is not known")
-            output.spend(spent)
+                used["cost"] = round((tokens_in * config.price_in + tokens_out * config.price_out) / 1e6, 6)
+                if uncounted := used.get("uncounted"):
+                    warn_once(f"the server does not report the tokens of {uncounted} answers, so the cost is unknown")
+            output.spend(used)
 
 
 def finish(
     output: Output, stage: str, config: EngineConfig, model: str | tuple[str, ...], counts: dict[str, Any]
 ) -> None:
-    """Complete an output; its manifest says what made it (for several models: of each, by name)."""
+    """Complete an output; its manifest records what made it (several models by name)."""
 
     def each(of: Callable[[EngineConfig, str], str | None]) -> Any:
         return of(config, model) if isinstance(model, str) else {name: of(config, name) for name in model}

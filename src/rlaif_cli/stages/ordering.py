@@ -1,4 +1,4 @@
-"""What data stages share about their files, models and limits."""
+"""What data stages share: unanswered rows, output order and rejected prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlaif_cli.errors import EngineError
 
 
 class Unanswered:
-    """Rows that a server did not answer and may answer later: they are in no file, so that a second run asks again."""
+    """Counts rows that a server did not answer but may answer later. They are in no file, so a rerun retries them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -24,18 +24,18 @@ class Unanswered:
         self._last = reason
 
     def check(self) -> None:
-        """Raises: EngineError: there were some; what was done is kept."""
+        """Raises: EngineError: some rows were not answered."""
         if self.count:
             raise EngineError(
-                f"{self.count} rows got no answer; the last: {self._last}",
-                hint="what was done is kept; run the same command again to ask for the rest",
+                f"{self.count} rows got no answer; the last reason: {self._last}",
+                hint="finished rows are saved; rerun the same command to resume",
             )
 
 
 class InOrder:
-    """Settles rows in the order of the input where that is wanted (`--ordered`), else as they come.
+    """Writes rows in input order with `--ordered`, else as they are finished.
 
-    A row that is ready waits for those before it; a kill loses what waits.
+    A finished row waits for the rows before it; if the run is killed, waiting rows are lost and recomputed.
     """
 
     def __init__(self, ordered: bool) -> None:
@@ -44,12 +44,12 @@ class InOrder:
         self._ready: dict[str, Callable[[], None]] = {}
 
     def expect(self, key: str) -> None:
-        """The next row of the input; every expected one must be settled."""
+        """Announce the next row of the input; every announced row must be settled."""
         if self._ordered:
             self._expected.append(key)
 
     def settle(self, key: str, action: Callable[[], None]) -> None:
-        """Do `action` (write the row, or put it aside) in its turn."""
+        """Run `action` (write the row, or reject it) when it is the row's turn."""
         if not self._ordered:
             action()
             return
@@ -60,6 +60,6 @@ class InOrder:
 
 
 def reject(output: str, stage: str, record: PromptRecord, reason: str) -> None:
-    """A prompt that the server will never answer goes where lines go that cannot be used."""
+    """Save a prompt that the server will never answer among the rejected lines."""
     with open_for_writing(rejected_path(output, stage), "a") as file:
         file.write(json.dumps({"id": record.id, "reason": reason, "text": record.model_dump_json()}) + "\n")

@@ -11,10 +11,10 @@ from rlaif_cli.errors import UsageError
 
 
 def pair_chooser(rule: str, seed: int) -> Any:
-    """`--pairs` as a function: row -> index pairs.
+    """The rule of `--pairs` as a function: row -> index pairs.
 
     Raises:
-        UsageError: the rule is none of all, chain, random:K.
+        UsageError: the rule is not all, chain or random:K.
     """
     if rule == "all":
         return lambda row: list(combinations(range(len(row.responses)), 2))
@@ -22,7 +22,7 @@ def pair_chooser(rule: str, seed: int) -> Any:
         return lambda row: [(i, i + 1) for i in range(len(row.responses) - 1)]
     name, _, count = rule.partition(":")
     if name != "random" or not count.isdigit() or int(count) < 1:
-        raise UsageError(f"--pairs '{rule}' is unknown", hint="one of: all, chain, random:K (K pairs a row)")
+        raise UsageError(f"--pairs '{rule}' is unknown", hint="one of: all, chain, random:K (K pairs per row)")
 
     def some(row: Candidates) -> list[tuple[int, int]]:
         every = list(combinations(range(len(row.responses)), 2))

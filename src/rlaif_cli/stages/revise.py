@@ -1,6 +1,6 @@
-"""prompts -> revisions: a model criticises and rewrites its own responses by the constitution (Bai et al. 2022).
+"""prompts -> revisions: a model critiques and rewrites its own responses by the constitution (Bai et al. 2022).
 
-A first response, then in every round a critique by one principle and a revision that answers it. All rounds are kept:
+The model writes a first response, then in every round a critique by one principle and a revision. All rounds are kept:
 `rlaif sft` trains on the last revisions, or with `--all-rounds` on those of every round, as the paper does.
 """
 
@@ -28,7 +28,7 @@ from rlaif_cli.stages.manifest import accounted, finish
 from rlaif_cli.stages.ordering import Unanswered, reject
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
-_AT_ONCE = 64  # prompts that go through all their rounds together
+_BATCH = 64  # prompts that are revised together
 
 
 @dataclass
@@ -40,10 +40,10 @@ class ReviseSummary:
 
 @dataclass
 class _Draft:
-    """A prompt under way."""
+    """A prompt in progress."""
 
     record: PromptRecord
-    principle: Principle  # of the round under way
+    principle: Principle  # of the current round
     initial: str = ""
     critique: str = ""
     rounds: list[Round] = field(default_factory=list)
@@ -54,7 +54,7 @@ class _Draft:
         return self.rounds[-1].revision if self.rounds else self.initial
 
     def finish_round(self, revision: str) -> None:
-        # An empty revision would erase the response: then the one before stands.
+        # An empty revision would erase the response, so the previous one is kept.
         revision = revision or self.response
         self.rounds.append(Round(principle=self.principle.id, critique=self.critique, revision=revision))
 
@@ -63,7 +63,7 @@ def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallb
     """Run the stage; see `ReviseConfig`.
 
     Raises:
-        InputError: the prompts or the constitution cannot be used, or a prompt leaves no room for its rounds.
+        InputError: the prompts or the constitution are invalid, or a prompt is too long for its rounds.
     """
     constitution = load_constitution(config.constitution)
     if tuple(config.principles) != ("sample",):
@@ -73,7 +73,7 @@ def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallb
         PromptRecord,
         skip_invalid=config.skip_invalid,
         rejected_path=rejected_path(config.output, "revise"),
-        check=_room(config, constitution),
+        check=_context_check(config, constitution),
     )
     summary = ReviseSummary(rejected=source.rejected)
     if config.dry_run:
@@ -94,17 +94,17 @@ def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallb
     return summary
 
 
-def _room(config: ReviseConfig, constitution: Constitution) -> Callable[[PromptRecord], str | None]:
-    """A check that a prompt's last question, with all that stands before it, fits the model's context."""
+def _context_check(config: ReviseConfig, constitution: Constitution) -> Callable[[PromptRecord], str | None]:
+    """A check that the longest question about a prompt fits in the model's context."""
     tokenizer, limit = open_tokenizer(config, config.model)
     longest = max(constitution.principles, key=lambda principle: len(principle.text))
 
     def check(record: PromptRecord) -> str | None:
         if limit is None:
             return None
-        tokenizer.chat(with_system(as_messages(record.prompt), config.system))  # the template may refuse it
+        tokenizer.chat(with_system(as_messages(record.prompt), config.system))  # raises if the template refuses it
         asked = prompts.revision(constitution, longest, record.prompt, "", "")
-        # The response, its critique and the revision, each as long as it may be.
+        # The response, its critique and the revision, each of maximum length.
         need = len(tokenizer.question(asked)) + 3 * config.max_tokens
         return too_long(need, limit, "the prompt, a response, its critique and the revision")
 
@@ -122,7 +122,7 @@ def _revise_all(
 ) -> None:
     waiting = (record for record in source if record.id not in output.done)
     unanswered = Unanswered()
-    while chunk := [_Draft(record, constitution.principles[0]) for record in islice(waiting, _AT_ONCE)]:
+    while chunk := [_Draft(record, constitution.principles[0]) for record in islice(waiting, _BATCH)]:
         _write_drafts(config, constitution, engine, chunk)
         for draft in chunk:
             if draft.failed is not None:
@@ -140,7 +140,7 @@ def _revise_all(
 
 
 def _write_drafts(config: ReviseConfig, constitution: Constitution, engine: Engine, drafts: Sequence[_Draft]) -> None:
-    """All rounds of a few prompts, side by side."""
+    """Run all rounds of a batch of prompts."""
 
     tokenizer = engine.tokenizer
 
@@ -176,7 +176,7 @@ def _say(
     what: str,
     prompt: Callable[[_Draft], Sequence[Any]],
 ) -> Iterator[tuple[_Draft, str]]:
-    """The model's reply for every draft that has not failed; what it is asked is known from the draft alone."""
+    """The model's reply for every draft that has not failed; `prompt` builds the question from the draft."""
     requests = [
         Request(place, prompt(draft), seed=request_seed(config.seed, draft.record.id, what))
         for place, draft in enumerate(drafts)

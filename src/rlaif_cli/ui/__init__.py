@@ -1,1 +1,1 @@
-"""What people see: messages, progress, the live screen."""
+"""Output for people: messages, progress, the live screen."""

@@ -1,7 +1,7 @@
-"""stdout is data, stderr is talk.
+"""stdout is for data, stderr for messages.
 
-Engines and their child processes print to file descriptor 1 as they like, so `guard_stdout` points that descriptor
-at stderr and keeps the real stdout for records alone.
+Engines and their child processes print to file descriptor 1, so `guard_stdout` redirects that descriptor to stderr and
+reserves the real stdout for records.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.tree import Tree
 from rlaif_cli.ui.progress import ProgressCallback, no_progress, rate_meter
 
 debug = False
-quiet = False  # another process of the same run talks
+quiet = False  # another process of the same run prints the messages
 _data: IO[str] | None = None
 _PLAIN_EVERY_SECONDS = 10.0
 
@@ -35,7 +35,7 @@ def stderr() -> Console:
 
 
 def guard_stdout() -> None:
-    """From here on nothing but records reaches stdout, whoever prints. Called once, before an engine may start."""
+    """Let only records reach stdout from now on. Must be called before an engine starts; later calls do nothing."""
     global _data
     if _data is not None:
         return
@@ -51,42 +51,42 @@ def data_stream() -> IO[str]:
 
 
 def close_data_stream() -> None:
-    """Flush the records; a reader that went away (`| head`) is no error.
+    """Flush the records; a closed pipe (`| head`) is not an error.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: writing failed.
     """
     stream = data_stream()
     try:
         stream.flush()
     except OSError as error:
-        # What is still buffered cannot be delivered; without this, Python would complain about it at exit.
+        # The rest of the buffer cannot be written; without this, Python would report that at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if not isinstance(error, BrokenPipeError):
             raise
 
 
-# Data, file names and what servers answer stand in messages: none of it may steer a terminal (an escape sequence can
-# clear a screen, rename a window or paste a command) or turn the direction of a line.
-_STEERING = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+# Messages contain data, file names and server replies, which must not control the terminal (an escape sequence can
+# clear the screen, rename the window or paste a command) or change the text direction.
+_CONTROL = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 _VISIBLE = {
-    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _STEERING if chr(code) not in "\t\n"
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROL if chr(code) not in "\t\n"
 }
 
 
 def counted(number: int, thing: str) -> str:
-    """A number and what it counts, whose plural ends in -s: "1 row", "2 rows"."""
+    """A number with its noun, whose plural ends in -s: "1 row", "2 rows"."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def visible(text: str) -> str:
-    """`text` with control characters written out, as Python would: `\\x1b`."""
+    """`text` with control characters escaped as in Python: `\\x1b`."""
     return text.translate(_VISIBLE)
 
 
 @dataclass
 class _Visible:
-    """What Rich makes of a table, a tree or a line, with the control characters of its texts written out."""
+    """Renders a table or tree with control characters in its text escaped."""
 
     shown: RenderableType
 
@@ -96,25 +96,25 @@ class _Visible:
 
 
 def show(found: Table | Tree) -> None:
-    """A table or tree on stdout, for a command whose product is what people read."""
+    """Print a table or tree to stdout, for a command whose result is meant for people."""
     terminal = Console(file=data_stream(), highlight=False)
     with terminal.capture() as shown:
         terminal.print(_Visible(found))
-    data_stream().write(shown.get())  # Rich would end the program with 1 where the reader went away
+    data_stream().write(shown.get())  # Rich would exit with code 1 on a closed pipe
 
 
 def show_line(text: str) -> None:
-    """A line on stdout, for a command whose product is what people read."""
+    """Print a line to stdout, for a command whose result is meant for people."""
     data_stream().write(visible(text) + "\n")
 
 
 def say(message: str, style: str | None = None) -> None:
-    """A line for the person at the terminal. `message` is plain text, never markup."""
+    """Print a message to stderr. It is plain text, never markup."""
     if not quiet:
         stderr().print(Text(visible(message)), style=style)
 
 
-# Whether this process tells how the run failed; where there are several, `launch` puts what they agree on in its place.
+# Whether this process reports the error; with several processes, `launch` replaces this so that only one does.
 first_to_fail: Callable[[], bool] = lambda: not quiet  # noqa: E731
 
 
@@ -126,7 +126,7 @@ _WARNED: set[str] = set()
 
 
 def warn_once(message: str) -> None:
-    """A file may be read several times by one command."""
+    """Warn once per process, as a command may read the same file several times."""
     if message not in _WARNED:
         _WARNED.add(message)
         warn(message)
@@ -134,7 +134,7 @@ def warn_once(message: str) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[ProgressCallback]:
-    """A bar with rate and ETA on a terminal; a plain line every ten seconds elsewhere."""
+    """A progress bar with rate and ETA on a terminal; elsewhere a plain line every ten seconds."""
     if quiet:
         yield no_progress
         return

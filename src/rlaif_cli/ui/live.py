@@ -1,4 +1,4 @@
-"""A run on one live screen: its stages, how far each is, how fast, how long yet, and the curve of what it trains."""
+"""A live screen of a run: its stages with progress, speed, remaining time and training curve."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rlaif_cli.ui.console import stderr, visible
 from rlaif_cli.ui.progress import ProgressCallback, rate_meter
 
 _BARS = "▁▂▃▄▅▆▇█"
-_WIDE = 100  # columns, from which on commands and bars have room
+_WIDE = 100  # columns needed to show commands and bars
 _BAR, _COUNT = 10, 11  # columns
 _MARKS = {"waiting": ("·", "dim"), "done": ("✓", "green"), "failed": ("✗", "red"), "left out": ("–", "dim")}
 
 
 def sparkline(values: Sequence[float], width: int = 20) -> str:
-    """A curve in `width` characters at most: means of equal parts, the lowest ▁, the highest █."""
+    """A curve in at most `width` characters: means of equal parts, from ▁ (lowest) to █ (highest)."""
     known = [value for value in values if math.isfinite(value)]
     count = min(width, len(known))
     edges = [round(i * len(known) / count) for i in range(count + 1)] if count else []
@@ -54,7 +54,7 @@ class _Line:
         return time.monotonic() - self.started if self.state == "running" else self.seconds
 
     def counted(self) -> str:
-        """How far it is, or how long it took, in at most `_COUNT` characters."""
+        """Its progress, or how long it took, in at most `_COUNT` characters."""
         if self.state not in ("running", "done", "failed"):
             return ""
         if self.state == "running" and self.total:
@@ -64,12 +64,12 @@ class _Line:
 
 
 class Screen:
-    """A context: the screen stands while it is open, and what was last on it stays.
+    """A context that shows the screen while it is open; the last state stays visible.
 
     Args:
-        title: of the run.
-        stages: (name, command) of each, in order.
-        wanted: names of those that will run.
+        title: the name of the run.
+        stages: (name, command) of each stage, in order.
+        wanted: the names of the stages that will run.
     """
 
     def __init__(self, title: str, stages: Sequence[tuple[str, str]], wanted: Sequence[str]) -> None:
@@ -92,7 +92,7 @@ class Screen:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[ProgressCallback]:
-        """The stage runs while this is open."""
+        """A context in which the stage runs."""
         line, rate = self._lines[name], rate_meter()
         line.state, line.started = "running", time.monotonic()
 
@@ -109,13 +109,13 @@ class Screen:
             line.seconds, line.state = line.took(), ended
 
     def _render(self) -> Table:
-        """The stages; where there are more than fit, those around the one that runs."""
+        """The stages; if not all fit, those around the running one."""
         lines = list(self._lines.values())
-        room = max(3, self._console.height - 4)
+        height = max(3, self._console.height - 4)
         now = next((place for place, line in enumerate(lines) if line.state in ("running", "failed")), 0)
-        first = max(0, min(now - room // 2, len(lines) - room))
+        first = max(0, min(now - height // 2, len(lines) - height))
         table = self._table(self._console.width)
-        for line in lines[first : first + room]:
+        for line in lines[first : first + height]:
             table.add_row(*self._cells(line, wide=self._console.width >= _WIDE))
         minutes = (time.monotonic() - self._started) / 60
         done = sum(line.state == "done" for line in lines)
@@ -127,12 +127,12 @@ class Screen:
         return whole
 
     def _table(self, width: int) -> Table:
-        """Columns whose widths are fixed for the whole run: nothing jumps, and no mark or time is squeezed out."""
+        """A grid with fixed column widths, so that nothing jumps and no mark or time is cut off."""
         names = min(max(len(line.name) for line in self._lines.values()), 24 if width >= _WIDE else 20)
         widths = [1, names, _COUNT]
         if width >= _WIDE:
             widths[2:2] = [max(len(line.command) for line in self._lines.values()), _BAR]
-        widths.append(max(1, width - sum(widths) - len(widths)))  # a space between every two, and one to spare
+        widths.append(max(1, width - sum(widths) - len(widths)))  # a space between columns, and one at the end
         table = Table.grid(padding=(0, 1))
         for each in widths:
             table.add_column(width=each, no_wrap=True, overflow="ellipsis")
@@ -144,11 +144,11 @@ class Screen:
         style = "bold" if running else "dim" if line.state in ("waiting", "left out") else ""
         bar = ProgressBar(line.total or 1, line.done, width=_BAR) if running and line.total else Text("")
         curve = Text(sparkline(line.values, 20 if wide else 10), style="cyan")
-        told = "  ".join(part for part in (line.rate if running else "", line.note) if part)
+        details = "  ".join(part for part in (line.rate if running else "", line.note) if part)
         return [
             mark,
             Text(line.name, style=style),
             *([Text(line.command, style="dim"), bar] if wide else []),
             Text(line.counted()),
-            curve.append(f"{' ' if curve and told else ''}{told}", style="default"),
+            curve.append(f"{' ' if curve and details else ''}{details}", style="default"),
         ]

@@ -1,4 +1,4 @@
-"""How a stage reports its progress to whoever shows it."""
+"""How a stage reports progress."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Protocol
 
 
 class ProgressCallback(Protocol):
-    """What stages report through: how much is done, of how much, a few numbers worth seeing, and one worth a curve."""
+    """Reports progress: items done, their total, a short note, and a value to plot as a curve."""
 
     def __call__(self, done: int, total: int | None = None, note: str = "", value: float | None = None) -> None: ...
 
 
 def no_progress(done: int, total: int | None = None, note: str = "", value: float | None = None) -> None:
-    """For callers that do not want to see any."""
+    """Discards progress."""
 
 
 def rate_meter() -> Callable[..., str]:
-    """`rate(done, total)`: how fast it goes since the first call, and how long yet, in words."""
+    """A function `rate(done, total)` that returns the speed since its first call and the time left, as text."""
     started, first = time.monotonic(), None
 
     def rate(done: int, total: int | None = None) -> str:
         nonlocal first, started
-        if first is None:  # a resumed run begins in the middle, and engines take their time to start
+        if first is None:  # a resumed run starts in the middle, and engines take time to start
             first, started = done, time.monotonic()
             return ""
         seconds = time.monotonic() - started

@@ -1,4 +1,4 @@
-"""Measure this machine for a plan: each model in each way that the plan runs it, in a process of its own."""
+"""Measure this machine for a plan: each model with each set of options, in a separate process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlaif_cli.ui import console
 
 
 def calibrate(work: Iterable[Any]) -> None:
-    """Measure what is not known yet of these (`plan.Work`), and remember it.
+    """Measure and store the rates of `Work` that are not known yet.
 
     Raises:
         EngineError: a measurement failed.
@@ -27,11 +27,11 @@ def calibrate(work: Iterable[Any]) -> None:
     here = [each for each in work if each.engine != CLUSTER]
     for each in {each.key: each for each in here if each.key not in known}.values():
         console.say(f"measuring {each.key}")
-        throughput.remember(each.key, _apart(each))
+        throughput.remember(each.key, _measure_in_process(each))
 
 
-def _apart(work: Any) -> Rate:
-    """In a process of its own: its peak of memory is its own, and nothing stays behind."""
+def _measure_in_process(work: Any) -> Rate:
+    """In a separate process, so that peak memory is its own and everything is freed."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(work, theirs))
@@ -43,14 +43,14 @@ def _apart(work: Any) -> Rate:
         found = "the process died"
     process.join()
     if isinstance(found, str):
-        raise EngineError(f"cannot be measured: {found}", where=work.key, hint="try the stage by itself first")
+        raise EngineError(f"measurement failed: {found}", where=work.key, hint="run the stage by itself first")
     return found
 
 
 def _measure(work: Any, answer: Any) -> None:
     try:
         console.guard_stdout()
-        rate = _training(work) if work.learns else _engine(work)
+        rate = _training(work) if work.trains else _engine(work)
         answer.send(replace(rate, memory=round(_peak_gib(), 2)))
     except Exception as error:
         answer.send(f"{type(error).__name__}: {error}")

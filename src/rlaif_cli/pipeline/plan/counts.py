@@ -1,9 +1,9 @@
-"""What a pipeline will do, before it does it: rows, calls of a model, tokens, money, time and memory of every step.
+"""Estimate what a pipeline will do: rows, model calls, tokens, cost, time and memory of every step.
 
-Counted from the files that are there and the settings, without starting an engine. Tokens of files are about a quarter
-of their characters, as English is; tokens that are to be sampled are counted as if every text ran to its limit. So
-`tokens_out`, `cost` and the time to sample are bounds from above, `tokens_in` is near. Time and memory come from
-what this machine was measured to do with the same models (`rates`).
+The estimates come from the settings and existing files, without starting an engine. Tokens of files are estimated as a
+quarter of their characters, as in English; sampled texts are assumed to reach their token limit. So `tokens_out`,
+`cost` and the decoding time are upper bounds, and `tokens_in` is approximate. Time and memory are based on what was
+measured on this machine for the same models (throughput.py).
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from rlaif_cli.pipeline.file import Step
 from rlaif_cli.pipeline.plan.work import File, Plan, Work
 from rlaif_cli.stages.pairs import pair_chooser
 
-_SAMPLED = 200  # rows of a file that are read for their lengths
-_CHARACTERS = 4  # of a token
-_FRAME = 120  # tokens of a judge's prompt around the texts: preamble and principle
+_ROWS_READ = 200  # rows of a file that are read to estimate lengths
+_CHARACTERS = 4  # per token
+_FRAME = 120  # tokens of a judge's prompt besides the texts: preamble and principle
 
 
 def plan(steps: Iterable[Step], files: Mapping[str, File] = {}) -> list[tuple[Step, Plan]]:
-    """Of every step, in order; what one writes is what a later one reads.
+    """The plan of every step, in order; the output of one is the input of a later one.
 
     Args:
-        files: what inputs are taken to hold, instead of what is there.
+        files: sizes to assume for inputs, instead of their real ones.
     """
     files = dict(files)
-    made_of: dict[str, str] = {}  # a checkpoint of this pipeline -> the model it begins from, which is as large
+    made_of: dict[str, str] = {}  # a checkpoint of this pipeline -> the model it starts from, which has the same size
     found = []
     for step in steps:
         count = _COUNTERS.get(step.kind)
@@ -52,7 +52,7 @@ def plan(steps: Iterable[Step], files: Mapping[str, File] = {}) -> list[tuple[St
             RlaifError,
             OSError,
             ValueError,
-        ):  # an input that is not there, or cannot be read: its own stage says so
+        ):  # an input is missing or unreadable; its own stage reports that
             each, output = Plan(work=None), None
         work = each.work and tuple(replace(one, model=made_of.get(one.model, one.model)) for one in each.work)
         found.append((step, replace(_priced(step.config, each), work=work)))
@@ -69,8 +69,8 @@ def _priced(config: Any, found: Plan) -> Plan:
     return replace(found, cost=round(cost, 4))
 
 
-def _engine_work(config: Any, model: str, read: float, sampled: float) -> tuple[Work, ...] | None:
-    """None: other machines'; () : the fake engine's, which takes no time."""
+def _engine_work(config: Any, model: str, prefill: float, decode: float) -> tuple[Work, ...] | None:
+    """None if a server does the work; () for the fake engine, which takes no time."""
     engine = computing_engine(config, model)
     if engine == FAKE:
         return ()
@@ -83,28 +83,28 @@ def _engine_work(config: Any, model: str, read: float, sampled: float) -> tuple[
     options = [(name, value) for name in names if (value := getattr(config, name, None)) is not None]
     memory = getattr(config, "engine_memory", None)
     options += [("memory", memory)] if memory is not None and engine == "vllm" else []
-    return (Work(model, name, tuple(options), read=read, sampled=sampled),)
+    return (Work(model, name, tuple(options), prefill=prefill, decode=decode),)
 
 
-def _trainer_work(config: Any, model: str, learned: float) -> tuple[Work, ...]:
+def _trainer_work(config: Any, model: str, train: float) -> tuple[Work, ...]:
     if model == FAKE:
         return ()
     names = ("precision", "tokens_per_batch", "lora_rank", "gradient_checkpointing", "compile", "optimizer")
     options = [(name, value) for name in names if (value := getattr(config, name, None)) not in (None, 0, False)]
-    return (Work(model, "", tuple(options), learned=learned),)
+    return (Work(model, "", tuple(options), train=train),)
 
 
 # ---------------------------------------------------------------------------------------------------------- files
 
 
 def _file(name: str, files: dict[str, File]) -> File:
-    """Raises: InputError: it is neither there nor an earlier step's output."""
+    """Raises: InputError: it is neither a file nor the output of an earlier step."""
     return files[name] if name in files else measure(name)
 
 
 def measure(address: str) -> File:
-    """Rows, and lengths by the first `_SAMPLED` of them."""
-    sampled = [json.loads(line) for _, _, line in islice(raw_lines(address), _SAMPLED)]
+    """The number of rows, and mean lengths estimated from the first `_ROWS_READ` rows."""
+    sampled = [json.loads(line) for _, _, line in islice(raw_lines(address), _ROWS_READ)]
     sampled = [row for row in sampled if isinstance(row, dict)]
     texts = [
         [each for key in ("responses", "response", "response_a", "chosen") for each in _list(row.get(key))]
@@ -138,19 +138,20 @@ def _mean(values: Iterable[float]) -> float:
 
 def _generate(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
     prompts = _file(config.prompts, files)
-    read, sampled = round(prompts.rows * prompts.prompt), prompts.rows * config.n * config.max_tokens
-    work = _engine_work(config, config.model, read, sampled)
-    plan = Plan(prompts.rows, prompts.rows, read, sampled, work=work)
+    tokens_in, tokens_out = round(prompts.rows * prompts.prompt), prompts.rows * config.n * config.max_tokens
+    work = _engine_work(config, config.model, tokens_in, tokens_out)
+    plan = Plan(prompts.rows, prompts.rows, tokens_in, tokens_out, work=work)
     return plan, File(prompts.rows, config.n, prompts.prompt, config.max_tokens)
 
 
 def _revise(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
     prompts, asked = _file(config.prompts, files), 1 + 2 * config.rounds
     calls = prompts.rows * asked
-    # A critique reads the response, a revision both.
+    # A critique prompt contains the response, a revision prompt both.
     each = prompts.prompt + 2 * config.rounds * (prompts.prompt + _FRAME + 1.5 * config.max_tokens)
-    read, sampled = round(prompts.rows * each), calls * config.max_tokens
-    plan = Plan(prompts.rows, calls, read, sampled, work=_engine_work(config, config.model, read, sampled))
+    tokens_in, tokens_out = round(prompts.rows * each), calls * config.max_tokens
+    work = _engine_work(config, config.model, tokens_in, tokens_out)
+    plan = Plan(prompts.rows, calls, tokens_in, tokens_out, work=work)
     return plan, File(prompts.rows, 1, prompts.prompt, config.max_tokens)
 
 
@@ -162,12 +163,12 @@ def _label(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
 
 
 def _judged(config: Any, pairs: int, texts: File) -> Plan:
-    """Comparisons by a judge, or by each of a panel."""
+    """The plan of comparisons by a judge or a panel."""
     asked = _principles(config) * len(config.judge)
     whole = texts.prompt + _FRAME
-    # (prompts, calls, their length, labels, what a prefix cache leaves to read of all prompts); a score's "10"
-    # is two tokens nearly everywhere, and asked apart.
-    prompts, calls, length, labels, read_once = {
+    # (prompts, calls, tokens per prompt, labels, tokens to prefill in total with a prefix cache). The score "10" is two
+    # tokens for nearly every tokenizer and needs a call of its own.
+    prompts, calls, length, labels, uncached = {
         "pairwise": (2, 2, whole + 2 * texts.response, LABELS, whole + 4 * texts.response),
         "score": (
             2,
@@ -178,23 +179,23 @@ def _judged(config: Any, pairs: int, texts: File) -> Plan:
         ),
         "contrast": (4, 4, whole + texts.response, (), 2 * whole + 4 * texts.response),
     }[config.method]
-    sampled = _answer_tokens(config, labels)
-    read, asked_in_all = pairs * asked * prompts, pairs * asked * calls
-    counted = read * sampled if config.samples else 0  # a label that is read off log-probs takes no time to write
-    if config.cot:  # the reasoning, and then the label after it
-        tokens_in = round(read * (2 * length + config.rationale_tokens))
-        reasons = read * config.rationale_tokens
-        work = _judges_work(config, pairs * asked * read_once + reasons, reasons + counted)
-        return Plan(pairs, 2 * asked_in_all, tokens_in, read * (config.rationale_tokens + sampled), work=work)
-    work = _judges_work(config, pairs * asked * read_once, counted)
-    return Plan(pairs, asked_in_all, round(read * length), read * sampled, work=work)
+    answer = _answer_tokens(config, labels)
+    all_prompts, all_calls = pairs * asked * prompts, pairs * asked * calls
+    decoded = all_prompts * answer if config.samples else 0  # labels read from log-probs take no time to decode
+    if config.cot:  # the reasoning, then the label after it
+        tokens_in = round(all_prompts * (2 * length + config.rationale_tokens))
+        reasoning = all_prompts * config.rationale_tokens
+        work = _judges_work(config, pairs * asked * uncached + reasoning, reasoning + decoded)
+        return Plan(pairs, 2 * all_calls, tokens_in, all_prompts * (config.rationale_tokens + answer), work=work)
+    work = _judges_work(config, pairs * asked * uncached, decoded)
+    return Plan(pairs, all_calls, round(all_prompts * length), all_prompts * answer, work=work)
 
 
 def _answer_tokens(config: Any, labels: Sequence[str]) -> int:
-    """Tokens that a judge writes to answer one question, at most: all samples, or what a server needs to show a label.
+    """Tokens that a judge decodes for one question, at most: all samples, or what a server needs to show a label.
 
-    In-process engines write one token to read the next token's log-probs. Not counted: the further replies that some
-    servers are asked for where a "1" may still become "10". How often that is, only the judge's answers tell.
+    In-process engines decode one token to get its log-probs. Not counted are the extra replies that some servers are
+    asked for when a "1" may still become "10"; how often that happens depends on the judge.
     """
     if not labels:
         return 0
@@ -203,14 +204,14 @@ def _answer_tokens(config: Any, labels: Sequence[str]) -> int:
     return reply_tokens(labels) if config.engine == SERVER else 1
 
 
-def _judges_work(config: Any, read: float, sampled: float) -> tuple[Work, ...] | None:
-    """Shared evenly by the judges of a panel."""
+def _judges_work(config: Any, prefill: float, decode: float) -> tuple[Work, ...] | None:
+    """The work split evenly among the judges of a panel."""
     count = len(config.judge)
-    return _together(*(_engine_work(config, judge, read / count, sampled / count) for judge in config.judge))
+    return _combined(*(_engine_work(config, judge, prefill / count, decode / count) for judge in config.judge))
 
 
 def _principles(config: Any) -> int:
-    """How many a comparison is judged by."""
+    """How many principles a comparison is judged by."""
     if tuple(config.principles) == ("sample",):
         return 1
     return len(named_principles(load_constitution(config.constitution), config.principles))
@@ -239,24 +240,24 @@ def _sft(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
 def _harmless_rate(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     found = _file(config.candidates, files)
     singles = found.rows * found.responses
-    asked = singles * 2 * _principles(config)  # with the labels either way round
-    read = asked * (found.prompt + _FRAME + found.response)
-    written = asked * _answer_tokens(config, LABELS)
-    work = _judges_work(config, read, written if config.samples else 0)
-    return Plan(singles, asked, round(read), written, work=work), None
+    asked = singles * 2 * _principles(config)  # with the labels in both orders
+    tokens_in = asked * (found.prompt + _FRAME + found.response)
+    tokens_out = asked * _answer_tokens(config, LABELS)
+    work = _judges_work(config, tokens_in, tokens_out if config.samples else 0)
+    return Plan(singles, asked, round(tokens_in), tokens_out, work=work), None
 
 
 def _reward(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     sides = [_file(name, files) for name in (config.candidates, config.baseline) if name]
     singles = sum(side.rows * side.responses for side in sides)
     parts = [_scoring(config, side.prompt, side.response, side.rows * side.responses) for side in sides]
-    return Plan(singles, work=_together(*parts)), None
+    return Plan(singles, work=_combined(*parts)), None
 
 
 def _reward_model_eval(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     pairs = _file(config.pairs, files)
     tokens = pairs.rows * (pairs.prompt + 2 * pairs.response)
-    work = _together(*(_trainer_work(config, model, tokens / 3) for model in config.reward_model))
+    work = _combined(*(_trainer_work(config, model, tokens / 3) for model in config.reward_model))
     return Plan(pairs.rows, work=work), None
 
 
@@ -265,34 +266,34 @@ def _report(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
 
 
 def _epochs(config: Any, rows: int, tokens: float) -> Plan:
-    """Passes over what is not held out; `tokens` of a row."""
+    """The plan of training for epochs over what is not held out; `tokens` is per row."""
     trained = round(rows * (1 - config.eval_fraction))
     steps = config.epochs * -(-trained // config.batch_size)
-    learned = config.epochs * trained * tokens
-    # At the end what is held out and, of a reward model, what was trained on goes forward once more.
+    train = config.epochs * trained * tokens
+    # The final evaluation runs forward over what is held out; that of a reward model also over what it was trained on.
     forward = (rows if hasattr(config, "preferences") else rows - trained) * tokens / 3
-    return Plan(rows, steps, round(learned), 0, work=_trainer_work(config, config.model, learned + forward))
+    return Plan(rows, steps, round(train), 0, work=_trainer_work(config, config.model, train + forward))
 
 
 def _ppo(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     prompts = _file(config.prompts, files)
     asked = config.steps * config.prompts_per_step
-    sampled = asked * config.n * config.max_tokens
-    rollouts = _engine_work(config, config.model, asked * prompts.prompt, sampled)
-    tokens = asked * prompts.prompt + sampled
+    tokens_out = asked * config.n * config.max_tokens
+    rollouts = _engine_work(config, config.model, asked * prompts.prompt, tokens_out)
+    tokens = asked * prompts.prompt + tokens_out
     models = 2 if config.advantage == "gae" else 1
-    # Log-probs of policy and reference (and values) before the update; then the update.
-    learned = tokens * ((models + 1) / 3 + models * config.epochs)
-    work = _together(
+    # Forward passes of policy, reference and value model before the update; then the update.
+    train = tokens * ((models + 1) / 3 + models * config.epochs)
+    work = _combined(
         rollouts,
-        _trainer_work(config, config.model, learned),
+        _trainer_work(config, config.model, train),
         _scoring(config, prompts.prompt, config.max_tokens, asked * config.n),
     )
-    return Plan(prompts.rows, config.steps, round(asked * prompts.prompt), sampled, work=work), None
+    return Plan(prompts.rows, config.steps, round(asked * prompts.prompt), tokens_out, work=work), None
 
 
 def _scoring(config: Any, prompt: float, response: float, count: int) -> tuple[Work, ...] | None:
-    """`count` responses, each by itself, by the reward models or the judge that a config names."""
+    """The work of scoring `count` single responses with the reward models or the judge of a config."""
     if not config.judge:
         tokens = count * (prompt + response)
         return tuple(each for model in config.reward_model for each in _trainer_work(config, model, tokens / 3))
@@ -302,8 +303,8 @@ def _scoring(config: Any, prompt: float, response: float, count: int) -> tuple[W
     return _engine_work(asked, config.judge, count * each * _principles(config), 0)
 
 
-def _together(*parts: tuple[Work, ...] | None) -> tuple[Work, ...] | None:
-    """None where a server does one of them."""
+def _combined(*parts: tuple[Work, ...] | None) -> tuple[Work, ...] | None:
+    """All parts together; None if a server does one of them."""
     known = [part for part in parts if part is not None]
     return tuple(each for part in known for each in part) if len(known) == len(parts) else None
 

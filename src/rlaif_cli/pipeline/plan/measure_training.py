@@ -1,4 +1,4 @@
-"""How fast a model trains here: two steps of a reward model on made-up pairs, for plans."""
+"""Measure how fast a model trains on this machine: two steps of a reward model on random pairs, for plans."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PAIRS, _PROMPT, _RESPONSE = 16, 96, 64
 
 
 def measure(model: str, **settings: Any) -> Rate:
-    """Train one step to warm up and one that counts; its memory is the caller's to see.
+    """Train one warm-up step and one timed step; the caller measures memory.
 
     Args:
-        settings: of `TrainConfig`, those that decide speed and memory.
+        settings: those of `TrainConfig` that affect speed and memory.
     """
     config = RewardModelConfig(preferences="-", model=model, output="-", **settings)
     started = time.monotonic()
@@ -40,4 +40,4 @@ def measure(model: str, **settings: Any) -> Rate:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
     seconds = time.monotonic() - started
-    return Rate(learned=round(sum(pair.group.tokens for pair in pairs) / seconds, 1), start=round(start, 1))
+    return Rate(train=round(sum(pair.group.tokens for pair in pairs) / seconds, 1), start=round(start, 1))

@@ -1,6 +1,6 @@
-"""How fast, and how large in memory, models were measured to be on this machine: what a plan's minutes are made of.
+"""Measured throughput and memory of models on this machine, from which plans estimate time.
 
-`<cache>/rates.json` holds them by machine (a cache may be shared), model and way of running.
+`<cache>/rates.json` stores them by machine (a cache may be shared), model and engine options.
 """
 
 from __future__ import annotations
@@ -17,43 +17,52 @@ from rlaif_cli.models.cache import cache_dir
 
 @dataclass(frozen=True)
 class Rate:
-    """Of one model, run in one way.
+    """The speed and memory of one model with one set of options.
 
     Attributes:
-        read: tokens a second that a full batch prefills.
-        sampled: tokens a second that a full batch decodes.
-        learned: tokens a second that go forward, backward and into the optimizer.
+        prefill: tokens per second when prefilling full batches.
+        decode: tokens per second when decoding full batches.
+        train: tokens per second of training (forward, backward and optimizer step).
         start: seconds until it is ready.
-        memory: GiB of the process (of the GPU, where there is one) at most.
+        memory: peak GiB of the process (of the GPU if there is one).
     """
 
-    read: float = 0.0
-    sampled: float = 0.0
-    learned: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    train: float = 0.0
     start: float = 0.0
     memory: float = 0.0
 
 
+# What rates.json and cluster files call the fields of `Rate`.
+FILE_KEYS = {"prefill": "read", "decode": "sampled", "train": "learned"}
+_FIELDS = {key: name for name, key in FILE_KEYS.items()}
+
+
 def known() -> dict[str, Rate]:
-    """By `Work.key`; empty where nothing was measured here.
+    """The measured rates by `Work.key`; empty if nothing was measured on this machine.
 
     Raises:
         InputError: the file is damaged.
     """
     if not (every := _all()):
-        return {}  # without asking torch what machine this is
+        return {}  # avoids importing torch to identify the machine
     try:
-        return {key: Rate(**found) for key, found in every.get(machine(), {}).items()}
+        return {key: _from_file(found) for key, found in every.get(machine(), {}).items()}
     except (TypeError, AttributeError) as error:
-        hint = "delete it; --calibrate measures again"
-        raise InputError("this is no file of rates", where=str(_file()), hint=hint) from error
+        hint = "delete it and measure again with --calibrate"
+        raise InputError("not a file of measured rates", where=str(_file()), hint=hint) from error
 
 
 def remember(key: str, rate: Rate) -> None:
     every = _all()
-    every.setdefault(machine(), {})[key] = asdict(rate)
+    every.setdefault(machine(), {})[key] = {FILE_KEYS.get(name, name): value for name, value in asdict(rate).items()}
     _file().parent.mkdir(parents=True, exist_ok=True)
     write_json(_file(), every)
+
+
+def _from_file(found: dict[str, float]) -> Rate:
+    return Rate(**{_FIELDS.get(key, key): value for key, value in found.items()})
 
 
 def _file() -> Path:

@@ -1,4 +1,4 @@
-"""What a stage asks of models and machines, and the time and memory that takes."""
+"""The work of a stage in tokens per model, and the time and memory it takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlaif_cli.pipeline.plan.throughput import Rate
 
 @dataclass(frozen=True)
 class File:
-    """What stands in a file of records, or will: rows, responses of each, mean tokens of a prompt and a response."""
+    """The size of a file of records that exists or will exist; `prompt` and `response` are mean tokens."""
 
     rows: int
     responses: int = 0
@@ -21,45 +21,46 @@ class File:
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens that one model has to read, sample or learn from, in one way of running it.
+    """Tokens that one model has to prefill, decode or train on, with one set of options.
 
     Attributes:
         engine: its name; "" for a trainer.
-        options: of the engine or the trainer, those that decide speed and memory.
-        read: tokens to prefill, those of a shared prefix once.
-        learned: tokens to train on; one that only goes forward counts a third.
+        options: those of the engine or trainer that affect speed and memory.
+        prefill: tokens to prefill; a shared prefix counts once.
+        decode: tokens to decode.
+        train: tokens to train on; one in a forward pass only counts a third.
     """
 
     model: str
     engine: str
     options: tuple[tuple[str, Any], ...]
-    read: float = 0.0
-    sampled: float = 0.0
-    learned: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    train: float = 0.0
 
     @property
-    def learns(self) -> bool:
+    def trains(self) -> bool:
         return not self.engine
 
     @property
     def key(self) -> str:
-        how = " ".join(f"{name}={value}" for name, value in self.options)
-        return f"{self.model}: {self.engine or 'training'} {how}".strip()
+        options = " ".join(f"{name}={value}" for name, value in self.options)
+        return f"{self.model}: {self.engine or 'training'} {options}".strip()
 
     def seconds(self, rate: Rate) -> float:
-        """Without the start."""
-        parts = ((self.read, rate.read), (self.sampled, rate.sampled), (self.learned, rate.learned))
+        """Time without the start of the engine."""
+        parts = ((self.prefill, rate.prefill), (self.decode, rate.decode), (self.train, rate.train))
         return sum(tokens / speed for tokens, speed in parts if tokens)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step will do; None where it cannot be known yet.
+    """What a step will do; None where it is unknown.
 
     Attributes:
-        rows: of its input (for `label` and the evaluations: comparisons).
-        calls: requests to a model; of trainers, optimizer steps.
-        work: of each model, for time and memory; None where a server does it.
+        rows: rows of its input (for `label` and the evaluations: comparisons).
+        calls: requests to a model; for trainers, optimizer steps.
+        work: the work of each model; None if a server does it.
     """
 
     rows: int | None = None
@@ -70,21 +71,21 @@ class Plan:
     work: tuple[Work, ...] | None = ()
 
     def seconds(self, known: Mapping[str, Rate], running: Iterable[str] = ()) -> float | None:
-        """None where a rate is not known. Engines that are `running` need no start."""
+        """Seconds, or None if a rate is unknown. Engines that are already `running` need no start."""
         if self.work is None or any(each.key not in known for each in self.work):
             return None
         started = sum(known[each.key].start for each in self.work if each.key not in running)
         return started + sum(each.seconds(known[each.key]) for each in self.work)
 
     def memory(self, known: Mapping[str, Rate]) -> float | None:
-        """GiB at most: of all its models side by side."""
+        """Peak GiB with all of its models loaded."""
         if not self.work or any(each.key not in known for each in self.work):
             return None
         return sum(known[key].memory for key in {each.key for each in self.work})
 
 
 def timed(plans: Iterable[Plan], known: Mapping[str, Rate]) -> list[float | None]:
-    """Seconds of each, one after another: an engine that the one before had open is open still, unless it trained."""
+    """Seconds of each plan, run one after another: an engine stays open for the next step, unless the step trains."""
     found, running = [], set[str]()
     for each in plans:
         found.append(each.seconds(known, running))
@@ -93,6 +94,6 @@ def timed(plans: Iterable[Plan], known: Mapping[str, Rate]) -> list[float | None
 
 
 def left_open(plan: Plan) -> set[str]:
-    """The engines, by `Work.key`, that a step leaves open for the next; one that trains needs their memory."""
+    """The engines, by `Work.key`, that a step leaves open; a step that trains closes them for their memory."""
     work = plan.work or ()
-    return set() if any(part.learns for part in work) else {part.key for part in work}
+    return set() if any(part.trains for part in work) else {part.key for part in work}
