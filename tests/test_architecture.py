@@ -30,6 +30,7 @@ LAYERS = [
     {"pipeline"},
     {"report"},
     {"registry"},
+    {"api"},
     {"cli"},
     {"__main__", "worker"},
 ]
@@ -106,6 +107,8 @@ def test_there_is_something_to_read() -> None:
 @pytest.mark.parametrize("module", modules())
 def test_imports_point_downwards(module: str) -> None:
     upwards = [i for i in OWN if i.module == module and layer(i.target) > layer(module)]
+    if module == "__init__":  # the names of the API, for type checkers alone
+        upwards = [i for i in upwards if i.target != "api"]
     assert not describe(upwards)
 
 

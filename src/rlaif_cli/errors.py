@@ -81,3 +81,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 class EngineError(RlaifError):
     """An inference engine failed to start, or failed in the middle of its work."""
+
+
+class RlaifWarning(UserWarning):
+    """What the command line prints as `warning: …`, for who calls the Python API."""
