@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal, TypeAlias
 
-from rlaif_cli.api.call import as_given, called
+from rlaif_cli.api.call import as_given, called, hushed
 from rlaif_cli.api.results import AuditResult as AuditResult
 from rlaif_cli.api.results import Data as Data
 from rlaif_cli.api.results import DataResult as DataResult
@@ -22,7 +22,7 @@ from rlaif_cli.api.results import ReviseResult as ReviseResult
 from rlaif_cli.api.results import Row as Row
 from rlaif_cli.api.results import Rows as Rows
 from rlaif_cli.api.results import TrainResult as TrainResult
-from rlaif_cli.api.results import data_result, evaluation_result, train_result
+from rlaif_cli.api.results import data_result, evaluation_result, train_result, unscored_reasons
 from rlaif_cli.config.base import StageConfig
 from rlaif_cli.config.engine import GenerateConfig as GenerateConfig
 from rlaif_cli.config.engine import ReviseConfig as ReviseConfig
@@ -168,12 +168,17 @@ def evaluate(
         raise UsageError(f"there is no evaluation '{metric}'", hint=f"one of: {', '.join(known)}")
     with called(STAGES[stage].config, settings, *data) as (config, in_memory):
         output = str(config.output)  # type: ignore[attr-defined]  # every evaluation's config has one
-        numbers = _run(stage, config, engines, progress)
+        try:
+            numbers = _run(stage, config, engines, progress)
+        except InputError as error:
+            if in_memory and (reasons := unscored_reasons(output, metric)):
+                error.faults, error.hint = reasons, None  # which speaks of the items' file, and that goes
+            raise
         return evaluation_result({name: as_given(each) for name, each in numbers.items()}, output, in_memory)
 
 
 def _run(stage: str, config: StageConfig, engines: Engines | None, progress: Progress | None) -> dict[str, Any]:
-    with EnginePool() if engines is None else nullcontext(engines) as pool:
+    with hushed(config), EnginePool() if engines is None else nullcontext(engines) as pool:
         return dict(run_stage(stage, config, engines=pool, progress=_told(progress)))
 
 

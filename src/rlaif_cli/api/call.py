@@ -17,9 +17,11 @@ from pydantic import BaseModel, ValidationError
 
 from rlaif_cli.api.results import DataResult, LabelResult, Rows
 from rlaif_cli.config.base import DATA_FIELDS, StageConfig
+from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data import inputs
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.paths import beside
+from rlaif_cli.engines import FAKE, SERVER
 from rlaif_cli.errors import InputError, RlaifError, UsageError
 from rlaif_cli.ui import console
 
@@ -64,6 +66,32 @@ def _silent() -> Iterator[None]:
                 inputs.remove_temporary_files()
 
 
+@contextmanager
+def hushed(config: StageConfig) -> Iterator[None]:
+    """transformers shows no bars and logs errors alone, where a stage loads models with it."""
+    if not _loads_models(config):
+        yield
+        return
+    from transformers.utils import logging  # a second, which is spent anyway
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _loads_models(config: StageConfig) -> bool:
+    if isinstance(config, TrainConfig) or getattr(config, "reward_model", ()):
+        return True
+    named = getattr(config, "model", None) or getattr(config, "judge", None)
+    return named not in (None, FAKE, (FAKE,)) and getattr(config, "engine", None) not in (FAKE, SERVER)
+
+
 def _config(kind: type[C], settings: dict[str, Any], data: tuple[Any, ...], folder: Path) -> C:
     """Raises: UsageError: naming every argument that cannot be as it is."""
     if any(isinstance(each, StageConfig) for each in data):
@@ -72,7 +100,7 @@ def _config(kind: type[C], settings: dict[str, Any], data: tuple[Any, ...], fold
         return _checked(data[0])
     names = [name for name, extra in _extras(kind).items() if extra["argument"]]
     if len(data) > len(names):
-        raise UsageError(f"{len(data)} inputs were given; there are {', '.join(names)}")
+        raise UsageError(f"{len(data)} inputs were given; it takes {', '.join(names)}")
     values = dict(zip(names, data, strict=False))
     if twice := sorted(values.keys() & settings.keys()):
         raise UsageError(f"{twice[0]} is given twice")

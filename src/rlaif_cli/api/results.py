@@ -187,6 +187,12 @@ def evaluation_result(numbers: dict[str, Any], output: str, in_memory: bool) -> 
     return EvaluationResult(metric, numbers["n"], numbers.get("unscored", 0), estimates, numbers, items, where)
 
 
+def unscored_reasons(output: str, metric: str) -> list[str]:
+    """Why an evaluation that failed could score nothing; empty where it wrote no items."""
+    items = Rows(beside(output, metric, "items"), dict, in_memory=True)
+    return sorted({str(item["reason"]) for item in items if item.get("reason") is not None})
+
+
 def _estimate(found: dict[str, Any]) -> Estimate:
     low, high = (-float("inf"), float("inf")) if found["low"] is None else (found["low"], found["high"])
     return Estimate(found["value"], low, high, found["n"], found["prompts"])
