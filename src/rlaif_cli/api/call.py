@@ -86,7 +86,7 @@ def hushed(config: StageConfig) -> Iterator[None]:
 
 
 def _loads_models(config: StageConfig) -> bool:
-    if isinstance(config, TrainConfig) or getattr(config, "reward_model", ()):
+    if isinstance(config, TrainConfig) or getattr(config, "reward_model", None):
         return True
     named = getattr(config, "model", None) or getattr(config, "judge", None)
     return named not in (None, FAKE, (FAKE,)) and getattr(config, "engine", None) not in (FAKE, SERVER)
