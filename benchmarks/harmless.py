@@ -20,7 +20,7 @@ from typing import Any
 from judging import percent
 from rlaif_cli.config.evaluate import HarmlessRateConfig
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.evaluate.harmless_rate import harmless_rate
+from rlaif_cli.evaluation.harmless_rate import harmless_rate
 
 
 def as_candidates(row: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from typing import Any
 
 from rlaif_cli.config.evaluate import AlignmentConfig
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.evaluate.alignment import alignment
+from rlaif_cli.evaluation.alignment import alignment
 from rlaif_cli.stats.as_json import rate
 from rlaif_cli.stats.intervals import wilson_interval
 

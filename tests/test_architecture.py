@@ -26,10 +26,11 @@ LAYERS = [
     {"engines"},
     {"judge"},
     {"stages", "train"},
-    {"evaluate"},
+    {"evaluation"},
     {"pipeline"},
     {"report"},
     {"registry"},
+    {"api"},
     {"cli"},
     {"__main__", "worker"},
 ]
@@ -106,12 +107,14 @@ def test_there_is_something_to_read() -> None:
 @pytest.mark.parametrize("module", modules())
 def test_imports_point_downwards(module: str) -> None:
     upwards = [i for i in OWN if i.module == module and layer(i.target) > layer(module)]
+    if module == "__init__":  # the names of the API, for type checkers alone
+        upwards = [i for i in upwards if i.target != "api"]
     assert not describe(upwards)
 
 
 def test_trainers_and_stages_do_not_know_each_other() -> None:
     crossing = [i for i in OWN if {i.module.split(".")[0], i.target.split(".")[0]} == {"train", "stages"}]
-    assert not describe(crossing), "what needs both belongs to evaluate or the registry"
+    assert not describe(crossing), "what needs both belongs to evaluation or the registry"
 
 
 def test_only_sessions_open_engines_for_a_judge() -> None:
@@ -196,7 +199,7 @@ def test_commands_wait_with_all_that_is_heavy() -> None:
         i
         for i in OWN
         if i.module.split(".")[0] == "cli"
-        and i.target.split(".")[0] in ("engines", "stages", "stats", "evaluate", "report", "pipeline", "registry")
+        and i.target.split(".")[0] in ("engines", "stages", "stats", "evaluation", "report", "pipeline", "registry")
         and not i.inside
     ]
     assert not describe(at_once)

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from conftest import ROOT, rlaif, rows_of
 from rlaif_cli.config.evaluate import RewardModelEvalConfig
 from rlaif_cli.data.records import HumanPair, Preference
-from rlaif_cli.evaluate.result import nothing_scored
-from rlaif_cli.evaluate.reward_model import reward_model as evaluate_reward_model
+from rlaif_cli.evaluation.result import nothing_scored
+from rlaif_cli.evaluation.reward_model import reward_model as evaluate_reward_model
 from rlaif_cli.stats.agreement import is_refusal
 from rlaif_cli.train.nn.heads import new_reward_model
 

@@ -18,9 +18,9 @@ from rlaif_cli.config.evaluate import AlignmentConfig, RewardModelEvalConfig
 from rlaif_cli.config.judge import AuditConfig
 from rlaif_cli.data.messages import prompt_key
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.evaluate.agreement import agreement
-from rlaif_cli.evaluate.alignment import alignment
-from rlaif_cli.evaluate.reward_model import reward_model as evaluate_reward_model
+from rlaif_cli.evaluation.agreement import agreement
+from rlaif_cli.evaluation.alignment import alignment
+from rlaif_cli.evaluation.reward_model import reward_model as evaluate_reward_model
 from rlaif_cli.stages.audit import audit
 from rlaif_cli.stats import as_json
 from rlaif_cli.stats.agreement import cohen_kappa, pair_kappa

@@ -27,7 +27,7 @@ from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion, Request, request_seed
 from rlaif_cli.engines.fake import FakeEngine
 from rlaif_cli.errors import EngineError, InputError, UsageError
-from rlaif_cli.evaluate.reward import reward
+from rlaif_cli.evaluation.reward import reward
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.stages.generate import _candidates
 from rlaif_cli.train import best_policy, scoring

@@ -20,8 +20,8 @@ from rlaif_cli.data.messages import Message
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import EngineError, InputError, RlaifError, UsageError
-from rlaif_cli.evaluate.best_of_n import best_of_n
-from rlaif_cli.evaluate.reward import reward
+from rlaif_cli.evaluation.best_of_n import best_of_n
+from rlaif_cli.evaluation.reward import reward
 from rlaif_cli.pipeline import preflight
 from rlaif_cli.pipeline.file import load as load_pipeline
 from rlaif_cli.registry import STAGES

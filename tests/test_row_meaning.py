@@ -37,7 +37,7 @@ from rlaif_cli.data.tools.repair import repair
 from rlaif_cli.data.tools.shard import shard
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, RlaifError
-from rlaif_cli.evaluate.win_rate import win_rate
+from rlaif_cli.evaluation.win_rate import win_rate
 from rlaif_cli.report.samples import _sample
 from rlaif_cli.stages.annotate import Session
 from rlaif_cli.stages.audit import audit
@@ -425,7 +425,7 @@ def run_win_rate(a: str, b: str, out: Path) -> Row:
 
 
 def run_reward(a: str, b: str, out: Path) -> Row:
-    from rlaif_cli.evaluate.reward import reward
+    from rlaif_cli.evaluation.reward import reward
 
     with EnginePool() as engines:
         return reward(RewardConfig(candidates=a, baseline=b, output=str(out), **JUDGE), engines)

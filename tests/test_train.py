@@ -23,7 +23,7 @@ from rlaif_cli.data.records import Demonstration
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.errors import DivergedError, EngineError, InputError, ModelError, UsageError
-from rlaif_cli.evaluate.reward_model import reward_model as evaluate_reward_model
+from rlaif_cli.evaluation.reward_model import reward_model as evaluate_reward_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train.dataset import held_out
 from rlaif_cli.train.nn.heads import (

@@ -81,3 +81,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 class EngineError(RlaifError):
     """An inference engine failed to start, or failed while running."""
+
+
+class RlaifWarning(UserWarning):
+    """What the command line prints as `warning: …`, as the Python API gives it."""

@@ -80,38 +80,38 @@ def ppo(config: PPOConfig, engines: Any, progress: ProgressCallback) -> dict[str
 
 
 def alignment(config: AlignmentConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.evaluate import alignment
+    from rlaif_cli.evaluation import alignment
 
     return alignment.alignment(config, engines, progress=progress)
 
 
 def win_rate(config: WinRateConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.evaluate import win_rate
+    from rlaif_cli.evaluation import win_rate
 
     return win_rate.win_rate(config, engines, progress=progress)
 
 
 def harmless_rate(config: HarmlessRateConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.evaluate import harmless_rate
+    from rlaif_cli.evaluation import harmless_rate
 
     return harmless_rate.harmless_rate(config, engines, progress=progress)
 
 
 def reward_model(config: RewardModelEvalConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.evaluate import reward_model
+    from rlaif_cli.evaluation import reward_model
 
     return reward_model.reward_model(config)
 
 
 def best_of_n(config: BestOfNConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.evaluate import best_of_n
+    from rlaif_cli.evaluation import best_of_n
     from rlaif_cli.judge.compare import comparer
 
     return best_of_n.best_of_n(config, comparer(config, engines))
 
 
 def reward(config: RewardConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.evaluate import reward
+    from rlaif_cli.evaluation import reward
 
     return reward.reward(config, engines)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from rlaif_cli.errors import RlaifWarning
 from rlaif_cli.ui.progress import ProgressCallback, no_progress, rate_meter
 
 debug = False
 quiet = False  # another process of the same run prints the messages
+as_library = False  # a Python program called us: nothing is printed, and warnings are Python's own
 _data: IO[str] | None = None
 _PLAIN_EVERY_SECONDS = 10.0
 
@@ -110,7 +113,7 @@ def show_line(text: str) -> None:
 
 def say(message: str, style: str | None = None) -> None:
     """Print a message to stderr. It is plain text, never markup."""
-    if not quiet:
+    if not quiet and not as_library:
         stderr().print(Text(visible(message)), style=style)
 
 
@@ -119,7 +122,19 @@ first_to_fail: Callable[[], bool] = lambda: not quiet  # noqa: E731
 
 
 def warn(message: str) -> None:
+    if as_library:
+        warnings.warn(message, RlaifWarning, stacklevel=_caller())
     say(f"warning: {message}", style="yellow")
+
+
+def _caller() -> int:
+    """How far up from `warn` the line is that called this package, as `warnings` counts."""
+    frame, depth, found = sys._getframe(1), 1, 1
+    while frame.f_back is not None:
+        ours = frame.f_globals.get("__name__", "").startswith("rlaif_cli")
+        frame, depth = frame.f_back, depth + 1
+        found = depth if ours else found
+    return found
 
 
 _WARNED: set[str] = set()
@@ -127,7 +142,9 @@ _WARNED: set[str] = set()
 
 def warn_once(message: str) -> None:
     """Warn once per process, as a command may read the same file several times."""
-    if message not in _WARNED:
+    if as_library:  # Python's own filters say what is shown, and how often
+        warn(message)
+    elif message not in _WARNED:
         _WARNED.add(message)
         warn(message)
 

@@ -12,8 +12,8 @@ from rlaif_cli.data.messages import as_messages
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import HumanPair
-from rlaif_cli.evaluate.agreement import agreement
-from rlaif_cli.evaluate.result import check_preferences, planned, save
+from rlaif_cli.evaluation.agreement import agreement
+from rlaif_cli.evaluation.result import check_preferences, planned, save
 from rlaif_cli.models.metadata import check_reward_model
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.stats.calibration import entropy

@@ -11,7 +11,7 @@ from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.evaluate.result import nothing_scored, planned, save
+from rlaif_cli.evaluation.result import nothing_scored, planned, save
 from rlaif_cli.judge import Approval, Single, named_principles
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.context_budget import ContextBudget

@@ -16,7 +16,7 @@ from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.evaluate.result import nothing_scored, planned, prompts_of_both, save
+from rlaif_cli.evaluation.result import nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.stats.as_json import estimate, rounded
 from rlaif_cli.train.reward_function import PromptRow
 from rlaif_cli.train.reward_source import (

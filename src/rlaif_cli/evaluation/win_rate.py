@@ -15,7 +15,7 @@ from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.evaluate.result import nothing_scored, planned, prompts_of_both, save
+from rlaif_cli.evaluation.result import nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.judge.compare import judge_all
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.context_budget import ContextBudget

@@ -15,8 +15,8 @@ from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import HumanPair
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.evaluate.agreement import agreement
-from rlaif_cli.evaluate.result import check_preferences, nothing_scored, planned, save
+from rlaif_cli.evaluation.agreement import agreement
+from rlaif_cli.evaluation.result import check_preferences, nothing_scored, planned, save
 from rlaif_cli.judge.compare import judge_all
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.context_budget import ContextBudget

@@ -11,8 +11,8 @@ from rlaif_cli.data.messages import as_messages, content_id, prompt_key
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates, PairsOnly
-from rlaif_cli.evaluate.result import nothing_scored, planned, save
-from rlaif_cli.evaluate.reward import RowScores, _scores
+from rlaif_cli.evaluation.result import nothing_scored, planned, save
+from rlaif_cli.evaluation.reward import RowScores, _scores
 from rlaif_cli.stats.agreement import wins
 from rlaif_cli.stats.as_json import rate, rounded
 from rlaif_cli.train.best_policy import Compare
