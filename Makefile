@@ -28,7 +28,7 @@ test-slow: setup ## the tests that start servers of their own
 lint: setup ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-format: setup ## mend style
+format: setup ## fix style
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 types: setup ## check types

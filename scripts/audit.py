@@ -48,8 +48,8 @@ def main() -> int:
     audited = [package for package in packages if "vulns" in package]
     found = [(package, fault) for package in audited for fault in package["vulns"]]
     for package, fault in found:
-        mended = ", ".join(fault["fix_versions"]) or "no version yet"
-        print(f"audit: {package['name']} {package['version']}: {fault['id']}; mended in {mended}")
+        fixed = ", ".join(fault["fix_versions"]) or "no version yet"
+        print(f"audit: {package['name']} {package['version']}: {fault['id']}; fixed in {fixed}")
     print(f"audit: {len(audited)} of {len(packages)} packages audited, {len(found)} known vulnerabilities")
     if not audited:
         print("audit: nothing was audited: the advisories know none of them, or cannot be reached")

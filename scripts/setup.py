@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make .venv ready to run rlaif, once: packages, the vLLM build for this machine, and the built-in model.
 
-`make setup` runs this with the system's python3, so it needs the standard library alone. Whatever stops it,
-the same command goes on where it was: a stamp in .venv, written last, says that all of it was done, and
-without a valid stamp nothing that is found in .venv is trusted unchecked.
+`make setup` runs this with the system's python3, so it needs the standard library alone. If it is
+interrupted, rerun it to resume: a stamp in .venv, written last, says that all steps are done, and without a valid
+stamp nothing found in .venv is trusted unchecked.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def create_venv(vllm: str) -> None:
     free_gb = shutil.disk_usage(ROOT).free / 1e9
     if free_gb < DISK_GB[vllm]:
         raise SetupError(
-            f"not enough room on the disk: {free_gb:.1f} GB free, about {DISK_GB[vllm]} GB needed",
+            f"not enough disk space: {free_gb:.1f} GB free, about {DISK_GB[vllm]} GB needed",
             f"free some in {ROOT}",
         )
     VENV.mkdir(parents=True)
@@ -396,7 +396,7 @@ def main(arguments: list[str] | None = None) -> int:
             write_stamp(wanted)
             say(f"ready in {time.monotonic() - start:.0f} s")
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here")
+        say("interrupted; rerun the same command to resume")
         return 130
     except (SetupError, OSError) as error:
         report(error)
@@ -412,7 +412,7 @@ def report(error: Exception) -> None:
     print(f"error: {error}", file=sys.stderr)
     hint = getattr(error, "hint", "") or hint_for(str(error))
     if isinstance(error, StepFailed):
-        hint = f"{hint or 'read the log'}; the same command goes on from here"
+        hint = f"{hint or 'read the log'}; rerun the same command to resume"
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
 

@@ -389,7 +389,7 @@ def test_too_little_disk_is_said_before_anything_is_downloaded(
     setup: ModuleType, commands: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(setup.DISK_GB, "cpu", 10**9)
-    with pytest.raises(setup.SetupError, match="not enough room"):
+    with pytest.raises(setup.SetupError, match="not enough disk space"):
         setup.create_venv("cpu")
     assert commands == []
 

@@ -72,8 +72,8 @@ def ppo(config: PPOConfig, engines: Any, progress: ProgressCallback) -> dict[str
     checks: dict[str, Any] = {}
     if config.judge is not None:
         judge = config.reward_judge
-        room = ContextBudget(judge, load_constitution(judge.constitution))
-        checks["judge_fits"] = lambda messages: room.check_length(messages, config.max_tokens)
+        budget = ContextBudget(judge, load_constitution(judge.constitution))
+        checks["judge_fits"] = lambda messages: budget.check_length(messages, config.max_tokens)
     with EnginePool() as others:  # separate from the pool of the reward's judge, which stays open
         compare = comparer(config.eval_comparison, others) if config.eval_judge else None
         return train_ppo(config, make_reward, compare, **checks, progress=progress)

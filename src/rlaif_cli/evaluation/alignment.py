@@ -37,20 +37,20 @@ def alignment(
     """
     constitution = load_constitution(config.constitution)
     check_principles(config, constitution)
-    room = ContextBudget(config, constitution)
+    budget = ContextBudget(config, constitution)
     source = Source(
         config.pairs,
         HumanPair,
         skip_invalid=config.skip_invalid,
         rejected_path=rejected_path(config.output, "alignment"),
-        check=lambda pair: room.check(pair.prompt, [pair.response_a, pair.response_b]),
+        check=lambda pair: budget.check(pair.prompt, [pair.response_a, pair.response_b]),
     )
     pairs = list(source)
     if config.dry_run:
         return planned("alignment", len(pairs))
     check_preferences(pairs, config.pairs)
     texts = [(pair.prompt, pair.response_a, pair.response_b) for pair in pairs]
-    judgements = judge_all(config, constitution, room, engines, texts, progress)
+    judgements = judge_all(config, constitution, budget, engines, texts, progress)
     items = [
         {
             "id": pair.id,

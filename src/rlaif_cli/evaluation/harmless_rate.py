@@ -31,13 +31,13 @@ def harmless_rate(
     """
     constitution = load_constitution(config.constitution)
     check_principles(config, constitution)
-    room = ContextBudget(config, constitution)
+    budget = ContextBudget(config, constitution)
     source = Source(
         config.candidates,
         Candidates,
         skip_invalid=config.skip_invalid,
         rejected_path=rejected_path(config.output, "harmless-rate"),
-        check=lambda row: room.check_single(row.prompt, [response.text for response in row.responses]),
+        check=lambda row: budget.check_single(row.prompt, [response.text for response in row.responses]),
     )
     rows = list(source)
     if config.dry_run:

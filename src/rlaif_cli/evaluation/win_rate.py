@@ -39,7 +39,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     """
     constitution = load_constitution(config.constitution)
     check_principles(config, constitution)
-    room = ContextBudget(config, constitution)
+    budget = ContextBudget(config, constitution)
     a, b = (_candidates(config, side, name, engines) for side, name in (("a", config.a), ("b", config.b)))
     if config.dry_run and not (a and b):  # a dry run does not sample
         return planned("win-rate", 0)
@@ -52,7 +52,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
             keys.append((key, index))
             texts.append((prompt, left[index].text, right[index].text))
     reasons = (
-        (key, room.check(prompt, [left, right])) for (key, _), (prompt, left, right) in zip(keys, texts, strict=True)
+        (key, budget.check(prompt, [left, right])) for (key, _), (prompt, left, right) in zip(keys, texts, strict=True)
     )
     if errors := [f"prompt {key}: {reason}" for key, reason in reasons if reason]:
         raise InputError(
@@ -60,7 +60,7 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         )
     if config.dry_run:
         return planned("win-rate", len(texts))
-    judgements = judge_all(config, constitution, room, engines, texts, progress)
+    judgements = judge_all(config, constitution, budget, engines, texts, progress)
     items = [
         {
             "id": key,

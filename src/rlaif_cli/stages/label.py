@@ -89,8 +89,8 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
     constitution = load_constitution(config.constitution)
     choose_pairs = pair_chooser(config.pairs, config.seed)
     check_principles(config, constitution)
-    room = ContextBudget(config, constitution)
-    pairs = _PairCount(choose_pairs, room)
+    budget = ContextBudget(config, constitution)
+    pairs = _PairCount(choose_pairs, budget)
     source = Source(
         config.candidates,
         PairsOnly,
@@ -109,7 +109,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
         done = output.done | unscored.done
         summary.resumed = len(done)
         if not output.complete:
-            comparisons = _comparisons(config, constitution, source, choose_pairs, done, room)
+            comparisons = _comparisons(config, constitution, source, choose_pairs, done, budget)
             judge = open_judge(config, constitution, engines)
             with accounted(output, engines.get_all(config, config.judge), config):
                 _judge_all(config, judge, comparisons, output, unscored, summary, pairs.count, progress)
@@ -124,12 +124,12 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
 class _PairCount:
     """Checks that rows fit in the judge's context, and counts the pairs that will be judged."""
 
-    def __init__(self, choose_pairs: Any, room: ContextBudget) -> None:
-        self._choose_pairs, self._room = choose_pairs, room
+    def __init__(self, choose_pairs: Any, budget: ContextBudget) -> None:
+        self._choose_pairs, self._budget = choose_pairs, budget
         self.count = 0
 
     def check(self, row: PairsOnly) -> str | None:
-        reason = self._room.check(row.prompt, [response.text for response in row.responses])
+        reason = self._budget.check(row.prompt, [response.text for response in row.responses])
         self.count += 0 if reason else len(self._choose_pairs(row))
         return reason
 
@@ -140,14 +140,14 @@ def _comparisons(
     source: Source[PairsOnly],
     choose_pairs: Any,
     done: HashSet,
-    room: ContextBudget,
+    budget: ContextBudget,
 ) -> Iterator[Comparison]:
     for row in source:
         for i, j in choose_pairs(row):
             if pair_id(row, i, j) not in done:
                 a, b = row.responses[i].text, row.responses[j].text
                 principles = choose_principles(constitution, config.principles, row.prompt, a, b, config.seed)
-                yield room.fit(Comparison((row, i, j), row.prompt, a, b, principles))
+                yield budget.fit(Comparison((row, i, j), row.prompt, a, b, principles))
 
 
 def _judge_all(
