@@ -2,9 +2,11 @@
 #   PYTHON  the Python to set up with (3.10 to 3.13)        make setup PYTHON=python3.12
 #   VLLM    auto, vllm (NVIDIA GPUs), cpu, or none          make setup VLLM=none
 #   ARGS    passed on to the command                        make test ARGS="-k judge"
+#   WORKERS processes that share the tests, one thread each make test WORKERS=8
 
 PYTHON ?= python3
 VLLM ?= auto
+WORKERS ?= 2
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -20,7 +22,7 @@ demo: setup ## the whole pipeline on the built-in model, into runs/demo
 	@$(BIN)/rlaif demo $(ARGS)
 
 test: setup ## the tests, real vLLM among them, in minutes
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: setup ## the tests that start servers of their own
 	@$(BIN)/python -m pytest -m slow $(ARGS)

@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 # vLLM reads these once, when it is imported; the tests of one process share one small cache.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core; tiny models are also faster on one thread
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
