@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rlaif_cli.judge.constitution import Principle
+from rlaif_cli.judge.score import expected_score, reward_of_scores
 from rlaif_cli.train import math as ops
 from rlaif_cli.train.math import logprobs as logprobs_module
 
@@ -126,7 +128,8 @@ def test_golden_direct_reward(case: dict[str, Any]) -> None:
     score = ops.expected_score(tensor(case["p"]))
     close(score, case["score"])
     close(ops.direct_reward(score), case["reward"])
-    assert ops.direct_reward(case["score"]) == pytest.approx(case["reward"])
+    assert expected_score(case["p"]) == pytest.approx(case["score"], abs=1e-4)
+    assert reward_of_scores(Principle(id="p", text="Be kind."), case["p"]) == pytest.approx(case["reward"], abs=1e-4)
 
 
 # --- masked statistics --------------------------------------------------------------------------------------
@@ -367,7 +370,6 @@ def test_gather_logprobs_never_holds_all_logits_in_fp32(monkeypatch: pytest.Monk
     monkeypatch.setattr(logprobs_module, "at_least_fp32", recording)
     logits, labels = logits_and_labels(torch.bfloat16)
     ops.gather_logprobs(logits[:, :-1].requires_grad_(), labels).sum().backward()
-    ops.entropy_from_logits(logits)
     assert len(sizes) > 10 and max(sizes) <= 40
 
 
@@ -375,18 +377,6 @@ def test_gather_logprobs_of_flat_rows() -> None:
     logits, labels = logits_and_labels()
     rows = logits[:, :-1].reshape(-1, 13)
     same(ops.gather_logprobs(rows, labels.flatten()), ops.gather_logprobs(logits[:, :-1], labels).flatten())
-    same(ops.entropy_from_logits(rows), ops.entropy_from_logits(logits[:, :-1]).flatten())
-
-
-@pytest.mark.usefixtures("block_elements")
-def test_entropy_from_logits() -> None:
-    logits, _ = logits_and_labels()
-    expected = torch.distributions.Categorical(logits=logits / 0.7).entropy()
-    entropy = ops.entropy_from_logits(logits.requires_grad_(), 0.7)
-    same(entropy, expected.detach())
-    assert not entropy.requires_grad
-    close(ops.entropy_from_logits(torch.zeros(1, 1, 8)), [[math.log(8)]])
-    close(ops.entropy_from_logits(tensor([[[0.0, 0.0, -math.inf]]])), [[math.log(2)]])
 
 
 def test_last_token_index_for_left_right_and_no_padding() -> None:
@@ -590,7 +580,6 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "scores that are not numbers": lambda: ops.expected_score(torch.full((10,), math.nan)),
     "labels of another shape": lambda: ops.gather_logprobs(torch.zeros(1, 3, 5), torch.zeros(1, 2).long()),
     "temperature of 0": lambda: ops.gather_logprobs(torch.zeros(1, 3, 5), torch.zeros(1, 3).long(), 0.0),
-    "entropy of one dimension": lambda: ops.entropy_from_logits(torch.zeros(5)),
     "last token of an empty row": lambda: ops.last_token_index(torch.tensor([[1, 0], [0, 0]])),
     "last token of no columns": lambda: ops.last_token_index(torch.ones(2, 0)),
     "last token of one dimension": lambda: ops.last_token_index(torch.ones(3)),

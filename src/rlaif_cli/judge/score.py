@@ -50,7 +50,7 @@ class ScoreJudge:
         )
         for (key, principle), answers in self._labels.ask(self._engine, jobs):
             failed = unusable(answers, self._min_mass)
-            yield key, _reward(principle, answers[0].p) if failed is None else NoReward(failed.reason)
+            yield key, reward_of_scores(principle, answers[0].p) if failed is None else NoReward(failed.reason)
 
     def approve(self, items: Iterable[Single]) -> Iterator[tuple[Single, Approval]]:
         """The score, scaled to [0, 1]: above 0.5 means more for the response than against it."""
@@ -60,7 +60,7 @@ class ScoreJudge:
             if failed is not None:
                 yield item, Approval(reason=failed.reason)
                 continue
-            rewards = [_reward(of, answer.p) for of, answer in zip(item.principles, answers, strict=True)]
+            rewards = [reward_of_scores(of, answer.p) for of, answer in zip(item.principles, answers, strict=True)]
             yield item, Approval(tuple((reward + 1) / 2 for reward in rewards))
 
     def approval_requests(self, item: Single) -> list[Request]:
@@ -94,7 +94,8 @@ class ScoreJudge:
         return Judgement(mean(p), by_principle=tuple(p), mass=mass, scores=(mean(a_scores), mean(b_scores)))
 
 
-def _reward(principle: Principle, p: Sequence[float]) -> float:
+def reward_of_scores(principle: Principle, p: Sequence[float]) -> float:
+    """The expected score on a scale of -1 to 1; of an inverted principle, with the other sign."""
     return direction(principle) * (2 * expected_score(p) - 11) / 9
 
 

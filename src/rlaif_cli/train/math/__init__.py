@@ -22,7 +22,7 @@ from rlaif_cli.train.math.advantages import (
     truncated_importance_weights,
 )
 from rlaif_cli.train.math.kl import AdaptiveKLController, FixedKLController, KLController, kl_estimate
-from rlaif_cli.train.math.logprobs import entropy_from_logits, gather_logprobs
+from rlaif_cli.train.math.logprobs import gather_logprobs
 from rlaif_cli.train.math.losses import (
     binary_entropy,
     direct_reward,
@@ -39,7 +39,6 @@ __all__ = [
     "KLController",
     "binary_entropy",
     "direct_reward",
-    "entropy_from_logits",
     "expected_score",
     "explained_variance",
     "gae",

@@ -90,29 +90,3 @@ def gather_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) ->
         return gather_logprobs(logits[None], labels[None], temperature)[0]
     logprobs: Tensor = _GatherLogprobs.apply(logits, labels.long(), temperature)
     return logprobs
-
-
-@torch.no_grad()
-def entropy_from_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy of softmax(logits / temperature) at every position, for logging: no gradient.
-
-    Args:
-        logits: [B, T, V] (or [N, V]), any float type; -inf (a forbidden token) contributes nothing.
-        temperature: the sampling temperature.
-
-    Returns:
-        [B, T] (or [N]) nats, from 0 to log V.
-
-    Raises:
-        ValueError: logits have the wrong number of dimensions, or temperature is not above 0.
-    """
-    _check_logits(logits, temperature)
-    if logits.dim() == 2:
-        return entropy_from_logits(logits[None], temperature)[0]
-    entropy = torch.empty(
-        logits.shape[:-1], dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device
-    )
-    for block in _blocks(logits):
-        softmax = torch.softmax(at_least_fp32(logits[block]) / temperature, dim=-1)
-        entropy[block] = torch.special.entr(softmax).sum(-1)
-    return entropy
