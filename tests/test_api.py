@@ -83,13 +83,6 @@ def test_every_public_name_is_there() -> None:
     assert (Path(rlaif_cli.__file__).parent / "py.typed").exists()
 
 
-def test_the_package_of_evaluations_does_not_take_the_name_of_the_function() -> None:
-    import rlaif_cli.evaluation.win_rate
-    from rlaif_cli import evaluate as again
-
-    assert again is evaluate and callable(rlaif_cli.evaluation)
-
-
 def test_results_have_every_number_of_their_stage() -> None:
     def names(result: type[Any]) -> set[str]:
         return {field.name for field in dataclasses.fields(result)} - {"records"}

@@ -95,7 +95,7 @@ def test_no_text_becomes_a_control_token(models: dict[str, Path], name: str) -> 
 
 
 def test_a_generation_prompt_that_opens_thoughts_is_refused_with_the_reason(models: dict[str, Path]) -> None:
-    with pytest.raises(ModelError, match=r"inside thoughts \(<think>\)"):
+    with pytest.raises(ModelError, match=r"starts every reply with thinking \(<think>\)"):
         ChatTokenizer(models["opens_thoughts"])
 
 

@@ -213,7 +213,7 @@ def test_a_dry_run_reads_all_and_scores_nothing(write_jsonl: Callable[..., str],
     assert done.returncode == 1 and "line 41" in done.stderr
     prompts = write_jsonl("prompts.jsonl", [{"prompt": "q"}])
     done = rlaif("eval", "win-rate", good, "fake", "--prompts", prompts, *JUDGE, "--dry-run", cwd=tmp_path)
-    assert done.returncode == 0 and "could be read" in done.stderr and len(list(tmp_path.iterdir())) == 3
+    assert done.returncode == 0 and "all inputs are read" in done.stderr and len(list(tmp_path.iterdir())) == 3
 
 
 def test_several_reward_models_are_averaged(tiny: Path, write_jsonl: Callable[..., str], tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_model_that_reads_one_sequence_at_a_time_is_not_split(
     monkeypatch.setattr(optim, "world_size", lambda: 2)
     with pytest.raises(ModelError, match=r"one sequence at a time, which cannot be split") as refused:
         sharded(model, SftConfig(records="-", model=str(tmp_path), output="-"))
-    assert refused.value.hint == "one process, or --lora-rank"
+    assert refused.value.hint == "use one process, or --lora-rank"
 
 
 def test_the_page_has_every_family() -> None:

@@ -870,7 +870,7 @@ def test_scores_are_shaped_as_asked(tiny: Path) -> None:
     assert shaped_scores(ppo_config(tiny, missing_eos_penalty=-1), raw, responses).tolist() == [1, -1]
     assert shaped_scores(ppo_config(tiny, length_penalty=0.5), raw, responses).tolist() == [0, 0.5]
     assert shaped_scores(ppo_config(tiny, n=2, length_control=True), raw, responses).tolist() == [1.5, 1.5]
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="give only one of them"):
         ppo_config(tiny, length_control=True, length_penalty=0.5)
 
 

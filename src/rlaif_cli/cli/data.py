@@ -21,7 +21,7 @@ from rlaif_cli.errors import EXIT_FAILED
 from rlaif_cli.ui import console
 from rlaif_cli.ui.console import counted
 
-app = typer.Typer(help="Check, repair, summarize, convert, split, dedupe or shard records.", no_args_is_help=True)
+app = typer.Typer(help="Check, repair, count, convert and split records.", no_args_is_help=True)
 
 
 def _kind(config: DataConfig) -> str:

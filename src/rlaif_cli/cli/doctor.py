@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
         debug: Debug = False,
     ) -> None:
-        """Check what this machine can run, and how to fix what it cannot."""
+        """Check what this machine can run."""
         from rich.table import Table
         from rich.text import Text
 

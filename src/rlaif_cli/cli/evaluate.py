@@ -21,7 +21,7 @@ from rlaif_cli.config.evaluate import (
 from rlaif_cli.errors import EXIT_PARTIAL
 from rlaif_cli.ui import console
 
-app = typer.Typer(help="Evaluate judges, reward models and policies, with confidence intervals.", no_args_is_help=True)
+app = typer.Typer(help="Evaluate judges, reward models and policies.", no_args_is_help=True)
 
 
 def shown(name: str, found: dict[str, Any]) -> str:

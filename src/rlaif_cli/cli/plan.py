@@ -145,6 +145,6 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="Print the forecast as one JSON object.")] = False,
         debug: Debug = False,
     ) -> None:
-        """Estimate time, cost and bottleneck of a pipeline on a cluster. Nothing is run."""
+        """Estimate a pipeline's time and cost on a cluster. Nothing is run."""
         console.debug = debug
         run(pipeline, cluster, prompts, changes or [], measure, as_json)

@@ -22,7 +22,7 @@ class LineageConfig(StageConfig):
 
 
 class ReportConfig(StageConfig):
-    """Write a one-page report of a run: numbers, curves and samples."""
+    """Write a report of a run: numbers, curves and samples."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif report runs/demo -o report.html",
