@@ -316,7 +316,7 @@ def test_ctrl_c_ends_all_processes(command: Any, tmp_path: Path) -> None:
     run.send_signal(signal.SIGINT)
     _, told = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert told.count("interrupted: what was written is kept") == 1 and "Traceback" not in told and "error" not in told
+    assert told.count("interrupted: finished work is saved") == 1 and "Traceback" not in told and "error" not in told
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
