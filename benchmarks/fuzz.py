@@ -299,7 +299,7 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
     def mended(folder: Path, chance: random.Random) -> None:
         kind = chance.choice(list(ROWS))
         path = file(folder, ROWS[kind], chance)
-        given = ValidateConfig(records=str(path), fix=str(folder / "mended.jsonl"))
+        given = ValidateConfig(records=str(path), fix=str(folder / "fixed.jsonl"))
         repair.repair(given, KINDS[kind])
 
     def counted(folder: Path, chance: random.Random) -> None:

@@ -21,7 +21,7 @@ FILES = sorted(
 ALLOWED = {"judge/prompts.py": "with these points mended", "cli/doctor.py": '{"mend" if name == "fix"'}
 
 PHRASES = {  # phrase: what to write
-    r"goes on where|(?<!and so )\bgoes on from here": "resumes",
+    r"goes on (where|from here)": "resumes",
     r"started again with the same words|the same words again": "rerun",
     r"\bmend(s|ed|ing)?\b": "fix, repair",
     r"cannot be had": "is not available; cannot bind port",

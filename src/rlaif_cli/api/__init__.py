@@ -118,7 +118,7 @@ def label(
 def audit(preferences: Data | AuditConfig, *, progress: Progress | None = None, **settings: Any) -> AuditResult:
     """Check labels before anyone trains on them; settings: see `AuditConfig`."""
     with called(AuditConfig, settings, preferences) as (config, _):
-        findings = tuple(find(config, progress=_told(progress)))
+        findings = tuple(find(config, progress=_callback(progress)))
         return AuditResult(worst(findings), findings)
 
 
@@ -179,10 +179,10 @@ def evaluate(
 
 def _run(stage: str, config: StageConfig, engines: Engines | None, progress: Progress | None) -> dict[str, Any]:
     with hushed(config), EnginePool() if engines is None else nullcontext(engines) as pool:
-        return dict(run_stage(stage, config, engines=pool, progress=_told(progress)))
+        return dict(run_stage(stage, config, engines=pool, progress=_callback(progress)))
 
 
-def _told(progress: Progress | None) -> ProgressCallback:
+def _callback(progress: Progress | None) -> ProgressCallback:
     """The user's callback, which always gets all four."""
     if progress is None:
         return no_progress

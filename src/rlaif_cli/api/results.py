@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 class Rows(Generic[R]):
-    """Rows of a file, read anew each time, or in memory (`path` is None). May be given wherever rows are asked for."""
+    """Rows of a file, read again at each iteration, or in memory (`path` is None). Accepted wherever rows are."""
 
     def __init__(self, path: Path, read: Callable[[dict[str, Any]], R], *, in_memory: bool) -> None:
         self.path = None if in_memory else path
