@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from conftest import ROOT, heed_interrupts, rlaif, rows_of
-from rlaif_cli.cli.app import ORDER
+from rlaif_cli.cli.app import order
 
 Write = Callable[..., str]
 FAKE_JUDGE = ("--judge", "fake", "--constitution", "helpfulness")
@@ -992,5 +992,5 @@ def test_a_file_of_defaults_that_cannot_be(content: str, said: str, tmp_path: Pa
 
 def test_help_lists_the_commands_in_the_order_of_use_each_with_a_whole_line() -> None:
     listed = rlaif("--help").stdout.split("Commands:\n")[1].splitlines()
-    assert [line.split()[0] for line in listed] == list(ORDER)
+    assert [line.split()[0] for line in listed] == order()
     assert not [line for line in listed if line.endswith("...")]

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from conftest import rows_of
-from rlaif_cli import registry
 from rlaif_cli.cli import ppo as ppo_command
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import RewardConfig
@@ -30,7 +29,7 @@ from rlaif_cli.errors import EngineError, InputError, UsageError
 from rlaif_cli.evaluation.reward import reward
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.stages.generate import _candidates
-from rlaif_cli.train import best_policy, scoring
+from rlaif_cli.train import best_policy, ppo_stage, scoring
 from rlaif_cli.train.best_policy import Selection
 from rlaif_cli.train.dataset import epoch_order
 from rlaif_cli.train.math.advantages import group_normalized_advantage, leave_one_out_baseline
@@ -368,7 +367,7 @@ def test_prompts_that_leave_the_judge_no_room_are_refused_before_compute(
 
     def checked(tokens: int) -> Any:
         with EnginePool() as engines:
-            return registry.ppo(ppo_config(tiny, max_tokens=tokens, **options), engines, no_progress)
+            return ppo_stage.run(ppo_config(tiny, max_tokens=tokens, **options), engines, progress=no_progress)
 
     assert checked(100)["prompts"] == 2
     for tokens, count in ((400, 1), (600, 2)):

@@ -1,154 +1,190 @@
-"""The stages of a pipeline, each with the function that its subcommand also runs.
+"""The table of stages: to add one, write a config class and a function, and add a row here.
 
-Each function imports what its stage needs, so that `rlaif --help` stays fast.
+A row names its parts as "module:attribute". They are imported when they are used, so that every layer may read the
+table, and `rlaif --help` imports no stage. `tests/test_registry.py` finds each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
 
-from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
-from rlaif_cli.config.evaluate import (
-    AlignmentConfig,
-    BestOfNConfig,
-    HarmlessRateConfig,
-    RewardConfig,
-    RewardModelEvalConfig,
-    WinRateConfig,
-)
-from rlaif_cli.config.judge import LabelConfig
-from rlaif_cli.config.ppo import PPOConfig
-from rlaif_cli.config.report import ReportConfig
-from rlaif_cli.config.train import RewardModelConfig, SftConfig, TrainConfig
-from rlaif_cli.pipeline.file import StageKind
+from rlaif_cli.config.base import StageConfig
 from rlaif_cli.ui.progress import ProgressCallback
 
-# run(config, engines, progress) -> the stage's numbers; `engines` is an EnginePool.
-Run = Callable[[Any, Any, ProgressCallback], dict[str, Any]]
+Makes = Literal["records", "preferences", "fine-tuned model", "reward model", "policy", "result", "page"]
+MODELS: tuple[Makes, ...] = ("fine-tuned model", "reward model", "policy")
+_ENDINGS: dict[Makes, str] = {"records": ".jsonl", "preferences": ".jsonl", "result": ".json", "page": ".html"}
 
 
-def generate(config: GenerateConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.stages import generate
-
-    return vars(generate.generate(config, engines, progress=progress))
-
-
-def revise(config: ReviseConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.stages import revise
-
-    return vars(revise.revise(config, engines, progress=progress))
+def part(name: str) -> Any:
+    """The object that "module:attribute" names."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
 
 
-def label(config: LabelConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.stages import label
+@dataclass(frozen=True)
+class Finding:
+    """What the report says about a stage.
 
-    return label.label(config, engines, progress=progress).as_numbers()
+    Attributes:
+        title: the words before the sentence, such as "Win rate".
+        describe: names a function `describe(stage, run) -> the parts of the sentence`; without parts nothing is said.
+        place: the report lists its findings in this order, that of the chain of checks.
+    """
 
-
-def sft(config: SftConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.train.sft import train_sft
-
-    return train_sft(config, progress=progress)
-
-
-def train_rm(config: RewardModelConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.train.reward_model import train_reward_model
-
-    return train_reward_model(config, progress=progress)
+    title: str
+    describe: str
+    place: int
 
 
-def ppo(config: PPOConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.engines import EnginePool
-    from rlaif_cli.judge.compare import comparer
-    from rlaif_cli.judge.constitution_files import load_constitution
-    from rlaif_cli.judge.context_budget import ContextBudget
-    from rlaif_cli.train.ppo import train_ppo
-    from rlaif_cli.train.reward_source import reward_source
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table. Without the optional parts, the stage does without what they add.
 
-    def make_reward(load_adapter: Any) -> Any:
-        return reward_source(config, engines, load_adapter)
+    Attributes:
+        config: names its config class, whose fields are the options of its subcommand.
+        function: names `function(config, engines, *, progress) -> its results`; `engines` is an EnginePool.
+        makes: what its output is.
+        command: names `command(config) -> exit code`, which runs it as a subcommand with messages of its own.
+        counter: names `counter(config, files) -> (Plan, File of the output or None)`, for the estimates of `--dry-run`.
+        needs: names `needs(config) -> the (name, check) pairs` to look up before a pipeline starts, beside the files,
+            models, functions and constitutions that the fields of every config name.
+        finding: its line in the report.
+        story: names `story(stage, run) -> how the report says that its output was made`.
+    """
 
-    checks: dict[str, Any] = {}
-    if config.judge is not None:
-        judge = config.reward_judge
-        budget = ContextBudget(judge, load_constitution(judge.constitution))
-        checks["judge_fits"] = lambda messages: budget.check_length(messages, config.max_tokens)
-    with EnginePool() as others:  # separate from the pool of the reward's judge, which stays open
-        compare = comparer(config.eval_comparison, others) if config.eval_judge else None
-        return train_ppo(config, make_reward, compare, **checks, progress=progress)
+    config: str
+    function: str
+    makes: Makes
+    command: str = ""
+    counter: str = ""
+    needs: str = ""
+    finding: Finding | None = None
+    story: str = ""
 
+    @property
+    def config_class(self) -> type[StageConfig]:
+        return part(self.config)  # type: ignore[no-any-return]  # tests/test_registry.py
 
-def alignment(config: AlignmentConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.evaluation import alignment
+    def run(self, config: Any, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+        """Run the stage in this process."""
+        return part(self.function)(config, engines, progress=progress)  # type: ignore[no-any-return]
 
-    return alignment.alignment(config, engines, progress=progress)
+    @property
+    def ending(self) -> str:
+        """The extension of its output; "" for the folder of a model."""
+        return _ENDINGS.get(self.makes, "")
 
-
-def win_rate(config: WinRateConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.evaluation import win_rate
-
-    return win_rate.win_rate(config, engines, progress=progress)
-
-
-def harmless_rate(config: HarmlessRateConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.evaluation import harmless_rate
-
-    return harmless_rate.harmless_rate(config, engines, progress=progress)
-
-
-def reward_model(config: RewardModelEvalConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.evaluation import reward_model
-
-    return reward_model.reward_model(config)
+    @property
+    def trains(self) -> bool:
+        return self.makes in MODELS
 
 
-def best_of_n(config: BestOfNConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.evaluation import best_of_n
-    from rlaif_cli.judge.compare import comparer
+# A stage whose name has two words is a subcommand of a group: the help text of each.
+GROUPS = {"eval": "Evaluate judges, reward models and policies."}
 
-    return best_of_n.best_of_n(config, comparer(config, engines))
-
-
-def reward(config: RewardConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.evaluation import reward
-
-    return reward.reward(config, engines)
-
-
-def report(config: ReportConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    from rlaif_cli.report.write import write
-
-    return {"report": str(write(config)[0])}
-
-
-STAGES: dict[str, StageKind] = {
-    "generate": StageKind(GenerateConfig, generate, ".jsonl"),
-    "revise": StageKind(ReviseConfig, revise, ".jsonl"),
-    "label": StageKind(LabelConfig, label, ".jsonl"),
-    "sft": StageKind(SftConfig, sft, ""),
-    "train-rm": StageKind(RewardModelConfig, train_rm, ""),
-    "ppo": StageKind(PPOConfig, ppo, ""),
-    "eval alignment": StageKind(AlignmentConfig, alignment, ".json"),
-    "eval win-rate": StageKind(WinRateConfig, win_rate, ".json"),
-    "eval harmless-rate": StageKind(HarmlessRateConfig, harmless_rate, ".json"),
-    "eval reward-model": StageKind(RewardModelEvalConfig, reward_model, ".json"),
-    "eval best-of-n": StageKind(BestOfNConfig, best_of_n, ".json"),
-    "eval reward": StageKind(RewardConfig, reward, ".json"),
-    "report": StageKind(ReportConfig, report, ".html"),
+# In the order of `--help`.
+STAGES: dict[str, Stage] = {
+    "generate": Stage(
+        config="rlaif_cli.config.engine:GenerateConfig",
+        function="rlaif_cli.stages.generate:run",
+        makes="records",
+        command="rlaif_cli.cli.generate:run",
+        counter="rlaif_cli.pipeline.plan.counts:generate",
+        finding=Finding("Candidates", "rlaif_cli.report.findings:candidates", place=10),
+    ),
+    "revise": Stage(
+        config="rlaif_cli.config.engine:ReviseConfig",
+        function="rlaif_cli.stages.revise:run",
+        makes="records",
+        command="rlaif_cli.cli.revise:run",
+        counter="rlaif_cli.pipeline.plan.counts:revise",
+        needs="rlaif_cli.pipeline.preflight:principles_of_revisions",
+    ),
+    "label": Stage(
+        config="rlaif_cli.config.judge:LabelConfig",
+        function="rlaif_cli.stages.label:run",
+        makes="preferences",
+        command="rlaif_cli.cli.label:run",
+        counter="rlaif_cli.pipeline.plan.counts:label",
+        finding=Finding("Labels", "rlaif_cli.report.findings:labels", place=20),
+        story="rlaif_cli.report.advice:labelled",
+    ),
+    "sft": Stage(
+        config="rlaif_cli.config.train:SftConfig",
+        function="rlaif_cli.train.sft:run",
+        makes="fine-tuned model",
+        command="rlaif_cli.cli.sft:run",
+        counter="rlaif_cli.pipeline.plan.counts:sft",
+        story="rlaif_cli.report.advice:fine_tuned",
+    ),
+    "train-rm": Stage(
+        config="rlaif_cli.config.train:RewardModelConfig",
+        function="rlaif_cli.train.reward_model:run",
+        makes="reward model",
+        command="rlaif_cli.cli.train_rm:run",
+        counter="rlaif_cli.pipeline.plan.counts:train_rm",
+        finding=Finding("Reward model", "rlaif_cli.report.findings:reward_model", place=40),
+        story="rlaif_cli.report.advice:reward_model",
+    ),
+    "ppo": Stage(
+        config="rlaif_cli.config.ppo:PPOConfig",
+        function="rlaif_cli.train.ppo_stage:run",
+        makes="policy",
+        command="rlaif_cli.cli.ppo:run",
+        counter="rlaif_cli.pipeline.plan.counts:ppo",
+        finding=Finding("PPO", "rlaif_cli.report.findings:ppo", place=50),
+        story="rlaif_cli.report.advice:ppo",
+    ),
+    "eval alignment": Stage(
+        config="rlaif_cli.config.evaluate:AlignmentConfig",
+        function="rlaif_cli.evaluation.alignment:alignment",
+        makes="result",
+        counter="rlaif_cli.pipeline.plan.counts:alignment",
+        finding=Finding("Judge", "rlaif_cli.report.findings:alignment", place=30),
+    ),
+    "eval win-rate": Stage(
+        config="rlaif_cli.config.evaluate:WinRateConfig",
+        function="rlaif_cli.evaluation.win_rate:win_rate",
+        makes="result",
+        counter="rlaif_cli.pipeline.plan.counts:win_rate",
+        needs="rlaif_cli.pipeline.preflight:models_of_a_win_rate",
+        finding=Finding("Win rate", "rlaif_cli.report.findings:win_rate", place=90),
+    ),
+    "eval harmless-rate": Stage(
+        config="rlaif_cli.config.evaluate:HarmlessRateConfig",
+        function="rlaif_cli.evaluation.harmless_rate:harmless_rate",
+        makes="result",
+        counter="rlaif_cli.pipeline.plan.counts:harmless_rate",
+        finding=Finding("Harmless rate", "rlaif_cli.report.findings:harmless_rate", place=100),
+    ),
+    "eval reward-model": Stage(
+        config="rlaif_cli.config.evaluate:RewardModelEvalConfig",
+        function="rlaif_cli.evaluation.reward_model:run",
+        makes="result",
+        counter="rlaif_cli.pipeline.plan.counts:reward_model",
+        finding=Finding("Reward model and people", "rlaif_cli.report.findings:reward_model_and_people", place=60),
+    ),
+    "eval best-of-n": Stage(
+        config="rlaif_cli.config.evaluate:BestOfNConfig",
+        function="rlaif_cli.evaluation.best_of_n:run",
+        makes="result",
+        finding=Finding("Best of n", "rlaif_cli.report.findings:best_of_n", place=70),
+    ),
+    "eval reward": Stage(
+        config="rlaif_cli.config.evaluate:RewardConfig",
+        function="rlaif_cli.evaluation.reward:run",
+        makes="result",
+        counter="rlaif_cli.pipeline.plan.counts:reward",
+        finding=Finding("Reward", "rlaif_cli.report.findings:reward", place=80),
+    ),
+    "report": Stage(
+        config="rlaif_cli.config.report:ReportConfig",
+        function="rlaif_cli.report.write:run",
+        makes="page",
+        command="rlaif_cli.cli.report:run",
+        counter="rlaif_cli.pipeline.plan.counts:report",
+    ),
 }
-
-
-def run_stage(name: str, config: Any, /, *, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
-    """Run a stage. A training stage first closes the engines, then starts `--num-processes` processes."""
-    if not isinstance(config, TrainConfig):
-        return STAGES[name].run(config, engines, progress)
-    from rlaif_cli.train.parallel import launch
-
-    engines.close()
-    if config.num_processes == 1 or config.dry_run:
-        return STAGES[name].run(config, engines, progress)
-    try:
-        return launch.start(name, config, quiet=True)
-    except launch.AlreadyReported as error:
-        raise launch.AlreadyReported(error.exit_code, "one of its processes failed, see above") from error

@@ -12,18 +12,11 @@ from typing import Any
 
 import typer
 
-from rlaif_cli.cli import ppo, sft, train_rm
 from rlaif_cli.cli.app import ErrorMappingGroup, main
-from rlaif_cli.config.ppo import PPOConfig
-from rlaif_cli.config.train import RewardModelConfig, SftConfig, TrainConfig
+from rlaif_cli.cli.stage import command_of
+from rlaif_cli.registry import STAGES
 from rlaif_cli.train.parallel import launch
 from rlaif_cli.ui import console
-
-_STAGES: dict[str, tuple[type[TrainConfig], Any]] = {
-    "sft": (SftConfig, sft.run),
-    "train-rm": (RewardModelConfig, train_rm.run),
-    "ppo": (PPOConfig, ppo.run),
-}
 
 app = typer.Typer(cls=ErrorMappingGroup)
 
@@ -39,8 +32,8 @@ def work(stage: str, settings: str, quiet: int, debug: int) -> None:
     launch.silence_unless_main()
     console.debug, console.quiet = bool(debug), console.quiet or bool(quiet)
     console.guard_stdout()
-    config, run = _STAGES[stage]
-    launch.run_as_worker(config.model_validate_json(settings), run, watched=True)
+    config: Any = STAGES[stage].config_class.model_validate_json(settings)
+    launch.run_as_worker(config, command_of(stage), watched=True)
 
 
 def _end_with_parent() -> None:

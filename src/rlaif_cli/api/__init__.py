@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from rlaif_cli.api.call import as_given, called, hushed
 from rlaif_cli.api.results import AuditResult as AuditResult
@@ -55,14 +55,14 @@ from rlaif_cli.errors import RlaifWarning as RlaifWarning
 from rlaif_cli.errors import UsageError as UsageError
 from rlaif_cli.judge.constitution_files import load_constitution as load_constitution
 from rlaif_cli.models.resolve import resolve_model as resolve_model
-from rlaif_cli.registry import STAGES, run_stage
+from rlaif_cli.pipeline.stage import run_stage
+from rlaif_cli.registry import STAGES
 from rlaif_cli.stages.audit import audit as find
 from rlaif_cli.stages.audit import worst
 from rlaif_cli.stats.intervals import Estimate as Estimate
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 Engines = EnginePool  # `with Engines() as engines:` and `engines=engines` in several calls: a model is loaded once
-Metric = Literal["alignment", "win-rate", "harmless-rate", "reward-model", "best-of-n", "reward"]
 Progress: TypeAlias = "Callable[[int, int | None, str, float | None], object]"  # done, total, note, value
 
 
@@ -149,7 +149,7 @@ def ppo(
 
 
 def evaluate(
-    metric: Metric,
+    metric: str,
     *data: Data | StageConfig,
     engines: Engines | None = None,
     progress: Progress | None = None,
@@ -158,15 +158,15 @@ def evaluate(
     """Say whether it helped: `evaluate("win-rate", after, before, judge=…)`, as `rlaif eval` does.
 
     Args:
-        metric: whose settings are those of AlignmentConfig, WinRateConfig, HarmlessRateConfig, RewardModelEvalConfig,
-            BestOfNConfig or RewardConfig.
+        metric: the name of a command of `rlaif eval`; its settings are those of AlignmentConfig, WinRateConfig,
+            HarmlessRateConfig, RewardModelEvalConfig, BestOfNConfig or RewardConfig.
         data: a config; or what stands first on the command line, in its order.
     """
     stage = f"eval {metric}"
     if stage not in STAGES:
         known = [name.removeprefix("eval ") for name in STAGES if name.startswith("eval ")]
         raise UsageError(f"there is no evaluation '{metric}'", hint=f"one of: {', '.join(known)}")
-    with called(STAGES[stage].config, settings, *data) as (config, in_memory):
+    with called(STAGES[stage].config_class, settings, *data) as (config, in_memory):
         output = str(config.output)  # type: ignore[attr-defined]  # every evaluation's config has one
         try:
             numbers = _run(stage, config, engines, progress)

@@ -9,31 +9,26 @@ import typer
 from typer.core import TyperGroup
 
 from rlaif_cli import __version__
-from rlaif_cli.cli import (
-    annotate,
-    audit,
-    constitution,
-    data,
-    defaults,
-    doctor,
-    evaluate,
-    generate,
-    label,
-    lineage,
-    plan,
-    ppo,
-    report,
-    revise,
-    run,
-    sft,
-    train_rm,
-)
+from rlaif_cli.cli import annotate, audit, constitution, data, defaults, doctor, lineage, plan, run
+from rlaif_cli.cli.options import command
+from rlaif_cli.cli.stage import command_of
 from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, RlaifError
+from rlaif_cli.registry import GROUPS, STAGES
 from rlaif_cli.ui import console
 
 MAX_ERRORS_SHOWN = 20
-_STAGES = ("generate", "revise", "label", "audit", "annotate", "sft", "train-rm", "ppo", "eval", "report")
-ORDER = ("demo", "run", "plan", *_STAGES, "lineage", "data", "constitution", "doctor")
+# The subcommands that are no stage of a pipeline, by the stage that they follow in `--help`.
+_OTHERS = {
+    "": ("demo", "run", "plan"),
+    "label": ("audit", "annotate"),
+    "report": ("lineage", "data", "constitution", "doctor"),
+}
+
+
+def order() -> list[str]:
+    """The subcommands in order of use."""
+    shown = ["", *dict.fromkeys(name.split()[0] for name in STAGES)]
+    return [each for name in shown for each in (name, *_OTHERS.get(name, ())) if each]
 
 
 class ErrorMappingGroup(TyperGroup):
@@ -41,7 +36,8 @@ class ErrorMappingGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In order of use; Typer would list groups last."""
-        return [*ORDER, *(name for name in super().list_commands(ctx) if name not in ORDER)]
+        known = order()
+        return [*known, *(name for name in super().list_commands(ctx) if name not in known)]
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -79,24 +75,12 @@ def show_error(error: RlaifError) -> None:
         console.say(f"hint: {error.hint}")
 
 
-app = typer.Typer(
-    name="rlaif",
-    cls=ErrorMappingGroup,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Reinforcement learning from AI feedback: prompts and a written constitution in, an aligned model out.",
-    context_settings={"auto_envvar_prefix": "RLAIF"},
-)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"rlaif {__version__}")
         raise typer.Exit()
 
 
-@app.callback()
 def _root(
     context: typer.Context,
     version: Annotated[
@@ -106,22 +90,30 @@ def _root(
     context.default_map = defaults.load(context)
 
 
-generate.register(app)
-revise.register(app)
-label.register(app)
-audit.register(app)
-annotate.register(app)
-sft.register(app)
-train_rm.register(app)
-ppo.register(app)
-app.add_typer(evaluate.app, name="eval")
-report.register(app)
-run.register(app)
-plan.register(app)
-lineage.register(app)
-app.add_typer(data.app, name="data")
-doctor.register(app)
-app.add_typer(constitution.app, name="constitution")
+def build() -> typer.Typer:
+    """The command line: a subcommand for every stage of `registry.py`, and the others."""
+    program = typer.Typer(
+        name="rlaif",
+        cls=ErrorMappingGroup,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        help="Reinforcement learning from AI feedback: prompts and a written constitution in, an aligned model out.",
+        context_settings={"auto_envvar_prefix": "RLAIF"},
+    )
+    program.callback()(_root)
+    groups = {group: typer.Typer(help=text, no_args_is_help=True) for group, text in GROUPS.items()}
+    for name, stage in STAGES.items():
+        group, _, own = name.rpartition(" ")
+        command(groups[group] if group else program, own, stage.config_class, command_of(name))
+    for name, commands in (groups | {"data": data.app, "constitution": constitution.app}).items():
+        program.add_typer(commands, name=name)
+    for other in (audit, annotate, run, plan, lineage, doctor):
+        other.register(program)
+    return program
+
+
+app = build()
 
 
 def main(program: typer.Typer = app) -> None:

@@ -1,27 +1,12 @@
-"""rlaif eval alignment | win-rate | harmless-rate | reward-model | best-of-n | reward"""
+"""What every `rlaif eval` command prints."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
-import typer
-
-from rlaif_cli.cli.options import command
-from rlaif_cli.config.base import StageConfig
-from rlaif_cli.config.evaluate import (
-    AlignmentConfig,
-    BestOfNConfig,
-    HarmlessRateConfig,
-    RewardConfig,
-    RewardModelEvalConfig,
-    WinRateConfig,
-)
 from rlaif_cli.errors import EXIT_PARTIAL
 from rlaif_cli.ui import console
-
-app = typer.Typer(help="Evaluate judges, reward models and policies.", no_args_is_help=True)
 
 
 def shown(name: str, found: dict[str, Any]) -> str:
@@ -35,7 +20,7 @@ def sample_size(found: dict[str, Any]) -> str:
     return f"n {found['n']}" + (f" of {found['prompts']} prompts" if found["prompts"] != found["n"] else "")
 
 
-def _report(config: Any, result: dict[str, Any]) -> int:
+def report(config: Any, result: dict[str, Any]) -> int:
     """Print the result (to stdout if it has no file) and a summary line, and return the exit code."""
     if config.dry_run:
         console.say(f"{result['metric']}: {result['n']} to be scored" if result["n"] else "all inputs are readable")
@@ -60,27 +45,3 @@ def _report(config: Any, result: dict[str, Any]) -> int:
         console.warn(f"{unscored} items could not be scored and are not counted")
         return EXIT_PARTIAL
     return 0
-
-
-def _evaluation(name: str) -> Callable[[Any], int]:
-    def run(config: Any) -> int:
-        from rlaif_cli.engines import EnginePool
-        from rlaif_cli.registry import run_stage
-
-        with EnginePool() as engines, console.progress(f"eval {name}") as progress:
-            result = run_stage(f"eval {name}", config, engines=engines, progress=progress)
-        return _report(config, result)
-
-    return run
-
-
-_EVALUATIONS: dict[str, type[StageConfig]] = {
-    "alignment": AlignmentConfig,
-    "win-rate": WinRateConfig,
-    "harmless-rate": HarmlessRateConfig,
-    "reward-model": RewardModelEvalConfig,
-    "best-of-n": BestOfNConfig,
-    "reward": RewardConfig,
-}
-for _name, _config in _EVALUATIONS.items():
-    command(app, _name, _config, _evaluation(_name))

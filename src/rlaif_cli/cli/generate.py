@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
-from rlaif_cli.cli.options import command, partial
+from rlaif_cli.cli.options import partial
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.ui import console
 
@@ -31,7 +29,3 @@ def run(config: GenerateConfig) -> int:
     if summary.without_text:
         console.warn(f"{summary.without_text} answers were not usable responses; their rows have fewer")
     return partial(summary.rejected, str(rejected_path(config.output, "generate")))
-
-
-def register(app: typer.Typer) -> None:
-    command(app, "generate", GenerateConfig, run)

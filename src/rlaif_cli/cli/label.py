@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
-from rlaif_cli.cli.options import command, partial
+from rlaif_cli.cli.options import partial
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.ui import console
 
@@ -33,7 +31,3 @@ def run(config: LabelConfig) -> int:
     if summary.unscored:
         console.warn("resuming does not retry unscored pairs; --overwrite judges all pairs again")
     return partial(summary.rejected, str(rejected_path(config.output, "label"))) or code
-
-
-def register(app: typer.Typer) -> None:
-    command(app, "label", LabelConfig, run)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
-
-from rlaif_cli.cli.options import command, partial
+from rlaif_cli.cli.options import partial
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.ui import console
 
@@ -14,10 +12,10 @@ from rlaif_cli.ui import console
 def run(config: PPOConfig) -> int:
     from rlaif_cli.data.paths import trainer_rejected_path
     from rlaif_cli.engines import EnginePool
-    from rlaif_cli.registry import ppo
+    from rlaif_cli.train.ppo_stage import run as ppo
 
     with EnginePool() as engines, console.progress("ppo") as progress:
-        results = ppo(config, engines, progress)
+        results = ppo(config, engines, progress=progress)
     if config.dry_run:
         sequences = config.prompts_per_step * config.n
         console.say(f"{results['prompts']} prompts, {config.steps} steps of {sequences} sequences")
@@ -77,7 +75,3 @@ def choice(weights: dict[str, Any]) -> str:
         f"{kept}; on prompts that were not used for the choice {found['value']:.3f} [{low:.3f}, {high:.3f}], "
         f"n = {found['n']} of {weights['prompts']} prompts)"
     )
-
-
-def register(app: typer.Typer) -> None:
-    command(app, "ppo", PPOConfig, run)

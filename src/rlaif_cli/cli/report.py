@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import typer
-
-from rlaif_cli.cli.options import command
 from rlaif_cli.config.report import ReportConfig
 from rlaif_cli.ui import console
 
@@ -17,7 +14,3 @@ def run(config: ReportConfig) -> int:
     for card in cards:
         console.say(f"model card: {card}")
     return 0
-
-
-def register(app: typer.Typer) -> None:
-    command(app, "report", ReportConfig, run)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
-from rlaif_cli.cli.options import command, partial
+from rlaif_cli.cli.options import partial
 from rlaif_cli.config.engine import ReviseConfig
 from rlaif_cli.ui import console
 
@@ -21,7 +19,3 @@ def run(config: ReviseConfig) -> int:
         return 0
     console.say(f"revise: {summary.rows} rows of {config.rounds} rounds, {summary.resumed} already done")
     return partial(summary.rejected, str(rejected_path(config.output, "revise")))
-
-
-def register(app: typer.Typer) -> None:
-    command(app, "revise", ReviseConfig, run)

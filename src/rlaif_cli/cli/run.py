@@ -43,7 +43,8 @@ def run_pipeline(
     """
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.pipeline import file, preflight, reproduce, runner
-    from rlaif_cli.registry import STAGES, run_stage
+    from rlaif_cli.pipeline.stage import run_stage
+    from rlaif_cli.registry import STAGES
 
     if launch.launched_processes() > 1:
         raise UsageError("a pipeline starts its own processes", hint="set num_processes in the stages that train")
@@ -81,6 +82,7 @@ def show_plan(steps: list[Any], wanted: list[Any], measure: bool) -> None:
     from rlaif_cli.pipeline.plan.calibrate import calibrate
     from rlaif_cli.pipeline.plan.counts import plan
     from rlaif_cli.pipeline.plan.work import timed
+    from rlaif_cli.registry import STAGES
 
     planned = [(number, step, found) for number, (step, found) in enumerate(plan(steps), start=1) if step in wanted]
     if measure:
@@ -92,7 +94,7 @@ def show_plan(steps: list[Any], wanted: list[Any], measure: bool) -> None:
             f"{value:,} {words}" if isinstance(value, int) else f"{value:g} {words}"
             for value, words in (
                 (found.rows, "rows"),
-                (found.calls, "optimizer steps" if step.kind in ("sft", "train-rm", "ppo") else "calls"),
+                (found.calls, "optimizer steps" if STAGES[step.kind].trains else "calls"),
                 (found.tokens_in, "tokens in"),
                 (found.tokens_out, "tokens out at most"),
                 (found.cost, "cost at most"),

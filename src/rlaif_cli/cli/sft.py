@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
-
-from rlaif_cli.cli.options import command, partial
+from rlaif_cli.cli.options import partial
 from rlaif_cli.config.train import SftConfig
 from rlaif_cli.ui import console
 
@@ -33,7 +31,3 @@ def summary(results: dict[str, Any]) -> str:
             f"nats per token, perplexity {held_out['perplexity']:.2f}"
         )
     return text
-
-
-def register(app: typer.Typer) -> None:
-    command(app, "sft", SftConfig, run)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
-
-from rlaif_cli.cli.options import command, partial
+from rlaif_cli.cli.options import partial
 from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.ui import console
 
@@ -59,7 +57,3 @@ def _measured(name: str, found: dict[str, Any] | None) -> str:
         f"loss {found['loss']:.4f} (floor {found['entropy_floor']:.4f}), "
         f"ECE {found['ece']:.3f}, Brier {found['brier']:.3f}"
     )
-
-
-def register(app: typer.Typer) -> None:
-    command(app, "train-rm", RewardModelConfig, run)

@@ -11,12 +11,15 @@ from rlaif_cli.data.messages import as_messages, content_id, prompt_key
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates, PairsOnly
+from rlaif_cli.engines import EnginePool
 from rlaif_cli.evaluation.result import nothing_scored, planned, save
 from rlaif_cli.evaluation.reward import RowScores, _scores
+from rlaif_cli.judge.compare import comparer
 from rlaif_cli.stats.agreement import wins
 from rlaif_cli.stats.as_json import rate, rounded
 from rlaif_cli.train.best_policy import Compare
 from rlaif_cli.train.reward_source import check_reward_source, reward_source
+from rlaif_cli.ui.progress import ProgressCallback
 
 
 def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
@@ -96,3 +99,8 @@ def _without_best(row: Candidates, scores: RowScores) -> dict[str, Any]:
         "best": None,
         "reason": scores.reason,
     }
+
+
+def run(config: BestOfNConfig, engines: EnginePool, *, progress: ProgressCallback) -> dict[str, Any]:
+    """The stage as `registry.py` has it; it shows no progress."""
+    return best_of_n(config, comparer(config, engines))

@@ -26,6 +26,7 @@ from rlaif_cli.train.reward_source import (
     scores_and_parts,
     why_unscored,
 )
+from rlaif_cli.ui.progress import ProgressCallback
 
 
 def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
@@ -169,3 +170,8 @@ def _with_own_fields(row: Candidates) -> PromptRow:
     meta = dict(row.meta)
     reference = meta.pop("reference", None)
     return PromptRow(row.id, as_messages(row.prompt), reference, meta)
+
+
+def run(config: RewardConfig, engines: EnginePool, *, progress: ProgressCallback) -> dict[str, Any]:
+    """The stage as `registry.py` has it; it shows no progress."""
+    return reward(config, engines)

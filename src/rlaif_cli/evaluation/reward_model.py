@@ -21,6 +21,7 @@ from rlaif_cli.train.nn.heads import load_reward_model
 from rlaif_cli.train.nn.packing import Group
 from rlaif_cli.train.reward_model import log_loss, probability, score_groups, too_long
 from rlaif_cli.train.reward_source import RewardReader
+from rlaif_cli.ui.progress import ProgressCallback
 
 
 def reward_model(config: RewardModelEvalConfig) -> dict[str, Any]:
@@ -84,3 +85,8 @@ def _pair_scores(path: Path, pairs: list[HumanPair], reader: RewardReader, confi
     model = load_reward_model(path).eval().requires_grad_(False)
     groups = [_group(pair, reader) for pair in pairs]
     return score_groups(model, groups, config.precision, config.tokens_per_batch)
+
+
+def run(config: RewardModelEvalConfig, engines: Any, *, progress: ProgressCallback) -> dict[str, Any]:
+    """The stage as `registry.py` has it; it needs no engine and shows no progress."""
+    return reward_model(config)

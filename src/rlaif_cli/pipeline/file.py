@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -35,8 +35,8 @@ from rlaif_cli.data.json_lines import describe
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.shipped_files import shipped_path
 from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.registry import Stage
 from rlaif_cli.ui.console import counted
-from rlaif_cli.ui.progress import ProgressCallback
 
 SUMMARY = "summary.json"
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -44,15 +44,6 @@ _RUN_SETTINGS = ("overwrite", "dry_run")  # apply to the whole run, so --set can
 OPTION = re.compile(r"--([a-z][a-z-]*)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")  # in a file's name
 Scalar = str | int | float | bool
-
-
-@dataclass(frozen=True)
-class StageKind:
-    """A kind of stage: `run(config, engines, progress) -> its results`; `ending`: the extension of its output."""
-
-    config: type[StageConfig]
-    run: Callable[[Any, Any, ProgressCallback], dict[str, Any]]
-    ending: str
 
 
 # Used as a file name in the run folder; short enough to append the axes of a matrix.
@@ -98,7 +89,7 @@ class PipelineFile(BaseModel):
                 ) from None
         return found
 
-    def with_settings(self, changed: Mapping[str, str], kinds: Mapping[str, StageKind]) -> PipelineFile:
+    def with_settings(self, changed: Mapping[str, str], kinds: Mapping[str, Stage]) -> PipelineFile:
         """Stages with some settings replaced, by STAGE.SETTING; a text in brackets is a list.
 
         Raises:
@@ -108,7 +99,7 @@ class PipelineFile(BaseModel):
         for name, text in changed.items():
             stage, _, key = name.rpartition(".")
             kind = kinds.get(str(stages[stage].get("run")))
-            known = [field for field in kind.config.model_fields if field not in _RUN_SETTINGS] if kind else [key]
+            known = [field for field in kind.config_class.model_fields if field not in _RUN_SETTINGS] if kind else [key]
             if key not in known:
                 there = ", ".join(known)
                 raise ValueError(f"stage '{stage}' has no setting '{key}'; it has {there}")
@@ -168,7 +159,7 @@ def read(path: str) -> PipelineFile:
 
 
 def load(
-    path: str, run_folder: Path, kinds: Mapping[str, StageKind], changed: Mapping[str, str] = {}, **overrides: Any
+    path: str, run_folder: Path, kinds: Mapping[str, Stage], changed: Mapping[str, str] = {}, **overrides: Any
 ) -> tuple[PipelineFile, list[Step]]:
     """Read and check a whole pipeline file before anything runs.
 
@@ -240,7 +231,7 @@ def _step(
     stage: str,
     settings: dict[str, Any],
     run_folder: Path,
-    kinds: Mapping[str, StageKind],
+    kinds: Mapping[str, Stage],
     values: Mapping[str, Scalar],
     axes: Mapping[str, Scalar],
     overrides: Mapping[str, Any],
@@ -251,7 +242,7 @@ def _step(
         raise ValueError(f"run: {strict_yaml.shown(name)} is unknown; it must be one of {', '.join(kinds)}")
     settings["output"] = str(run_folder / _output_name(stage, axes, settings, kind.ending))
     resolved = {key: _resolve(value, values) for key, value in settings.items()}
-    config = check_outputs(kind.config.model_validate({**resolved, **overrides}))
+    config = check_outputs(kind.config_class.model_validate({**resolved, **overrides}))
     return Step(stage, str(name), config, tuple(axes.items()))
 
 

@@ -7,11 +7,12 @@ started, converted or downloaded, except the config of a hub model; a function's
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig, function_place
-from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
+from rlaif_cli.config.engine import EngineConfig, ReviseConfig
 from rlaif_cli.config.evaluate import WinRateConfig
 from rlaif_cli.config.judge import JudgeConfig, LabelConfig
 from rlaif_cli.config.ppo import PPOConfig
@@ -27,6 +28,7 @@ from rlaif_cli.judge.session import check_principles
 from rlaif_cli.models.metadata import check_reward_model
 from rlaif_cli.models.resolve import look_up
 from rlaif_cli.pipeline.file import Step
+from rlaif_cli.registry import STAGES, part
 
 Need = tuple[str, Callable[[str], object]]  # a name, and a check that raises RlaifError if it is unavailable
 
@@ -54,7 +56,7 @@ def check(path: str, steps: Collection[Step], wanted: Collection[Step]) -> None:
 
 
 def _errors(step: Step, steps: Collection[Step], wanted: Collection[Step]) -> Iterator[RlaifError]:
-    for name, look in _needs(step.config):
+    for name, look in _needs(step):
         if any(_made_by(other, name) for other in wanted):
             continue
         maker = next((other.name for other in steps if other.output == name), None)
@@ -75,7 +77,13 @@ def _made_by(step: Step, name: str) -> bool:
     return path.is_relative_to(output) or beside
 
 
-def _needs(config: Any) -> Iterator[Need]:
+def _needs(step: Step) -> Iterator[Need]:
+    yield from _named_by(step.config)
+    if own := STAGES[step.kind].needs:
+        yield from part(own)(step.config)
+
+
+def _named_by(config: Any) -> Iterator[Need]:
     for field in DATA_FIELDS:
         name = getattr(config, field, None)
         if name is None or (isinstance(config, LabelConfig) and field == "pairs"):
@@ -87,9 +95,10 @@ def _needs(config: Any) -> Iterator[Need]:
     for field in FUNCTION_FIELDS:
         for spec in getattr(config, field, ()):
             yield function_place(spec)[0], lambda _, spec=spec: user_function.load(spec)  # type: ignore[misc]
-    for part in _parts(config):
-        yield from _constitution(part)
-        yield from ((name, look_up) for name in _local_models(part))
+    for each in _parts(config):
+        if isinstance(each, JudgeConfig):
+            yield each.constitution, partial(_constitution, each)
+        yield from ((name, look_up) for name in _local_models(each))
 
 
 def _file(name: str) -> None:
@@ -112,23 +121,32 @@ def _parts(config: StageConfig) -> Iterator[StageConfig]:
         yield config.eval_comparison
 
 
-def _constitution(config: StageConfig) -> Iterator[Need]:
-    if isinstance(config, JudgeConfig):
-        yield config.constitution, lambda name: check_principles(config, load_constitution(name))
-    if isinstance(config, ReviseConfig):
-        drawn = config.principles == ("sample",)
-        ids = ("all",) if drawn else config.principles
-        yield config.constitution, lambda name: named_principles(load_constitution(name), ids)
+def _constitution(config: JudgeConfig, name: str) -> None:
+    check_principles(config, load_constitution(name))
 
 
-def _local_models(config: Any) -> Iterator[str]:
+def _local_models(config: Any) -> list[str]:
     """The names of the models that are loaded locally, not on a server or the fake one."""
-    asked: list[str] = []
     if isinstance(config, TrainConfig):
-        yield config.model
-    elif isinstance(config, GenerateConfig | ReviseConfig):
-        asked = [config.model]
-    elif isinstance(config, JudgeConfig):
-        sides = (config.a, config.b) if isinstance(config, WinRateConfig) else ()
-        asked = [*config.judge, *(side for side in sides if not names_records(side))]
-    yield from (name for name in asked if computing_engine(config, name) in LOCAL)
+        return [config.model]
+    named = config.judge if isinstance(config, JudgeConfig) else [getattr(config, "model", None)]
+    return [name for name in named if name and isinstance(config, EngineConfig) and _is_local(config, name)]
+
+
+def _is_local(config: EngineConfig, name: str) -> bool:
+    return computing_engine(config, name) in LOCAL
+
+
+# ------------------------------------------------------------------------------------- what only one stage needs
+
+
+def principles_of_revisions(config: ReviseConfig) -> Iterator[Need]:
+    ids = ("all",) if config.principles == ("sample",) else config.principles
+    yield config.constitution, lambda name: named_principles(load_constitution(name), ids)
+
+
+def models_of_a_win_rate(config: WinRateConfig) -> Iterator[Need]:
+    """A side is a file of candidates, or a model that is sampled."""
+    for side in (config.a, config.b):
+        if not names_records(side) and _is_local(config, side):
+            yield side, look_up

@@ -13,12 +13,13 @@ from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.json_lines import describe
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.pipeline.file import SUMMARY, PipelineFile, StageKind, Step
+from rlaif_cli.pipeline.file import SUMMARY, PipelineFile, Step
 from rlaif_cli.pipeline.lineage import lineage, manifest_of, recorded_function
+from rlaif_cli.registry import Stage
 
 
 def reproduce(
-    path: str, output: Path, kinds: Mapping[str, StageKind], *, run_code: bool = False, **overrides: Any
+    path: str, output: Path, kinds: Mapping[str, Stage], *, run_code: bool = False, **overrides: Any
 ) -> tuple[PipelineFile, list[Step]]:
     """The recorded steps of an output or a run folder, with a new output.
 
@@ -51,7 +52,7 @@ def reproduce(
 
 
 def _reproduce_run(
-    folder: Path, output: Path, kinds: Mapping[str, StageKind], run_code: bool, overrides: Mapping[str, Any]
+    folder: Path, output: Path, kinds: Mapping[str, Stage], run_code: bool, overrides: Mapping[str, Any]
 ) -> tuple[PipelineFile, list[Step]]:
     summary = read_json(folder / SUMMARY, name=str, stages=dict)
 
@@ -145,7 +146,7 @@ def _not_recorded(where: str, error: ValueError) -> InputError:
 
 
 def _recorded(
-    name: str, kind: str, settings: Mapping[str, Any], kinds: Mapping[str, StageKind], overrides: Mapping[str, Any]
+    name: str, kind: str, settings: Mapping[str, Any], kinds: Mapping[str, Stage], overrides: Mapping[str, Any]
 ) -> Step:
     """A step from recorded settings, without the hashes among them.
 
@@ -154,6 +155,6 @@ def _recorded(
     """
     if kind not in kinds:
         raise ValueError(f"{strict_yaml.shown(kind)} is not a stage")
-    config = kinds[kind].config
+    config = kinds[kind].config_class
     known = {key: value for key, value in settings.items() if key in config.model_fields}
     return Step(name, kind, check_outputs(config.model_validate({**known, **overrides})))

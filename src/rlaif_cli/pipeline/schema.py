@@ -8,18 +8,19 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from rlaif_cli.pipeline.file import PipelineFile, StageKind
+from rlaif_cli.pipeline.file import PipelineFile
+from rlaif_cli.registry import Stage
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{[^}]+\}"}
 
 
-def schema(kinds: Mapping[str, StageKind]) -> dict[str, Any]:
+def schema(kinds: Mapping[str, Stage]) -> dict[str, Any]:
     """The schema of what `load` accepts: a stage has `run` and the settings of that command; each may be a reference.
 
     Args:
         kinds: the kinds of stages that `run:` may name.
     """
-    configs = {kind.config for kind in kinds.values()}
+    configs = {kind.config_class for kind in kinds.values()}
     _, definitions = models_json_schema([(config, "validation") for config in sorted(configs, key=str)])
     of_config = definitions.pop("$defs")
     found = PipelineFile.model_json_schema()
@@ -27,7 +28,7 @@ def schema(kinds: Mapping[str, StageKind]) -> dict[str, Any]:
         "type": "object",
         "minProperties": 1,
         "additionalProperties": {
-            "oneOf": [_stage(name, of_config[kind.config.__name__]) for name, kind in kinds.items()]
+            "oneOf": [_stage(name, of_config[kind.config_class.__name__]) for name, kind in kinds.items()]
         },
     }
     others = {name: each for name, each in of_config.items() if name not in {config.__name__ for config in configs}}

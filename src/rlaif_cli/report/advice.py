@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.registry import STAGES, Makes, part
 from rlaif_cli.report.chain import Chain, win_stage
 from rlaif_cli.report.findings import judge_name, names
 from rlaif_cli.report.run_folder import Run, Stage
@@ -14,13 +15,14 @@ from rlaif_cli.report.wording import percents
 
 def trained(run: Run) -> str:
     """How the last policy was made, else the last other checkpoint, else the labels; "" if there is none of these."""
-    for kind, sentence in (("ppo", _policy), ("sft", _fine_tuned), ("train-rm", _reward_model), ("label", _labelled)):
-        if stages := run.of(kind):
-            return sentence(stages[-1], run)
+    made: tuple[Makes, ...] = ("policy", "fine-tuned model", "reward model", "preferences")
+    for stage in (stages[-1] for each in made if (stages := run.making(each))):
+        if story := STAGES[stage.kind].story:
+            return str(part(story)(stage, run))
     return ""
 
 
-def _policy(stage: Stage, run: Run) -> str:
+def ppo(stage: Stage, run: Run) -> str:
     s = stage.settings
     on = f"the prompts of {Path(str(s.get('prompts'))).name}, {stage.results.get('steps', 0):,} steps"
     if s.get("prompts_per_step"):
@@ -37,19 +39,19 @@ def _model_or_judge(settings: dict[str, Any], run: Run) -> list[str]:
     if settings.get("judge"):
         return [_judged_by(settings)]
     models = names(settings, "reward_model")
-    made = [stage for stage in run.of("train-rm") if stage.settings.get("output") in models]
+    made = [stage for stage in run.making("reward model") if stage.settings.get("output") in models]
     if len(models) == len(made) == 1:
         return [f"a reward model, {_training_data(made[0], run)}"]
     return [f"reward model {' + '.join(models)}"] if models else []
 
 
-def _reward_model(stage: Stage, run: Run) -> str:
+def reward_model(stage: Stage, run: Run) -> str:
     return f"{_from(stage.settings, run)} became a reward model, {_training_data(stage, run)}."
 
 
 def _training_data(stage: Stage, run: Run) -> str:
     pairs, source = stage.results.get("train_pairs", 0), stage.settings.get("preferences")
-    label = next((each for each in run.of("label") if each.settings.get("output") == source), None)
+    label = next((each for each in run.making("preferences") if each.settings.get("output") == source), None)
     by = f"labelled by {_judged_by(label.settings)}" if label else f"of {Path(str(source)).name}"
     return f"trained on {pairs:,} pairs {by}"
 
@@ -58,13 +60,13 @@ def _judged_by(settings: dict[str, Any]) -> str:
     return f"the judge {judge_name(settings)} by the constitution {settings.get('constitution')}"
 
 
-def _fine_tuned(stage: Stage, run: Run) -> str:
+def fine_tuned(stage: Stage, run: Run) -> str:
     return (
         f"{_from(stage.settings, run)} was fine-tuned on the responses in {Path(str(stage.settings['records'])).name}."
     )
 
 
-def _labelled(stage: Stage, run: Run) -> str:
+def labelled(stage: Stage, run: Run) -> str:
     return (
         f"{stage.results.get('pairs') or 0:,} pairs were labelled by {_judged_by(stage.settings)}. Nothing was trained."
     )
@@ -135,7 +137,7 @@ def next_step(run: Run, chain: Chain, stopping: str = "") -> str:
     if chain.verdict("win rate") == "not measured":
         if chain.policy:
             return "Compare with the start on prompts that were not trained on: rlaif generate, rlaif eval win-rate."
-        return "Train on them: rlaif train-rm, then rlaif ppo." if run.of("label") else ""
+        return "Train on them: rlaif train-rm, then rlaif ppo." if run.making("preferences") else ""
     return _after_a_win_rate(chain, run)
 
 
@@ -158,7 +160,7 @@ def _after_a_win_rate(chain: Chain, run: Run) -> str:
     if verdict == "warning" or chain.verdict("length") == "fails":
         return "Train with --length-penalty, and compare at equal length again: so far the gain may be length alone."
     wins = win_stage(run, next((stage for stage in run.stages if stage.name == chain.policy), None))
-    taught_by = [judge_name(s.settings) for kind in ("label", "ppo") for s in run.of(kind)]
+    taught_by = [judge_name(stage.settings) for stage in run.making("preferences", "policy")]
     if wins and judge_name(wins.settings) in taught_by:
         return "Let another judge compare, or people (rlaif annotate): this one is the one that was trained for."
     return "Repeat it with other seeds (a matrix in the pipeline file), and let people compare some (rlaif annotate)."

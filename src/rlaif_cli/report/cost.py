@@ -54,7 +54,7 @@ def _usage(stage: Stage, run: Run) -> dict[str, float]:
 
 def compared_with_people(run: Run) -> str:
     """The cost of the labels compared with as many human labels; "" if nothing was labelled."""
-    labels = run.of("label")
+    labels = run.making("preferences")
     pairs = sum(stage.results.get("pairs") or 0 for stage in labels)
     if not pairs:
         return ""

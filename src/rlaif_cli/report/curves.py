@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.registry import MODELS
 from rlaif_cli.report.findings import mean
 from rlaif_cli.report.run_folder import Run, Stage, tolerant_rows
 
@@ -31,6 +32,7 @@ class Curves:
 
 
 # (key in metrics.jsonl, title, unit, how to read it)
+_SFT_CHARTS = (("loss", "Loss", "nats a token", "Healthy: it falls and levels off."),)
 _RM_CHARTS = (
     (
         "loss",
@@ -97,26 +99,32 @@ def curves(run: Run) -> list[Curves]:
 
 def _training(run: Run) -> list[Curves]:
     known = {}
-    for stage in (stage for stage in run.stages if stage.kind in ("train-rm", "ppo")):
+    for stage in run.making(*MODELS):
         folder = run.locate(stage.settings.get("output"))
         path = (folder or run.folder / stage.name) / "metrics.jsonl"
         known[path.resolve()] = _curves_of(stage, path, "")
     for path in sorted(run.folder.glob("*/metrics.jsonl")):
         if path.resolve() not in known:
-            kind = "ppo" if "kl" in next(iter(tolerant_rows(path)), {}) else "train-rm"
+            kind = _kind_of(tolerant_rows(path))
             note = "This stage has not finished; the curves show how far it came."
             known[path.resolve()] = _curves_of(Stage(path.parent.name, kind, {}, 0.0, {}), path, note)
     return list(known.values())
 
 
 def _curves_of(stage: Stage, path: Path, note: str) -> Curves:
-    rows, title = tolerant_rows(path), f"{'PPO' if stage.kind == 'ppo' else 'Reward model'}: {stage.name}"
+    rows, title = tolerant_rows(path), f"{stage.title}: {stage.name}"
     if not rows:
         return Curves(title, f"Missing: {path} holds no rows, so there are no curves.", [])
-    wanted = _PPO_CHARTS if stage.kind == "ppo" else _RM_CHARTS
+    wanted = {"ppo": _PPO_CHARTS, "train-rm": _RM_CHARTS}.get(_kind_of(rows), _SFT_CHARTS)
     charts = [_line_chart(rows, *words, _reference_lines(words[0], rows, stage)) for words in wanted]
     charts.append(_phases(rows))
     return Curves(title, note, [chart for chart in charts if chart])
+
+
+def _kind_of(rows: list[dict[str, Any]]) -> str:
+    """The stage that logs such metrics: of a killed one there is no other record."""
+    names = set[str]().union(*rows[:1])
+    return "ppo" if "kl" in names else "train-rm" if names & {"accuracy", "entropy_floor"} else "sft"
 
 
 def _line_chart(
@@ -144,7 +152,7 @@ def _reference_lines(key: str, rows: list[dict[str, Any]], stage: Stage) -> list
     held_out = (stage.results.get("held_out") or {}).get(key)
     if held_out is not None:
         lines.append(step_line(rows, [held_out] * len(rows), "held out", "--third", 2, "dash"))
-    if key in _COIN:
+    if key in _COIN and _kind_of(rows) == "train-rm":
         lines.append(step_line(rows, [_COIN[key]] * len(rows), "a coin", "--soft", 1, "dot"))
     limit = stage.settings.get(_LIMITS.get(key, ""))
     if limit is not None:

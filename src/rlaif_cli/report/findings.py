@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from rlaif_cli.data.paths import beside
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.errors import InputError
+from rlaif_cli.registry import STAGES, part
 from rlaif_cli.report.run_folder import Run, Stage
 
 FEW = 10  # prompts; with fewer, no verdict is given whatever the interval
@@ -91,23 +92,26 @@ def findings(summary: dict[str, Any], folder: Path) -> list[str]:
 
 
 def found_in(run: Run) -> list[str]:
+    described = [(kind, row.finding) for kind, row in STAGES.items() if row.finding is not None]
     lines = []
-    for kind, title, describe in _DESCRIBERS:
-        found = _training_candidates(run) if kind == "generate" else run.of(kind)
-        for stage in found:
-            name = f"{title} ({stage.name})" if len(found) > 1 else title
-            if parts := [part for part in describe(stage, run) if part]:
-                lines.append(f"{name}: {'; '.join(parts)}")
+    for kind, finding in sorted(described, key=lambda each: each[1].place):
+        describe = part(finding.describe)
+        found = [(stage.name, parts) for stage in run.of(kind) if (parts := list(filter(None, describe(stage, run))))]
+        for name, parts in found:
+            title = f"{finding.title} ({name})" if len(found) > 1 else finding.title
+            lines.append(f"{title}: {'; '.join(parts)}")
     return lines
 
 
 def _training_candidates(run: Run) -> list[Stage]:
     """The generate stages whose responses are labelled; all of them if nothing is labelled."""
-    labelled = {stage.settings.get("candidates") for stage in run.of("label")}
+    labelled = {stage.settings.get("candidates") for stage in run.making("preferences")}
     return [s for s in run.of("generate") if not labelled or s.settings.get("output") in labelled]
 
 
-def _candidates(stage: Stage, run: Run) -> list[str]:
+def candidates(stage: Stage, run: Run) -> list[str]:
+    if stage not in _training_candidates(run):
+        return []
     r = stage.results
     responses, prompts = r.get("responses") or 0, r.get("rows") or 0
     cut = f"{r['unfinished']:,} cut off at the length limit" if r.get("unfinished") else ""
@@ -125,7 +129,7 @@ def judge_name(settings: dict[str, Any]) -> str:
     return " + ".join(names(settings, "judge"))
 
 
-def _labels(stage: Stage, run: Run) -> list[str]:
+def labels(stage: Stage, run: Run) -> list[str]:
     r, s = stage.results, stage.settings
     parts = [
         f"{r.get('pairs') or 0:,} pairs judged by {judge_name(s)} ({s.get('method')}, {s.get('constitution')})",
@@ -148,7 +152,7 @@ def mean(values: Iterable[float]) -> float | None:
     return sum(found) / len(found) if found else None
 
 
-def _alignment(stage: Stage, run: Run) -> list[str]:
+def alignment(stage: Stage, run: Run) -> list[str]:
     judge, longer = stage.results.get("accuracy"), stage.results.get("longer_wins")
     if not judge:
         return []
@@ -174,7 +178,7 @@ def _beside_longer(judge: dict[str, Any], longer: dict[str, Any]) -> str:
     return "not distinguishable from 'longer wins'"
 
 
-def _reward_model(stage: Stage, run: Run) -> list[str]:
+def reward_model(stage: Stage, run: Run) -> list[str]:
     held_out = stage.results.get("held_out")
     if not held_out:
         return [
@@ -216,7 +220,7 @@ def _chosen_on_held_out(stage: Stage) -> bool:
     return bool(stage.results.get("chosen_on", {}).get("also_reported", True))  # older results: always
 
 
-def _reward_model_and_people(stage: Stage, run: Run) -> list[str]:
+def reward_model_and_people(stage: Stage, run: Run) -> list[str]:
     r = stage.results
     if not r.get("accuracy"):
         return []
@@ -233,7 +237,7 @@ def _reward_model_and_people(stage: Stage, run: Run) -> list[str]:
 OTHERS = {"random": "a random one", "first": "the first"}  # what the best of n is compared with
 
 
-def _best_of_n(stage: Stage, run: Run) -> list[str]:
+def best_of_n(stage: Stage, run: Run) -> list[str]:
     """Whether a judge agrees with the reward's choice among a model's own responses."""
     r = stage.results
     by = " + ".join([*names(r, "reward_model"), *(Path(spec).name for spec in names(r, "reward_function"))])
@@ -248,7 +252,7 @@ def _best_of_n(stage: Stage, run: Run) -> list[str]:
     return [f"the best response by {by} {parts[0]}", *parts[1:], f"n = {r['n']} rows", unscored]
 
 
-def _ppo(stage: Stage, run: Run) -> list[str]:
+def ppo(stage: Stage, run: Run) -> list[str]:
     r = stage.results
     if "reward_first" not in r:
         return []
@@ -281,7 +285,7 @@ def _reward_unit(stage: Stage) -> str:
     return "on the judge's scale" if stage.settings.get("judge") else "in the reward model's standard deviations"
 
 
-def _reward(stage: Stage, run: Run) -> list[str]:
+def reward(stage: Stage, run: Run) -> list[str]:
     r, where = stage.results, _held_out(run.locate(stage.settings.get("candidates")), run)
     if not r.get("reward"):
         return []
@@ -301,12 +305,12 @@ def _reward(stage: Stage, run: Run) -> list[str]:
     ]
 
 
-def _win_rate(stage: Stage, run: Run) -> list[str]:
+def win_rate(stage: Stage, run: Run) -> list[str]:
     r, judge = stage.results, judge_name(stage.settings)
     win, controlled, prompts = r.get("win_rate"), r.get("length_controlled"), r.get("prompts", 0)
     if not win:
         return []
-    own = ", which also made the labels" if judge in [judge_name(s.settings) for s in run.of("label")] else ""
+    own = ", which also made the labels" if judge in [judge_name(s.settings) for s in run.making("preferences")] else ""
     where = _held_out(side_of(stage, run, "a"), run)
     parts = [
         f"the tuned model wins {rate_text(win)} over the start, n = {prompts} prompts{where}",
@@ -329,7 +333,7 @@ _WIN_WORDS: dict[Effect, str] = {
 }
 
 
-def _harmless(stage: Stage, run: Run) -> list[str]:
+def harmless_rate(stage: Stage, run: Run) -> list[str]:
     r = stage.results
     if not r.get("harmless_rate"):
         return []
@@ -347,8 +351,8 @@ def side_of(stage: Stage, run: Run, side: str) -> Path | None:
 
 def _held_out(candidates: Path | None, run: Run) -> str:
     """Whether the prompts of a measured file were trained on, by comparing them; "" if unknown."""
-    trained = [stage.settings.get("candidates") for stage in run.of("label")]
-    trained += [stage.settings.get("prompts") for stage in run.of("ppo")]
+    trained = [stage.settings.get("candidates") for stage in run.making("preferences")]
+    trained += [stage.settings.get("prompts") for stage in run.making("policy")]
     seen: set[str] = set().union(*(_prompt_texts(run.locate(path)) for path in trained))
     measured = _prompt_texts(candidates)
     if not seen or not measured:
@@ -365,17 +369,3 @@ def _prompt_texts(path: Path | None) -> set[str]:
         return set()
     messages = ([m for m in as_messages(row.prompt) if m.role != "system"] for row in source)
     return {prompt_text(turns) for turns in messages}
-
-
-_DESCRIBERS: tuple[tuple[str, str, Callable[[Stage, Run], list[str]]], ...] = (
-    ("generate", "Candidates", _candidates),
-    ("label", "Labels", _labels),
-    ("eval alignment", "Judge", _alignment),
-    ("train-rm", "Reward model", _reward_model),
-    ("ppo", "PPO", _ppo),
-    ("eval reward-model", "Reward model and people", _reward_model_and_people),
-    ("eval best-of-n", "Best of n", _best_of_n),
-    ("eval reward", "Reward", _reward),
-    ("eval win-rate", "Win rate", _win_rate),
-    ("eval harmless-rate", "Harmless rate", _harmless),
-)

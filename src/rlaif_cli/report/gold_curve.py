@@ -36,12 +36,13 @@ def gold_tables(run: Run) -> list[tuple[str, list[str], list[list[str]], str]]:
 
 
 def _evaluated(run: Run) -> Iterator[tuple[Stage, list[Row], list[Row]]]:
-    """(stage, rows of evaluations.jsonl, rows of metrics.jsonl) of each PPO run that has either."""
+    """(stage, rows of evaluations.jsonl, rows of metrics.jsonl) of each policy that has either."""
     folders = {
-        stage.name: run.locate(stage.settings.get("output")) or run.folder / stage.name for stage in run.of("ppo")
+        stage.name: run.locate(stage.settings.get("output")) or run.folder / stage.name
+        for stage in run.making("policy")
     }
     known = {folder.resolve() for folder in folders.values()}
-    stages = {stage.name: stage for stage in run.of("ppo")}
+    stages = {stage.name: stage for stage in run.making("policy")}
     for path in sorted(run.folder.glob("*/evaluations.jsonl")):
         if path.parent.resolve() not in known:
             folders[path.parent.name] = path.parent

@@ -13,17 +13,18 @@ from typing import Any
 from rlaif_cli import __version__
 from rlaif_cli.data.atomic import open_for_writing
 from rlaif_cli.pipeline.lineage import manifest_of
+from rlaif_cli.registry import Makes
 from rlaif_cli.report.advice import caution, headline
 from rlaif_cli.report.chain import chains
 from rlaif_cli.report.findings import found_in
 from rlaif_cli.report.numbers import as_text
 from rlaif_cli.report.run_folder import Run, Stage
 
-# kind of checkpoint: (task for the hub, description)
-_KINDS = {
-    "ppo": ("text-generation", "a policy, tuned by PPO"),
-    "sft": ("text-generation", "a fine-tuned model"),
-    "train-rm": ("text-classification", "a reward model: one number for a conversation, higher is better"),
+# kind of model: (task for the hub, description)
+_KINDS: dict[Makes | None, tuple[str, str]] = {
+    "policy": ("text-generation", "a policy, tuned by {stage}"),
+    "fine-tuned model": ("text-generation", "a fine-tuned model"),
+    "reward model": ("text-classification", "a reward model: one number for a conversation, higher is better"),
 }
 # The settings to list; the manifest has all of them.
 _SETTINGS = (
@@ -50,7 +51,7 @@ def write_cards(run: Run) -> list[Path]:
     """Write `README.md` into every checkpoint of the run that still exists; returns the written files."""
     written = []
     for stage in run.stages:
-        folder = run.locate(stage.settings.get("output")) if stage.kind in _KINDS else None
+        folder = run.locate(stage.settings.get("output")) if stage.makes in _KINDS else None
         if folder is not None and folder.is_dir():
             path = folder / "README.md"
             with open_for_writing(path, "w") as file:
@@ -60,13 +61,14 @@ def write_cards(run: Run) -> list[Path]:
 
 
 def card(run: Run, stage: Stage, folder: Path) -> str:
-    task, words = _KINDS[stage.kind]
-    judged = bool(run.of("label") or stage.settings.get("judge"))
+    task, words = _KINDS[stage.makes]
+    words = words.format(stage=stage.title)
+    judged = bool(run.making("preferences") or stage.settings.get("judge"))
     front = {
         "library_name": "transformers",
         "pipeline_tag": task,
         "base_model": stage.settings.get("model"),
-        "tags": ["rlaif", "reward-model"] if stage.kind == "train-rm" else ["rlaif"],
+        "tags": ["rlaif", "reward-model"] if stage.makes == "reward model" else ["rlaif"],
     }
     manifest = manifest_of(folder) or {}
     hashes = {key: value for key, value in manifest.items() if key.endswith("sha256")}

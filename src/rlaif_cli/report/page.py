@@ -54,7 +54,7 @@ def write_report(run_folder: Path, output: Path, beside: Sequence[Path] = ()) ->
         raise UsageError(
             f"a report cannot be a '{output.suffix}' file", where=str(output), hint="name it .html, .md or .json"
         )
-    read = [Path(str(stage.settings.get("output"))) for stage in run.stages if stage.kind != "report"]
+    read = [Path(str(stage.settings.get("output"))) for stage in run.stages if stage.makes != "page"]
     if output.resolve() in {path.resolve() for path in (run_folder / SUMMARY, *read)}:
         raise UsageError(
             "the report would overwrite a file of the run", where=str(output), hint="choose a different name"

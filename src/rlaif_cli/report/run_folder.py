@@ -9,6 +9,7 @@ from typing import Any
 
 from rlaif_cli.errors import InputError
 from rlaif_cli.pipeline.file import SUMMARY
+from rlaif_cli.registry import STAGES, Makes
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,17 @@ class Stage:
     settings: dict[str, Any]
     seconds: float
     results: dict[str, Any]
+
+    @property
+    def makes(self) -> Makes | None:
+        """What its output is; None for a stage that this version of rlaif does not have."""
+        return STAGES[self.kind].makes if self.kind in STAGES else None
+
+    @property
+    def title(self) -> str:
+        """What the report calls such a stage."""
+        finding = STAGES[self.kind].finding if self.kind in STAGES else None
+        return finding.title if finding else self.kind
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,10 @@ class Run:
 
     def of(self, kind: str) -> list[Stage]:
         return [stage for stage in self.stages if stage.kind == kind]
+
+    def making(self, *kinds: Makes) -> list[Stage]:
+        """The stages whose output is of one of these kinds."""
+        return [stage for stage in self.stages if stage.makes in kinds]
 
     def locate(self, path: str | None) -> Path | None:
         """The present location of a path of the summary, or None.

@@ -14,6 +14,7 @@ from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.reader import CHANGED, is_changed
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.pipeline.lineage import Node, lineage
+from rlaif_cli.registry import MODELS, Makes
 from rlaif_cli.report.run_folder import Run
 from rlaif_cli.stages.audit import audit
 from rlaif_cli.stages.audit_checks import Finding
@@ -40,20 +41,20 @@ def damaged(run: Run) -> list[str]:
 
 def audits(run: Run) -> list[tuple[str, list[Finding]]]:
     """`rlaif audit` of every label stage whose file still exists: (stage, findings)."""
-    return _inspected(run, ("label",), lambda path: audit(AuditConfig(preferences=path, skip_invalid=True)))
+    return _inspected(run, ("preferences",), lambda path: audit(AuditConfig(preferences=path, skip_invalid=True)))
 
 
 def sources(run: Run) -> list[Node]:
     """`rlaif lineage` of every trained checkpoint that still exists."""
-    trained = _inspected(run, ("train-rm", "sft", "ppo"), lambda path: lineage(LineageConfig(path=path)))
+    trained = _inspected(run, MODELS, lambda path: lineage(LineageConfig(path=path)))
     return [node for _, node in trained]
 
 
-def _inspected(run: Run, kinds: tuple[str, ...], inspect: Callable[[str], Result]) -> list[tuple[str, Result]]:
+def _inspected(run: Run, made: tuple[Makes, ...], inspect: Callable[[str], Result]) -> list[tuple[str, Result]]:
     """(stage, result) of each stage whose output exists and is valid; others are skipped."""
     found = []
-    for stage in run.stages:
-        path = run.locate(stage.settings.get("output")) if stage.kind in kinds else None
+    for stage in run.making(*made):
+        path = run.locate(stage.settings.get("output"))
         if path is not None:
             with contextlib.suppress(RlaifError):
                 found.append((stage.name, inspect(str(path))))

@@ -34,7 +34,7 @@ def summary_lines(run: Run, encoding: str = "utf-8") -> Iterator[str]:
 
 def report_path(run: Run) -> str | None:
     """The path of the last report of the run; None if it has no report stage."""
-    written = [stage.results["report"] for stage in run.of("report") if stage.results.get("report")]
+    written = [stage.results["report"] for stage in run.making("page") if stage.results.get("report")]
     return written[-1] if written else None
 
 

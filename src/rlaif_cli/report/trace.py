@@ -24,9 +24,9 @@ def maker(run: Run, path: Any) -> Stage | None:
 def last_policies(run: Run) -> list[Stage]:
     """The trained policies that no other training stage starts from; several in a matrix.
 
-    Without PPO stages, fine-tuned models count as policies.
+    Without a policy tuned on a reward, fine-tuned models count as policies.
     """
-    trained = run.of("ppo") or run.of("sft")
+    trained = run.making("policy") or run.making("fine-tuned model")
     starts = [stage.settings.get("model") for stage in trained]
     return [stage for stage in trained if not any(same_path(stage.settings.get("output"), start) for start in starts)]
 
@@ -50,7 +50,7 @@ def reward_models(run: Run, policy: Stage | None) -> list[str]:
     """The reward models that the policy was trained with; in a run without a policy, the last one trained."""
     if policy is not None:
         return names(policy.settings, "reward_model")
-    return [str(stage.settings.get("output")) for stage in run.of("train-rm")[-1:]]
+    return [str(stage.settings.get("output")) for stage in run.making("reward model")[-1:]]
 
 
 def teacher(run: Run, policy: Stage | None) -> Stage | None:
@@ -61,11 +61,11 @@ def teacher(run: Run, policy: Stage | None) -> Stage | None:
     if policy is not None and policy.settings.get("judge"):
         return policy
     models = reward_models(run, policy)
-    if policy is not None and policy.kind == "ppo" and not models:
+    if policy is not None and policy.makes == "policy" and not models:
         return None
     made = [maker(run, model) for model in models]
     labels = [maker(run, stage.settings.get("preferences")) for stage in made if stage]
-    found = [stage for stage in [*run.of("label"), *labels] if stage and stage.kind == "label"]
+    found = [stage for stage in [*run.making("preferences"), *labels] if stage and stage.makes == "preferences"]
     return found[-1] if found else None
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rlaif_cli.config.report import ReportConfig
 from rlaif_cli.ui import console
+from rlaif_cli.ui.progress import ProgressCallback
 
 
 def write(config: ReportConfig) -> list[Path]:
@@ -17,3 +19,8 @@ def write(config: ReportConfig) -> list[Path]:
         console.warn_once(warning)
     report = write_report(folder, Path(config.output), [Path(other) for other in config.beside])
     return [report, *(write_model_cards(folder) if config.card else [])]
+
+
+def run(config: ReportConfig, engines: Any, *, progress: ProgressCallback) -> dict[str, Any]:
+    """The stage as `registry.py` has it; it needs no engine and shows no progress."""
+    return {"report": str(write(config)[0])}

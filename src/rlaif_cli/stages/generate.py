@@ -170,3 +170,8 @@ def _candidates(
         model=config.model,
         meta=record.meta | ({"reference": record.reference} if record.reference else {}),
     )
+
+
+def run(config: GenerateConfig, engines: EnginePool, *, progress: ProgressCallback) -> dict[str, Any]:
+    """The stage as `registry.py` has it."""
+    return vars(generate(config, engines, progress=progress))

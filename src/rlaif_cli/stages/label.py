@@ -310,3 +310,8 @@ class UnscoredFile:
             on_row = self._summary.add_unscored
             self._file = Output(self.path, self._settings, overwrite=self._overwrite, on_row=on_row)
         return self._file
+
+
+def run(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallback) -> dict[str, Any]:
+    """The stage as `registry.py` has it."""
+    return label(config, engines, progress=progress).as_numbers()

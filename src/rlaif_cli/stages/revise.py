@@ -202,3 +202,8 @@ def _revision(config: ReviseConfig, draft: _Draft) -> Revision:
         model=config.model,
         meta=draft.record.meta,
     )
+
+
+def run(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallback) -> dict[str, Any]:
+    """The stage as `registry.py` has it."""
+    return vars(revise(config, engines, progress=progress))

@@ -279,3 +279,8 @@ def _finish(
     model.config.rlaif = {"reward_mean": mean, "reward_std": std}
     save_trained_model(config, model, base)
     return results
+
+
+def run(config: RewardModelConfig, engines: Any, *, progress: ProgressCallback) -> dict[str, Any]:
+    """The stage as `registry.py` has it; it needs no engine."""
+    return train_reward_model(config, progress=progress)

@@ -159,3 +159,8 @@ def mean_loss(model: Any, groups: Sequence[Group], config: SftConfig) -> float:
 def _summed_loss(model: Any, groups: Sequence[Group]) -> torch.Tensor:
     packed = pack(groups).to(device())
     return -(response_logprobs(model, packed, 1.0) * packed.response_mask).sum()
+
+
+def run(config: SftConfig, engines: Any, *, progress: ProgressCallback) -> dict[str, Any]:
+    """The stage as `registry.py` has it; it needs no engine."""
+    return train_sft(config, progress=progress)

@@ -203,14 +203,14 @@ def _stage(step: Step, each: Plan, cluster: Cluster, known: Mapping[str, Rate], 
         phases["reading"] += work.prefill and work.prefill / speed.rate.prefill / copies
         phases["sampling"] += work.decode and work.decode / speed.rate.decode / copies
         phases["learning"] += work.train and work.train / speed.rate.train / trainers
-        if step.kind == "ppo" and work.decode:
-            phases["tokens"] = _sequential_tokens(step.config) * speed.latency
+        if each.sequential and work.decode:
+            phases["tokens"] = each.sequential * speed.latency
     if not any(work.trains for work in each.work) and each.work:
         phases["feeding"] = (each.rows or 0) / (cluster.drivers * cluster.rows_per_second)
     stage.phases = phases
     stage.seconds = phases["start"] + max(_working(phases), phases["feeding"])
-    if step.kind == "ppo":
-        stage.split = _best_split(step, parts, cluster, trainers, phases)
+    if each.sequential:
+        stage.split = _best_split(parts, cluster, trainers, phases)
     if phases["learning"] and trainers < cluster.units:
         stage.idle = f"a training step has work for only {trainers} of {cluster.units}"
     stage.too_large = [reason for work in each.work if (reason := _too_large(work, step.config, cluster))]
@@ -234,11 +234,6 @@ def _working(phases: Mapping[str, float]) -> float:
     return phases["reading"] + max(phases["sampling"], phases["tokens"]) + phases["learning"]
 
 
-def _sequential_tokens(config: Any) -> int:
-    """Tokens of a PPO run that are decoded one after another: those of the longest response of each step."""
-    return int(config.steps * config.max_tokens)
-
-
 def _trainers(step: Step, each: Plan, cluster: Cluster) -> int:
     """How many GPUs share the tokens of an optimizer step: each gets at least one micro-batch."""
     config = step.config
@@ -250,7 +245,7 @@ def _trainers(step: Step, each: Plan, cluster: Cluster) -> int:
 
 
 def _best_split(
-    step: Step, parts: Sequence[tuple[Work, Speed]], cluster: Cluster, trainers: int, phases: Mapping[str, float]
+    parts: Sequence[tuple[Work, Speed]], cluster: Cluster, trainers: int, phases: Mapping[str, float]
 ) -> Split | None:
     """Try every split of the GPUs: a step takes as long as the slower of the two sides.
 

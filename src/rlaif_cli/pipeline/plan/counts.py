@@ -9,7 +9,7 @@ measured on this machine for the same models (throughput.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -26,6 +26,7 @@ from rlaif_cli.judge.labels import ANSWER_TOKENS
 from rlaif_cli.judge.prompts import LABELS, SCORES
 from rlaif_cli.pipeline.file import Step
 from rlaif_cli.pipeline.plan.work import File, Plan, Work
+from rlaif_cli.registry import STAGES, part
 from rlaif_cli.stages.pairs import pair_chooser
 
 _ROWS_READ = 200  # rows of a file that are read to estimate lengths
@@ -43,11 +44,11 @@ def plan(steps: Iterable[Step], files: Mapping[str, File] = {}) -> list[tuple[St
     made_of: dict[str, str] = {}  # a checkpoint of this pipeline -> the model it starts from, which has the same size
     found = []
     for step in steps:
-        count = _COUNTERS.get(step.kind)
+        count = STAGES[step.kind].counter
         if hasattr(step.config, "model"):
             made_of[step.output] = made_of.get(step.config.model, step.config.model)
         try:
-            each, output = count(step.config, files) if count else (Plan(work=None), None)
+            each, output = part(count)(step.config, files) if count else (Plan(work=None), None)
         except (
             RlaifError,
             OSError,
@@ -134,9 +135,10 @@ def _mean(values: Iterable[float]) -> float:
 
 
 # ------------------------------------------------------------------------------------------------------ each kind
+# Counters of `registry.py`: from a config and the sizes of files, the plan and the size of the output.
 
 
-def _generate(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
+def generate(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
     prompts = _file(config.prompts, files)
     tokens_in, tokens_out = round(prompts.rows * prompts.prompt), prompts.rows * config.n * config.max_tokens
     work = _engine_work(config, config.model, tokens_in, tokens_out)
@@ -144,7 +146,7 @@ def _generate(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
     return plan, File(prompts.rows, config.n, prompts.prompt, config.max_tokens)
 
 
-def _revise(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
+def revise(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
     prompts, asked = _file(config.prompts, files), 1 + 2 * config.rounds
     calls = prompts.rows * asked
     # A critique prompt contains the response, a revision prompt both.
@@ -155,7 +157,7 @@ def _revise(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
     return plan, File(prompts.rows, 1, prompts.prompt, config.max_tokens)
 
 
-def _label(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
+def label(config: Any, files: dict[str, File]) -> tuple[Plan, File]:
     candidates = _file(config.candidates, files)
     row = Candidates.model_construct(id="", responses=[Response(text="")] * candidates.responses)
     pairs = candidates.rows * len(pair_chooser(config.pairs, config.seed)(row))
@@ -217,27 +219,27 @@ def _principles(config: Any) -> int:
     return len(named_principles(load_constitution(config.constitution), config.principles))
 
 
-def _alignment(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
+def alignment(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     pairs = _file(config.pairs, files)
     return _judged(config, pairs.rows, pairs), None
 
 
-def _win_rate(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
+def win_rate(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     a, b = _file(config.a, files), _file(config.b, files)
     return _judged(config, min(a.rows, b.rows) * min(a.responses, b.responses), a), None
 
 
-def _reward_model(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
+def train_rm(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     pairs = _file(config.preferences, files)
     return _epochs(config, pairs.rows, pairs.prompt + 2 * pairs.response), None
 
 
-def _sft(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
+def sft(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     rows = _file(config.records, files)
     return _epochs(config, rows.rows, rows.prompt + rows.response), None
 
 
-def _harmless_rate(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
+def harmless_rate(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     found = _file(config.candidates, files)
     singles = found.rows * found.responses
     asked = singles * 2 * _principles(config)  # with the labels in both orders
@@ -247,21 +249,21 @@ def _harmless_rate(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     return Plan(singles, asked, round(tokens_in), tokens_out, work=work), None
 
 
-def _reward(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
+def reward(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     sides = [_file(name, files) for name in (config.candidates, config.baseline) if name]
     singles = sum(side.rows * side.responses for side in sides)
     parts = [_scoring(config, side.prompt, side.response, side.rows * side.responses) for side in sides]
     return Plan(singles, work=_combined(*parts)), None
 
 
-def _reward_model_eval(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
+def reward_model(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     pairs = _file(config.pairs, files)
     tokens = pairs.rows * (pairs.prompt + 2 * pairs.response)
     work = _combined(*(_trainer_work(config, model, tokens / 3) for model in config.reward_model))
     return Plan(pairs.rows, work=work), None
 
 
-def _report(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
+def report(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     return Plan(), None
 
 
@@ -275,7 +277,7 @@ def _epochs(config: Any, rows: int, tokens: float) -> Plan:
     return Plan(rows, steps, round(train), 0, work=_trainer_work(config, config.model, train + forward))
 
 
-def _ppo(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
+def ppo(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
     prompts = _file(config.prompts, files)
     asked = config.steps * config.prompts_per_step
     tokens_out = asked * config.n * config.max_tokens
@@ -289,7 +291,14 @@ def _ppo(config: Any, files: dict[str, File]) -> tuple[Plan, None]:
         _trainer_work(config, config.model, train),
         _scoring(config, prompts.prompt, config.max_tokens, asked * config.n),
     )
-    return Plan(prompts.rows, config.steps, round(asked * prompts.prompt), tokens_out, work=work), None
+    return Plan(
+        prompts.rows,
+        config.steps,
+        round(asked * prompts.prompt),
+        tokens_out,
+        work=work,
+        sequential=config.steps * config.max_tokens,  # of each step, the tokens of the longest response
+    ), None
 
 
 def _scoring(config: Any, prompt: float, response: float, count: int) -> tuple[Work, ...] | None:
@@ -307,19 +316,3 @@ def _combined(*parts: tuple[Work, ...] | None) -> tuple[Work, ...] | None:
     """All parts together; None if a server does one of them."""
     known = [part for part in parts if part is not None]
     return tuple(each for part in known for each in part) if len(known) == len(parts) else None
-
-
-_COUNTERS: dict[str, Callable[[Any, dict[str, File]], tuple[Plan, File | None]]] = {
-    "generate": _generate,
-    "revise": _revise,
-    "label": _label,
-    "sft": _sft,
-    "train-rm": _reward_model,
-    "ppo": _ppo,
-    "eval alignment": _alignment,
-    "eval win-rate": _win_rate,
-    "eval harmless-rate": _harmless_rate,
-    "eval reward": _reward,
-    "eval reward-model": _reward_model_eval,
-    "report": _report,
-}

@@ -61,6 +61,7 @@ class Plan:
         rows: rows of its input (for `label` and the evaluations: comparisons).
         calls: requests to a model; for trainers, optimizer steps.
         work: the work of each model; None if a server does it.
+        sequential: for a stage that takes turns at sampling and training, the tokens decoded one after another.
     """
 
     rows: int | None = None
@@ -69,6 +70,7 @@ class Plan:
     tokens_out: int | None = None
     cost: float | None = None
     work: tuple[Work, ...] | None = ()
+    sequential: int | None = None
 
     def seconds(self, known: Mapping[str, Rate], running: Iterable[str] = ()) -> float | None:
         """Seconds, or None if a rate is unknown. Engines that are already `running` need no start."""
