@@ -32,7 +32,9 @@ def command_pages() -> ModuleType:
 
 def test_the_pages_of_commands_are_up_to_date(command_pages: ModuleType) -> None:
     written = {path.name: path.read_text("utf-8") for path in PAGES.glob("*.md")}
-    assert written == command_pages.pages(), "`make docs` writes them anew"
+    pages = command_pages.pages()
+    assert written == pages, "`make docs` writes them anew"
+    assert (ROOT / "mkdocs.yml").read_text("utf-8") == command_pages.site(pages), "`make docs` lists them anew"
 
 
 def test_the_man_page_is_up_to_date_and_man_can_show_it(command_pages: ModuleType) -> None:

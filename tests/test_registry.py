@@ -88,7 +88,8 @@ def test_the_toy_has_a_page_and_a_place_in_the_manual(toy: str) -> None:
     pages = script.pages()
     assert "| `--dictionary` |  | Count only the words of this file. |" in pages["words.md"]
     assert "| [`rlaif words`](words.md) | Count the words of prompts |" in pages["README.md"]
-    assert ".SS rlaif words PROMPTS" in script.man_page()
+    assert ".SS rlaif words TEXTS" in script.man_page()
+    assert "      - commands/words.md\n" in script.site(pages)
 
 
 def test_the_toy_runs_as_a_command(write_jsonl: Callable[..., str], tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_the_toy_runs_as_a_command(write_jsonl: Callable[..., str], tmp_path: Pa
 def test_the_toy_is_planned_run_and_reported(write_jsonl: Callable[..., str], tmp_path: Path) -> None:
     prompts = write_jsonl("prompts.jsonl", [{"prompt": "Why is it so?"}, {"prompt": "How?"}])
     stages = {
-        "counted": {"run": "words", "prompts": prompts},
+        "counted": {"run": "words", "texts": prompts},
         "report": {"run": "report", "run_folder": "${run}", "output": "report.md"},
     }
     (tmp_path / "mine.yaml").write_text(json.dumps({"name": "mine", "stages": stages}))
@@ -115,11 +116,12 @@ def test_the_toy_is_planned_run_and_reported(write_jsonl: Callable[..., str], tm
     assert "Words: 5 words in 2 prompts" in (tmp_path / "run" / "report.md").read_text("utf-8")
 
 
-def test_what_the_toy_needs_is_looked_up_before_anything_runs(write_jsonl: Callable[..., str], tmp_path: Path) -> None:
-    settings = {"run": "words", "prompts": write_jsonl("p.jsonl", [{"prompt": "Why?"}]), "dictionary": "none.txt"}
+def test_what_the_toy_needs_is_looked_up_before_anything_runs(tmp_path: Path) -> None:
+    settings = {"run": "words", "texts": "gone.jsonl", "dictionary": "none.txt"}
     (tmp_path / "mine.yaml").write_text(json.dumps({"name": "mine", "stages": {"counted": settings}}))
     done = with_toy("run", "mine.yaml", "-o", "run", cwd=tmp_path)
-    assert done.returncode == 1 and "counted: none.txt: no such dictionary" in done.stderr
+    assert done.returncode == 1 and "counted: gone.jsonl: " in done.stderr
+    assert "counted: none.txt: no such dictionary" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

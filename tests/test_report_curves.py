@@ -11,6 +11,7 @@ import pytest
 
 from report_runs import estimate, make_run, make_summary, write_rows
 from rlaif_cli.report import findings, write_report
+from rlaif_cli.report.curves import curves
 from rlaif_cli.report.gold_curve import gold_curves, gold_tables
 from rlaif_cli.report.run_folder import Run
 from rlaif_cli.report.samples import comparisons
@@ -128,6 +129,19 @@ def test_the_curve_on_the_page_and_as_a_table(tmp_path: Path) -> None:
     assert "| step | KL | reward change | tone change | openings |" in text
     assert "| 0 | 0.00 |  |  | 2 % |" in text
     assert "| 8 | 4.80 | +1.00 [+0.90, +1.20] | -0.10 [-0.20, +0.10] | 42 % |" in text
+
+
+def test_a_fine_tuned_model_has_the_curve_of_its_loss(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    summary = make_summary(tmp_path)
+    settings = {"model": "policy-m", "records": "r.jsonl", "output": str(tmp_path / "tuned")}
+    results = {"held_out": {"loss": 1.5}}
+    summary["stages"]["tuned"] = {"run": "sft", "settings": settings, "seconds": 1.0, "results": results}
+    write_rows(tmp_path / "tuned" / "metrics.jsonl", [{"step": step, "loss": 2.0 / step} for step in (1, 2)])
+    (group,) = (each for each in curves(Run.of_summary(summary, tmp_path)) if "tuned" in each.title)
+    assert (group.title, group.note, group.charts[0].title) == ("sft: tuned", "", "Loss")
+    assert group.charts[0].layout["yaxis"]["title"]["text"] == "nats a token"
+    assert [line["name"] for line in group.charts[0].data] == ["each step", "held out"], "a coin has no such loss"
 
 
 # ------------------------------------------------------------------------------------------------ samples

@@ -24,13 +24,13 @@ class WordsConfig(InputConfig):
     """Count the words of prompts."""
 
     examples: ClassVar[tuple[str, ...]] = ("rlaif words prompts.jsonl -o words.jsonl",)
-    prompts: str = setting(help="The prompts.", argument=True)
+    texts: str = setting(help="The prompts.", argument=True, records=True)
     output: str = setting(help="Output file (JSONL).", short="-o", output=False)
     dictionary: str | None = setting(None, "Count only the words of this file.")
 
 
 def words(config: WordsConfig, engines: Any, *, progress: ProgressCallback) -> dict[str, Any]:
-    source = Source(config.prompts, PromptRecord, rejected_path=rejected_path(config.output, "words"))
+    source = Source(config.texts, PromptRecord, rejected_path=rejected_path(config.output, "words"))
     rows = [{"id": record.id, "words": len(str(record.prompt).split())} for record in source]
     write_whole(Path(config.output), "".join(json.dumps(row) + "\n" for row in rows).encode())
     progress(len(rows), len(rows))
@@ -38,7 +38,7 @@ def words(config: WordsConfig, engines: Any, *, progress: ProgressCallback) -> d
 
 
 def counter(config: WordsConfig, files: dict[str, File]) -> tuple[Plan, File]:
-    prompts = files.get(config.prompts) or measure(config.prompts)
+    prompts = files.get(config.texts) or measure(config.texts)
     return Plan(rows=prompts.rows, calls=2 * prompts.rows), prompts
 
 

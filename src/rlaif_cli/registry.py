@@ -18,6 +18,12 @@ MODELS: tuple[Makes, ...] = ("fine-tuned model", "reward model", "policy")
 _ENDINGS: dict[Makes, str] = {"records": ".jsonl", "preferences": ".jsonl", "result": ".json", "page": ".html"}
 
 
+def data_fields(stage: str | None = None) -> list[str]:
+    """The settings that name files of records: those of a stage, or of all if there is no such stage."""
+    rows = [STAGES[stage]] if stage in STAGES else STAGES.values()
+    return list(dict.fromkeys(name for row in rows for name in row.config_class.data_fields()))
+
+
 def part(name: str) -> Any:
     """The object that "module:attribute" names."""
     module, _, attribute = name.partition(":")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from rlaif_cli.api.results import DataResult, LabelResult, Rows
-from rlaif_cli.config.base import DATA_FIELDS, StageConfig
+from rlaif_cli.config.base import StageConfig
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data import inputs
 from rlaif_cli.data.overlap import check_outputs
@@ -104,7 +104,7 @@ def _config(kind: type[C], settings: dict[str, Any], data: tuple[Any, ...], fold
     values = dict(zip(names, data, strict=False))
     if twice := sorted(values.keys() & settings.keys()):
         raise UsageError(f"{twice[0]} is given twice")
-    return _checked(kind, {name: _plain(name, value, folder) for name, value in (values | settings).items()})
+    return _checked(kind, {name: _plain(kind, name, value, folder) for name, value in (values | settings).items()})
 
 
 def _checked(config: C | type[C], values: Mapping[str, Any] | None = None) -> C:
@@ -157,14 +157,14 @@ def as_given(value: T) -> T:
 # ------------------------------------------------------------------------------------------------ rows
 
 
-def _plain(name: str, value: Any, folder: Path) -> Any:
+def _plain(kind: type[StageConfig], name: str, value: Any, folder: Path) -> Any:
     """A setting as a config takes it: paths as texts, and the name of a file in place of rows."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if name in DATA_FIELDS and isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+    if name in kind.data_fields() and isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
         return _file(name, value, folder)
     if isinstance(value, list | tuple):
-        return [_plain("", each, folder) for each in value]
+        return [_plain(kind, "", each, folder) for each in value]
     return value
 
 

@@ -95,10 +95,6 @@ def function_names(option: str, specs: Sequence[str], others: Sequence[str] = ()
     return tuple(found)
 
 
-# Fields that name files of records.
-DATA_FIELDS = ("prompts", "candidates", "preferences", "records", "pairs", "a", "b", "baseline", "human")
-
-
 # The sections of `--help`, in order: a command's own options first.
 OWN = "Options"
 REWARDS = "Rewards"
@@ -119,6 +115,7 @@ def setting(
     flag: str | None = None,
     section: str | None = None,
     output: bool = True,
+    records: bool = False,
     **limits: Any,
 ) -> Any:
     """A field with its help text; `limits` are pydantic's (ge, le, gt, lt, min_length).
@@ -127,9 +124,11 @@ def setting(
         flag: the option's name if it differs from the field's.
         section: the section of `--help`, if it differs from that of the class that declares the field.
         output: whether the setting affects the output, so that a resumed run must have the same value.
+        records: whether it names a file of records, an input.
     """
     extra: dict[str, Any] = {"argument": argument, "output": output}
-    extra |= {name: value for name, value in (("short", short), ("flag", flag), ("section", section)) if value}
+    optional = {"short": short, "flag": flag, "section": section, "records": records}
+    extra |= {name: value for name, value in optional.items() if value}
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
@@ -181,6 +180,12 @@ class StageConfig(BaseModel):
         return sorted(
             cls.model_fields, key=lambda name: (declared_by[name] is not cls, declared_by[name] is StageConfig)
         )
+
+    @classmethod
+    def data_fields(cls) -> list[str]:
+        """The fields that name files of records."""
+        fields = cls.model_fields.items()
+        return [name for name, field in fields if (field.json_schema_extra or {}).get("records")]  # type: ignore[union-attr]
 
     def deciding(self) -> dict[str, Any]:
         """The settings that affect the output; a resumed run must have the same values."""

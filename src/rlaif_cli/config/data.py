@@ -14,7 +14,7 @@ Kind = Literal["prompts", "candidates", "preferences", "pairs", "demonstrations"
 class DataConfig(InputConfig):
     """A file of records."""
 
-    records: str = setting(help=f"JSONL of records: {FROM}.", argument=True)
+    records: str = setting(help=f"JSONL of records: {FROM}.", argument=True, records=True)
     kind: Kind | None = setting(
         None,
         "prompts, candidates, preferences, pairs, demonstrations or revisions. Default: detected from the first row.",
@@ -113,7 +113,7 @@ class ShardConfig(StageConfig):
         "rlaif data shard preferences.jsonl --rows 100000 -o shards",
         "rlaif data shard 's3://bucket/part-*.jsonl' --megabytes 256 -o shards",
     )
-    records: str = setting(help=f"JSONL of records: {FROM}.", argument=True)
+    records: str = setting(help=f"JSONL of records: {FROM}.", argument=True, records=True)
     output: str = setting(
         help="Folder for the shards: NAME-00000-of-00012.jsonl.zst and so on.",
         short="-o",

@@ -96,7 +96,7 @@ class GenerateConfig(EngineConfig):
         "rlaif generate prompts.jsonl --model smollm2-135m -n 4 -o candidates.jsonl",
         "rlaif generate hf:org/prompts:train --model org/model --max-tokens 512 | gzip > candidates.jsonl.gz",
     )
-    prompts: str = setting(help=f"JSONL of prompts: {FROM}.", argument=True)
+    prompts: str = setting(help=f"JSONL of prompts: {FROM}.", argument=True, records=True)
     output: str = setting("-", "Output file for the candidates; - is stdout.", short="-o", section=OUTPUT, output=False)
     model: str = setting(help="The model: a built-in name, a folder, a .gguf file or a hub name.")
     n: int = setting(4, "Responses per prompt.", short="-n", ge=1)
@@ -120,7 +120,7 @@ class ReviseConfig(EngineConfig):
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif revise prompts.jsonl --model org/model --constitution harmlessness --rounds 2 -o revisions.jsonl",
     )
-    prompts: str = setting(help=f"JSONL of prompts: {FROM}.", argument=True)
+    prompts: str = setting(help=f"JSONL of prompts: {FROM}.", argument=True, records=True)
     output: str = setting("-", "Output file for the revisions; - is stdout.", short="-o", section=OUTPUT, output=False)
     model: str = setting(help="The model: a built-in name, a folder, a .gguf file or a hub name.")
     constitution: str = setting(help="Name of a shipped constitution, or a YAML file.")

@@ -18,7 +18,7 @@ class AlignmentConfig(CompareConfig):
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif eval alignment human.jsonl --judge org/judge --constitution helpfulness -o alignment.json",
     )
-    pairs: str = setting(help=f"JSONL of {HUMAN_PAIRS}: {FROM}.", argument=True)
+    pairs: str = setting(help=f"JSONL of {HUMAN_PAIRS}: {FROM}.", argument=True, records=True)
     output: str = result_output()
 
 
@@ -28,10 +28,14 @@ class WinRateConfig(CompareConfig):
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif eval win-rate after.jsonl before.jsonl --judge org/judge --constitution helpfulness -o win_rate.json",
     )
-    a: str = setting(help="Candidates of the tuned model, or a model to sample from on --prompts.", argument=True)
-    b: str = setting(help="Candidates of the model to compare with, or a model to sample from.", argument=True)
+    a: str = setting(
+        help="Candidates of the tuned model, or a model to sample from on --prompts.", argument=True, records=True
+    )
+    b: str = setting(
+        help="Candidates of the model to compare with, or a model to sample from.", argument=True, records=True
+    )
     output: str = result_output()
-    prompts: str | None = setting(None, "If A or B is a model: prompts to sample responses to.")
+    prompts: str | None = setting(None, "If A or B is a model: prompts to sample responses to.", records=True)
     n: int = setting(1, "If A or B is a model: responses per prompt.", short="-n", ge=1)
     temperature: float = setting(1.0, "If A or B is a model: sampling temperature.", ge=0)
     max_tokens: int = setting(256, "If A or B is a model: maximum tokens per response.", ge=1)
@@ -43,7 +47,7 @@ class HarmlessRateConfig(JudgeConfig):
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif eval harmless-rate after.jsonl --judge org/judge --constitution harmlessness -o harmless.json",
     )
-    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
+    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True, records=True)
     constitution: str = setting("harmlessness", "Name of a shipped constitution, or a YAML file.")
     principles: tuple[str, ...] = setting(("all",), "Principles to ask about: 'all', or ids.")
     output: str = result_output()
@@ -63,8 +67,8 @@ class RewardConfig(RewardSourceConfig):
         "rlaif eval reward after.jsonl --baseline before.jsonl --reward-model rm -o reward.json",
         "rlaif eval reward after.jsonl --baseline before.jsonl --reward-function checks.py:exact -o exact.json",
     )
-    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
-    baseline: str | None = setting(None, "Candidates for the same prompts to compare with.")
+    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True, records=True)
+    baseline: str | None = setting(None, "Candidates for the same prompts to compare with.", records=True)
     output: str = result_output()
     engine: EngineName | None = setting(
         None, "What runs the judge. Default: vllm, or fake for the judge 'fake'.", section=ENGINE
@@ -81,7 +85,7 @@ class BestOfNConfig(ScorersConfig, CompareConfig):
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif eval best-of-n candidates.jsonl --reward-model rm --judge J --constitution helpfulness -o best.json",
     )
-    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
+    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True, records=True)
     output: str = result_output()
     precision: Precision = setting(
         "auto", "bf16 (autocast) or fp32; auto: bf16 if the hardware supports it.", section=ENGINE
@@ -99,7 +103,7 @@ class RewardModelEvalConfig(InputConfig):
     """Measure how often a reward model agrees with human pairs or labels. Baseline: prefer the longer response."""
 
     examples: ClassVar[tuple[str, ...]] = ("rlaif eval reward-model human.jsonl --reward-model rm -o quality.json",)
-    pairs: str = setting(help=f"JSONL of {HUMAN_PAIRS}, or of preferences: {FROM}.", argument=True)
+    pairs: str = setting(help=f"JSONL of {HUMAN_PAIRS}, or of preferences: {FROM}.", argument=True, records=True)
     reward_model: Judges = setting(help="Folder of a reward model. Repeat to average the probabilities of several.")
     output: str = result_output()
     max_length: int = setting(1024, "Maximum tokens of prompt and response together; longer pairs are invalid.", ge=8)

@@ -99,7 +99,7 @@ class LabelConfig(CompareConfig):
         "rlaif label candidates.jsonl --judge org/judge --constitution helpfulness -o preferences.jsonl",
         "rlaif label - --judge gpt --engine openai --base-url http://127.0.0.1:8000/v1 --constitution my.yaml < c",
     )
-    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
+    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True, records=True)
     output: str = setting(
         "-", "Output file for the preferences; - is stdout.", short="-o", section=OUTPUT, output=False
     )
@@ -113,7 +113,7 @@ class AnnotateConfig(InputConfig):
     examples: ClassVar[tuple[str, ...]] = (
         "rlaif annotate candidates.jsonl -o human.jsonl --annotator ann --labels preferences.jsonl",
     )
-    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True)
+    candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True, records=True)
     output: str = setting(
         help="Output file for the answers: human pairs, as `rlaif eval alignment` reads them.",
         short="-o",
@@ -135,7 +135,7 @@ class AuditConfig(InputConfig):
         "rlaif audit preferences.jsonl",
         "rlaif audit preferences.jsonl --strict --json > audit.json",
     )
-    preferences: str = setting(help=f"JSONL of preferences: {FROM}.", argument=True)
+    preferences: str = setting(help=f"JSONL of preferences: {FROM}.", argument=True, records=True)
     skip_invalid: bool = setting(False, "Skip and count invalid lines.")
     as_json: bool = setting(
         False, "Print the findings as one JSON object.", flag="--json", section=OUTPUT, output=False

@@ -22,7 +22,7 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
         "rlaif ppo prompts.jsonl --model org/model --reward-model rm --reward-function checks.py:exact "
         "--reward-weights 1 --reward-weights 0.5 -o policy",
     )
-    prompts: str = setting(help=f"JSONL of prompts: {FROM}.", argument=True)
+    prompts: str = setting(help=f"JSONL of prompts: {FROM}.", argument=True, records=True)
     engine: EngineName = setting(
         "vllm", "What samples the rollouts and runs a judge: vllm, transformers or fake.", section=ENGINE
     )

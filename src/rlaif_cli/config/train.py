@@ -103,7 +103,7 @@ class SftConfig(EpochsConfig):
         "rlaif sft chats.jsonl --model org/model --lora-rank 16 -o sft",
     )
     records: str = setting(
-        help=f"JSONL of prompts with a response, completion, chosen or messages: {FROM}.", argument=True
+        help=f"JSONL of prompts with a response, completion, chosen or messages: {FROM}.", argument=True, records=True
     )
     max_length: int = setting(2048, "Maximum tokens of prompt and response together; longer records are invalid.", ge=8)
     all_rounds: bool = setting(False, "Of `rlaif revise`: train on the revisions of every round, not only the last.")
@@ -116,14 +116,14 @@ class RewardModelConfig(EpochsConfig):
         "rlaif train-rm preferences.jsonl --model org/model -o rm",
         "rlaif train-rm preferences.jsonl --model org/model --human people.jsonl --patience 3 --eval-every 20 -o rm",
     )
-    preferences: str = setting(help=f"JSONL of preferences: {FROM}.", argument=True)
+    preferences: str = setting(help=f"JSONL of preferences: {FROM}.", argument=True, records=True)
     max_length: int = setting(1024, "Maximum tokens of prompt and response together; longer pairs are invalid.", ge=8)
     margin: float = setting(0.0, "Extra margin that the loss demands of r_chosen - r_rejected.", ge=0)
     centering: float = setting(
         0.0, "Weight eta of the penalty eta (r_chosen + r_rejected)^2, which centers rewards on 0.", ge=0
     )
     human: str | None = setting(
-        None, "JSONL of human pairs to evaluate on at the end; prompts that are trained on are left out."
+        None, "JSONL of human pairs to evaluate on at the end; prompts that are trained on are left out.", records=True
     )
     hard_labels: bool = setting(
         False, "Round p_chosen to 0 or 1, for comparison; soft labels work better. Ties stay 0.5."

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig, function_place
+from rlaif_cli.config.base import FUNCTION_FIELDS, StageConfig, function_place
 from rlaif_cli.data import inputs
 
 C = TypeVar("C", bound=StageConfig)
@@ -32,7 +32,7 @@ def check_outputs(config: C) -> C:
         if not Path(output).name:
             raise ValueError(f"{option} does not name a file")
         for name, text in _named_files(config):
-            if name != field and _would_replace(output, name, text):
+            if name != field and _would_replace(output, text, records=name in config.data_fields()):
                 raise ValueError(f"the output would replace an input: {text}")
     return config
 
@@ -44,11 +44,11 @@ def _named_files(config: StageConfig) -> Iterator[tuple[str, str]]:
             yield name, function_place(text)[0] if name in FUNCTION_FIELDS else text
 
 
-def _would_replace(output: str, name: str, text: str) -> bool:
+def _would_replace(output: str, text: str, *, records: bool) -> bool:
     written = {Path(output).resolve(), Path(output).with_suffix(".items.jsonl").resolve()}
     if Path(text).resolve() in written or _lies_in(text, Path(output)):
         return True
-    return name in DATA_FIELDS and any(inputs.includes(text, path) for path in written)
+    return records and any(inputs.includes(text, path) for path in written)
 
 
 def _texts(value: Any) -> list[str]:

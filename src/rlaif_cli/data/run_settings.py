@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.config.base import DATA_FIELDS
 from rlaif_cli.errors import UsageError
+from rlaif_cli.registry import data_fields
 
 START_OVER = "choose another -o, or --overwrite to start over"
 
@@ -59,9 +59,9 @@ def _relative_to_output(output: str | Path, value: Any) -> Any:
     return value
 
 
-def input_hashes(settings: dict[str, Any]) -> dict[str, str | None]:
-    """The sha256 of every input of records in recorded settings; None if none was recorded."""
-    named = [name for name in DATA_FIELDS if isinstance(settings.get(name), str)]
+def input_hashes(settings: dict[str, Any], stage: str | None = None) -> dict[str, str | None]:
+    """The sha256 of every input of records in recorded settings, if known of `stage`; None if none was recorded."""
+    named = [name for name in data_fields(stage) if isinstance(settings.get(name), str)]
     found = {name: settings.get(f"{name}_sha256") for name in named}
     if named:
         found[named[0]] = found[named[0]] or settings.get("input_sha256")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlaif_cli import __version__
-from rlaif_cli.config.base import DATA_FIELDS, StageConfig
+from rlaif_cli.config.base import StageConfig
 from rlaif_cli.data.atomic import open_for_writing, write_json
 from rlaif_cli.data.compression import content_sha256
 from rlaif_cli.data.inputs import files, names_records
@@ -60,7 +60,9 @@ def save(config: StageConfig, result: dict[str, Any], items: Iterable[dict[str, 
 def _settings(config: StageConfig) -> dict[str, Any]:
     """The settings, with the hashes of the files that they name."""
     settings = config.deciding()
-    names = [name for name in DATA_FIELDS if isinstance(settings.get(name), str) and names_records(settings[name])]
+    names = [
+        name for name in config.data_fields() if isinstance(settings.get(name), str) and names_records(settings[name])
+    ]
     settings |= {f"{name}_sha256": content_sha256(*(file.path for file in files(settings[name]))) for name in names}
     return settings | judging_hashes(config)
 

@@ -94,9 +94,7 @@ def _state(path: Path, manifest: dict[str, Any] | None, recorded: str | None, ve
 
 def _inputs(output: Path, manifest: dict[str, Any], verify: bool, above: tuple[Path, ...]) -> Iterator[Node]:
     settings = manifest["settings"]
-    for role, recorded in input_hashes(settings).items():
-        if role == "pairs" and manifest.get("stage") == "label":
-            continue  # in `label` it is the rule for forming pairs
+    for role, recorded in input_hashes(settings, manifest.get("stage")).items():
         yield _data(settings[role], role, recorded, verify, above)
     for role in MODELS:
         names = settings.get(role) or ()

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig, function_place
+from rlaif_cli.config.base import FUNCTION_FIELDS, StageConfig, function_place
 from rlaif_cli.config.engine import EngineConfig, ReviseConfig
 from rlaif_cli.config.evaluate import WinRateConfig
-from rlaif_cli.config.judge import JudgeConfig, LabelConfig
+from rlaif_cli.config.judge import JudgeConfig
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig
 from rlaif_cli.config.train import TrainConfig
@@ -84,11 +84,9 @@ def _needs(step: Step) -> Iterator[Need]:
 
 
 def _named_by(config: Any) -> Iterator[Need]:
-    for field in DATA_FIELDS:
-        name = getattr(config, field, None)
-        if name is None or (isinstance(config, LabelConfig) and field == "pairs"):
-            continue
-        if field not in ("a", "b") or names_records(name):
+    for field in config.data_fields():
+        name = getattr(config, field)
+        if name is not None and (field not in ("a", "b") or names_records(name)):
             yield name, _file
     for name in getattr(config, "reward_model", ()):
         yield name, _reward_model

@@ -23,7 +23,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rlaif_cli.config.base import DATA_FIELDS
 from rlaif_cli.data import strict_yaml
 from rlaif_cli.data.json_lines import describe
 from rlaif_cli.engines import CLUSTER
@@ -161,7 +160,7 @@ def planned(steps: Sequence[Step], prompts: int | None) -> list[tuple[Step, Plan
         InputError: that input is missing.
     """
     first = steps[0].config
-    source = next((str(getattr(first, name)) for name in DATA_FIELDS if getattr(first, name, None)), None)
+    source = next((str(getattr(first, name)) for name in first.data_fields() if getattr(first, name, None)), None)
     if source is None:
         raise InputError("the first stage does not read a file of records", where=steps[0].name)
     size = measure(source)

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.config.base import DATA_FIELDS
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError
@@ -67,8 +66,8 @@ def _check(config: TrainConfig, launched: int) -> None:
     if launched > 1 and config.num_processes not in (1, launched):
         what = f"--num-processes is {config.num_processes}, but {launched} processes have already been launched"
         raise UsageError(what, hint="omit --num-processes")
-    for name in DATA_FIELDS:
-        if getattr(config, name, None) == "-":
+    for name in config.data_fields():
+        if getattr(config, name) == "-":
             raise UsageError("several processes cannot share stdin", hint="give a file")
     if isinstance(config, PPOConfig) and config.prompts_per_step < max(launched, config.num_processes):
         what = "every process needs at least one prompt per step"
