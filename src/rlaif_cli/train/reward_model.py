@@ -26,7 +26,7 @@ from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.stats.agreement import agreement_items
 from rlaif_cli.stats.calibration import calibration, entropy
 from rlaif_cli.stats.intervals import rate_estimate
-from rlaif_cli.train.dataset import checked_source, held_out
+from rlaif_cli.train.dataset import checked_rows, held_out
 from rlaif_cli.train.epochs import run_epochs, selection_and_report
 from rlaif_cli.train.math.losses import binary_entropy, soft_pairwise_loss
 from rlaif_cli.train.nn.batching import micro_batches
@@ -62,18 +62,17 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
     """
     base = resolve_model(config.model)
     tokenizer = ChatTokenizer(base)
-    source = _source(config, tokenizer, config.preferences, "rejected")
-    human = _source(config, tokenizer, config.human, "human.rejected") if config.human else None
+    source, pairs = _pairs(config, tokenizer, config.preferences, "rejected")
+    human, human_pairs = _pairs(config, tokenizer, config.human, "human.rejected") if config.human else (None, [])
     if config.dry_run:
         return {"pairs": len(source)}
 
     def train(settings: dict[str, Any]) -> dict[str, Any]:
-        pairs, human_pairs = ([tokenize(record, tokenizer) for record in records] for records in (source, human or ()))
         found = _train(config, settings, base, pairs, human_pairs, progress)
         return found | {"rejected": source.rejected, "human_rejected": human.rejected if human else 0}
 
     inputs = {"input_sha256": source.sha256, "human_sha256": human.sha256 if human else None}
-    return run_in_folder(config, "train-rm", train, **inputs)
+    return run_in_folder(config, "train-rm", base, train, **inputs)
 
 
 def _train(
@@ -111,11 +110,14 @@ def untrained(base: Path, config: RewardModelConfig) -> Any:
     return sharded(trainable(model, config), config)
 
 
-def _source(config: RewardModelConfig, tokenizer: ChatTokenizer, path: str, rejected: str) -> Source[Preference]:
-    def fits(record: Preference) -> str | None:
-        return too_long(tokenize(record, tokenizer).group, config.max_length)
+def _pairs(
+    config: RewardModelConfig, tokenizer: ChatTokenizer, path: str, rejected: str
+) -> tuple[Source[Preference], list[Pair]]:
+    def convert(record: Preference) -> Pair | str:
+        pair = tokenize(record, tokenizer)
+        return too_long(pair.group, config.max_length) or pair
 
-    return checked_source(config, path, Preference, fits, rejected)
+    return checked_rows(config, path, Preference, convert, rejected)
 
 
 def too_long(group: Group, max_length: int) -> str | None:
