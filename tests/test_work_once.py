@@ -168,6 +168,7 @@ def test_prompt_tokens_are_read_in_their_order() -> None:
     for ids in added:
         tokens.add(ids)
     assert list(tokens) == list(tokens) == added
+    tokens.close()
 
 
 def test_the_hash_of_the_check_is_that_of_the_content(write_jsonl: Write, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from rlaif_cli.data.inputs import InputFile, files
 from rlaif_cli.data.json_lines import TOO_DEEP, describe, parse_json
 from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.records import Record
-from rlaif_cli.errors import ConversationError, InputError
+from rlaif_cli.errors import ConversationError, InputError, option, spelled
 from rlaif_cli.ui import console
 
 R = TypeVar("R", bound=Record)
@@ -139,7 +139,7 @@ class Source(Generic[R]):
                 f"{len(errors)} of {total} lines are invalid",
                 where=self.name,
                 errors=errors,
-                hint="fix the lines, or skip them with --skip-invalid",
+                hint=f"fix the lines, or skip them with {option('skip_invalid')}",
             )
         if self.count == 0:
             raise InputError("no line is valid", where=self.name, errors=errors)
@@ -213,7 +213,7 @@ class Source(Generic[R]):
 
 def rejected_row(file: InputFile, number: int, reason: str, line: bytes) -> str:
     """A row of the file of rejected lines."""
-    row = {"file": file.name, "line": number, "reason": reason, "text": line.decode("utf-8", "replace")}
+    row = {"file": file.name, "line": number, "reason": spelled(reason), "text": line.decode("utf-8", "replace")}
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 

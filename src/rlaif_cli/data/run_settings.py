@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.config.base import DATA_FIELDS
-from rlaif_cli.errors import UsageError
+from rlaif_cli.errors import UsageError, option
 
-START_OVER = "choose another -o, or --overwrite to start over"
+START_OVER = f"choose another {option('output')}, or {option('overwrite')} to start over"
 
 
 def refuse_changed_settings(record: dict[str, Any], now: dict[str, Any], where: Path) -> None:

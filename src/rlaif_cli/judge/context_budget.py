@@ -8,7 +8,7 @@ from rlaif_cli.config.judge import CompareConfig, JudgeConfig
 from rlaif_cli.data.messages import Message
 from rlaif_cli.engines.base import Request
 from rlaif_cli.engines.tokenizer import too_long
-from rlaif_cli.errors import InputError
+from rlaif_cli.errors import InputError, option
 from rlaif_cli.judge import Comparison, Judge, Single
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.session import JudgeSession
@@ -81,7 +81,7 @@ class _JudgeBudget:
         comparison = Comparison(None, prompt, a, b, (self._longest_principle,))
         if self._cut == "refuse":
             error = too_long(self.tokens_needed(comparison), self._limit, "the prompt and the responses to compare")
-            return error and f"{error}; use --truncate to cut them"
+            return error and f"{error}; use {option('truncate')} to cut them"
         fits = truncate(comparison, self.tokens_needed, self._limit, self._tokenizer, self._cut) is not None
         return None if fits else f"cannot be truncated to fit {self._limit} tokens"
 
@@ -96,9 +96,11 @@ class _JudgeBudget:
             return None
         item = Single(None, prompt, "", (self._longest_principle,))
         needed = self._tokens(self._judge.approval_requests(item)) + tokens
-        what = f"the judge's question, the prompt and a response of --max-tokens {tokens} tokens"
+        what = f"the judge's question, the prompt and a response of {option('max_tokens')} {tokens} tokens"
         error = too_long(needed, self._limit, what)
-        return error and f"{error}: use a lower --max-tokens, a shorter prompt or a judge with a longer context"
+        return (
+            error and f"{error}: use a lower {option('max_tokens')}, a shorter prompt or a judge with a longer context"
+        )
 
     def fit(self, comparison: Comparison) -> Comparison:
         if self._limit is None or self._cut == "refuse":

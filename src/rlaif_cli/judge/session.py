@@ -6,7 +6,7 @@ from rlaif_cli.config.judge import CompareConfig, JudgeConfig
 from rlaif_cli.engines import Engine, EnginePool, resolve
 from rlaif_cli.engines.deferred import DeferredEngine
 from rlaif_cli.engines.tokenizer import open_tokenizer
-from rlaif_cli.errors import UsageError
+from rlaif_cli.errors import UsageError, option
 from rlaif_cli.judge import Judge, make_judge, make_panel, named_principles
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.models.tokenizer import AnyTokenizer
@@ -21,7 +21,8 @@ def check_principles(config: JudgeConfig, constitution: Constitution) -> None:
         shots = config.shots if isinstance(config, CompareConfig) else 0
         if (found := len(constitution.exemplars_for(principle))) < shots:
             raise UsageError(
-                f"--shots {shots}: only {found} exemplars of '{constitution.name}' fit the principle '{principle.id}'"
+                f"{option('shots')} {shots}: only {found} exemplars of '{constitution.name}' fit the principle "
+                f"'{principle.id}'"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -55,9 +56,19 @@ def generate(
     Raises:
         InputError: the prompts are invalid, or one does not fit in the model's context.
     """
-    summary = GenerateSummary()
     model = resolve(config, config.model)
-    prompts = _Prompts(config, model)
+    with closing(_Prompts(config, model)) as prompts:
+        return _generate(config, model, prompts, engines, progress)
+
+
+def _generate(
+    config: GenerateConfig,
+    model: ResolvedModel,
+    prompts: _Prompts,
+    engines: EnginePool,
+    progress: ProgressCallback,
+) -> GenerateSummary:
+    summary = GenerateSummary()
     source = Source(
         config.prompts,
         PromptRecord,
@@ -96,6 +107,9 @@ class _Prompts:
         self._tokenizer, self._limit = open_tokenizer(config, model)
         self._tokens = PromptTokens()
         self.tokens_in = 0
+
+    def close(self) -> None:
+        self._tokens.close()
 
     def restart(self) -> None:
         self._tokens.clear()

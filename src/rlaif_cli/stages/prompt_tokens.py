@@ -15,7 +15,7 @@ class PromptTokens:
     """Token ids of prompts, in order; read in the order in which they were added, as often as wanted."""
 
     def __init__(self) -> None:
-        self._file = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - it is closed with this object
+        self._file = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed in `close`
         self._lengths = array("I")
 
     def add(self, ids: Sequence[int]) -> None:
@@ -30,6 +30,9 @@ class PromptTokens:
         self._file.seek(0)
         self._file.truncate()
         del self._lengths[:]
+
+    def close(self) -> None:
+        self._file.close()
 
     def __iter__(self) -> Iterator[list[int]]:
         self._file.seek(0)

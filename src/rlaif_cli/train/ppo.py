@@ -20,7 +20,7 @@ from rlaif_cli.data.messages import Message, as_messages
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.engines.base import Completion, request_seed
-from rlaif_cli.errors import EngineError
+from rlaif_cli.errors import EngineError, option
 from rlaif_cli.judge.provenance import judging_hashes
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.resolve import resolve_model
@@ -292,7 +292,7 @@ def check_mismatch(mismatch: float, bound: float) -> None:
         raise EngineError(
             f"the engine's log-probs differ from the trainer's by {mismatch:.3f} nats per token on average "
             f"(bound {bound:g}): its weights were not synced",
-            hint="report this with the model's name; --max-mismatch sets the bound",
+            hint=f"report this with the model's name; {option('max_mismatch')} sets the bound",
         )
 
 

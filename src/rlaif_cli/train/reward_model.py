@@ -20,7 +20,7 @@ from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.data.messages import prompt_text
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Preference
-from rlaif_cli.errors import DivergedError, InputError
+from rlaif_cli.errors import DivergedError, InputError, option
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.stats.agreement import agreement_items
@@ -123,7 +123,7 @@ def _pairs(
 def too_long(group: Group, max_length: int) -> str | None:
     """Why a pair is too long, or None if it is not."""
     longest = len(group.prompt) + max(map(len, group.responses))
-    return None if longest <= max_length else f"{longest} tokens; --max-length is {max_length}"
+    return None if longest <= max_length else f"{longest} tokens; {option('max_length')} is {max_length}"
 
 
 def tokenize(record: Preference, tokenizer: ChatTokenizer) -> Pair:
@@ -148,7 +148,7 @@ def without_ties(pairs: list[Pair], config: RewardModelConfig) -> tuple[list[Pai
     if config.ties == "keep":
         return pairs, ties
     if not decided:
-        raise InputError("every pair to train on is a tie", where=config.preferences, hint="--ties keep")
+        raise InputError("every pair to train on is a tie", where=config.preferences, hint=f"{option('ties')} keep")
     return decided, ties
 
 

@@ -18,6 +18,7 @@ from rlaif_cli.config.train import SftConfig
 from rlaif_cli.data.messages import as_messages, prompt_text
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Demonstration
+from rlaif_cli.errors import option
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import dataset
@@ -95,10 +96,10 @@ def _rows(config: SftConfig, tokenizer: ChatTokenizer) -> tuple[Source[Demonstra
 
     def convert(record: Demonstration) -> list[tuple[Group, str]] | str:
         if config.all_rounds and not _has_revisions(record):
-            return "'rounds' must be a list of objects with a 'revision', which --all-rounds trains on"
+            return f"'rounds' must be a list of objects with a 'revision', which {option('all_rounds')} trains on"
         groups = [(_tokenize(each, tokenizer), prompt_text(each.prompt)) for each in _expanded(record, config)]
         need = max(group.tokens for group, _ in groups)
-        return groups if need <= config.max_length else f"{need} tokens; --max-length is {config.max_length}"
+        return groups if need <= config.max_length else f"{need} tokens; {option('max_length')} is {config.max_length}"
 
     return dataset.checked_rows(config, config.records, Demonstration, convert)
 

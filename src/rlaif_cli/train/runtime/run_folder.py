@@ -13,7 +13,7 @@ from rlaif_cli import __version__
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data.atomic import cannot_write, fsync_tree, lock, read_json, write_json
 from rlaif_cli.data.run_settings import START_OVER, refuse_changed_settings
-from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory
+from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory, option
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.train.parallel.distributed import broadcast_from_main, is_main
 from rlaif_cli.train.runtime.checkpoint import remove_state
@@ -83,8 +83,10 @@ def _within_memory(train: Callable[[dict[str, Any]], dict[str, Any]], settings: 
         what = f"out of memory: {str(error).splitlines()[0]}" if str(error) else "out of memory"
         raise EngineError(
             what,
-            hint="to use less memory: a smaller --tokens-per-batch (same results, slower), --gradient-checkpointing, "
-            "--lora-rank or --optimizer adamw-8bit; with --overwrite, since a run's settings cannot change midway",
+            hint=f"to use less memory: a smaller {option('tokens_per_batch')} (same results, slower), "
+            f"{option('gradient_checkpointing')}, "
+            f"{option('lora_rank')} or {option('optimizer')} adamw-8bit; with {option('overwrite')}, since a "
+            "run's settings cannot change midway",
         ) from error
 
 
@@ -122,5 +124,7 @@ def _refuse_foreign(folder: Path, stage: str) -> None:
         ours = any((folder / name).exists() for name in ("metrics.jsonl", "state"))
     if any(folder.iterdir()) and not ours:
         raise UsageError(
-            f"the folder holds files that no {stage} run made", where=str(folder), hint="choose another -o"
+            f"the folder holds files that no {stage} run made",
+            where=str(folder),
+            hint=f"choose another {option('output')}",
         )
