@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 Spell = Callable[[str], str]  # a setting's field -> how the reader of a message knows it
 Text = TypeVar("Text", str, "str | None", "list[str]")
@@ -71,8 +71,10 @@ class _Message(Generic[Text]):
     def __get__(self, error: RlaifError, owner: type | None = None) -> Text:
         text: Any = error.__dict__[self._key]
         if isinstance(text, list):
-            return [spelled(each, error.spell) for each in text]  # type: ignore[return-value]
-        return spelled(text, error.spell) if text else text
+            text = [spelled(each, error.spell) for each in text]
+        elif text:
+            text = spelled(text, error.spell)
+        return cast(Text, text)
 
 
 class RlaifError(Exception):
