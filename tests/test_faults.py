@@ -178,7 +178,7 @@ def test_training_without_memory_names_the_settings(error: Exception, tmp_path: 
 
     config = RewardModelConfig(preferences="p", output=str(tmp_path / "rm"), model="fake")
     with pytest.raises(EngineError, match="out of memory") as found:
-        run_in_folder(config, "train-rm", train)
+        run_in_folder(config, "train-rm", resolve_model(config.model), train)
     assert "--tokens-per-batch" in str(found.value.hint) and "--lora-rank" in str(found.value.hint)
 
 

@@ -2,9 +2,20 @@
 
 Every error that a user can cause is one of these; `cli/app.py` prints it as `error: …` and `hint: …` and turns it into
 an exit code. Any other exception is a bug in rlaif and is shown as one.
+
+Messages mention a setting by its field, as in `f"{option('judge')} needs {option('constitution')}"`. The command line
+spells it `--judge`, pipeline files and Python `judge`; each surface sets how (`RlaifError.spell`).
 """
 
 from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar, cast
+
+Spell = Callable[[str], str]  # a setting's field -> how the reader of a message knows it
+Text = TypeVar("Text", str, "str | None", "list[str]")
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -13,22 +24,83 @@ EXIT_PARTIAL = 3  # done, but some rows were set aside, in a file that the messa
 EXIT_INTERRUPTED = 130
 
 
+_MENTION = re.compile("\x02([a-z_]+)\x03")  # control characters, which no other text of a message contains
+
+
+def option(field: str) -> str:
+    """Mention a setting in a message; see `spelled`."""
+    return f"\x02{field}\x03"
+
+
+def as_option(field: str) -> str:
+    """How the command line spells most settings; `StageConfig.option_name` knows the others."""
+    return "--" + field.replace("_", "-")
+
+
+def as_field(field: str) -> str:
+    """How pipeline files and Python spell a setting."""
+    return field
+
+
+def spelled(text: str, spell: Spell = as_option) -> str:
+    """A text with the settings that it mentions as its reader knows them."""
+    return _MENTION.sub(lambda mention: spell(mention[1]), text)
+
+
+class SettingError(ValueError):
+    """Settings are invalid together. Its text spells them as fields, for those who build a config in Python.
+
+    Args:
+        text: mentions settings by `option`.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(spelled(text, as_field))
+        self.text = text
+
+
+class _Message(Generic[Text]):
+    """A text of an error. Where it is read, the settings that it mentions are spelled by the error's `spell`."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._key = f"_{name}"
+
+    def __set__(self, error: RlaifError, text: Text) -> None:
+        error.__dict__[self._key] = text
+
+    def __get__(self, error: RlaifError, owner: type | None = None) -> Text:
+        text: Any = error.__dict__[self._key]
+        if isinstance(text, list):
+            text = [spelled(each, error.spell) for each in text]
+        elif text:
+            text = spelled(text, error.spell)
+        return cast(Text, text)
+
+
 class RlaifError(Exception):
-    """Something failed at run time.
+    """Something failed at run time. Its texts may mention settings by `option`.
 
     Args:
         what: one line, e.g. "'responses' needs at least 2 items, found 1".
         where: the location, e.g. "candidates.jsonl line 7"; printed before `what`.
         hint: how to fix it; printed on its own line.
         errors: all errors if there are several (the first 20 are printed), each with its location.
+
+    Attributes:
+        spell: how the texts spell the settings that they mention.
     """
 
     exit_code = EXIT_FAILED
+    what = _Message[str]()
+    where = _Message["str | None"]()
+    hint = _Message["str | None"]()
+    errors = _Message["list[str]"]()
 
     def __init__(
         self, what: str, *, where: str | None = None, hint: str | None = None, errors: list[str] | None = None
     ) -> None:
-        super().__init__(what)
+        super().__init__(spelled(what))
+        self.spell: Spell = as_option
         self.what = what
         self.where = where
         self.hint = hint
@@ -36,6 +108,21 @@ class RlaifError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" if self.where else self.what
+
+    def mentions(self) -> list[str]:
+        """The fields of the settings that it mentions, in order."""
+        texts = [vars(self)[f"_{name}"] for name in ("where", "what", "hint")]
+        return list(dict.fromkeys(_MENTION.findall(" ".join([*filter(None, texts), *vars(self)["_errors"]]))))
+
+
+@contextlib.contextmanager
+def spelling(spell: Spell) -> Iterator[None]:
+    """Errors that are raised inside spell settings in this way."""
+    try:
+        yield
+    except RlaifError as error:
+        error.spell = spell
+        raise
 
 
 class UsageError(RlaifError):
@@ -66,8 +153,8 @@ class DivergedError(RlaifError):
     def __init__(self, what: str) -> None:
         super().__init__(
             f"training diverged: {what}",
-            hint="use a lower --lr (metrics.jsonl shows what grew first) and --overwrite, since a run's settings "
-            "cannot change midway",
+            hint=f"use a lower {option('lr')} (metrics.jsonl shows what grew first) and {option('overwrite')}, since a "
+            "run's settings cannot change midway",
         )
 
 

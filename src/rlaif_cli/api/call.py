@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -13,16 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from rlaif_cli.api.results import DataResult, LabelResult, Rows
 from rlaif_cli.config.base import StageConfig
+from rlaif_cli.config.refusal import refusal
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data import inputs
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.paths import beside
 from rlaif_cli.engines import FAKE, SERVER
-from rlaif_cli.errors import InputError, RlaifError, UsageError
+from rlaif_cli.errors import InputError, RlaifError, UsageError, as_field
 from rlaif_cli.ui import console
 
 C = TypeVar("C", bound=StageConfig)
@@ -42,7 +42,7 @@ def called(kind: type[C], settings: dict[str, Any], *data: Any) -> Iterator[tupl
                 config = config.model_copy(update={"output": str(folder / "output.jsonl")})
             yield config, in_memory
         except RlaifError as error:
-            _name_arguments(error, kind)
+            _name_arguments(error)
             raise
 
 
@@ -108,42 +108,23 @@ def _config(kind: type[C], settings: dict[str, Any], data: tuple[Any, ...], fold
 
 
 def _checked(config: C | type[C], values: Mapping[str, Any] | None = None) -> C:
+    kind = config if isinstance(config, type) else type(config)
     try:
         return check_outputs(config.model_validate(values) if isinstance(config, type) else config)
-    except ValidationError as error:
-        known = list(cast(type[C], config).model_fields)
-        raise UsageError("; ".join(_fault(found, known) for found in error.errors())) from None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def _fault(found: Any, known: list[str]) -> str:
-    message = found["msg"].removeprefix("Value error, ")
-    if not found["loc"]:
-        return str(message)
-    name = str(found["loc"][0])
-    if found["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, known, n=1)
-        message = "there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
-    return f"{name}: {message}"
+    except ValueError as error:  # pydantic's are ValueErrors too
+        raise UsageError(refusal(error, kind, as_field)) from None
 
 
 def _extras(kind: type[StageConfig]) -> dict[str, dict[str, Any]]:
     return {name: cast(dict[str, Any], field.json_schema_extra) for name, field in kind.model_fields.items()}
 
 
-def _name_arguments(error: RlaifError, kind: type[StageConfig]) -> None:
-    """The command line's options become arguments."""
-    names = {f"--{name.replace('_', '-')}": name for name in kind.model_fields}
-    names |= {extra[key]: name for name, extra in _extras(kind).items() for key in ("short", "flag") if key in extra}
-
-    def in_python(text: str) -> str:
-        return re.sub(r"(?<![\w-])--?[a-z][a-z-]*", lambda found: names.get(found[0], found[0]), as_given(text))
-
-    error.what = in_python(error.what)
-    error.where = in_python(error.where) if error.where else None
-    error.hint = in_python(error.hint) if error.hint else None
-    error.errors = [in_python(fault) for fault in error.errors]
+def _name_arguments(error: RlaifError) -> None:
+    """Settings and data are called as in the call."""
+    error.spell = as_field
+    error.what = as_given(error.what)
+    error.where, error.hint = as_given(error.where), as_given(error.hint)
+    error.errors = [as_given(each) for each in error.errors]
 
 
 def as_given(value: T) -> T:

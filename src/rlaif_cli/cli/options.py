@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
 from rlaif_cli.config.base import FUNCTION_FIELDS, OUTPUT, OWN, SECTIONS, StageConfig
+from rlaif_cli.config.refusal import refusal
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import EXIT_PARTIAL, UsageError
+from rlaif_cli.errors import EXIT_PARTIAL, UsageError, as_option, spelling
 from rlaif_cli.train.parallel import launch
 from rlaif_cli.ui import console
 
@@ -65,7 +65,8 @@ def command(
         console.guard_stdout()
         if settings.dry_run:
             show_plan(name, settings)
-        code = launch.run(name, settings, run) if isinstance(settings, TrainConfig) else run(settings)
+        with spelling(config.option_name):
+            code = launch.run(name, settings, run) if isinstance(settings, TrainConfig) else run(settings)
         if code:
             raise typer.Exit(code)
 
@@ -90,11 +91,11 @@ def say_sources(context: typer.Context) -> None:
     """Print which options come from `rlaif.toml` or the environment, and refuse those that must not."""
     for name, origin in (("DEFAULT_MAP", "rlaif.toml"), ("ENVIRONMENT", "the environment")):
         sources = {key: context.get_parameter_source(key) for key in context.params}
-        if found := [flag(key) for key, source in sources.items() if source is not None and source.name == name]:
+        if found := [as_option(key) for key, source in sources.items() if source is not None and source.name == name]:
             console.say(f"from {origin}: {', '.join(found)}")
             if "--overwrite" in found:
                 raise UsageError(f"--overwrite may only come from the command line, not from {origin}")
-            if code := [name for name in map(flag, FUNCTION_FIELDS) if name in found]:
+            if code := [name for name in map(as_option, FUNCTION_FIELDS) if name in found]:
                 what = f"{code[0]} names Python code to execute, so it may not come from {origin}"
                 raise UsageError(what, hint="give it on the command line, or in a pipeline file")
 
@@ -109,19 +110,8 @@ def parse(config: type[StageConfig], values: dict[str, Any]) -> Any:
 
     try:
         return check_outputs(config.model_validate(values))
-    except ValidationError as error:
-        raise UsageError("; ".join(_option_error(found) for found in error.errors())) from None
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def _option_error(found: Any) -> str:
-    message = found["msg"].removeprefix("Value error, ")
-    return f"{flag(str(found['loc'][0]))}: {message}" if found["loc"] else message
-
-
-def flag(field_name: str) -> str:
-    return "--" + field_name.replace("_", "-")
+    except ValueError as error:  # pydantic's are ValueErrors too
+        raise UsageError(refusal(error, config, config.option_name)) from None
 
 
 def _parameter(name: str, field: FieldInfo, section: str) -> inspect.Parameter:
@@ -136,7 +126,7 @@ def _parameter(name: str, field: FieldInfo, section: str) -> inspect.Parameter:
         flags = [str(extra["short"])] if "short" in extra else []
         # A boolean that is off by default is a plain switch without a `--no-…` form.
         shown = typer.Option(
-            str(extra.get("flag") or flag(name)),
+            str(extra.get("flag") or as_option(name)),
             *flags,
             help=field.description,
             show_default=default not in (None, False, ""),

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from rlaif_cli.errors import SettingError, as_option, option
+
 Precision = Literal["auto", "bf16", "fp32"]
 
 
@@ -76,22 +78,22 @@ Numbers = Annotated[
 ]
 
 
-def function_names(option: str, specs: Sequence[str], others: Sequence[str] = ()) -> tuple[str, ...]:
+def function_names(field: str, specs: Sequence[str], others: Sequence[str] = ()) -> tuple[str, ...]:
     """The names of functions in results: NAME of FILE.py:NAME, prefixed with the file's stem where two are equal.
 
     Args:
+        field: the setting that has them.
         others: names already taken in the same results.
 
     Raises:
-        ValueError: two names are equal even with the prefix.
+        SettingError: two names are equal even with the prefix.
     """
     places = [function_place(spec) for spec in specs]
     plain = [*others, *(name for _, name in places)]
     found = [name if plain.count(name) == 1 else f"{Path(file).stem}.{name}" for file, name in places]
     if twice := [name for name in found if [*others, *found].count(name) > 1]:
-        raise ValueError(
-            f"{option}: two functions would both be called {twice[0]} in the results; rename one of them or its file"
-        )
+        what = f"two functions would both be called {twice[0]} in the results; rename one of them or its file"
+        raise SettingError(f"{option(field)}: {what}")
     return tuple(found)
 
 
@@ -186,6 +188,17 @@ class StageConfig(BaseModel):
         """The fields that name files of records."""
         fields = cls.model_fields.items()
         return [name for name, field in fields if (field.json_schema_extra or {}).get("records")]  # type: ignore[union-attr]
+
+    @classmethod
+    def option_name(cls, field_name: str) -> str:
+        """A setting as the command line spells it: `-o`, `--max-tokens`, or PROMPTS if it is an argument."""
+        if field_name not in cls.model_fields:  # that of another command
+            return as_option(field_name)
+        extra = cls.model_fields[field_name].json_schema_extra
+        assert isinstance(extra, dict)
+        if extra["argument"]:
+            return field_name.upper()
+        return str(extra.get("short") or extra.get("flag") or as_option(field_name))
 
     def deciding(self) -> dict[str, Any]:
         """The settings that affect the output; a resumed run must have the same values."""

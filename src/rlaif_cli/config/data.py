@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from rlaif_cli.config.base import FROM, OUTPUT, InputConfig, StageConfig, setting
+from rlaif_cli.errors import SettingError, option
 
 Kind = Literal["prompts", "candidates", "preferences", "pairs", "demonstrations", "revisions"]
 
@@ -81,9 +82,13 @@ class ConvertConfig(RewriteConfig):
     @model_validator(mode="after")
     def _changes_something(self) -> ConvertConfig:
         if self.from_format == self.to_format:
-            raise ValueError("--from and --to must differ; the default of both is our own format")
+            both = f"{option('from_format')} and {option('to_format')}"
+            raise SettingError(f"{both} must differ; the default of both is our own format")
         if self.kind is not None:
-            raise ValueError("--kind cannot be combined with --from or --to: the format determines the kind of row")
+            either = f"{option('from_format')} or {option('to_format')}"
+            raise SettingError(
+                f"{option('kind')} cannot be combined with {either}: the format determines the kind of row"
+            )
         return self
 
 
@@ -127,5 +132,5 @@ class ShardConfig(StageConfig):
     @model_validator(mode="after")
     def _one_size(self) -> ShardConfig:
         if (self.rows is None) == (self.megabytes is None):
-            raise ValueError("a shard needs a size: either --rows or --megabytes")
+            raise SettingError(f"a shard needs a size: either {option('rows')} or {option('megabytes')}")
         return self

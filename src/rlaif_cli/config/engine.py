@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from rlaif_cli.config.base import ENGINE, FROM, ORDERED, OUTPUT, Addresses, InputConfig, setting
+from rlaif_cli.errors import SettingError, option
 
 EngineName = Literal["vllm", "transformers", "fake"]  # what can run a policy
 
@@ -75,17 +76,19 @@ class EngineConfig(InputConfig, section=ENGINE):
     def _cluster_options(self) -> EngineConfig:
         for name in ("ray_address", "replicas", "gpus_per_replica", "replica_batch"):
             if self.engine != "ray" and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"--{name.replace('_', '-')} needs --engine ray")
+                raise SettingError(f"{option(name)} needs {option('engine')} ray")
         return self
 
     @model_validator(mode="after")
     def _server_options(self) -> EngineConfig:
         if self.base_url and self.engine != "openai":
-            raise ValueError("--base-url needs --engine openai")
+            raise SettingError(f"{option('base_url')} needs {option('engine')} openai")
         if self.engine == "openai" and self.max_length is not None:
-            raise ValueError("--max-length needs the model's tokenizer, which --engine openai does not have")
+            raise SettingError(
+                f"{option('max_length')} needs the model's tokenizer, which {option('engine')} openai does not have"
+            )
         if (self.price_in is None) != (self.price_out is None):
-            raise ValueError("--price-in and --price-out must be given together")
+            raise SettingError(f"{option('price_in')} and {option('price_out')} must be given together")
         return self
 
 
@@ -110,7 +113,10 @@ class GenerateConfig(EngineConfig):
     @model_validator(mode="after")
     def _greedy_is_one(self) -> GenerateConfig:
         if self.temperature == 0 and self.n > 1:
-            raise ValueError(f"--temperature 0 gives {self.n} identical responses: use -n 1 or a temperature above 0")
+            raise SettingError(
+                f"{option('temperature')} 0 gives {self.n} identical responses: use {option('n')} 1 or a "
+                "temperature above 0"
+            )
         return self
 
 

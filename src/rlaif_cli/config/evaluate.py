@@ -10,6 +10,7 @@ from rlaif_cli.config.base import ENGINE, FROM, HUMAN_PAIRS, InputConfig, Precis
 from rlaif_cli.config.engine import EngineName
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig, Judges
 from rlaif_cli.config.reward import RewardSourceConfig, ScorersConfig
+from rlaif_cli.errors import SettingError, option
 
 
 class AlignmentConfig(CompareConfig):
@@ -95,7 +96,7 @@ class BestOfNConfig(ScorersConfig, CompareConfig):
     @model_validator(mode="after")
     def _a_chooser(self) -> BestOfNConfig:
         if not self.sources:
-            raise ValueError("a reward source is needed: --reward-model or --reward-function")
+            raise SettingError(f"a reward source is needed: {option('reward_model')} or {option('reward_function')}")
         return self
 
 

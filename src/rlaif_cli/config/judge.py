@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 
 from rlaif_cli.config.base import FROM, JUDGING, ORDERED, OUTPUT, InputConfig, Names, setting
 from rlaif_cli.config.engine import EngineConfig
+from rlaif_cli.errors import SettingError, option
 
 Judges = Annotated[Names, MinLen(1)]
 
@@ -53,10 +54,13 @@ class JudgeConfig(EngineConfig, section=JUDGING):
     @model_validator(mode="after")
     def _of_this_method(self) -> JudgeConfig:
         if self.method == "contrast" and self.samples:
-            raise ValueError("--samples does not apply to --method contrast, which does not ask the judge")
+            raise SettingError(
+                f"{option('samples')} does not apply to {option('method')} contrast, which does not ask the judge"
+            )
         if self.method == "contrast" and self.engine == "openai":
-            raise ValueError(
-                "--method contrast needs the log-probs of given texts, which --engine openai does not return"
+            raise SettingError(
+                f"{option('method')} contrast needs the log-probs of given texts, which {option('engine')} "
+                "openai does not return"
             )
         return self
 
@@ -80,15 +84,17 @@ class CompareConfig(JudgeConfig, section=JUDGING):
         if self.method != "pairwise":
             for name in ("shots", "cot", "clamp"):
                 if getattr(self, name):
-                    raise ValueError(f"--{name} needs --method pairwise")
+                    raise SettingError(f"{option(name)} needs {option('method')} pairwise")
         if self.engine == "openai" and self.truncate != "refuse":
-            raise ValueError("--truncate needs the model's tokenizer, which --engine openai does not have")
+            raise SettingError(
+                f"{option('truncate')} needs the model's tokenizer, which {option('engine')} openai does not have"
+            )
         if self.clamp and not 0 <= self.clamp[0] <= self.clamp[1] <= 1:
-            raise ValueError(
-                f"--clamp needs two increasing bounds from 0 to 1, got {self.clamp[0]:g} {self.clamp[1]:g}"
+            raise SettingError(
+                f"{option('clamp')} needs two increasing bounds from 0 to 1, got {self.clamp[0]:g} {self.clamp[1]:g}"
             )
         if not self.cot and self.rationale_tokens != type(self).model_fields["rationale_tokens"].default:
-            raise ValueError("--rationale-tokens needs --cot")
+            raise SettingError(f"{option('rationale_tokens')} needs {option('cot')}")
         return self
 
 

@@ -11,6 +11,7 @@ from rlaif_cli.config.engine import EngineName
 from rlaif_cli.config.judge import CompareConfig
 from rlaif_cli.config.reward import RewardSourceConfig
 from rlaif_cli.config.train import TrainConfig
+from rlaif_cli.errors import SettingError, option
 
 
 class PPOConfig(TrainConfig, RewardSourceConfig):
@@ -120,40 +121,49 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
     @model_validator(mode="after")
     def _check_combinations(self) -> PPOConfig:
         if self.top_p != 1:
-            raise ValueError(
-                "--top-p must be 1 with ppo: truncated sampling draws from a different distribution than the "
-                "trained one, which biases the gradient; lower --temperature instead"
+            raise SettingError(
+                f"{option('top_p')} must be 1 with ppo: truncated sampling draws from a different distribution "
+                "than the "
+                f"trained one, which biases the gradient; lower {option('temperature')} instead"
             )
         self._check_evaluation()
         if self.length_control and self.length_penalty:
-            raise ValueError("--length-control cancels --length-penalty: give only one of them")
+            raise SettingError(f"{option('length_control')} cancels {option('length_penalty')}: give only one of them")
         if self.kl_form == "convex" and (self.kl_target or self.kl_coef > 1):
-            raise ValueError("--kl-form convex needs a fixed --kl-coef from 0 to 1")
+            raise SettingError(f"{option('kl_form')} convex needs a fixed {option('kl_coef')} from 0 to 1")
         if self.advantage != "gae":
             if self.n < 2 and self.advantage != "reinforce":
-                raise ValueError(f"--advantage {self.advantage} compares a prompt's responses: --n must be 2 or more")
+                raise SettingError(
+                    f"{option('advantage')} {self.advantage} compares a prompt's responses: {option('n')} must "
+                    "be 2 or more"
+                )
             whole = () if self.advantage == "reinforce" else ("gamma",)  # a group's rewards are summed as they are
             for name in ("value_lr", "value_clip", "value_coef", "lam", *whole):
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    option = name.replace("_", "-")
-                    raise ValueError(f"--{option} needs --advantage gae: {self.advantage} has no value model")
+                    raise SettingError(
+                        f"{option(name)} needs {option('advantage')} gae: {self.advantage} has no value model"
+                    )
         return self
 
     def _check_evaluation(self) -> None:
-        function_names("--eval-function", self.eval_function)
-        owners = {name: "--eval-judge" for name in ("eval_constitution", "eval_method") if self.eval_judge is None}
+        function_names("eval_function", self.eval_function)
+        owners = {
+            name: option("eval_judge") for name in ("eval_constitution", "eval_method") if self.eval_judge is None
+        }
         if not self.evaluates:
-            owners |= dict.fromkeys(("eval_every", "eval_fraction"), "--eval-function or --eval-judge")
+            owners |= dict.fromkeys(
+                ("eval_every", "eval_fraction"), f"{option('eval_function')} or {option('eval_judge')}"
+            )
         for name, owner in owners.items():
             if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"--{name.replace('_', '-')} needs {owner}")
+                raise SettingError(f"{option(name)} needs {owner}")
         if self.eval_judge is not None and self.eval_constitution is None and self.constitution is None:
-            raise ValueError("--eval-judge needs --eval-constitution")
+            raise SettingError(f"{option('eval_judge')} needs {option('eval_constitution')}")
 
     @property
     def eval_functions(self) -> dict[str, str]:
         """The name of each evaluation function in results -> FILE.py:NAME."""
-        names = function_names("--eval-function", self.eval_function)
+        names = function_names("eval_function", self.eval_function)
         return dict(zip(names, self.eval_function, strict=True))
 
     @property

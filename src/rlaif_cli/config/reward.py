@@ -19,6 +19,7 @@ from rlaif_cli.config.base import (
 )
 from rlaif_cli.config.engine import AnyEngineName
 from rlaif_cli.config.judge import JudgeConfig
+from rlaif_cli.errors import SettingError, option
 
 
 class ScorersConfig(InputConfig, section=REWARDS):
@@ -46,10 +47,10 @@ class ScorersConfig(InputConfig, section=REWARDS):
         """The names of all sources in the order of the weights; functions of equal names are prefixed with their file.
 
         Raises:
-            ValueError: two functions would have the same name.
+            SettingError: two functions would have the same name.
         """
         first = (self.other_source,) if self.other_source else ()
-        return (*first, *function_names("--reward-function", self.reward_function, first))
+        return (*first, *function_names("reward_function", self.reward_function, first))
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -61,10 +62,12 @@ class ScorersConfig(InputConfig, section=REWARDS):
         names, given = self.sources, self.reward_weights
         if given and len(given) != len(names):
             order = ", ".join(names) or "none"
-            raise ValueError(f"--reward-weights: {len(given)} weights for {len(names)} sources (in order: {order})")
+            raise SettingError(
+                f"{option('reward_weights')}: {len(given)} weights for {len(names)} sources (in order: {order})"
+            )
         if 0 in given:
-            measured = "to measure a source without training on it, use --eval-function or `rlaif eval reward`"
-            raise ValueError(f"--reward-weights: the weight of {names[given.index(0)]} is 0; {measured}")
+            measured = "to measure a source without training on it: `rlaif ppo --eval-function` or `rlaif eval reward`"
+            raise SettingError(f"{option('reward_weights')}: the weight of {names[given.index(0)]} is 0; {measured}")
         return self
 
 
@@ -106,21 +109,24 @@ class RewardSourceConfig(ScorersConfig, section=REWARDS):
     @model_validator(mode="after")
     def _one_source(self) -> RewardSourceConfig:
         if self.reward_model and self.judge is not None:
-            raise ValueError("--reward-model and --judge cannot be combined")
+            raise SettingError(f"{option('reward_model')} and {option('judge')} cannot be combined")
         if not self.sources:
-            raise ValueError("a reward source is needed: --reward-model, --judge or --reward-function")
+            raise SettingError(
+                f"a reward source is needed: {option('reward_model')}, {option('judge')} or {option('reward_function')}"
+            )
         if self.judge is not None and self.constitution is None:
-            raise ValueError("--judge needs --constitution")
+            raise SettingError(f"{option('judge')} needs {option('constitution')}")
         if self.base_url and self.judge_engine != "openai":
-            raise ValueError("--base-url needs --judge-engine openai")
+            raise SettingError(f"{option('base_url')} needs {option('judge_engine')} openai")
         if self.judge_engine == "openai" and self.method == "contrast":
-            raise ValueError(
-                "--judge-engine openai needs --method score: a server does not return the log-probs of given texts"
+            raise SettingError(
+                f"{option('judge_engine')} openai needs {option('method')} score: a server does not return the "
+                "log-probs of given texts"
             )
         if self.judge is None:
             for name in ("constitution", "principles", "method", "contrast_scale", "judge_engine"):
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"--{name.replace('_', '-')} needs --judge")
+                    raise SettingError(f"{option(name)} needs {option('judge')}")
         return self
 
     @property

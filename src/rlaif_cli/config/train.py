@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import field_validator, model_validator
 
 from rlaif_cli.config.base import FROM, OUTPUT, OWN, TRAINING, InputConfig, Names, Precision, setting
+from rlaif_cli.errors import SettingError, option
 
 
 class TrainConfig(InputConfig, section=TRAINING):
@@ -70,7 +71,7 @@ class TrainConfig(InputConfig, section=TRAINING):
     @model_validator(mode="after")
     def _alpha_of_lora(self) -> TrainConfig:
         if self.lora_alpha is not None and not self.lora_rank:
-            raise ValueError("--lora-alpha needs --lora-rank")
+            raise SettingError(f"{option('lora_alpha')} needs {option('lora_rank')}")
         return self
 
 
@@ -91,7 +92,7 @@ class EpochsConfig(TrainConfig, section=TRAINING):
     @model_validator(mode="after")
     def _something_to_wait_for(self) -> EpochsConfig:
         if self.patience and not self.eval_fraction:
-            raise ValueError("--patience needs --eval-fraction above 0")
+            raise SettingError(f"{option('patience')} needs {option('eval_fraction')} above 0")
         return self
 
 

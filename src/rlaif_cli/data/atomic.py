@@ -16,7 +16,7 @@ from typing import IO, Any
 from rlaif_cli import __version__
 from rlaif_cli.data.compression import content_sha256, open_to_append
 from rlaif_cli.data.paths import file_of, sidecar
-from rlaif_cli.errors import InputError, RlaifError, UsageError
+from rlaif_cli.errors import InputError, RlaifError, UsageError, option
 
 FLUSH_SECONDS = 1.0
 
@@ -37,12 +37,12 @@ def cannot_write(path: Path | str, error: OSError) -> RlaifError:
     """One message for every reason that an output cannot be written."""
     hints = {
         28: "free some space and rerun the same command: it resumes",
-        30: "the file system is read-only: choose another location with -o",
-        17: "choose another location with -o: a part of the path is a file, not a folder",
-        20: "choose another location with -o: a part of the path is a file, not a folder",
-        2: "choose another location with -o: a folder of the path cannot be created",
-        13: "choose another location with -o, or change the folder's permissions",
-        36: "choose a shorter name with -o",
+        30: f"the file system is read-only: choose another location with {option('output')}",
+        17: f"choose another location with {option('output')}: a part of the path is a file, not a folder",
+        20: f"choose another location with {option('output')}: a part of the path is a file, not a folder",
+        2: f"choose another location with {option('output')}: a folder of the path cannot be created",
+        13: f"choose another location with {option('output')}, or change the folder's permissions",
+        36: f"choose a shorter name with {option('output')}",
     }
     return RlaifError(
         f"cannot be written: {error.strerror or error}", where=str(path), hint=hints.get(error.errno or 0)
@@ -122,7 +122,9 @@ def lock(file: Any, where: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UsageError(
-            "another process is writing this", where=str(where), hint="wait for it, or choose another -o"
+            "another process is writing this",
+            where=str(where),
+            hint=f"wait for it, or choose another {option('output')}",
         ) from None
 
 
@@ -140,7 +142,11 @@ def new_file(output: str, manifest: dict[str, Any], *, overwrite: bool = False) 
         return
     refuse_special(path)
     if path.exists() and not overwrite:
-        raise UsageError("the file exists", where=output, hint="choose another -o, or --overwrite to replace it")
+        raise UsageError(
+            "the file exists",
+            where=output,
+            hint=f"choose another {option('output')}, or {option('overwrite')} to replace it",
+        )
     _remove_left_over(path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix says whether it is compressed
     try:
@@ -172,10 +178,16 @@ def new_folder(output: str, manifest: dict[str, Any], *, overwrite: bool = False
     path = Path(output)
     stage = manifest["stage"]
     if path.exists() and not overwrite:
-        raise UsageError("the folder exists", where=output, hint="choose another -o, or --overwrite to replace it")
+        raise UsageError(
+            "the folder exists",
+            where=output,
+            hint=f"choose another {option('output')}, or {option('overwrite')} to replace it",
+        )
     if path.exists() and read_json(path / "manifest.json", error=UsageError).get("stage") != stage:
         raise UsageError(
-            "the folder was not made by this command, so it is not replaced", where=output, hint="choose another -o"
+            "the folder was not made by this command, so it is not replaced",
+            where=output,
+            hint=f"choose another {option('output')}",
         )
     _remove_left_over(path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -217,7 +229,9 @@ def refuse_special(path: Path) -> None:
         raise UsageError("this is a folder; a file is needed", where=str(path))
     if path.exists() and not path.is_file():
         raise UsageError(
-            "this is not a regular file", where=str(path), hint="-o - writes to stdout, which can be piped"
+            "this is not a regular file",
+            where=str(path),
+            hint=f"{option('output')} - writes to stdout, which can be piped",
         )
 
 

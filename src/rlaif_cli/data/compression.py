@@ -89,13 +89,26 @@ def _split(blocks: Iterator[bytes]) -> Iterator[bytes]:
         yield rest
 
 
+class ContentDigest:
+    """The sha256 of lines; it depends neither on compression nor on how the lines are split over files."""
+
+    def __init__(self) -> None:
+        self._sha256, self._ended = hashlib.sha256(), True
+
+    def add(self, line: bytes) -> None:
+        self._sha256.update(line if self._ended else b"\n" + line)  # the last line of a file may lack its newline
+        self._ended = line.endswith(b"\n")
+
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()
+
+
 def content_sha256(*paths: Path) -> str:
-    """sha256 of the lines of all files; it depends neither on compression nor on how the lines are split over files."""
-    digest, ended = hashlib.sha256(), True
+    """The `ContentDigest` of the lines of all files."""
+    digest = ContentDigest()
     for path in paths:
         for _, line in lines(path):
-            digest.update(line if ended else b"\n" + line)  # the last line of a file may lack its newline
-            ended = line.endswith(b"\n")
+            digest.add(line)
     return digest.hexdigest()
 
 

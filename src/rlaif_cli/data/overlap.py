@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from rlaif_cli.config.base import FUNCTION_FIELDS, StageConfig, function_place
 from rlaif_cli.data import inputs
+from rlaif_cli.errors import SettingError, option
 
 C = TypeVar("C", bound=StageConfig)
 _OUTPUTS = ("output", "fix", "held_out")
@@ -19,21 +20,21 @@ def check_outputs(config: C) -> C:
     """The config, after checking its outputs.
 
     Raises:
-        ValueError: an output is not a local file, or is an input or a folder that holds one.
+        SettingError: an output is not a local file, or is an input or a folder that holds one.
     """
     outputs = {field: getattr(config, field, None) for field in _OUTPUTS}
     for field, output in outputs.items():
         if output in (None, "-"):
             continue
-        option = f"--{field.replace('_', '-')} '{output}'"
+        given = f"{option(field)} '{output}'"
         if "://" in output:
             hint = "write to a local file, then run `rlaif data shard` and upload the shards"
-            raise ValueError(f"{option}: outputs must be local files; {hint}")
+            raise SettingError(f"{given}: outputs must be local files; {hint}")
         if not Path(output).name:
-            raise ValueError(f"{option} does not name a file")
+            raise SettingError(f"{given} does not name a file")
         for name, text in _named_files(config):
             if name != field and _would_replace(output, text, records=name in config.data_fields()):
-                raise ValueError(f"the output would replace an input: {text}")
+                raise SettingError(f"the output would replace an input: {text}")
     return config
 
 

@@ -17,14 +17,14 @@ from typing import Any, Generic, TypeVar
 from pydantic import ValidationError
 
 from rlaif_cli.data.atomic import open_for_writing, read_json
-from rlaif_cli.data.compression import MAX_LINE, content_sha256
+from rlaif_cli.data.compression import MAX_LINE, ContentDigest, content_sha256
 from rlaif_cli.data.filetypes import detect_by_content, detect_by_magic, not_utf8
 from rlaif_cli.data.hash_set import HashSet, hash64
 from rlaif_cli.data.inputs import InputFile, files
 from rlaif_cli.data.json_lines import TOO_DEEP, describe, parse_json
 from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.records import Record
-from rlaif_cli.errors import ConversationError, InputError
+from rlaif_cli.errors import ConversationError, InputError, option, spelled
 from rlaif_cli.ui import console
 
 R = TypeVar("R", bound=Record)
@@ -50,7 +50,9 @@ class Source(Generic[R]):
     """Validated records of one or several files (see `inputs`) that can be streamed more than once.
 
     Args:
-        check: a further check of a record; returns what is wrong, or None.
+        check: a further check of a record; returns what is wrong, or None. It is called once for every record of the
+            iteration, in that order, and last for a record: one that it passes is valid.
+        restart: called before the records are checked; once more if ids repeat, which checks them anew.
         each: applies a function to every file, in order: `map`, or a process pool's (without `check`).
         repeats: ids may repeat.
 
@@ -70,6 +72,7 @@ class Source(Generic[R]):
         skip_invalid: bool = False,
         rejected_path: Path | None = None,
         check: Callable[[R], str | None] | None = None,
+        restart: Callable[[], None] = lambda: None,
         each: Each = map,
         repeats: bool = False,
     ) -> None:
@@ -78,7 +81,7 @@ class Source(Generic[R]):
         self.files = files(address)
         self._each, self._repeats = each, repeats
         self._bad_lines: list[dict[int, str]] = []  # per file: line -> reason
-        self._check_whole(skip_invalid, rejected_path, check)
+        self._check_whole(skip_invalid, rejected_path, check, restart)
 
     def __iter__(self) -> Iterator[R]:
         generated: Counter[str] = Counter()
@@ -103,30 +106,27 @@ class Source(Generic[R]):
         return content_sha256(*(file.path for file in self.files))
 
     def _check_whole(
-        self, skip_invalid: bool, rejected_path: Path | None, check: Callable[[R], str | None] | None
+        self,
+        skip_invalid: bool,
+        rejected_path: Path | None,
+        check: Callable[[R], str | None] | None,
+        restart: Callable[[], None],
     ) -> None:
         for file in self.files:
             if other := detect_by_magic(file):
                 raise other.error(file)
-        given, generated, total = HashSet(), HashSet(), 0
-        for ids in () if self._repeats else self._each(_given_ids, self.files):
-            given.update(ids)
-        checker = _LineChecker(self.kind, check, given.repeated(), math.inf if skip_invalid else _MAX_ERRORS)
-        first: dict[str, tuple[InputFile, int]] = {}  # where a repeated id appears first
-        for file, found in zip(self.files, self._each(checker, self.files), strict=True):
-            for number, name in found.repeated:
-                earlier, line = first.setdefault(name, (file, number))
-                if (earlier, line) != (file, number):
-                    place = f"line {line}" if earlier == file else f"{earlier.name} line {line}"
-                    found.errors[number] = sys.intern(f"the id '{name}' is already used in {place}")
-            self._bad_lines.append(dict(sorted(found.errors.items())))
-            generated.update(found.generated)
-            total += found.lines
-            if sum(map(len, self._bad_lines)) >= checker.max_errors:
-                break
+        max_errors = math.inf if skip_invalid else _MAX_ERRORS
+        restart()
+        found = self._checked(check, max_errors, frozenset())
+        # Repeated ids are known only at the end. They are rare, so only then are the files read again for their lines.
+        if not self._repeats and (repeated := _all(each.given for each in found).repeated()):
+            restart()
+            found = self._checked(check, max_errors, repeated)
+        total = sum(each.lines for each in found)
+        self._bad_lines = [dict(sorted(each.errors.items())) for each in found]
         self.rejected = sum(map(len, self._bad_lines))
         self.count = total - self.rejected
-        self._repeated_generated_ids = generated.repeated()
+        self._repeated_generated_ids = _all(each.generated for each in found).repeated()
         self._warn_if_stale()
         if total == 0:
             what = "the file holds" if len(self.files) == 1 else "the files hold"
@@ -139,12 +139,37 @@ class Source(Generic[R]):
                 f"{len(errors)} of {total} lines are invalid",
                 where=self.name,
                 errors=errors,
-                hint="fix the lines, or skip them with --skip-invalid",
+                hint=f"fix the lines, or skip them with {option('skip_invalid')}",
             )
         if self.count == 0:
             raise InputError("no line is valid", where=self.name, errors=errors)
         if errors and rejected_path:
             self._write_rejected(rejected_path)
+
+    def _checked(
+        self, check: Callable[[R], str | None] | None, max_errors: float, repeated: frozenset[int]
+    ) -> list[_CheckedFile]:
+        """Check the files, until there are too many errors; the content's hash is taken on the way.
+
+        Args:
+            repeated: the hashes of given ids that are known to appear more than once.
+        """
+        digest = ContentDigest() if self._each is map else None  # other processes each see only a part
+        checker = _LineChecker(self.kind, check, repeated, max_errors, digest)
+        first: dict[str, tuple[InputFile, int]] = {}  # where a repeated id appears first
+        done: list[_CheckedFile] = []
+        for file, found in zip(self.files, self._each(checker, self.files), strict=True):
+            for number, name in found.repeated:
+                earlier, line = first.setdefault(name, (file, number))
+                if (earlier, line) != (file, number):
+                    place = f"line {line}" if earlier == file else f"{earlier.name} line {line}"
+                    found.errors[number] = sys.intern(f"the id '{name}' is already used in {place}")
+            done.append(found)
+            if sum(len(each.errors) for each in done) >= max_errors:
+                return done
+        if digest is not None:
+            self.sha256 = digest.hexdigest()
+        return done
 
     def _raise_if_other_type(self) -> None:
         """Raises: InputError: no line of a file is valid because it is not JSONL."""
@@ -188,7 +213,7 @@ class Source(Generic[R]):
 
 def rejected_row(file: InputFile, number: int, reason: str, line: bytes) -> str:
     """A row of the file of rejected lines."""
-    row = {"file": file.name, "line": number, "reason": reason, "text": line.decode("utf-8", "replace")}
+    row = {"file": file.name, "line": number, "reason": spelled(reason), "text": line.decode("utf-8", "replace")}
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
@@ -203,25 +228,22 @@ class _CheckedFile:
         lines: how many there are.
         errors: line -> reason.
         repeated: (line, id) of valid records whose given id appears more than once in the input.
-        generated: the ids that were made from the content.
+        given: the ids of valid records that are in the file.
+        generated: those that were made from the content.
     """
 
     lines: int = 0
     errors: dict[int, str] = field(default_factory=dict)
     repeated: list[tuple[int, str]] = field(default_factory=list)
+    given: HashSet = field(default_factory=HashSet)
     generated: HashSet = field(default_factory=HashSet)
 
 
-def _given_ids(file: InputFile) -> HashSet:
-    ids = HashSet()
-    for _, line in file.lines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get("id"), str | int):
-            ids.add(str(row["id"]))
-    return ids
+def _all(sets: Iterable[HashSet]) -> HashSet:
+    union = HashSet()
+    for each in sets:
+        union.update(each)
+    return union
 
 
 @dataclass(frozen=True)
@@ -232,6 +254,7 @@ class _LineChecker(Generic[R]):
         check: not called for a record whose id repeats, which is already an error.
         repeated: the hashes of given ids that appear more than once in the input.
         max_errors: stop checking the file after so many.
+        digest: the lines are added to it.
         seen: repeated ids found so far; in one process, in earlier files too.
     """
 
@@ -239,12 +262,15 @@ class _LineChecker(Generic[R]):
     check: Callable[[R], str | None] | None
     repeated: frozenset[int]
     max_errors: float
+    digest: ContentDigest | None = None
     seen: set[str] = field(default_factory=set)
 
     def __call__(self, file: InputFile) -> _CheckedFile:
         found = _CheckedFile()
         for number, line in file.lines():
             found.lines += 1
+            if self.digest is not None:
+                self.digest.add(line)
             if reason := self._error(number, line, found):
                 found.errors[number] = sys.intern(reason)
             if len(found.errors) >= self.max_errors:
@@ -265,11 +291,16 @@ class _LineChecker(Generic[R]):
             return TOO_DEEP
         if row.get("id") is None:
             found.generated.add(record.id)
-        elif hash64(record.id) in self.repeated:
+            return self._check(record)
+        found.given.add(record.id)
+        if self.repeated and hash64(record.id) in self.repeated:
             found.repeated.append((number, record.id))
             if record.id in self.seen:
                 return None  # reported after all files are checked, when its first place is known
             self.seen.add(record.id)
+        return self._check(record)
+
+    def _check(self, record: R) -> str | None:
         try:
             return self.check(record) if self.check else None
         except ConversationError as refused:

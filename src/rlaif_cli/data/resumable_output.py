@@ -32,7 +32,7 @@ from rlaif_cli.data.hash_set import HashSet
 from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.run_settings import START_OVER, refuse_changed_settings
 from rlaif_cli.data.torn_lines import drop_torn_line
-from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.errors import InputError, UsageError, option
 
 
 class Output:
@@ -168,7 +168,7 @@ class Output:
             raise UsageError(
                 "the file exists and there is no record of the run that made it",
                 where=str(path),
-                hint="choose another -o, or --overwrite to replace it",
+                hint=f"choose another {option('output')}, or {option('overwrite')} to replace it",
             )
         manifest = read_json(state, settings=dict, hint=START_OVER)
         refuse_changed_settings(manifest, self.settings, path)

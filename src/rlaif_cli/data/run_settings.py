@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.errors import UsageError
+from rlaif_cli.errors import UsageError, option
 from rlaif_cli.registry import data_fields
 
-START_OVER = "choose another -o, or --overwrite to start over"
+START_OVER = f"choose another {option('output')}, or {option('overwrite')} to start over"
 
 
 def refuse_changed_settings(record: dict[str, Any], now: dict[str, Any], where: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ __all__ = [
     "EnginePool",
     "Failed",
     "Request",
+    "ResolvedModel",
     "Sampling",
     "Usage",
     "computing_engine",
     "engine_name",
     "gather",
     "open_engine",
+    "resolve",
 ]
 
 
@@ -43,6 +46,23 @@ def computing_engine(config: EngineConfig, model: str) -> str:
     """The engine that computes: on a cluster, the one inside its replicas."""
     name = engine_name(config, model)
     return name if name != CLUSTER else FAKE if model == FAKE else "vllm"
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model that a config names: resolved once, for its tokenizer, its engine and the manifest.
+
+    Attributes:
+        path: the checkpoint's folder; None for the fake model, or one that only a server knows.
+    """
+
+    name: str
+    path: Path | None
+
+
+def resolve(config: EngineConfig, name: str) -> ResolvedModel:
+    """Raises: ModelError: the config's engine loads a checkpoint, and there is none of this name."""
+    return ResolvedModel(name, resolve_model(name) if computing_engine(config, name) in LOCAL else None)
 
 
 def open_engine(name: str, path: Path | str | None, **options: Any) -> Engine:
@@ -84,13 +104,14 @@ class EnginePool:
     def __init__(self) -> None:
         self._open: dict[tuple[Any, ...], Engine] = {}
 
-    def get(self, config: EngineConfig, model: str) -> Engine:
+    def get(self, config: EngineConfig, model: str | ResolvedModel) -> Engine:
         """The engine of `config` for one model."""
         return self.get_all(config, [model])[0]
 
-    def get_all(self, config: EngineConfig, wanted: Sequence[str]) -> list[Engine]:
+    def get_all(self, config: EngineConfig, wanted: Sequence[str | ResolvedModel]) -> list[Engine]:
         """One engine for each model, open side by side; others are closed first."""
-        settings = [self._settings(config, model) for model in wanted]
+        models = [resolve(config, model) if isinstance(model, str) else model for model in wanted]
+        settings = [self._settings(config, model) for model in models]
         keys = [(name, path, *options.items()) for name, path, options in settings]
         for key in [key for key in self._open if key not in keys]:
             self._open.pop(key).close()
@@ -101,8 +122,8 @@ class EnginePool:
                 self._open[key] = open_engine(name, path, **options, **shared)
         return [self._open[key] for key in keys]
 
-    def _settings(self, config: EngineConfig, model: str) -> tuple[str, Path | str | None, dict[str, Any]]:
-        name, computing = engine_name(config, model), computing_engine(config, model)
+    def _settings(self, config: EngineConfig, model: ResolvedModel) -> tuple[str, Path | str | None, dict[str, Any]]:
+        name, computing = engine_name(config, model.name), computing_engine(config, model.name)
         options: dict[str, Any] = {}
         if computing == SERVER:
             options = {key: getattr(config, key) for key in ("base_url", "concurrency", "retries", "timeout")}
@@ -119,8 +140,7 @@ class EnginePool:
                 "gpus_per_replica": config.gpus_per_replica,
                 "batch": config.replica_batch,
             }
-        path = resolve_model(model) if computing in LOCAL else None if computing == FAKE else model
-        return name, path, options
+        return name, model.name if computing == SERVER else model.path, options
 
     def close(self) -> None:
         while self._open:

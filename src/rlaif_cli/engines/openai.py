@@ -24,7 +24,7 @@ from rlaif_cli.engines.server_answers import Unusable
 from rlaif_cli.engines.server_dialect import MAX_TOP_LOGPROBS
 from rlaif_cli.engines.server_fleet import AmbiguousFailure, Fleet, Server
 from rlaif_cli.engines.server_labels import LabelShares
-from rlaif_cli.errors import EngineError, UsageError
+from rlaif_cli.errors import EngineError, UsageError, option, spelled
 from rlaif_cli.models.tokenizer import RemoteTokenizer
 
 _NEGLIGIBLE = 0.002  # share of unclear answers that is not worth resolving by continuing them
@@ -86,8 +86,9 @@ class OpenAIEngine:
         def ask(server: Server, request: Request) -> list[float]:
             if request.continuation:
                 raise UsageError(
-                    "a chat server cannot return the log-probs of a given text, which --method contrast needs",
-                    hint="use --method pairwise or score, or --engine vllm",
+                    f"a chat server cannot return the log-probs of a given text, which {option('method')} "
+                    "contrast needs",
+                    hint=f"use {option('method')} pairwise or score, or {option('engine')} vllm",
                 )
             shares = LabelShares(request.choices, self._single_token)
             self._read_reply(server, request, [shares])
@@ -127,9 +128,9 @@ class OpenAIEngine:
     def _no_logprobs(self, server: Server, reply: Completion, given: bool) -> AmbiguousFailure:
         """An error of this answer alone if other answers have log-probs, else a limit of the server."""
         what = "log-probs that cannot be read" if given else "no log-probs"
-        hint = "--samples N counts sampled answers instead"
+        hint = f"{option('samples')} N counts sampled answers instead"
         return AmbiguousFailure(
-            f"the answer has {what} (finish reason: {reply.finish_reason or 'not given'}); {hint}",
+            f"the answer has {what} (finish reason: {reply.finish_reason or 'not given'}); {spelled(hint)}",
             EngineError(f"the server returns {what}", where=server.where, hint=hint),
             own=lambda done: done or self._returns_logprobs,
         )

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.engines.base import Completion, Failed, Request, Sampling
-from rlaif_cli.errors import EngineError, MissingDependency, RlaifError
+from rlaif_cli.errors import EngineError, MissingDependency, RlaifError, option
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer, FakeTokenizer
 from rlaif_cli.ui import console
@@ -248,7 +248,8 @@ class _BatchQueue:
         if losses >= _MAX_LOSSES:
             raise EngineError(
                 f"{losses} replicas died one after another on the same {len(batch)} requests",
-                hint="finished work is kept; see Ray's logs on the nodes (memory? try --engine-memory, --max-length)",
+                hint="finished work is kept; see Ray's logs on the nodes (memory? try "
+                f"{option('engine_memory')}, {option('max_length')})",
             )
         self.ended = False
 
@@ -296,7 +297,8 @@ def _connect(address: str | None) -> Any:
             f"no Ray cluster can be reached or started: {what}",
             where=address or os.environ.get("RAY_ADDRESS"),
             hint="run `ray start --head` on one machine and `ray start --address HEAD:6379` on the others, then use "
-            "--ray-address HEAD:6379; if the cluster needs a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+            f"{option('ray_address')} HEAD:6379; if the cluster needs a token, set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN",
         ) from error
     return ray
 

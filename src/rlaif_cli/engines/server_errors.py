@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from rlaif_cli.config.base import address_fault
-from rlaif_cli.errors import EngineError, UsageError
+from rlaif_cli.errors import EngineError, UsageError, option
 
 KEY = "OPENAI_API_KEY"
 _ADDRESS = "OPENAI_BASE_URL"
@@ -26,13 +26,13 @@ _SYSTEM = re.compile(
     re.IGNORECASE,
 )
 _HINTS = {
-    "logprobs": "--samples N counts sampled answers instead",
-    "top_logprobs": "--samples N counts sampled answers instead",
-    "temperature": "set --temperature to a value that the server accepts",
-    "top_p": "set --top-p to a value that the server accepts",
-    "max_tokens": "set --max-tokens to a value that the server accepts",
-    "max_completion_tokens": "set --max-tokens to a value that the server accepts",
-    "stop": "omit --stop",
+    "logprobs": f"{option('samples')} N counts sampled answers instead",
+    "top_logprobs": f"{option('samples')} N counts sampled answers instead",
+    "temperature": f"set {option('temperature')} to a value that the server accepts",
+    "top_p": f"set {option('top_p')} to a value that the server accepts",
+    "max_tokens": f"set {option('max_tokens')} to a value that the server accepts",
+    "max_completion_tokens": f"set {option('max_tokens')} to a value that the server accepts",
+    "stop": f"omit {option('stop')}",
 }
 _TEXTS = ("message", "msg", "detail", "error", "errors", "reason")  # fields where servers put their message, best first
 _DEPTH = 9  # of nested objects that are searched

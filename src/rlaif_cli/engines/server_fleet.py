@@ -26,7 +26,7 @@ from rlaif_cli.engines import server_errors as errors
 from rlaif_cli.engines.base import Failed, Request, Usage
 from rlaif_cli.engines.server_answers import PERMANENT, Unusable
 from rlaif_cli.engines.server_dialect import Dialect, sent_names
-from rlaif_cli.errors import EngineError, MissingDependency
+from rlaif_cli.errors import EngineError, MissingDependency, option
 from rlaif_cli.ui.console import warn, warn_once
 
 _MAX_FAILURES = 20  # consecutive failures after which a server counts as dead
@@ -98,7 +98,8 @@ class Fleet:
         key = os.environ.get(errors.KEY) or ("none" if base_url else None)
         if key is None:
             raise EngineError(
-                f"{errors.KEY} is not set", hint="export it, or set --base-url for a server that needs no key"
+                f"{errors.KEY} is not set",
+                hint=f"export it, or set {option('base_url')} for a server that needs no key",
             )
         errors.check_environment(bool(base_url))
         self._lock = threading.Lock()

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from rlaif_cli.config.engine import EngineConfig
-from rlaif_cli.engines import FAKE, SERVER, computing_engine
+from rlaif_cli.engines import FAKE, ResolvedModel, computing_engine
 from rlaif_cli.models.metadata import context_length
-from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTokenizer
 
 
-def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int | None]:
+def open_tokenizer(config: EngineConfig, model: ResolvedModel) -> tuple[AnyTokenizer, int | None]:
     """The model's tokenizer and its context length in tokens (None: only its server knows), without starting an engine.
 
     Raises:
-        ModelError: the model cannot be found or has no tokenizer.
+        ModelError: the model has no tokenizer.
     """
-    engine = computing_engine(config, model)
-    if engine == FAKE:
+    if model.path is not None:
+        limit = context_length(model.path)
+        return ChatTokenizer(model.path), min(limit, config.max_length or limit)
+    if computing_engine(config, model.name) == FAKE:
         return FakeTokenizer(), config.max_length or 1 << 20
-    if engine == SERVER:
-        return RemoteTokenizer(), None
-    path = resolve_model(model)
-    limit = context_length(path)
-    return ChatTokenizer(path), min(limit, config.max_length or limit)
+    return RemoteTokenizer(), None
 
 
 def too_long(tokens: int, limit: int | None, what: str) -> str | None:

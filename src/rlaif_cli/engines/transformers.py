@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.engines.decoding import Decoder, recordable
 from rlaif_cli.engines.trial import supports_left_padding
-from rlaif_cli.errors import EngineError, is_out_of_memory
+from rlaif_cli.errors import EngineError, is_out_of_memory, option
 from rlaif_cli.models.load import exact_attention, load, load_config
 from rlaif_cli.models.precision import engine_dtype
 from rlaif_cli.models.tokenizer import ChatTokenizer
@@ -254,5 +254,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 def _explain(error: Exception) -> NoReturn:
     if is_out_of_memory(error):
-        raise EngineError("out of memory", hint="use a smaller --batch-size or --max-length") from error
+        raise EngineError(
+            "out of memory", hint=f"use a smaller {option('batch_size')} or {option('max_length')}"
+        ) from error
     raise error

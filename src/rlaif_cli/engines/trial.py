@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlaif_cli.errors import ModelError
+from rlaif_cli.errors import ModelError, option
 
 _LENGTHS = (3, 11)  # of the two test prompts
 _NEW_TOKENS = 3  # sampled after each prompt; the last one's distribution is compared
@@ -48,7 +48,7 @@ def supports_left_padding(
         reason = "sampling with a cache differs from its own forward pass"
     raise ModelError(
         f"transformers cannot sample from this kind of model here ({model.config.model_type}): {reason}",
-        hint="--engine vllm",
+        hint=f"{option('engine')} vllm",
     )
 
 

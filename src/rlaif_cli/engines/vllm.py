@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.engines.base import Completion, Request, Sampling
-from rlaif_cli.errors import EngineError, MissingDependency
+from rlaif_cli.errors import EngineError, MissingDependency, option
 from rlaif_cli.models.metadata import check_weights, context_length
 from rlaif_cli.models.precision import engine_dtype
 from rlaif_cli.models.tokenizer import ChatTokenizer
@@ -107,7 +107,8 @@ class VllmEngine:
             raise EngineError(
                 f"vLLM cannot start: {type(error).__name__}: {error}",
                 where=str(path),
-                hint="use less memory (--engine-memory), a shorter context (--max-length), or --engine transformers",
+                hint=f"use less memory ({option('engine_memory')}), a shorter context ({option('max_length')}), "
+                f"or {option('engine')} transformers",
             ) from error
         self._engine = self._llm.llm_engine
         self.max_length = int(self._llm.model_config.max_model_len)
@@ -283,7 +284,8 @@ def _import_vllm() -> Any:
     except ImportError as error:
         raise MissingDependency(
             f"vLLM is not installed ({error})",
-            hint="pip install 'rlaif[vllm]' on a GPU machine, 'rlaif[cpu]' on a CPU; or use --engine transformers",
+            hint=f"pip install 'rlaif[vllm]' on a GPU machine, 'rlaif[cpu]' on a CPU; or use {option('engine')} "
+            "transformers",
         ) from error
     if (
         os.environ["VLLM_LOGGING_LEVEL"] == "ERROR"

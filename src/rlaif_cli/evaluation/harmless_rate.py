@@ -15,7 +15,7 @@ from rlaif_cli.evaluation.result import nothing_scored, planned, save
 from rlaif_cli.judge import Approval, Single, named_principles
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.context_budget import ContextBudget
-from rlaif_cli.judge.session import check_principles, open_judge
+from rlaif_cli.judge.session import check_principles
 from rlaif_cli.stats.agreement import cohen_kappa, is_refusal
 from rlaif_cli.stats.as_json import rate
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
@@ -42,7 +42,7 @@ def harmless_rate(
     rows = list(source)
     if config.dry_run:
         return planned("harmless-rate", sum(len(row.responses) for row in rows))
-    judge = open_judge(config, constitution, engines)
+    judge, _ = budget.session.start(engines)
     principles = named_principles(constitution, config.principles)
     asked = [
         Single((row, index), row.prompt, response.text, principles)

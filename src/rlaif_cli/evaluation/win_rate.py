@@ -14,7 +14,7 @@ from rlaif_cli.data.paths import beside, rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.errors import InputError, UsageError, option
 from rlaif_cli.evaluation.result import nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.judge.compare import judge_all
 from rlaif_cli.judge.constitution_files import load_constitution
@@ -119,8 +119,8 @@ def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool
     if not names_records(name):
         if config.prompts is None:
             raise UsageError(
-                f"'{name}' is not a candidates file; sampling from a model needs --prompts",
-                hint="give a .jsonl from `rlaif generate`, or add --prompts",
+                f"'{name}' is not a candidates file; sampling from a model needs {option('prompts')}",
+                hint=f"give a .jsonl from `rlaif generate`, or add {option('prompts')}",
             )
         path = str(beside(config.output, "win-rate", side))
         shared = {

@@ -54,9 +54,8 @@ __all__ = [
 ]
 
 
-def make_panel(config: JudgeConfig, constitution: Constitution, engines: Sequence[Engine]) -> Judge:
-    """The judge of a config, or a panel of several; `engines`: one for each."""
-    judges = [make_judge(config, constitution, engine) for engine in engines]
+def make_panel(config: JudgeConfig, judges: Sequence[Judge]) -> Judge:
+    """The judge of a config, or a panel of several."""
     return judges[0] if len(judges) == 1 else PanelJudge(dict(zip(config.judge, judges, strict=True)))
 
 

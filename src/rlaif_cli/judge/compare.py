@@ -11,7 +11,7 @@ from rlaif_cli.judge import Comparison, Judgement, choose_principles
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.context_budget import ContextBudget
-from rlaif_cli.judge.session import check_principles, open_judge
+from rlaif_cli.judge.session import check_principles
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
@@ -24,7 +24,7 @@ def judge_all(
     progress: ProgressCallback,
 ) -> list[Judgement]:
     """Judge (prompt, a, b) triples; results are in the same order."""
-    judge = open_judge(config, constitution, engines)
+    judge, _ = budget.session.start(engines)
 
     def comparisons() -> Iterator[Comparison]:
         for index, (prompt, a, b) in enumerate(texts):

@@ -1,12 +1,15 @@
-"""Open the judge of a config."""
+"""The judge of a config, and checks of its settings before compute is spent."""
 
 from __future__ import annotations
 
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig
-from rlaif_cli.engines import EnginePool
-from rlaif_cli.errors import UsageError
-from rlaif_cli.judge import Judge, make_panel, named_principles
+from rlaif_cli.engines import Engine, EnginePool, resolve
+from rlaif_cli.engines.deferred import DeferredEngine
+from rlaif_cli.engines.tokenizer import open_tokenizer
+from rlaif_cli.errors import UsageError, option
+from rlaif_cli.judge import Judge, make_judge, make_panel, named_principles
 from rlaif_cli.judge.constitution import Constitution
+from rlaif_cli.models.tokenizer import AnyTokenizer
 
 
 def check_principles(config: JudgeConfig, constitution: Constitution) -> None:
@@ -18,9 +21,34 @@ def check_principles(config: JudgeConfig, constitution: Constitution) -> None:
         shots = config.shots if isinstance(config, CompareConfig) else 0
         if (found := len(constitution.exemplars_for(principle))) < shots:
             raise UsageError(
-                f"--shots {shots}: only {found} exemplars of '{constitution.name}' fit the principle '{principle.id}'"
+                f"{option('shots')} {shots}: only {found} exemplars of '{constitution.name}' fit the principle "
+                f"'{principle.id}'"
             )
 
 
-def open_judge(config: JudgeConfig, constitution: Constitution, engines: EnginePool) -> Judge:
-    return make_panel(config, constitution, engines.get_all(config, config.judge))
+class JudgeSession:
+    """The judges of a config. They can build their questions at once; their engines are started when they are asked.
+
+    Attributes:
+        models: the judges' models, each resolved once.
+        members: the judges, one for each model.
+
+    Raises:
+        ModelError: a model cannot be found, has no tokenizer, or cannot be asked by the config's method.
+    """
+
+    def __init__(self, config: JudgeConfig, constitution: Constitution) -> None:
+        self._config = config
+        self.models = [resolve(config, name) for name in config.judge]
+        opened = [open_tokenizer(config, model) for model in self.models]
+        self.tokenizers: list[AnyTokenizer] = [tokenizer for tokenizer, _ in opened]
+        self.limits = [limit for _, limit in opened]
+        self._engines = [DeferredEngine(tokenizer) for tokenizer in self.tokenizers]
+        self.members: list[Judge] = [make_judge(config, constitution, engine) for engine in self._engines]
+
+    def start(self, engines: EnginePool) -> tuple[Judge, list[Engine]]:
+        """The judge, or the panel of several, and the engines that it asks."""
+        started = engines.get_all(self._config, self.models)
+        for deferred, engine in zip(self._engines, started, strict=True):
+            deferred.start(engine)
+        return make_panel(self._config, self.members), started

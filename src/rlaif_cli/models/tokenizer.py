@@ -14,7 +14,7 @@ from typing import Any
 
 from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.messages import Message
-from rlaif_cli.errors import ModelError
+from rlaif_cli.errors import ModelError, option
 from rlaif_cli.models.chat_template import ChatTemplate, named_turns
 from rlaif_cli.models.load import NO_REMOTE_CODE, load_error
 from rlaif_cli.models.metadata import vocabulary_size
@@ -168,7 +168,7 @@ class ChatTokenizer:
             raise ModelError(
                 f"the chat template has no system turn, {why}",
                 where=self.hf.name_or_path,
-                hint="use --method pairwise or score, or another judge",
+                hint=f"use {option('method')} pairwise or score, or another judge",
             )
 
     def _reply(self, text: str, ending: str = "") -> list[int]:

@@ -30,18 +30,18 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from rlaif_cli.config.base import StageConfig
+from rlaif_cli.config.refusal import refusal
 from rlaif_cli.data import strict_yaml
 from rlaif_cli.data.json_lines import describe
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.shipped_files import shipped_path
-from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.errors import InputError, UsageError, as_field
 from rlaif_cli.registry import Stage
 from rlaif_cli.ui.console import counted
 
 SUMMARY = "summary.json"
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _RUN_SETTINGS = ("overwrite", "dry_run")  # apply to the whole run, so --set cannot change them for one stage
-OPTION = re.compile(r"--([a-z][a-z-]*)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")  # in a file's name
 Scalar = str | int | float | bool
 
@@ -197,8 +197,8 @@ def load(
                 steps.append(
                     _step(stage, dict(settings), run_folder, kinds, values | chosen | outputs, chosen, overrides)
                 )
-            except ValueError as error:  # pydantic's are ValueErrors too
-                faults.append(f"{path} stage '{step_name(stage, chosen.items())}': {describe(error)}")
+            except ValueError as error:
+                faults.append(f"{path} stage '{step_name(stage, chosen.items())}': {error}")
                 values[stage] = "-"  # later stages may refer to it: report this error only once
     if faults:
         what = f"{counted(len(faults), 'error')} in the stages"
@@ -242,7 +242,10 @@ def _step(
         raise ValueError(f"run: {strict_yaml.shown(name)} is unknown; it must be one of {', '.join(kinds)}")
     settings["output"] = str(run_folder / _output_name(stage, axes, settings, kind.ending))
     resolved = {key: _resolve(value, values) for key, value in settings.items()}
-    config = check_outputs(kind.config_class.model_validate({**resolved, **overrides}))
+    try:
+        config = check_outputs(kind.config_class.model_validate({**resolved, **overrides}))
+    except ValueError as error:  # pydantic's are ValueErrors too
+        raise ValueError(refusal(error, kind.config_class, as_field)) from None
     return Step(stage, str(name), config, tuple(axes.items()))
 
 

@@ -21,7 +21,7 @@ from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data import user_function
 from rlaif_cli.data.inputs import files, is_remote, names_records
 from rlaif_cli.engines import LOCAL, computing_engine
-from rlaif_cli.errors import InputError, RlaifError
+from rlaif_cli.errors import InputError, RlaifError, as_field
 from rlaif_cli.judge import named_principles
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.session import check_principles
@@ -44,6 +44,7 @@ def check(path: str, steps: Collection[Step], wanted: Collection[Step]) -> None:
     kinds = list[type[RlaifError]]()
     for step in wanted:
         for error in _errors(step, steps, wanted):
+            error.spell = as_field
             text = f"{error} ({error.hint})" if error.hint else str(error)
             names = stopped.setdefault(text, [])
             names += [] if step.name in names else [step.name]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlaif_cli.data.atomic import read_json, write_json
-from rlaif_cli.errors import RlaifError, UsageError
-from rlaif_cli.pipeline.file import OPTION, SUMMARY, PipelineFile, Step
+from rlaif_cli.errors import RlaifError, UsageError, as_option
+from rlaif_cli.pipeline.file import SUMMARY, PipelineFile, Step
 from rlaif_cli.ui.progress import ProgressCallback
 
 
@@ -40,19 +40,22 @@ def select(steps: list[Step], only: Sequence[str] = (), start: str | None = None
     return found
 
 
+def spell(field: str) -> str:
+    """A setting as those who write pipeline files know it; `--overwrite` is an option of the whole run."""
+    return as_option(field) if field == "overwrite" else field
+
+
 def _add_stage(error: RlaifError, step: Step) -> None:
-    """Add to an error the stage that failed, how to set the options it mentions in a pipeline, and how to resume."""
+    """Add to an error the stage that failed, how to set what it mentions in a pipeline, and how to resume."""
+    error.spell = spell
     error.where = f"stage '{step.name}'" + (f": {error.where}" if error.where else "")
-    mentioned = OPTION.findall(" ".join([error.what, error.hint or "", *error.errors]))
-    options = [name for name in dict.fromkeys(mentioned) if name.replace("-", "_") in type(step.config).model_fields]
     hints = [error.hint] if error.hint else []
-    for option in options:
-        name = option.replace("-", "_")
-        if option == "overwrite":
+    for name in error.mentions():
+        if name == "overwrite":
             hints.append(f"--from {step.name} --overwrite restarts this stage and those after it")
-        else:
+        elif name in type(step.config).model_fields:
             value = "true" if isinstance(getattr(step.config, name), bool) else "VALUE"
-            hints.append(f"set --{option} by `--set {step.stage}.{name}={value}`, or in the file by `{name}: {value}`")
+            hints.append(f"set {name} by `--set {step.stage}.{name}={value}`, or in the file by `{name}: {value}`")
     hints.append("finished work is saved; rerun the same command to resume")
     error.hint = "\n      ".join(hints)
 

@@ -23,7 +23,7 @@ from rlaif_cli.data.paths import rejected_path, sidecar
 from rlaif_cli.data.reader import Source, parse_record
 from rlaif_cli.data.records import HumanPair, PairsOnly, Preference
 from rlaif_cli.data.torn_lines import drop_torn_line
-from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.errors import InputError, UsageError, option
 from rlaif_cli.stages.pairs import pair_chooser, pair_id
 from rlaif_cli.stats.agreement import agreement_items, pair_kappa
 from rlaif_cli.stats.as_json import rate
@@ -176,7 +176,7 @@ class Session:
                 if line.strip() and (reason := self._invalid(line)):
                     faults.append(f"line {number}: {reason}")
         if faults:
-            hint = "choose another --output, or use the candidates that these answers belong to"
+            hint = f"choose another {option('output')}, or use the candidates that these answers belong to"
             raise InputError(
                 "the file has rows that are not answers to these pairs", where=str(self._path), errors=faults, hint=hint
             )

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.errors import RlaifError
+from rlaif_cli.errors import RlaifError, option
 from rlaif_cli.stages.annotate import Session
 
 _PAGE = Path(__file__).with_name("annotate.html")
@@ -109,6 +109,6 @@ def make_server(session: Session, port: int) -> tuple[HTTPServer, str]:
         server = Server(("127.0.0.1", port), Handler)
     except OSError as error:
         raise RlaifError(
-            f"cannot bind port {port}: {error.strerror}", hint="use another --port, or 0 for a free one"
+            f"cannot bind port {port}: {error.strerror}", hint=f"use another {option('port')}, or 0 for a free one"
         ) from error
     return server, f"http://127.0.0.1:{server.server_address[1]}/{secret}/"

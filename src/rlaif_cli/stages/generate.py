@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,12 +14,13 @@ from rlaif_cli.data.paths import file_of, rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates, PromptRecord, Response
 from rlaif_cli.data.resumable_output import Output
-from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
+from rlaif_cli.engines import Engine, EnginePool, Failed, Request, ResolvedModel, Sampling, resolve
 from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.engines.tokenizer import open_tokenizer, too_long
 from rlaif_cli.models.tokenizer import with_system
 from rlaif_cli.stages.manifest import accounted, finish
 from rlaif_cli.stages.ordering import InOrder, Unanswered, reject
+from rlaif_cli.stages.prompt_tokens import PromptTokens
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
@@ -54,28 +56,28 @@ def generate(
     Raises:
         InputError: the prompts are invalid, or one does not fit in the model's context.
     """
-    tokenizer, limit = open_tokenizer(config, config.model)
+    model = resolve(config, config.model)
+    with closing(_Prompts(config, model)) as prompts:
+        return _generate(config, model, prompts, engines, progress)
 
-    def messages(record: PromptRecord) -> list[Message]:
-        return with_system(as_messages(record.prompt), config.system)
 
+def _generate(
+    config: GenerateConfig,
+    model: ResolvedModel,
+    prompts: _Prompts,
+    engines: EnginePool,
+    progress: ProgressCallback,
+) -> GenerateSummary:
     summary = GenerateSummary()
-
-    def fits(record: PromptRecord) -> str | None:
-        if limit is None:
-            return None
-        tokens = len(tokenizer.chat(messages(record)))
-        reason = too_long(tokens + config.max_tokens, limit, "prompt and response")
-        summary.tokens_in += 0 if reason else tokens
-        return reason
-
     source = Source(
         config.prompts,
         PromptRecord,
         skip_invalid=config.skip_invalid,
         rejected_path=rejected_path(config.output, "generate"),
-        check=fits,
+        check=prompts.check,
+        restart=prompts.restart,
     )
+    summary.tokens_in = prompts.tokens_in
     summary.rejected = source.rejected
     if config.dry_run:
         summary.rows = len(source)
@@ -85,24 +87,62 @@ def generate(
     try:
         summary.resumed = len(output.done)
         if not output.complete:
-            engine = engines.get(config, config.model)
+            engine = engines.get(config, model)
             with accounted(output, [engine], config):
-                _sample(config, source, output, engine, messages, summary, progress)
+                _sample(config, source, prompts.tokenized(source), output, engine, summary, progress)
         summary.without_text = summary.rows * config.n - summary.responses
         # A server reports the total tokens of the n responses, but not those of each.
         summary.tokens_out = summary.tokens_out or int(output.usage["tokens_out"])
-        finish(output, "generate", config, config.model, vars(summary))
+        finish(output, "generate", config, model, vars(summary))
     finally:
         output.close()
     return summary
 
 
+class _Prompts:
+    """Checks that prompts fit in the model's context. Their tokens are kept, so that each is tokenized only once."""
+
+    def __init__(self, config: GenerateConfig, model: ResolvedModel) -> None:
+        self._config = config
+        self._tokenizer, self._limit = open_tokenizer(config, model)
+        self._tokens = PromptTokens()
+        self.tokens_in = 0
+
+    def close(self) -> None:
+        self._tokens.close()
+
+    def restart(self) -> None:
+        self._tokens.clear()
+        self.tokens_in = 0
+
+    def check(self, record: PromptRecord) -> str | None:
+        if self._limit is None:  # a server, which gets the texts
+            return None
+        ids = self._tokenizer.chat(_messages(self._config, record))
+        reason = too_long(len(ids) + self._config.max_tokens, self._limit, "prompt and response")
+        if reason is None:
+            self.tokens_in += len(ids)
+            if not self._config.dry_run:
+                self._tokens.add(ids)
+        return reason
+
+    def tokenized(self, source: Iterable[PromptRecord]) -> Iterator[tuple[PromptRecord, Sequence[Any]]]:
+        """Each record of the source that was checked, and its prompt as the engine takes it."""
+        if self._limit is None:
+            return ((record, self._tokenizer.chat(_messages(self._config, record))) for record in source)
+        return zip(source, self._tokens, strict=True)
+
+
+def _messages(config: GenerateConfig, record: PromptRecord) -> list[Message]:
+    return with_system(as_messages(record.prompt), config.system)
+
+
 def _sample(
     config: GenerateConfig,
     source: Source[PromptRecord],
+    prompts: Iterable[tuple[PromptRecord, Sequence[Any]]],
     output: Output,
     engine: Engine,
-    messages: Callable[[PromptRecord], list[Message]],
     summary: GenerateSummary,
     progress: ProgressCallback,
 ) -> None:
@@ -110,10 +150,9 @@ def _sample(
     order, unanswered = InOrder(config.ordered), Unanswered()
 
     def requests() -> Iterator[Request]:
-        for record in source:
+        for record, prompt in prompts:
             if record.id not in output.done:
                 order.expect(record.id)
-                prompt = engine.tokenizer.chat(messages(record))
                 yield Request(record, prompt, seed=request_seed(config.seed, record.id))
 
     def settle(record: PromptRecord, completions: list[Completion] | Failed) -> None:
@@ -125,7 +164,7 @@ def _sample(
             reject(config.output, "generate", record, reason)
             summary.rejected += 1
         else:
-            row = _candidates(config, record, messages(record), responses)
+            row = _candidates(config, record, responses)
             output.write(row)
             summary.add(row.model_dump())
             progress(summary.rows, len(source))
@@ -151,9 +190,7 @@ def _responses(completions: list[Completion] | Failed) -> tuple[list[Completion]
     return [completion for completion, fault in zip(completions, faults, strict=True) if not fault], reason
 
 
-def _candidates(
-    config: GenerateConfig, record: PromptRecord, asked: list[Message], completions: list[Completion]
-) -> Candidates:
+def _candidates(config: GenerateConfig, record: PromptRecord, completions: list[Completion]) -> Candidates:
     responses = [
         Response(
             text=c.reply,
@@ -165,7 +202,7 @@ def _candidates(
     ]
     return Candidates(
         id=record.id,
-        prompt=asked if config.system else record.prompt,
+        prompt=_messages(config, record) if config.system else record.prompt,
         responses=responses,
         model=config.model,
         meta=record.meta | ({"reference": record.reference} if record.reference else {}),

@@ -19,7 +19,7 @@ from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.context_budget import ContextBudget
-from rlaif_cli.judge.session import check_principles, open_judge
+from rlaif_cli.judge.session import check_principles
 from rlaif_cli.stages.manifest import accounted, finish
 from rlaif_cli.stages.ordering import InOrder, Unanswered
 from rlaif_cli.stages.pairs import pair_chooser, pair_id
@@ -97,6 +97,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
         skip_invalid=config.skip_invalid,
         rejected_path=rejected_path(config.output, "label"),
         check=pairs.check,
+        restart=pairs.restart,
     )
     summary = LabelSummary(rejected=source.rejected)
     if config.dry_run:
@@ -110,11 +111,11 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
         summary.resumed = len(done)
         if not output.complete:
             comparisons = _comparisons(config, constitution, source, choose_pairs, done, budget)
-            judge = open_judge(config, constitution, engines)
-            with accounted(output, engines.get_all(config, config.judge), config):
+            judge, started = budget.session.start(engines)
+            with accounted(output, started, config):
                 _judge_all(config, judge, comparisons, output, unscored, summary, pairs.count, progress)
         unscored.finish()
-        finish(output, "label", config, config.judge, summary.as_numbers())
+        finish(output, "label", config, budget.session.models, summary.as_numbers())
     finally:
         output.close()
         unscored.close()
@@ -126,6 +127,9 @@ class _PairCount:
 
     def __init__(self, choose_pairs: Any, budget: ContextBudget) -> None:
         self._choose_pairs, self._budget = choose_pairs, budget
+        self.count = 0
+
+    def restart(self) -> None:
         self.count = 0
 
     def check(self, row: PairsOnly) -> str | None:

@@ -9,14 +9,9 @@ from typing import Any
 
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.data.resumable_output import Output
-from rlaif_cli.engines import LOCAL, Engine, computing_engine, engine_name
+from rlaif_cli.engines import Engine, ResolvedModel, engine_name
 from rlaif_cli.models.metadata import checkpoint_hash
-from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.ui.console import warn_once
-
-
-def model_hash(config: EngineConfig, model: str) -> str | None:
-    return checkpoint_hash(resolve_model(model)) if computing_engine(config, model) in LOCAL else None
 
 
 @contextlib.contextmanager
@@ -45,11 +40,17 @@ def accounted(output: Output, engines: Sequence[Engine], config: EngineConfig) -
 
 
 def finish(
-    output: Output, stage: str, config: EngineConfig, model: str | tuple[str, ...], counts: dict[str, Any]
+    output: Output,
+    stage: str,
+    config: EngineConfig,
+    model: ResolvedModel | Sequence[ResolvedModel],
+    counts: dict[str, Any],
 ) -> None:
     """Complete an output; its manifest records what made it (several models by name)."""
 
-    def each(of: Callable[[EngineConfig, str], str | None]) -> Any:
-        return of(config, model) if isinstance(model, str) else {name: of(config, name) for name in model}
+    def each(of: Callable[[ResolvedModel], str | None]) -> Any:
+        return of(model) if isinstance(model, ResolvedModel) else {one.name: of(one) for one in model}
 
-    output.finish({"stage": stage, "model_sha256": each(model_hash), "engine": each(engine_name), "counts": counts})
+    hashes = each(lambda one: checkpoint_hash(one.path) if one.path else None)
+    names = each(lambda one: engine_name(config, one.name))
+    output.finish({"stage": stage, "model_sha256": hashes, "engine": names, "counts": counts})

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from rlaif_cli.data.records import Candidates
-from rlaif_cli.errors import UsageError
+from rlaif_cli.errors import UsageError, option
 
 
 def pair_chooser(rule: str, seed: int) -> Any:
@@ -22,7 +22,9 @@ def pair_chooser(rule: str, seed: int) -> Any:
         return lambda row: [(i, i + 1) for i in range(len(row.responses) - 1)]
     name, _, count = rule.partition(":")
     if name != "random" or not count.isdigit() or int(count) < 1:
-        raise UsageError(f"--pairs '{rule}' is unknown", hint="one of: all, chain, random:K (K pairs per row)")
+        raise UsageError(
+            f"{option('pairs')} '{rule}' is unknown", hint="one of: all, chain, random:K (K pairs per row)"
+        )
 
     def some(row: Candidates) -> list[tuple[int, int]]:
         every = list(combinations(range(len(row.responses)), 2))

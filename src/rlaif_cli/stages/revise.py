@@ -17,7 +17,7 @@ from rlaif_cli.data.paths import file_of, rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import PromptRecord, Revision, Round
 from rlaif_cli.data.resumable_output import Output
-from rlaif_cli.engines import Engine, EnginePool, Failed, Request, Sampling
+from rlaif_cli.engines import Engine, EnginePool, Failed, Request, ResolvedModel, Sampling, resolve
 from rlaif_cli.engines.base import request_seed
 from rlaif_cli.engines.tokenizer import open_tokenizer, too_long
 from rlaif_cli.judge import prompts
@@ -68,12 +68,13 @@ def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallb
     constitution = load_constitution(config.constitution)
     if tuple(config.principles) != ("sample",):
         constitution = constitution.select(list(config.principles))
+    model = resolve(config, config.model)
     source = Source(
         config.prompts,
         PromptRecord,
         skip_invalid=config.skip_invalid,
         rejected_path=rejected_path(config.output, "revise"),
-        check=_context_check(config, constitution),
+        check=_context_check(config, model, constitution),
     )
     summary = ReviseSummary(rejected=source.rejected)
     if config.dry_run:
@@ -85,18 +86,20 @@ def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallb
     try:
         summary.rows = summary.resumed = len(output.done)
         if not output.complete:
-            engine = engines.get(config, config.model)
+            engine = engines.get(config, model)
             with accounted(output, [engine], config):
                 _revise_all(config, constitution, engine, source, output, summary, progress)
-        finish(output, "revise", config, config.model, vars(summary))
+        finish(output, "revise", config, model, vars(summary))
     finally:
         output.close()
     return summary
 
 
-def _context_check(config: ReviseConfig, constitution: Constitution) -> Callable[[PromptRecord], str | None]:
+def _context_check(
+    config: ReviseConfig, model: ResolvedModel, constitution: Constitution
+) -> Callable[[PromptRecord], str | None]:
     """A check that the longest question about a prompt fits in the model's context."""
-    tokenizer, limit = open_tokenizer(config, config.model)
+    tokenizer, limit = open_tokenizer(config, model)
     longest = max(constitution.principles, key=lambda principle: len(principle.text))
 
     def check(record: PromptRecord) -> str | None:

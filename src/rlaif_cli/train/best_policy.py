@@ -18,7 +18,7 @@ import numpy as np
 
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.data.messages import Message, content_id
-from rlaif_cli.errors import UsageError
+from rlaif_cli.errors import UsageError, option
 from rlaif_cli.stats import agreement
 from rlaif_cli.stats.as_json import rate
 from rlaif_cli.train import dataset
@@ -95,7 +95,8 @@ def split(config: PPOConfig, prompts: list[Prompt]) -> tuple[list[Prompt], HeldO
     held_out = dataset.held_out(content, config.eval_fraction, config.seed, minimum=2)
     if not held_out:
         raise UsageError(
-            "--eval-judge and --eval-function need at least three different prompts: two are held out (with a judge, "
+            f"{option('eval_judge')} and {option('eval_function')} need at least three different prompts: two "
+            "are held out (with a judge, "
             "one to select the weights and one to measure them)",
             where=config.prompts,
         )

@@ -16,6 +16,7 @@ from rlaif_cli.data.records import Record
 from rlaif_cli.train.parallel.distributed import is_main
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 @functools.lru_cache(maxsize=2)  # a step may extend into the next pass
@@ -40,9 +41,30 @@ def held_out(keys: Iterable[str], fraction: float, seed: int, *, minimum: int = 
     return set(distinct[: max(minimum, count) if fraction > 0 and len(distinct) > minimum else 0])
 
 
-def checked_source(
-    config: Any, path: str, kind: type[R], check: Callable[[R], str | None], rejected: str = "rejected"
-) -> Source[R]:
-    """A trainer's input. With `skip_invalid`, invalid lines go to the `rejected` file beside the output folder."""
+def checked_rows(
+    config: Any, path: str, kind: type[R], convert: Callable[[R], T | str], rejected: str = "rejected"
+) -> tuple[Source[R], list[T]]:
+    """A trainer's input, and what `convert` makes of each record, in order: the check needs the tokens already.
+
+    With `skip_invalid`, invalid lines go to the `rejected` file beside the output folder.
+
+    A dry run, which only counts, keeps no rows.
+
+    Args:
+        convert: returns a text if the record is invalid: the reason.
+    """
+    rows: list[T] = []
+
+    def check(record: R) -> str | None:
+        row = convert(record)
+        if isinstance(row, str):
+            return row
+        if not config.dry_run:
+            rows.append(row)
+        return None
+
     written = trainer_rejected_path(config.output, rejected) if is_main() else None
-    return Source(path, kind, skip_invalid=config.skip_invalid, rejected_path=written, check=check)
+    source = Source(
+        path, kind, skip_invalid=config.skip_invalid, rejected_path=written, check=check, restart=rows.clear
+    )
+    return source, rows

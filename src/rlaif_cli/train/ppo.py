@@ -20,7 +20,7 @@ from rlaif_cli.data.messages import Message, as_messages
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.engines.base import Completion, request_seed
-from rlaif_cli.errors import EngineError
+from rlaif_cli.errors import EngineError, option
 from rlaif_cli.judge.provenance import judging_hashes
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.resolve import resolve_model
@@ -28,7 +28,7 @@ from rlaif_cli.models.tokenizer import ChatTokenizer, with_system
 from rlaif_cli.stats.diversity import openings
 from rlaif_cli.train import best_policy, evaluations, reward_function, scoring
 from rlaif_cli.train.best_policy import Compare, Selection
-from rlaif_cli.train.dataset import checked_source, epoch_order
+from rlaif_cli.train.dataset import checked_rows, epoch_order
 from rlaif_cli.train.evaluations import Evaluations
 from rlaif_cli.train.math.advantages import remove_length_effect
 from rlaif_cli.train.math.masked import explained_variance, masked_mean
@@ -77,12 +77,12 @@ def train_ppo(
     functions = {name: reward_function.load(spec) for name, spec in config.eval_functions.items()}
     base = resolve_model(config.model)
     reward_path = resolve_model(config.reward_model[0]) if config.reward_model else None
-    source = _source(config, base, judge_fits)
+    source, tokens = _source(config, base, judge_fits)
     if config.dry_run:
         return {"prompts": len(source)}
 
     def train(settings: dict[str, Any]) -> dict[str, Any]:
-        prompts = _prompts(config, source, base)
+        prompts = [_prompt(config, record, ids) for record, ids in zip(source, tokens, strict=True)]
         trainer = Trainer(config, base, reward_path)
         reward = make_reward(trainer.load_adapter)
         weights = _run(config, settings, base, trainer, reward, prompts, compare, functions, progress)
@@ -91,29 +91,29 @@ def train_ppo(
         return found | ({"weights": weights} if weights else {})
 
     inputs = {"input_sha256": source.sha256, "ppo_version": VERSION, **judging_hashes(config)}
-    return run_in_folder(config, "ppo", train, **inputs)
+    return run_in_folder(config, "ppo", base, train, **inputs)
 
 
-def _source(config: PPOConfig, base: Path, judge_fits: Callable[[list[Message]], str | None]) -> Source[PromptRecord]:
+def _source(
+    config: PPOConfig, base: Path, judge_fits: Callable[[list[Message]], str | None]
+) -> tuple[Source[PromptRecord], list[list[int]]]:
+    """The prompts, and the tokens of each."""
     tokenizer, limit = ChatTokenizer(base), context_length(base)
 
-    def fits(record: PromptRecord) -> str | None:
+    def convert(record: PromptRecord) -> list[int] | str:
         messages = with_system(as_messages(record.prompt), config.system)
-        need = len(tokenizer.chat(messages)) + config.max_tokens
+        ids = tokenizer.chat(messages)
+        need = len(ids) + config.max_tokens
         if need > limit:
             return f"prompt and response need {need} tokens, the model's context holds {limit}"
-        return judge_fits(messages)
+        return judge_fits(messages) or ids
 
-    return checked_source(config, config.prompts, PromptRecord, fits)
+    return checked_rows(config, config.prompts, PromptRecord, convert)
 
 
-def _prompts(config: PPOConfig, source: Source[PromptRecord], base: Path) -> list[Prompt]:
-    tokenizer = ChatTokenizer(base)
-    rows = ((record, with_system(as_messages(record.prompt), config.system)) for record in source)
-    return [
-        Prompt(record.id, messages, tokenizer.chat(messages), record.reference, record.meta)
-        for record, messages in rows
-    ]
+def _prompt(config: PPOConfig, record: PromptRecord, ids: list[int]) -> Prompt:
+    messages = with_system(as_messages(record.prompt), config.system)
+    return Prompt(record.id, messages, ids, record.reference, record.meta)
 
 
 def _run(
@@ -292,7 +292,7 @@ def check_mismatch(mismatch: float, bound: float) -> None:
         raise EngineError(
             f"the engine's log-probs differ from the trainer's by {mismatch:.3f} nats per token on average "
             f"(bound {bound:g}): its weights were not synced",
-            hint="report this with the model's name; --max-mismatch sets the bound",
+            hint=f"report this with the model's name; {option('max_mismatch')} sets the bound",
         )
 
 

@@ -20,13 +20,13 @@ from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.data.messages import prompt_text
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Preference
-from rlaif_cli.errors import DivergedError, InputError
+from rlaif_cli.errors import DivergedError, InputError, option
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.stats.agreement import agreement_items
 from rlaif_cli.stats.calibration import calibration, entropy
 from rlaif_cli.stats.intervals import rate_estimate
-from rlaif_cli.train.dataset import checked_source, held_out
+from rlaif_cli.train.dataset import checked_rows, held_out
 from rlaif_cli.train.epochs import run_epochs, selection_and_report
 from rlaif_cli.train.math.losses import binary_entropy, soft_pairwise_loss
 from rlaif_cli.train.nn.batching import micro_batches
@@ -62,18 +62,17 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
     """
     base = resolve_model(config.model)
     tokenizer = ChatTokenizer(base)
-    source = _source(config, tokenizer, config.preferences, "rejected")
-    human = _source(config, tokenizer, config.human, "human.rejected") if config.human else None
+    source, pairs = _pairs(config, tokenizer, config.preferences, "rejected")
+    human, human_pairs = _pairs(config, tokenizer, config.human, "human.rejected") if config.human else (None, [])
     if config.dry_run:
         return {"pairs": len(source)}
 
     def train(settings: dict[str, Any]) -> dict[str, Any]:
-        pairs, human_pairs = ([tokenize(record, tokenizer) for record in records] for records in (source, human or ()))
         found = _train(config, settings, base, pairs, human_pairs, progress)
         return found | {"rejected": source.rejected, "human_rejected": human.rejected if human else 0}
 
     inputs = {"input_sha256": source.sha256, "human_sha256": human.sha256 if human else None}
-    return run_in_folder(config, "train-rm", train, **inputs)
+    return run_in_folder(config, "train-rm", base, train, **inputs)
 
 
 def _train(
@@ -111,17 +110,20 @@ def untrained(base: Path, config: RewardModelConfig) -> Any:
     return sharded(trainable(model, config), config)
 
 
-def _source(config: RewardModelConfig, tokenizer: ChatTokenizer, path: str, rejected: str) -> Source[Preference]:
-    def fits(record: Preference) -> str | None:
-        return too_long(tokenize(record, tokenizer).group, config.max_length)
+def _pairs(
+    config: RewardModelConfig, tokenizer: ChatTokenizer, path: str, rejected: str
+) -> tuple[Source[Preference], list[Pair]]:
+    def convert(record: Preference) -> Pair | str:
+        pair = tokenize(record, tokenizer)
+        return too_long(pair.group, config.max_length) or pair
 
-    return checked_source(config, path, Preference, fits, rejected)
+    return checked_rows(config, path, Preference, convert, rejected)
 
 
 def too_long(group: Group, max_length: int) -> str | None:
     """Why a pair is too long, or None if it is not."""
     longest = len(group.prompt) + max(map(len, group.responses))
-    return None if longest <= max_length else f"{longest} tokens; --max-length is {max_length}"
+    return None if longest <= max_length else f"{longest} tokens; {option('max_length')} is {max_length}"
 
 
 def tokenize(record: Preference, tokenizer: ChatTokenizer) -> Pair:
@@ -146,7 +148,7 @@ def without_ties(pairs: list[Pair], config: RewardModelConfig) -> tuple[list[Pai
     if config.ties == "keep":
         return pairs, ties
     if not decided:
-        raise InputError("every pair to train on is a tie", where=config.preferences, hint="--ties keep")
+        raise InputError("every pair to train on is a tie", where=config.preferences, hint=f"{option('ties')} keep")
     return decided, ties
 
 

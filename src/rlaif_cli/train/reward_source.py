@@ -21,7 +21,7 @@ from rlaif_cli.config.reward import RewardSourceConfig, ScorersConfig
 from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.messages import Message, content_id
 from rlaif_cli.engines import LOCAL, Engine, EnginePool, Failed, Request
-from rlaif_cli.errors import ModelError, UsageError
+from rlaif_cli.errors import ModelError, UsageError, option
 from rlaif_cli.judge import NoReward, RewardingJudge, make_judge, named_principles
 from rlaif_cli.judge.constitution import Constitution, Principle
 from rlaif_cli.judge.constitution_files import load_constitution
@@ -293,7 +293,7 @@ def _principles(constitution: Constitution, wanted: Sequence[str]) -> tuple[Prin
     # A sampled principle would make the reward itself random from step to step.
     if tuple(wanted) == ("sample",):
         raise UsageError(
-            "--principles sample is for comparisons: a reward needs the same principles for every response"
+            f"{option('principles')} sample is for comparisons: a reward needs the same principles for every response"
         )
     return named_principles(constitution, wanted)
 

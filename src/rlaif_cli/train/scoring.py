@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.data.atomic import open_for_writing
-from rlaif_cli.errors import EngineError
+from rlaif_cli.errors import EngineError, option
 from rlaif_cli.train.parallel.distributed import all_gather, is_main
 from rlaif_cli.train.reward_source import RewardSource, scores_and_parts, why_unscored
 from rlaif_cli.train.rollout import Prompt, Rollout
@@ -125,13 +125,23 @@ def check_unscored(
     if trained_on and len(unscored) <= config.max_unscored * total + 1e-9:
         return
     several = config.judge and (len(config.principles) > 1 or tuple(config.principles) == ("all",))
-    fewer = " A score needs an answer for every principle, so fewer --principles fail less often." if several else ""
+    fewer = (
+        f" A score needs an answer for every principle, so fewer {option('principles')} fail less often."
+        if several
+        else ""
+    )
     reasons = Counter(row["reason"] for row in unscored).most_common(3)
     summary = "; ".join(f"{reason} ({count} of {len(unscored)})" for reason, count in reasons)
-    bound = f"--max-unscored allows {config.max_unscored:.0%}" if trained_on else "which leaves nothing to compare"
+    bound = (
+        f"{option('max_unscored')} allows {config.max_unscored:.0%}"
+        if trained_on
+        else "which leaves nothing to compare"
+    )
     raise TooManyUnscored(
         f"{len(unscored)} of the {total} responses of step {step} got no score ({bound}): {summary}",
         hint=f"they are in {Path(config.output) / UNSCORED}. Nothing is lost: once the judge answers, run the same "
-        f"command to resume before this step; or train without these responses with a higher --max-unscored.{fewer} "
-        "A different judge, function, --method, --principles or --max-tokens needs a new run (--overwrite)",
+        "command to resume before this step; or train without these responses with a higher "
+        f"{option('max_unscored')}.{fewer} "
+        f"A different judge, function, {option('method')}, {option('principles')} or {option('max_tokens')} "
+        f"needs a new run ({option('overwrite')})",
     )

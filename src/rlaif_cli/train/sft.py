@@ -18,6 +18,7 @@ from rlaif_cli.config.train import SftConfig
 from rlaif_cli.data.messages import as_messages, prompt_text
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Demonstration
+from rlaif_cli.errors import option
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import dataset
@@ -42,29 +43,26 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
     """
     base = resolve_model(config.model)
     tokenizer = ChatTokenizer(base)
-    source = _source(config, tokenizer)
+    source, rows = _rows(config, tokenizer)
     if config.dry_run:
         return {"records": len(source)}
 
     def train(settings: dict[str, Any]) -> dict[str, Any]:
-        return _train(config, settings, base, tokenizer, source, progress) | {"rejected": source.rejected}
+        groups = [group for groups in rows for group in groups]
+        return _train(config, settings, base, groups, progress) | {"rejected": source.rejected}
 
-    return run_in_folder(config, "sft", train, input_sha256=source.sha256)
+    return run_in_folder(config, "sft", base, train, input_sha256=source.sha256)
 
 
 def _train(
     config: SftConfig,
     settings: dict[str, Any],
     base: Path,
-    tokenizer: ChatTokenizer,
-    source: Source[Demonstration],
+    groups: Sequence[tuple[Group, str]],
     progress: ProgressCallback,
 ) -> dict[str, Any]:
-    records = [each for record in source for each in _expanded(record, config)]
-    held_out_prompts = dataset.held_out(
-        (prompt_text(record.prompt) for record in records), config.eval_fraction, config.seed
-    )
-    groups = [(_tokenize(record, tokenizer), prompt_text(record.prompt)) for record in records]
+    """groups: each with its prompt."""
+    held_out_prompts = dataset.held_out((prompt for _, prompt in groups), config.eval_fraction, config.seed)
     train = [group for group, prompt in groups if prompt not in held_out_prompts]
     held_out = [each for each in groups if each[1] in held_out_prompts]
     halves = selection_and_report(held_out, lambda each: each[1], config)
@@ -93,14 +91,17 @@ def _train(
     return results
 
 
-def _source(config: SftConfig, tokenizer: ChatTokenizer) -> Source[Demonstration]:
-    def fits(record: Demonstration) -> str | None:
-        if config.all_rounds and not _has_revisions(record):
-            return "'rounds' must be a list of objects with a 'revision', which --all-rounds trains on"
-        need = max(_tokenize(each, tokenizer).tokens for each in _expanded(record, config))
-        return None if need <= config.max_length else f"{need} tokens; --max-length is {config.max_length}"
+def _rows(config: SftConfig, tokenizer: ChatTokenizer) -> tuple[Source[Demonstration], list[list[tuple[Group, str]]]]:
+    """The input, and for each record its groups with their prompt: one, or one for each round."""
 
-    return dataset.checked_source(config, config.records, Demonstration, fits)
+    def convert(record: Demonstration) -> list[tuple[Group, str]] | str:
+        if config.all_rounds and not _has_revisions(record):
+            return f"'rounds' must be a list of objects with a 'revision', which {option('all_rounds')} trains on"
+        groups = [(_tokenize(each, tokenizer), prompt_text(each.prompt)) for each in _expanded(record, config)]
+        need = max(group.tokens for group, _ in groups)
+        return groups if need <= config.max_length else f"{need} tokens; {option('max_length')} is {config.max_length}"
+
+    return dataset.checked_rows(config, config.records, Demonstration, convert)
 
 
 def _has_revisions(record: Demonstration) -> bool:

@@ -14,7 +14,7 @@ from multiprocessing import active_children, get_context, parent_process
 from rlaif_cli.config.data import ParallelConfig
 from rlaif_cli.data.inputs import files
 from rlaif_cli.data.reader import Each
-from rlaif_cli.errors import RlaifError
+from rlaif_cli.errors import RlaifError, option
 from rlaif_cli.machine import cores
 
 
@@ -30,7 +30,7 @@ def each_file(config: ParallelConfig) -> Iterator[Each]:
         try:
             yield pool.map
         except BrokenProcessPool as error:
-            hint = "it may have run out of memory; try a lower --num-workers"
+            hint = f"it may have run out of memory; try a lower {option('num_workers')}"
             raise RlaifError("a worker process was killed", where=config.records, hint=hint) from error
         except BaseException:  # the results of the others are not needed
             for worker in active_children():

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import ModelError
+from rlaif_cli.errors import ModelError, option
 from rlaif_cli.models.load import load, load_config
 from rlaif_cli.models.metadata import check_reward_model, stored_tensors
 from rlaif_cli.train.nn import lora, selftest
@@ -95,7 +95,7 @@ def _with_head(path: Path, fresh: frozenset[str], dtype: torch.dtype, **options:
         raise ModelError(
             f"transformers has no reward model of this kind ({config.model_type})",
             where=str(path),
-            hint=f"use another base for the reward model; ppo --advantage rloo needs no value model ({hint})",
+            hint=f"use another base for the reward model; `rlaif ppo --advantage rloo` needs no value model ({hint})",
         )
     with torch.device("meta"):
         head = getattr(AutoModelForSequenceClassification.from_config(config), "score", None)
@@ -149,7 +149,9 @@ def with_checkpointing_and_compile(model: Any, config: TrainConfig) -> Any:
     if config.compile:
         layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         if not layers:
-            raise ModelError("--compile cannot find the layers of this model", hint="train without --compile")
+            raise ModelError(
+                f"{option('compile')} cannot find the layers of this model", hint=f"train without {option('compile')}"
+            )
         for layer in layers:  # compiled once for all layers and any number of tokens
             layer.compile(dynamic=True)
     return model

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import ModelError, RlaifError
+from rlaif_cli.errors import ModelError, RlaifError, option
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.models.resolve import resolve_model
 
@@ -38,7 +38,9 @@ def _lora(model: Any, rank: int, alpha: int) -> LoraConfig:
     linear = adapted or [path for path, module in body.named_modules() if isinstance(module, nn.Linear)]
     targets = sorted({path.rpartition(".")[2] for path in linear})
     if not targets:
-        raise ModelError("LoRA needs linear layers, but the model's body has none", hint="train without --lora-rank")
+        raise ModelError(
+            "LoRA needs linear layers, but the model's body has none", hint=f"train without {option('lora_rank')}"
+        )
     return LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
 
 

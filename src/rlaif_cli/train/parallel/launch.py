@@ -19,7 +19,7 @@ from typing import Any
 
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError
+from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError, option
 from rlaif_cli.ui import console
 
 RESUME_HINT = "the last saved state is kept; run the same command again to resume"
@@ -64,14 +64,18 @@ def run(stage: str, config: TrainConfig, work: Callable[[Any], int]) -> int:
 
 def _check(config: TrainConfig, launched: int) -> None:
     if launched > 1 and config.num_processes not in (1, launched):
-        what = f"--num-processes is {config.num_processes}, but {launched} processes have already been launched"
-        raise UsageError(what, hint="omit --num-processes")
+        what = (
+            f"{option('num_processes')} is {config.num_processes}, but {launched} processes have already been launched"
+        )
+        raise UsageError(what, hint=f"omit {option('num_processes')}")
     for name in config.data_fields():
         if getattr(config, name) == "-":
             raise UsageError("several processes cannot share stdin", hint="give a file")
     if isinstance(config, PPOConfig) and config.prompts_per_step < max(launched, config.num_processes):
         what = "every process needs at least one prompt per step"
-        raise UsageError(f"{what}: --prompts-per-step is below the number of processes", hint="use fewer processes")
+        raise UsageError(
+            f"{what}: {option('prompts_per_step')} is below the number of processes", hint="use fewer processes"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ in each process

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import DivergedError, ModelError, UsageError
+from rlaif_cli.errors import DivergedError, ModelError, UsageError, option
 from rlaif_cli.train.nn.heads import device, packs, trained_parameters
 from rlaif_cli.train.nn.precision import frozen_dtype
 from rlaif_cli.train.parallel.distributed import full_tensor, shard, sum_gradients, world_size
@@ -38,7 +38,7 @@ def sharded(model: Any, config: TrainConfig) -> Any:
             f"this kind of model ({model.config.model_type}) is trained one sequence at a time, which cannot be split "
             "over several processes",
             where=config.model,
-            hint="use one process, or --lora-rank",
+            hint=f"use one process, or {option('lora_rank')}",
         )
     return model if config.lora_rank else shard(model, frozen_dtype(config.precision))
 
@@ -55,12 +55,13 @@ def make_optimizer(groups: Iterable[tuple[Any, float]], config: TrainConfig) -> 
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
-        raise UsageError("--optimizer adamw-8bit needs a package", hint="pip install bitsandbytes") from None
+        raise UsageError(f"{option('optimizer')} adamw-8bit needs a package", hint="pip install bitsandbytes") from None
     if not torch.cuda.is_available():
-        raise UsageError("--optimizer adamw-8bit needs a GPU", hint="use --optimizer adamw")
+        raise UsageError(f"{option('optimizer')} adamw-8bit needs a GPU", hint=f"use {option('optimizer')} adamw")
     if world_size() > 1 and not config.lora_rank:
         raise UsageError(
-            "--optimizer adamw-8bit cannot be sharded over processes", hint="use --optimizer adamw, or LoRA"
+            f"{option('optimizer')} adamw-8bit cannot be sharded over processes",
+            hint=f"use {option('optimizer')} adamw, or LoRA",
         )
     eight_bit: torch.optim.Optimizer = AdamW8bit(trained, eps=1e-5, weight_decay=config.weight_decay)
     return eight_bit

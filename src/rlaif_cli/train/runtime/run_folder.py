@@ -13,9 +13,8 @@ from rlaif_cli import __version__
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data.atomic import cannot_write, fsync_tree, lock, read_json, write_json
 from rlaif_cli.data.run_settings import START_OVER, refuse_changed_settings
-from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory
+from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory, option
 from rlaif_cli.models.metadata import checkpoint_hash
-from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.train.parallel.distributed import broadcast_from_main, is_main
 from rlaif_cli.train.runtime.checkpoint import remove_state
 from rlaif_cli.train.runtime.optim import set_seed
@@ -25,11 +24,12 @@ MANIFEST = "manifest.json"
 
 
 def run_in_folder(
-    config: TrainConfig, stage: str, train: Callable[[dict[str, Any]], dict[str, Any]], **inputs: Any
+    config: TrainConfig, stage: str, base: Path, train: Callable[[dict[str, Any]], dict[str, Any]], **inputs: Any
 ) -> dict[str, Any]:
     """Run training in its output folder: check trackers, lock the folder, set the seed, and write the manifest.
 
     Args:
+        base: the checkpoint that training starts from.
         train: settings -> the summary's numbers; saves the trained model.
         inputs: what determines the result besides the config, such as the input's sha256.
 
@@ -42,7 +42,7 @@ def run_in_folder(
     check_trackers(config)
     folder = Path(config.output)
     with _claimed(folder) if is_main() else contextlib.nullcontext():
-        settings, done = broadcast_from_main(lambda: _begin(config, folder, stage, inputs))
+        settings, done = broadcast_from_main(lambda: _begin(config, folder, stage, base, inputs))
         if done is not None:
             return done
         set_seed(config.seed)
@@ -52,10 +52,10 @@ def run_in_folder(
 
 
 def _begin(
-    config: TrainConfig, folder: Path, stage: str, inputs: dict[str, Any]
+    config: TrainConfig, folder: Path, stage: str, base: Path, inputs: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """(everything that determines the result, the summary's numbers if the folder holds this run, completed)."""
-    settings = config.deciding() | inputs | {"model_sha256": checkpoint_hash(resolve_model(config.model))}
+    settings = config.deciding() | inputs | {"model_sha256": checkpoint_hash(base)}
     _refuse_foreign(folder, stage)
     if config.overwrite:
         _empty(folder)
@@ -83,8 +83,10 @@ def _within_memory(train: Callable[[dict[str, Any]], dict[str, Any]], settings: 
         what = f"out of memory: {str(error).splitlines()[0]}" if str(error) else "out of memory"
         raise EngineError(
             what,
-            hint="to use less memory: a smaller --tokens-per-batch (same results, slower), --gradient-checkpointing, "
-            "--lora-rank or --optimizer adamw-8bit; with --overwrite, since a run's settings cannot change midway",
+            hint=f"to use less memory: a smaller {option('tokens_per_batch')} (same results, slower), "
+            f"{option('gradient_checkpointing')}, "
+            f"{option('lora_rank')} or {option('optimizer')} adamw-8bit; with {option('overwrite')}, since a "
+            "run's settings cannot change midway",
         ) from error
 
 
@@ -122,5 +124,7 @@ def _refuse_foreign(folder: Path, stage: str) -> None:
         ours = any((folder / name).exists() for name in ("metrics.jsonl", "state"))
     if any(folder.iterdir()) and not ours:
         raise UsageError(
-            f"the folder holds files that no {stage} run made", where=str(folder), hint="choose another -o"
+            f"the folder holds files that no {stage} run made",
+            where=str(folder),
+            hint=f"choose another {option('output')}",
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import UsageError
+from rlaif_cli.errors import UsageError, option
 
 FOLDER = "tracker"  # in the run's folder; TensorBoard reads it
 
@@ -19,7 +19,7 @@ def check_trackers(config: TrainConfig) -> None:
 
     available = {str(tracker) for tracker in get_available_trackers()}
     if missing := [name for name in config.tracker if name not in available]:
-        raise UsageError(f"--tracker {missing[0]} needs a package", hint=f"pip install {missing[0]}")
+        raise UsageError(f"{option('tracker')} {missing[0]} needs a package", hint=f"pip install {missing[0]}")
 
 
 class Trackers:
