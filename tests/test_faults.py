@@ -34,7 +34,7 @@ from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.label import label
 from rlaif_cli.train.nn.heads import load_policy
 from rlaif_cli.train.runtime.run_folder import run_in_folder
-from rlaif_cli.ui.console import visible
+from rlaif_cli.ui.text import visible
 
 # --- checkpoints --------------------------------------------------------------------------------------------
 

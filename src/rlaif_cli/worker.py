@@ -13,11 +13,11 @@ from typing import Any
 import typer
 
 from rlaif_cli.cli import ppo, sft, train_rm
-from rlaif_cli.cli.app import ErrorMappingGroup, main
+from rlaif_cli.cli.app import ErrorMappingGroup, exit_with, main
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig, SftConfig, TrainConfig
 from rlaif_cli.train.parallel import launch
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 _STAGES: dict[str, tuple[type[TrainConfig], Any]] = {
     "sft": (SftConfig, sft.run),
@@ -34,13 +34,13 @@ def _root() -> None:
 
 
 @app.command()
-def work(stage: str, settings: str, quiet: int, debug: int) -> None:
+def work(context: typer.Context, stage: str, settings: str, quiet: int, debug: int) -> None:
     _end_with_parent()
-    launch.silence_unless_main()
-    console.debug, console.quiet = bool(debug), console.quiet or bool(quiet)
+    console: Console = context.obj
+    console.debug, console.quiet = bool(debug), bool(quiet) or not launch.is_main()
     console.guard_stdout()
     config, run = _STAGES[stage]
-    launch.run_as_worker(config.model_validate_json(settings), run, watched=True)
+    launch.run_as_worker(config.model_validate_json(settings), run, console, watched=True)
 
 
 def _end_with_parent() -> None:
@@ -50,5 +50,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.argv.insert(1, "work")
-    main(app)
+    exit_with(main(["work", *sys.argv[1:]], program=app))

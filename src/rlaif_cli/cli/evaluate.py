@@ -19,7 +19,7 @@ from rlaif_cli.config.evaluate import (
     WinRateConfig,
 )
 from rlaif_cli.errors import EXIT_PARTIAL
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 app = typer.Typer(help="Evaluate judges, reward models and policies.", no_args_is_help=True)
 
@@ -35,13 +35,13 @@ def sample_size(found: dict[str, Any]) -> str:
     return f"n {found['n']}" + (f" of {found['prompts']} prompts" if found["prompts"] != found["n"] else "")
 
 
-def _report(config: Any, result: dict[str, Any]) -> int:
+def _report(console: Console, config: Any, result: dict[str, Any]) -> int:
     """Print the result (to stdout if it has no file) and a summary line, and return the exit code."""
     if config.dry_run:
         console.say(f"{result['metric']}: {result['n']} to be scored" if result["n"] else "all inputs are readable")
         return 0
     if config.output == "-":
-        console.data_stream().write(json.dumps(result, ensure_ascii=False) + "\n")
+        console.records.write(json.dumps(result, ensure_ascii=False) + "\n")
     found = {name: each for name, each in result.items() if isinstance(each, dict) and "value" in each}
     estimates = [
         shown(name, each) + ("" if sample_size(each) == sample_size(result) else f" ({sample_size(each)})")
@@ -62,14 +62,14 @@ def _report(config: Any, result: dict[str, Any]) -> int:
     return 0
 
 
-def _evaluation(name: str) -> Callable[[Any], int]:
-    def run(config: Any) -> int:
+def _evaluation(name: str) -> Callable[[Any, Console], int]:
+    def run(config: Any, console: Console) -> int:
         from rlaif_cli.engines import EnginePool
         from rlaif_cli.registry import run_stage
 
         with EnginePool() as engines, console.progress(f"eval {name}") as progress:
             result = run_stage(f"eval {name}", config, engines=engines, progress=progress)
-        return _report(config, result)
+        return _report(console, config, result)
 
     return run
 

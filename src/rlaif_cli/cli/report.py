@@ -6,10 +6,10 @@ import typer
 
 from rlaif_cli.cli.options import command
 from rlaif_cli.config.report import ReportConfig
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 
-def run(config: ReportConfig) -> int:
+def run(config: ReportConfig, console: Console) -> int:
     from rlaif_cli.report.write import write
 
     report, *cards = write(config)

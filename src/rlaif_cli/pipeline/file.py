@@ -35,8 +35,8 @@ from rlaif_cli.data.json_lines import describe
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.shipped_files import shipped_path
 from rlaif_cli.errors import InputError, UsageError
-from rlaif_cli.ui.console import counted
 from rlaif_cli.ui.progress import ProgressCallback
+from rlaif_cli.ui.text import counted
 
 SUMMARY = "summary.json"
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")

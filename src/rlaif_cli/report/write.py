@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlaif_cli.config.report import ReportConfig
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
 
 
 def write(config: ReportConfig) -> list[Path]:
@@ -14,6 +14,6 @@ def write(config: ReportConfig) -> list[Path]:
 
     folder = Path(config.run_folder)
     for warning in damaged(read_run(folder)):
-        console.warn_once(warning)
+        messages.warn_once(warning)
     report = write_report(folder, Path(config.output), [Path(other) for other in config.beside])
     return [report, *(write_model_cards(folder) if config.card else [])]

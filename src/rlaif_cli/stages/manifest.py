@@ -12,7 +12,7 @@ from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import LOCAL, Engine, computing_engine, engine_name
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.models.resolve import resolve_model
-from rlaif_cli.ui.console import warn_once
+from rlaif_cli.ui.messages import warn_once
 
 
 def model_hash(config: EngineConfig, model: str) -> str | None:
