@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import ROOT, heed_interrupts, rlaif, rows_of
+from helpers import ROOT, heed_interrupts, rlaif, rows_of
 from rlaif_cli.cli.app import ORDER
 
 Write = Callable[..., str]

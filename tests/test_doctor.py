@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import rlaif
+from helpers import rlaif
 from rlaif_cli.cli import diagnose
-from rlaif_cli.cli.app import main
 
 
 @pytest.mark.vllm
@@ -53,6 +51,5 @@ def test_the_exit_code_says_whether_the_demo_can_run(monkeypatch: pytest.MonkeyP
     for level, code in (("note", 0), ("missing", 1)):
         finding = diagnose.Finding("memory", level, "too little", "buy some")  # type: ignore[arg-type]
         monkeypatch.setattr(diagnose, "examine", lambda finding=finding: [finding])
-        said = io.StringIO()
-        assert main(["doctor"], stdout=said) == code
-        assert "too little" in said.getvalue() and "-> buy some" in said.getvalue()
+        done = rlaif("doctor")
+        assert done.returncode == code and "too little" in done.stdout and "-> buy some" in done.stdout

@@ -21,7 +21,7 @@ import fsspec
 import pytest
 import zstandard
 
-from conftest import heed_interrupts, rlaif, rows_of
+from helpers import heed_interrupts, rlaif, rows_of
 from rlaif_cli.config.data import DedupeConfig, ShardConfig, StatsConfig, ValidateConfig
 from rlaif_cli.data import inputs
 from rlaif_cli.data.compression import content_sha256

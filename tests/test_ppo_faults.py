@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import rows_of
+from helpers import rows_of
 from rlaif_cli import registry
 from rlaif_cli.cli import ppo as ppo_command
 from rlaif_cli.config.engine import GenerateConfig

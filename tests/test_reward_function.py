@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from chat_server import Server, message, oracle
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 from rlaif_cli.config.base import address_fault
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.data.messages import Message

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 from rlaif_cli.cli.train_rm import summary
 from rlaif_cli.config.evaluate import RewardModelEvalConfig
 from rlaif_cli.config.ppo import PPOConfig
