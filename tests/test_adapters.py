@@ -179,7 +179,7 @@ class Lowercase:
         return torch.tensor([[sum("a" <= c <= "z" for c in t) / max(1, len(t)) for t in texts] for texts in responses])
 
 
-@pytest.mark.parametrize("advantage", ["gae", "rloo"])
+@pytest.mark.parametrize("advantage", [pytest.param("gae", marks=pytest.mark.slow), "rloo"])
 def test_ppo_by_adapters_climbs_and_resumes(
     tiny: Path, tmp_path: Path, write_jsonl: Callable[..., str], advantage: str
 ) -> None:

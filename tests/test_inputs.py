@@ -359,7 +359,7 @@ def test_the_next_copy_removes_what_a_killed_command_left(tmp_path: Path) -> Non
     assert running.returncode == done.returncode == 0 and not folders()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_workers_end_with_their_command(tmp_path: Path, stop: signal.Signals) -> None:
     for number in range(2):
         path = tmp_path / f"{number}.jsonl"

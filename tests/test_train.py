@@ -722,7 +722,10 @@ def mean(rows: list[dict[str, Any]], name: str) -> float:
     return sum(row[name] for row in rows) / len(rows)
 
 
-@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo", "reinforce"])
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("rloo", "grpo", "reinforce")]
+
+
+@pytest.mark.parametrize("advantage", ["gae", *LONG])
 def test_ppo_climbs_a_known_reward(ppo: Any, tiny: Path, advantage: str) -> None:
     folder = ppo("policy", steps=30, prompts_per_step=8, n=4, lr=2e-3, kl_coef=0.0, advantage=advantage)
     rows = log_of(folder)
@@ -733,6 +736,13 @@ def test_ppo_climbs_a_known_reward(ppo: Any, tiny: Path, advantage: str) -> None
 
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and model.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "grpo", "reinforce"])
+def test_ppo_takes_steps_by_every_advantage(ppo: Any, advantage: str) -> None:
+    rows = log_of(ppo("policy", steps=2, prompts_per_step=4, n=4, lr=2e-3, advantage=advantage))
+    assert rows[0]["kl"] == pytest.approx(0, abs=1e-3) and rows[1]["kl"] != rows[0]["kl"], "the policy moves"
+    assert all(row["grad_norm"] > 0 and row["mismatch"] < 1e-3 for row in rows)
 
 
 @pytest.mark.parametrize("kl_in", ["reward", "loss"])

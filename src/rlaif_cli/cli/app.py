@@ -153,7 +153,7 @@ def main(
 @contextlib.contextmanager
 def _standard_streams(stdin: IO[str] | None, stdout: IO[str] | None, stderr: IO[str] | None) -> Iterator[None]:
     before = sys.stdin, sys.stdout, sys.stderr
-    sys.stdin, sys.stdout, sys.stderr = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr  # type: ignore[assignment]  # Python needs no more of them
+    sys.stdin, sys.stdout, sys.stderr = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr
     try:
         yield
     finally:
@@ -165,7 +165,8 @@ def _run(program: typer.Typer, argv: Sequence[str] | None, console: Console) -> 
     try:
         typer.main.get_command(program)(args=argv, prog_name="rlaif", obj=console)
     except SystemExit as stop:  # also how a command that succeeds ends
-        return int(stop.code or EXIT_DONE)
+        code = stop.code or EXIT_DONE
+        return code if isinstance(code, int) else EXIT_FAILED
     except Exception as error:
         if "KeyboardInterrupt" in str(error):  # Ctrl-C inside pydantic raises an error of its own
             say_interrupted(console)

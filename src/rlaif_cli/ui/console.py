@@ -53,7 +53,7 @@ class Console:
         self.first_to_fail: Callable[[], bool] = lambda: not self.quiet
         self._stderr = stderr
         self._warned: set[str] = set()
-        self._unguard: Callable[[], None] | None = None
+        self._guard: contextlib.ExitStack | None = None
 
     # -------------------------------------------------------------------------------------------- stdout
 
@@ -63,21 +63,21 @@ class Console:
         Engines print to stdout. Their child processes do too, so the file descriptor itself is redirected to stderr,
         if records go there.
         """
-        if self._unguard is not None:
+        if self._guard is not None:
             return
+        self._guard = contextlib.ExitStack()
         self.records.flush()
         if _is_descriptor(self.records, 1):
             kept = os.dup(1)
             os.dup2(2, 1)
             self.records = os.fdopen(kept, "w", encoding="utf-8", errors="backslashreplace", newline="\n")
-            self._unguard = self._restore_descriptor
+            self._guard.callback(self._restore_descriptor)
         else:
-            redirection = contextlib.redirect_stdout(self._stderr)
-            redirection.__enter__()
-            self._unguard = lambda: redirection.__exit__(None, None, None)
+            self._guard.enter_context(contextlib.redirect_stdout(self._stderr))
 
     def _restore_descriptor(self) -> None:
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # what was printed is no record
+            sys.stdout.flush()
         os.dup2(self.records.fileno(), 1)
         self.records.close()
 
@@ -95,8 +95,8 @@ class Console:
             if not isinstance(error, BrokenPipeError):
                 raise
         finally:
-            if self._unguard is not None:
-                self._unguard()
+            if self._guard is not None:
+                self._guard.close()
 
     def show(self, found: Table | Tree) -> None:
         """Print a table or tree to stdout, for a command whose result is meant for people."""
