@@ -24,7 +24,7 @@ demo: setup ## the whole pipeline on the built-in model, into runs/demo
 test: setup ## the tests, real vLLM among them, in minutes
 	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-slow: setup ## the tests that start servers of their own
+test-slow: setup ## the tests that start servers, kill processes or train for long
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: setup ## check style

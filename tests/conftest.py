@@ -1,26 +1,19 @@
-"""Tiny models and the real command line, for every test."""
+"""Fixtures for every test: tiny models, files, scripted servers. Functions are in helpers.py."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chat_server import Server
+from helpers import rlaif
 
-ROOT = Path(__file__).parents[1]
 # vLLM reads these once, when it is imported; the tests of one process share one small cache.
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -72,54 +65,6 @@ def write_jsonl(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
-def rlaif(*arguments: str, stdin: str | None = None, cwd: Path | None = None, timeout: int = 300) -> Any:
-    """The real command line, as a user runs it."""
-    return subprocess.run(
-        [sys.executable, "-m", "rlaif_cli", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=timeout,
-    )
-
-
-def heed_interrupts() -> None:
-    """As `preexec_fn`: tests that a shell runs in the background ignore SIGINT, and their children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def rows_of(path: str | Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
-
-
-@contextmanager
-def vllm_serve(model: Path, name: str, log: Path, *options: str) -> Iterator[str]:
-    """`vllm serve`, a process of its own, until it answers; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", *options]
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}
-    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    with open(log, "wb") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 240
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=60)
-
-
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
     """Starts scripted chat servers, see `Server`."""
@@ -136,7 +81,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture
 def label(write_jsonl: Callable[..., str], tmp_path: Path) -> Callable[..., Any]:
-    """Runs `rlaif label` with a scripted server as the judge of "gold" and "lead"; (the process, its output)."""
+    """Runs `rlaif label` with a scripted server as the judge of "gold" and "lead"; (what it did, its output)."""
 
     def run(server: Server, *options: str, count: int = 30) -> Any:
         rows = [

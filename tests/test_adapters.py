@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig, SftConfig
 from rlaif_cli.models.tokenizer import ChatTokenizer
@@ -179,7 +179,7 @@ class Lowercase:
         return torch.tensor([[sum("a" <= c <= "z" for c in t) / max(1, len(t)) for t in texts] for texts in responses])
 
 
-@pytest.mark.parametrize("advantage", ["gae", "rloo"])
+@pytest.mark.parametrize("advantage", [pytest.param("gae", marks=pytest.mark.slow), "rloo"])
 def test_ppo_by_adapters_climbs_and_resumes(
     tiny: Path, tmp_path: Path, write_jsonl: Callable[..., str], advantage: str
 ) -> None:

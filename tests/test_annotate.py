@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 from rlaif_cli.config.judge import AnnotateConfig
 from rlaif_cli.errors import UsageError
 from rlaif_cli.stages.annotate import Session

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import rlaif_cli
-from conftest import ROOT, rows_of
+from helpers import ROOT, rows_of
 from rlaif_cli import (
     Candidates,
     Engines,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from conftest import rlaif
+from helpers import rlaif
 from rlaif_cli.config.judge import AuditConfig
 from rlaif_cli.stages.audit import audit, worst
 from rlaif_cli.stages.audit_checks import similarity

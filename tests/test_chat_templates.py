@@ -12,14 +12,14 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram
 from transformers import PreTrainedTokenizerFast
 
-from conftest import rows_of
+from helpers import rows_of
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig, SftConfig
 from rlaif_cli.data.messages import Message
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.errors import ConversationError, InputError, ModelError
+from rlaif_cli.errors import ConversationError, InputError, ModelError, RlaifWarning
 from rlaif_cli.models import tiny
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.stages.generate import generate
@@ -100,15 +100,13 @@ def test_a_generation_prompt_that_opens_thoughts_is_refused_with_the_reason(mode
 
 
 @pytest.mark.parametrize("name", ["alternating", "drops_system"])
-def test_a_lost_system_turn_is_the_rows_error_and_moves_for_a_judge(
-    models: dict[str, Path], name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_lost_system_turn_is_the_rows_error_and_moves_for_a_judge(models: dict[str, Path], name: str) -> None:
     tokenizer = ChatTokenizer(models[name])
     with pytest.raises(ConversationError, match=r"refuses this conversation|drops or rewrites the system turn"):
         tokenizer.chat([SYSTEM, ASKED])
-    moved = tokenizer.question([SYSTEM, ASKED])
+    with pytest.warns(RlaifWarning, match="no system turn; instructions to this model go before the question"):
+        moved = tokenizer.question([SYSTEM, ASKED])
     assert moved == tokenizer.chat([Message(role="user", content="Be brief.\n\nName a red fruit.")])
-    assert "no system turn; instructions to this model go before the question" in capsys.readouterr().err
     with pytest.raises(ModelError, match="which is the only difference"):
         tokenizer.require_system("which is the only difference between the two sides")
 

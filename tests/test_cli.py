@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from conftest import ROOT, heed_interrupts, rlaif, rows_of
+from helpers import ROOT, heed_interrupts, rlaif, rows_of
 from rlaif_cli.cli.app import order
+from rlaif_cli.ui.console import Console
 
 Write = Callable[..., str]
 FAKE_JUDGE = ("--judge", "fake", "--constitution", "helpfulness")
@@ -641,16 +643,45 @@ PIPELINE = {
 }
 
 
-def test_a_pipeline_that_was_killed_goes_on(questions: str, tmp_path: Path) -> None:
-    file, folder = tmp_path / "small.yaml", tmp_path / "run"
+@pytest.fixture
+def small(questions: str, tmp_path: Path) -> Path:
+    file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(PIPELINE, sort_keys=False).replace("PROMPTS", questions))
-    command = ("run", str(file), "-o", str(folder))
+    return file
+
+
+def test_a_pipeline_that_was_interrupted_goes_on(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def stop_in_ppo(self: Console, title: str) -> Iterator[Any]:
+        def progress(done: int, *_: Any, **__: Any) -> None:
+            if title == "policy" and done == 3:
+                raise KeyboardInterrupt
+
+        yield progress
+
+    command = ("run", str(small), "-o", str(tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Console, "progress", stop_in_ppo)
+        stopped = rlaif(*command)
+    assert stopped.returncode == 130 and "rerun the same command" in stopped.stderr
+    goes_on(command, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_pipeline_that_was_killed_goes_on(small: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = ("run", str(small), "-o", str(folder))
     process = subprocess.Popen([sys.executable, "-m", "rlaif_cli", *command], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (folder / "policy" / "state").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it should have been killed in the middle"
+    goes_on(command, folder)
+
+
+def goes_on(command: tuple[str, ...], folder: Path) -> None:
+    """Run a pipeline that was stopped during PPO: only what is missing is done."""
     assert not (folder / "policy" / "manifest.json").exists()
     labels = (folder / "preferences.jsonl").read_bytes()
     reward_model = (folder / "rm" / "model.safetensors").stat().st_mtime_ns

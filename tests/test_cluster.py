@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, rlaif
+from helpers import ROOT, rlaif
 
 H100 = {"gpu": {"teraflops": 1000, "terabytes_per_second": 3.35}}
 PIPELINE = """

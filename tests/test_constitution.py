@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import ValidationError
-from typer.testing import CliRunner
 
-from rlaif_cli.cli.constitution import app
+from helpers import rlaif
 from rlaif_cli.data import shipped_files
 from rlaif_cli.data.strict_yaml import MAX_BYTES
 from rlaif_cli.errors import EXIT_FAILED, EXIT_USAGE, InputError, RlaifError, UsageError
@@ -363,9 +362,9 @@ def test_all_faults_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) ->
     ids=["billion-laughs", "recursive", "brackets", "braces", "dashes", "keys", "long-list", "one-key"],
 )
 def test_hostile_files_are_refused_quickly(tmp_path: Path, content: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     error = error_of(tmp_path, content)
-    assert time.monotonic() - started < 10  # seconds; without limits some of these never end
+    assert time.process_time() - started < 10  # seconds of the processor; without limits some of these never end
     assert len(error.errors) < 20_010
 
 
@@ -431,7 +430,7 @@ def test_warnings_name_what_is_probably_not_meant() -> None:
 
 
 def run(*args: str) -> Any:
-    return CliRunner().invoke(app, list(args))
+    return rlaif("constitution", *args)
 
 
 def test_list() -> None:
@@ -442,7 +441,7 @@ def test_list() -> None:
 
 def test_show_json_is_the_whole_file() -> None:
     result = run("show", "harmlessness", "--json")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "")
     data = json.loads(result.stdout)
     constitution = load_constitution("harmlessness")
     assert data.pop("sha256") == constitution.sha256
@@ -452,7 +451,7 @@ def test_show_json_is_the_whole_file() -> None:
 
 def test_show_is_readable_and_complete() -> None:
     result = run("show", "harmlessness")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "")
     shown = " ".join(result.stdout.split())
     constitution = load_constitution("harmlessness")
     for principle in constitution.principles:
@@ -465,18 +464,18 @@ def test_show_is_readable_and_complete() -> None:
 
 def test_check(tmp_path: Path) -> None:
     result = run("check", write(tmp_path, minimal()))
-    assert (result.exit_code, result.stdout) == (0, "")
+    assert (result.returncode, result.stdout) == (0, "")
     told = " ".join(result.stderr.split())
     assert "warning: " in told and "no 'for' and 'against'" in told
     assert "ok: " in told and "2 principles, 0 exemplars" in told
 
 
-def test_check_raises_what_the_command_line_turns_into_an_exit_code(tmp_path: Path) -> None:
-    faulty = run("check", write(tmp_path, principles({"choose": "worst", "weight": -1}))).exception
-    assert isinstance(faulty, InputError) and faulty.exit_code == EXIT_FAILED
-    assert len(faulty.errors) == 2
-    unknown = run("show", "helpfullness").exception
-    assert isinstance(unknown, UsageError) and unknown.exit_code == EXIT_USAGE
+def test_check_names_every_fault_and_fails(tmp_path: Path) -> None:
+    faulty = run("check", write(tmp_path, principles({"choose": "worst", "weight": -1})))
+    assert faulty.returncode == EXIT_FAILED and faulty.stdout == ""
+    assert faulty.stderr.startswith("error: ") and faulty.stderr.count("\n  ") == 2, faulty.stderr
+    unknown = run("show", "helpfullness")
+    assert unknown.returncode == EXIT_USAGE and unknown.stderr.startswith("error: ")
 
 
 def test_nothing_heavy_is_imported() -> None:

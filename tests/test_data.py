@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 from rlaif_cli.data.formats import FORMATS
 from rlaif_cli.data.messages import as_messages
 from rlaif_cli.data.records import PromptRecord
@@ -346,11 +346,11 @@ def test_the_judge_comes_back_from_every_format_of_preferences(write_jsonl: Writ
 
 def test_what_a_killed_command_left_is_removed_by_the_next(write_jsonl: Write, tmp_path: Path) -> None:
     path = write_jsonl("ours.jsonl", [PREFERENCE])
-    left, ours = tmp_path / ".99999999.out.jsonl", tmp_path / f".{os.getpid()}.out.jsonl"
+    left, others = tmp_path / ".99999999.out.jsonl", tmp_path / f".{os.getppid()}.out.jsonl"
     left.touch()
-    ours.touch()
+    others.touch()
     assert rlaif("data", "dedupe", path, "-o", "out.jsonl", cwd=tmp_path).returncode == 0
-    assert not left.exists() and ours.exists(), "that of a process which lives is its own"
+    assert not left.exists() and others.exists(), "that of a process which lives is its own"
 
 
 def test_dedupe_takes_rows_that_are_there_twice_with_their_ids(write_jsonl: Any, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from conftest import ROOT
+from helpers import ROOT
 from rlaif_cli.cli.app import app
 from rlaif_cli.cli.options import options_by_section
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from conftest import rlaif
+from helpers import rlaif
 from rlaif_cli.cli import diagnose
-from rlaif_cli.cli.app import app
 
 
 @pytest.mark.vllm
@@ -53,6 +51,5 @@ def test_the_exit_code_says_whether_the_demo_can_run(monkeypatch: pytest.MonkeyP
     for level, code in (("note", 0), ("missing", 1)):
         finding = diagnose.Finding("memory", level, "too little", "buy some")  # type: ignore[arg-type]
         monkeypatch.setattr(diagnose, "examine", lambda finding=finding: [finding])
-        monkeypatch.setattr("rlaif_cli.ui.console.guard_stdout", lambda: None)
-        done = CliRunner().invoke(app, ["doctor"])
-        assert done.exit_code == code and "too little" in done.output and "-> buy some" in done.output
+        done = rlaif("doctor")
+        assert done.returncode == code and "too little" in done.stdout and "-> buy some" in done.stdout

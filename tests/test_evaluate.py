@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
-from conftest import ROOT, rlaif, rows_of
+from helpers import ROOT, rlaif, rows_of
 from rlaif_cli.config.evaluate import RewardModelEvalConfig
 from rlaif_cli.data.records import HumanPair, Preference
 from rlaif_cli.evaluation.result import nothing_scored

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from conftest import rows_of
+from helpers import rows_of
 from rlaif_cli.cli import ppo as ppo_command
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.engines import EnginePool

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.config.train import RewardModelConfig
@@ -34,7 +34,7 @@ from rlaif_cli.stages.generate import generate
 from rlaif_cli.stages.label import label
 from rlaif_cli.train.nn.heads import load_policy
 from rlaif_cli.train.runtime.run_folder import run_in_folder
-from rlaif_cli.ui.console import visible
+from rlaif_cli.ui.text import visible
 
 # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -325,13 +325,15 @@ def test_data_cannot_steer_the_terminal(write_jsonl: Any, tmp_path: Path) -> Non
 
 
 WATCHED = """
-import sys
+import json, sys
 def watch(event, arguments):
     if event in ("open", "socket.getaddrinfo", "os.listdir", "subprocess.Popen") and "tripwire" in str(arguments):
         print("TOUCHED", event, arguments, file=sys.stderr)
 sys.addaudithook(watch)
-from rlaif_cli.__main__ import main
-main()
+from rlaif_cli.cli.app import main
+for command in json.loads(sys.argv[1]):
+    print(command, file=sys.stderr)
+    assert main(command) == 0
 """
 
 
@@ -352,35 +354,30 @@ def test_no_field_of_a_record_is_opened(write_jsonl: Any, tmp_path: Path) -> Non
     ]
     candidates, preferences = write_jsonl("rows.jsonl", rows), str(tmp_path / "prefs.jsonl")
     judged = ("--judge", "fake", "--constitution", "helpfulness")
-    for command in (
+    commands = (
         ("label", candidates, *judged, "-o", preferences),
         ("revise", preferences, "--model", "fake", "--constitution", "helpfulness", "-o", str(tmp_path / "r.jsonl")),
         ("audit", preferences),
         ("data", "stats", preferences),
         ("train-rm", preferences, "--model", "fake", "-o", str(tmp_path / "rm")),
         ("lineage", preferences),
-    ):
-        done = subprocess.run([sys.executable, "-c", WATCHED, *command], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0 and "TOUCHED" not in done.stderr, (command, done.stderr)
+    )
+    watched = [sys.executable, "-c", WATCHED, json.dumps(commands)]  # a hook cannot be removed from a process
+    done = subprocess.run(watched, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "TOUCHED" not in done.stderr, done.stderr
 
 
 def test_a_name_or_password_in_an_address_is_not_shown() -> None:
     assert shown_address("http://user:pw@host:9/v1?api_key=x") == "http://host:9/v1"
 
 
-def test_ctrl_c_inside_of_a_library_is_an_interruption(write_jsonl: Any) -> None:
-    code = """
-import sys
-from rlaif_cli.engines.fake import FakeEngine
-from rlaif_cli.__main__ import main
-def generate(self, *_):
-    raise ValueError("Error calling function 'x': KeyboardInterrupt: ")
-    yield
-FakeEngine.generate = generate
-main()
-"""
-    command = ["generate", write_jsonl("p.jsonl", [{"prompt": "Why?"}]), "--model", "fake"]
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=60)
+def test_ctrl_c_inside_of_a_library_is_an_interruption(write_jsonl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(*_: Any) -> Any:
+        raise ValueError("Error calling function 'x': KeyboardInterrupt: ")
+        yield
+
+    monkeypatch.setattr(FakeEngine, "generate", generate)
+    done = rlaif("generate", write_jsonl("p.jsonl", [{"prompt": "Why?"}]), "--model", "fake")
     assert done.returncode == 130 and "rerun the same command" in done.stderr and "bug" not in done.stderr
 
 

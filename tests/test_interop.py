@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, rlaif, rows_of, vllm_serve
+from helpers import ROOT, rlaif, rows_of, vllm_serve
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from peers import TRL, environment

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from conftest import ROOT, rows_of
+from helpers import ROOT, rows_of
 from rlaif_cli.config.evaluate import AlignmentConfig, RewardModelEvalConfig
 from rlaif_cli.config.judge import AuditConfig
 from rlaif_cli.data.messages import prompt_key

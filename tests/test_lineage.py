@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 
 JUDGE = ("--judge", "fake", "--constitution", "helpfulness")
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from chat_server import Answer, Server, first_response, message, oracle
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 from rlaif_cli.engines.base import Failed, Request, Sampling
 from rlaif_cli.engines.openai import OpenAIEngine
 from rlaif_cli.errors import EngineError

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 from rlaif_cli.data import compression
 from rlaif_cli.data.compression import CompressedFile, blocks
 from rlaif_cli.data.hash_set import HashSet

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from conftest import rlaif, rows_of
+from helpers import rlaif_process, rows_of
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.engines.fake import FakeEngine
-from rlaif_cli.errors import EngineError
+from rlaif_cli.errors import EngineError, RlaifWarning
 
 ray = pytest.importorskip("ray")
 
@@ -59,15 +59,16 @@ def test_requests_are_pulled_as_there_is_room(cluster: RayEngine) -> None:
 
 
 @pytest.mark.slow
-def test_a_lost_replica_costs_no_row(cluster: RayEngine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_replica_costs_no_row(cluster: RayEngine) -> None:
     def stream() -> Iterator[Request]:
         for place, request in enumerate(requests(400)):
             if place == 150:
                 ray.kill(next(each for each in cluster._replicas if each.ready).actor)
             yield request
 
-    assert sorted(cluster.logprobs(stream())) == sorted(FakeEngine().logprobs(requests(400)))
-    assert "a replica was lost; its batches are reassigned" in capsys.readouterr().err
+    with pytest.warns(RlaifWarning, match="a replica was lost; its batches are reassigned"):
+        found = sorted(cluster.logprobs(stream()))
+    assert found == sorted(FakeEngine().logprobs(requests(400)))
 
 
 def test_requests_that_kill_replica_after_replica_end_the_run() -> None:
@@ -97,7 +98,7 @@ def test_a_model_that_no_node_has(cluster: RayEngine, tiny: Path, tmp_path: Path
 
 def test_a_cluster_that_is_not_there(write_jsonl: Any, tmp_path: Path) -> None:
     prompts = write_jsonl("p.jsonl", [{"prompt": "a"}])
-    done = rlaif(
+    done = rlaif_process(
         "generate", prompts, "--model", "fake", "--engine", "ray", "--ray-address", "127.0.0.1:1", cwd=tmp_path
     )
     assert done.returncode == 1 and "no Ray cluster can be reached" in done.stderr and "ray start --head" in done.stderr
@@ -105,7 +106,7 @@ def test_a_cluster_that_is_not_there(write_jsonl: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", [["--replicas", "2"], ["--ray-address", "a:1"], ["--gpus-per-replica", "1"]])
 def test_options_of_a_cluster_need_one(option: list[str], write_jsonl: Any) -> None:
-    done = rlaif("generate", write_jsonl("p.jsonl", [{"prompt": "a"}]), "--model", "fake", *option)
+    done = rlaif_process("generate", write_jsonl("p.jsonl", [{"prompt": "a"}]), "--model", "fake", *option)
     assert done.returncode == 2 and f"{option[0]} needs --engine ray" in done.stderr
 
 
@@ -118,7 +119,7 @@ def test_a_node_is_lost_while_vllm_labels(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["label", "c.jsonl", "--judge", str(tiny), "--constitution", "helpfulness", "--min-mass", "0"]
     command += ["--dtype", "float32", "--engine-memory", "1", "--max-length", "4096"]
-    assert rlaif(*command, "-o", "one.jsonl", cwd=tmp_path).returncode == 0
+    assert rlaif_process(*command, "-o", "one.jsonl", cwd=tmp_path).returncode == 0
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = nodes.add_node(num_cpus=1)

@@ -15,7 +15,7 @@ import pytest
 import typer
 
 import toy_stage
-from conftest import ROOT
+from helpers import ROOT
 from rlaif_cli import evaluate
 from rlaif_cli.cli.app import build
 from rlaif_cli.config.base import StageConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, rlaif, rows_of
+from helpers import ROOT, rlaif_process, rows_of
 
 
 def benchmark(*arguments: str) -> str:
@@ -61,14 +61,14 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(small_disk: 
     prompts = write_jsonl("prompts.jsonl", [{"id": f"q{i}", "prompt": f"Why {i}?"} for i in range(800)])
     output = small_disk / "candidates.jsonl"
     command = ("generate", prompts, "--model", "fake", "-o", str(output))
-    done = rlaif(*command)
+    done = rlaif_process(*command)
     assert (
         done.returncode == 1 and "No space left" in done.stderr and "rerun the same command: it resumes" in done.stderr
     )
     assert "Traceback" not in done.stderr and str(output) in done.stderr
     written = output.read_bytes()
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
-    done = rlaif(*command)
+    done = rlaif_process(*command)
     assert done.returncode == 0 and "already done" in done.stderr
     assert output.read_bytes().startswith(written[: written.rindex(b"\n") + 1])
     assert [row["id"] for row in rows_of(output)] == [f"q{i}" for i in range(800)]
@@ -79,18 +79,18 @@ def test_a_full_disk_under_a_training_run(small_disk: Path, write_jsonl: Any, pr
     rows = [{"prompt": f"q{i}", "chosen": "yes", "rejected": "no", "p_chosen": 0.8} for i in range(20)]
     command = ("train-rm", write_jsonl("prefs.jsonl", rows), "--model", "fake", "-o", str(small_disk / "rm"))
     command += ("--num-processes", processes)
-    done = rlaif(*command)
+    done = rlaif_process(*command)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "a bug" not in done.stderr
     assert done.stderr.count("error:") == 1
     assert str(small_disk / "rm") in done.stderr and "No space left" in done.stderr
     subprocess.run(["mount", "-o", "remount,size=32m", str(small_disk)], check=True)
-    assert rlaif(*command).returncode == 0
+    assert rlaif_process(*command).returncode == 0
 
 
 def test_a_read_only_place(small_disk: Path, write_jsonl: Any) -> None:
     prompts = write_jsonl("prompts.jsonl", [{"prompt": "Why?"}])
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    done = rlaif("generate", prompts, "--model", "fake", "-o", str(small_disk / "out.jsonl"))
+    done = rlaif_process("generate", prompts, "--model", "fake", "-o", str(small_disk / "out.jsonl"))
     assert (
         done.returncode == 1 and "read-only" in done.stderr and "-o" in done.stderr and "Traceback" not in done.stderr
     )

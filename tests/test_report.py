@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import rlaif
+from helpers import rlaif
 from report_runs import estimate, make_run, make_summary, write_rows
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.report import findings, write_report

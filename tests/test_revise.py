@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 from rlaif_cli.config.engine import ReviseConfig
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.engines.fake import FakeEngine

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig
@@ -323,7 +323,7 @@ def ppo(tiny: Path, tmp_path: Path, write_jsonl: Callable[..., str]) -> Callable
     return run
 
 
-@pytest.mark.parametrize("advantage", ["rloo", "gae"])
+@pytest.mark.parametrize("advantage", ["rloo", pytest.param("gae", marks=pytest.mark.slow)])
 def test_ppo_climbs_a_function(ppo: Any, write: Any, advantage: str) -> None:
     settings = {"steps": 30, "prompts_per_step": 8, "lr": 2e-3, "kl_coef": 0.0, "advantage": advantage}
     folder = ppo("policy", write(LOWERCASE, "lowercase"), **settings)

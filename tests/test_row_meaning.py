@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, rlaif, rows_of
+from helpers import ROOT, rlaif, rows_of
 from rlaif_cli.config.data import ConvertConfig, ShardConfig, ValidateConfig
 from rlaif_cli.config.evaluate import RewardConfig, WinRateConfig
 from rlaif_cli.config.judge import AnnotateConfig, AuditConfig

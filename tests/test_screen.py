@@ -14,7 +14,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-from rlaif_cli.ui import live
 from rlaif_cli.ui.live import Screen, sparkline
 
 STAGES = [("labels", "label"), ("rm", "train-rm"), ("policy", "ppo")]
@@ -27,10 +26,8 @@ def test_a_sparkline_is_the_curve_in_few_characters() -> None:
     assert sparkline([float(i) for i in range(400)], width=8) == "▁▂▃▄▅▆▇█"
 
 
-@pytest.fixture(autouse=True)
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=12, color_system=None)
-    monkeypatch.setattr(live, "stderr", lambda: console)
+def terminal(width: int = 100, height: int = 12) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
 
 
 def text_of(screen: Screen) -> str:
@@ -40,7 +37,7 @@ def text_of(screen: Screen) -> str:
 
 
 def test_every_stage_and_how_far_it_is() -> None:
-    with Screen("mine", STAGES, ["labels", "rm"]) as run:
+    with Screen(terminal(), "mine", STAGES, ["labels", "rm"]) as run:
         with run.stage("labels") as progress:
             progress(3, 8, "\x1b[2Jnote")
             text = text_of(run)
@@ -57,7 +54,7 @@ def test_every_stage_and_how_far_it_is() -> None:
 
 def test_of_many_stages_those_around_the_one_that_runs() -> None:
     names = [(f"rm.seed={i}", "train-rm") for i in range(40)]
-    with Screen("matrix", names, [name for name, _ in names]) as run, run.stage("rm.seed=20") as progress:
+    with Screen(terminal(), "matrix", names, [name for name, _ in names]) as run, run.stage("rm.seed=20") as progress:
         progress(1, 2)
         text = text_of(run)
         assert "rm.seed=20" in text and "rm.seed=0 " not in text and len(text.splitlines()) <= 12
@@ -65,7 +62,7 @@ def test_of_many_stages_those_around_the_one_that_runs() -> None:
 
 def test_a_long_name_hides_nothing_else() -> None:
     name = "a stage whose name goes on and on " * 4
-    with Screen("long", [(name, "train-rm")], [name]) as run, run.stage(name) as progress:
+    with Screen(terminal(), "long", [(name, "train-rm")], [name]) as run, run.stage(name) as progress:
         progress(1, 4, "loss 0.5", 0.5)
         text = text_of(run)
         assert "train-rm" in text and "1/4" in text and "loss 0.5" in text and "…" in text
@@ -80,18 +77,13 @@ DEMO = (
 
 
 @pytest.mark.parametrize("width", [80, 99, 100, 120])
-def test_marks_times_and_rewards_fit_every_terminal_and_nothing_jumps(
-    width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=width, height=40, color_system=None)
-    monkeypatch.setattr(live, "stderr", lambda: console)
-
+def test_marks_times_and_rewards_fit_every_terminal_and_nothing_jumps(width: int) -> None:
     def lines_of(screen: Screen) -> list[str]:
         page = Console(file=io.StringIO(), width=width)
         page.print(screen._render())
         return page.file.getvalue().splitlines()
 
-    with Screen("demo", DEMO, [name for name, _ in DEMO]) as run:
+    with Screen(terminal(width, 40), "demo", DEMO, [name for name, _ in DEMO]) as run:
         before = lines_of(run)
         with run.stage("rm") as progress:
             progress(34, 34, "loss 0.6320 (floor 0.5672)", 0.6)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from chat_server import Server, message, oracle
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 from rlaif_cli.config.base import address_fault
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.data.messages import Message
@@ -26,7 +26,7 @@ from rlaif_cli.engines.openai import OpenAIEngine
 from rlaif_cli.engines.server_answers import Unusable
 from rlaif_cli.engines.server_dialect import Dialect
 from rlaif_cli.engines.server_labels import LabelShares
-from rlaif_cli.errors import EngineError, UsageError
+from rlaif_cli.errors import EngineError, RlaifWarning, UsageError
 from rlaif_cli.judge.labels import Labels, sampled_label
 from rlaif_cli.stages.manifest import accounted
 
@@ -172,7 +172,7 @@ def test_usage_counts_what_can_be_counted() -> None:
         assert counted(odd) == (None, None)
 
 
-def test_a_cost_that_is_not_known_is_not_written(tmp_path: Path, capfd: Any) -> None:
+def test_a_cost_that_is_not_known_is_not_written(tmp_path: Path) -> None:
     """Not in this sitting, nor where a later one is counted."""
     config = GenerateConfig(prompts="-", model="m", engine="openai", price_in=1.0, price_out=2.0)
     output = Output(tmp_path / "out.jsonl", {})
@@ -186,8 +186,9 @@ def test_a_cost_that_is_not_known_is_not_written(tmp_path: Path, capfd: Any) -> 
         return dict(output.usage)
 
     assert sitting((10, 5)) == {"tokens_in": 10, "tokens_out": 5, "cost": pytest.approx(2e-5)}
-    assert sitting((10, None), (None, None)) == {"tokens_in": 20, "tokens_out": 5, "uncounted": 2}
-    assert capfd.readouterr().err.count("does not report the tokens of 2 answers, so the cost is unknown") == 1
+    with pytest.warns(RlaifWarning, match="does not report the tokens of 2 answers, so the cost is unknown") as said:
+        assert sitting((10, None), (None, None)) == {"tokens_in": 20, "tokens_out": 5, "uncounted": 2}
+    assert len(said) == 1
     assert sitting((10, 5)) == {"tokens_in": 30, "tokens_out": 10, "uncounted": 2}
     output.close()
     assert Output(tmp_path / "out.jsonl", {}).usage["uncounted"] == 2
@@ -498,13 +499,14 @@ EQUIVALENTS = {
 
 
 @pytest.mark.parametrize("name", EQUIVALENTS)
-def test_the_same_is_asked_in_another_way(picky: Any, name: str, capfd: Any) -> None:
+def test_the_same_is_asked_in_another_way(picky: Any, name: str) -> None:
     refuses, adapted, said = EQUIVALENTS[name]
     server = picky(refuses, lambda body, text: message(f"answer {len(text)}"))
     requests = [Request(i, (("system", "Be kind."), ("user", "Why?")), seed=i) for i in range(6)]
-    found = dict(engine(server).generate(requests, Sampling(n=2, temperature=0.7, max_tokens=8)))
+    with pytest.warns(RlaifWarning, match=re.escape(said)) as warned:
+        found = dict(engine(server).generate(requests, Sampling(n=2, temperature=0.7, max_tokens=8)))
     assert {len(completions) for completions in found.values()} == {2}
-    assert adapted(server.requests[-1]) and capfd.readouterr().err.count(said) == 1
+    assert adapted(server.requests[-1]) and len(warned) == 1
 
 
 def test_fewer_log_probs_than_twenty(picky: Any) -> None:

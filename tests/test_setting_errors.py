@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import rows_of
+from helpers import rows_of
 from rlaif_cli import api
 from rlaif_cli.cli import options
 from rlaif_cli.config.base import StageConfig

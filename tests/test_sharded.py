@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import heed_interrupts, rlaif, rows_of
+from helpers import heed_interrupts, rlaif_process, rows_of
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig, SftConfig
 from rlaif_cli.engines import EnginePool, open_engine
@@ -277,7 +277,7 @@ def command(tiny: Path, tmp_path: Path) -> Callable[..., list[str]]:
 def test_bad_input_is_told_once_and_as_by_one_process(command: Any, tmp_path: Path) -> None:
     bad = str(tmp_path / "bad.jsonl")
     Path(bad).write_text('{"prompt": "q"}\n')
-    alone, several = (rlaif(*command(*more, data=bad)) for more in ((), ("--num-processes", "2")))
+    alone, several = (rlaif_process(*command(*more, data=bad)) for more in ((), ("--num-processes", "2")))
     assert several.returncode == alone.returncode == 1
     assert several.stderr == alone.stderr and "bad.jsonl line 1" in alone.stderr
     assert several.stdout == ""
@@ -293,7 +293,7 @@ def test_bad_input_is_told_once_and_as_by_one_process(command: Any, tmp_path: Pa
 def test_what_cannot_be_is_said_before_anything_starts(
     command: Any, more: list[str], data: str | None, code: int, message: str
 ) -> None:
-    found = rlaif(*command(*more, **({"data": data} if data else {})), stdin="")
+    found = rlaif_process(*command(*more, **({"data": data} if data else {})), stdin="")
     assert found.returncode == code and message in found.stderr
 
 
@@ -330,7 +330,7 @@ def test_a_killed_process_ends_the_run_which_then_goes_on(command: Any, runs: Pa
     assert told.count("error:") == 1 and "was killed by SIGKILL" in told and "Traceback" not in told
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert not (tmp_path / "rm" / "manifest.json").exists()
-    done = rlaif(*command(*options))
+    done = rlaif_process(*command(*options))
     assert done.returncode == 0, done.stderr
     assert_same_run(runs / "one" / "rm", tmp_path / "rm")
 
@@ -340,7 +340,7 @@ def test_a_pipeline_starts_the_processes_of_a_stage(tiny: Path, tmp_path: Path, 
     settings = {"run": "train-rm", "preferences": str(runs / "preferences.jsonl"), "model": str(tiny)}
     stages = {"rm": settings | RM | {"precision": "fp32", "num_processes": 2}}
     (tmp_path / "p.yaml").write_text(json.dumps({"name": "p", "stages": stages}))
-    done = rlaif("run", str(tmp_path / "p.yaml"), "-o", str(tmp_path / "run"))
+    done = rlaif_process("run", str(tmp_path / "p.yaml"), "-o", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert_same_run(runs / "one" / "rm", tmp_path / "run" / "rm")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())["stages"]["rm"]
@@ -355,7 +355,7 @@ def test_every_process_samples_from_a_vllm_of_its_own(tiny: Path, tmp_path: Path
     options += ["--judge", "fake", "--constitution", "helpfulness", "--engine", "vllm", "--precision", "fp32"]
     for name, processes in (("one", "1"), ("two", "2")):
         output = ["-o", str(tmp_path / name), "--num-processes", processes]
-        done = rlaif("ppo", prompts, "--model", str(tiny), *options, *output)
+        done = rlaif_process("ppo", prompts, "--model", str(tiny), *options, *output)
         assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "one", tmp_path / "two")
     assert max(row["mismatch"] for row in rows_of(tmp_path / "two" / "metrics.jsonl")) < 1e-3, "weights are synced"
@@ -364,7 +364,7 @@ def test_every_process_samples_from_a_vllm_of_its_own(tiny: Path, tmp_path: Path
 def test_every_process_has_a_prompt_of_each_step(tmp_path: Path) -> None:
     prompts = write(tmp_path / "p.jsonl", [{"prompt": "a"}])
     few = ["--prompts-per-step", "1", "--num-processes", "2", "-o", str(tmp_path / "policy")]
-    done = rlaif(
+    done = rlaif_process(
         "ppo", prompts, "--model", "fake", "--engine", "fake", "--judge", "fake", "--constitution", "helpfulness", *few
     )
     assert done.returncode == 2 and "--prompts-per-step is below the number of processes" in done.stderr

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import rlaif, rows_of
+from helpers import rlaif, rows_of
 from rlaif_cli.data.messages import Message
 from rlaif_cli.judge.base import Comparison
 from rlaif_cli.judge.truncate import MARK, common_length, truncate

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, rows_of
+from helpers import ROOT, rows_of
 
 
 @pytest.mark.slow

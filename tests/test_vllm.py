@@ -18,7 +18,7 @@ pytest.importorskip("vllm")
 import torch
 
 import families
-from conftest import rows_of, vllm_serve
+from helpers import rows_of, vllm_serve
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.config.ppo import PPOConfig

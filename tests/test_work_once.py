@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from conftest import rows_of
+from helpers import rows_of
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.config.train import RewardModelConfig, SftConfig

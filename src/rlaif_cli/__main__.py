@@ -14,7 +14,7 @@ def main() -> None:
         from rlaif_cli.cli import app
     except KeyboardInterrupt:  # Ctrl-C while libraries are still imported: nothing was begun
         sys.exit(130)
-    app.main()
+    app.exit_with(app.main())
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from typing import Any
 
 import typer
 
-from rlaif_cli.cli.app import ErrorMappingGroup, main
+from rlaif_cli.cli.app import ErrorMappingGroup, exit_with, main
 from rlaif_cli.cli.stage import command_of
 from rlaif_cli.registry import STAGES
 from rlaif_cli.train.parallel import launch
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 app = typer.Typer(cls=ErrorMappingGroup)
 
@@ -27,13 +27,13 @@ def _root() -> None:
 
 
 @app.command()
-def work(stage: str, settings: str, quiet: int, debug: int) -> None:
+def work(context: typer.Context, stage: str, settings: str, quiet: int, debug: int) -> None:
     _end_with_parent()
-    launch.silence_unless_main()
-    console.debug, console.quiet = bool(debug), console.quiet or bool(quiet)
+    console: Console = context.obj
+    console.debug, console.quiet = bool(debug), bool(quiet) or not launch.is_main()
     console.guard_stdout()
     config: Any = STAGES[stage].config_class.model_validate_json(settings)
-    launch.run_as_worker(config, command_of(stage), watched=True)
+    launch.run_as_worker(config, command_of(stage), console, watched=True)
 
 
 def _end_with_parent() -> None:
@@ -43,5 +43,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.argv.insert(1, "work")
-    main(app)
+    exit_with(main(["work", *sys.argv[1:]], program=app))

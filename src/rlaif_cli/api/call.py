@@ -23,7 +23,7 @@ from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.paths import beside
 from rlaif_cli.engines import FAKE, SERVER
 from rlaif_cli.errors import InputError, RlaifError, UsageError, as_field
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
 
 C = TypeVar("C", bound=StageConfig)
 T = TypeVar("T")
@@ -51,18 +51,17 @@ _lock, _under_way = threading.Lock(), 0
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing is printed while a call is under way, in whatever thread; what was copied for it goes at its end."""
+    """Nothing is printed, also when a command calls; what was copied goes when the last call under way ends."""
     global _under_way
     with _lock:
         _under_way += 1
-        console.as_library = True
     try:
-        yield
+        with messages.reported_to(messages.Library()):
+            yield
     finally:
         with _lock:
             _under_way -= 1
             if not _under_way:
-                console.as_library = False
                 inputs.remove_temporary_files()
 
 

@@ -8,10 +8,10 @@ import typer
 
 from rlaif_cli.cli.options import command
 from rlaif_cli.config.judge import AnnotateConfig
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 
-def run(config: AnnotateConfig) -> int:
+def run(config: AnnotateConfig, console: Console) -> int:
     from rlaif_cli.stages.annotate import Session
     from rlaif_cli.stages.annotate_server import make_server
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from typing import Annotated, Any
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import IO, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -14,7 +18,8 @@ from rlaif_cli.cli.options import command
 from rlaif_cli.cli.stage import command_of
 from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, RlaifError
 from rlaif_cli.registry import GROUPS, STAGES
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
+from rlaif_cli.ui.console import Console
 
 MAX_ERRORS_SHOWN = 20
 # The subcommands that are no stage of a pipeline, by the stage that they follow in `--help`.
@@ -43,25 +48,25 @@ class ErrorMappingGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except RlaifError as error:
-            if console.debug and error.what:
+            if ctx.obj.debug and error.what:
                 raise
-            show_error(error)
+            show_error(ctx.obj, error)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            say_interrupted()
+            say_interrupted(ctx.obj)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except BrokenPipeError:
             raise typer.Exit(EXIT_DONE) from None
 
 
-def say_interrupted() -> None:
+def say_interrupted(console: Console) -> None:
     console.say(
         "interrupted: finished work is saved; rerun the same command to resume (trainers: from the last checkpoint)",
         style="yellow",
     )
 
 
-def show_error(error: RlaifError) -> None:
+def show_error(console: Console, error: RlaifError) -> None:
     """Print `error: place: what`, the list of errors and `hint: how to fix it`, unless another process has done so."""
     if not error.what or not console.first_to_fail():
         return
@@ -116,32 +121,71 @@ def build() -> typer.Typer:
 app = build()
 
 
-def main(program: typer.Typer = app) -> None:
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    stdin: IO[str] | None = None,
+    stdout: IO[str] | None = None,
+    stderr: IO[str] | None = None,
+    program: typer.Typer = app,
+) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        argv: the arguments after the program's name; default: those of this process.
+        stdin, stdout, stderr: default: those of this process. During the call they are also Python's `sys.stdin`, …,
+            which all threads share, so there can be one call at a time.
+    """
+    with _standard_streams(stdin, stdout, stderr):
+        console = Console(sys.stdout, sys.stderr)
+        with messages.reported_to(console):
+            return _close(console, _run(program, argv, console))
+
+
+@contextlib.contextmanager
+def _standard_streams(stdin: IO[str] | None, stdout: IO[str] | None, stderr: IO[str] | None) -> Iterator[None]:
+    before = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin, sys.stdout, sys.stderr = stdin or sys.stdin, stdout or sys.stdout, stderr or sys.stderr
     try:
-        program(standalone_mode=True)
-    except SystemExit as stop:
-        _exit(stop.code)
+        yield
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = before
+
+
+def _run(program: typer.Typer, argv: Sequence[str] | None, console: Console) -> int:
+    """Run a command, with an error message for whatever goes wrong; returns the exit code."""
+    try:
+        typer.main.get_command(program)(args=argv, prog_name="rlaif", obj=console)
+    except SystemExit as stop:  # also how a command that succeeds ends
+        code = stop.code or EXIT_DONE
+        return code if isinstance(code, int) else EXIT_FAILED
     except Exception as error:
         if "KeyboardInterrupt" in str(error):  # Ctrl-C inside pydantic raises an error of its own
-            say_interrupted()
-            _exit(EXIT_INTERRUPTED)
+            say_interrupted(console)
+            return EXIT_INTERRUPTED
         if console.debug:
-            raise
-        if not console.first_to_fail():
-            _exit(EXIT_FAILED)
-        console.quiet = False
-        console.say(f"error: a bug in rlaif: {type(error).__name__}: {error}", style="bold red")
-        console.say("hint: rerun with --debug and report the traceback")
-        _exit(EXIT_FAILED)
+            traceback.print_exc()
+        elif console.first_to_fail():
+            console.quiet = False
+            console.say(f"error: a bug in rlaif: {type(error).__name__}: {error}", style="bold red")
+            console.say("hint: rerun with --debug and report the traceback")
+    return EXIT_FAILED
 
 
-def _exit(code: Any) -> None:
+def _close(console: Console, code: int) -> int:
     try:
-        console.close_data_stream()
+        console.close()
     except OSError as error:
         if not code:  # otherwise an error was shown already, most likely this one
             console.say(f"error: stdout: cannot be written: {error.strerror}", style="bold red")
             code = EXIT_FAILED
     if (inputs := sys.modules.get("rlaif_cli.data.inputs")) is not None:  # otherwise no file was opened
         inputs.remove_temporary_files()
+    return code
+
+
+def exit_with(code: int) -> NoReturn:
+    """End the process. What libraries print while Python exits is no data, so stdout becomes stderr before."""
+    with contextlib.suppress(OSError):  # stderr may be closed
+        os.dup2(2, 1)
     sys.exit(code)

@@ -10,12 +10,12 @@ import typer
 from rlaif_cli.cli.options import command
 from rlaif_cli.config.judge import AuditConfig
 from rlaif_cli.errors import EXIT_PARTIAL
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 _STYLE = {"ok": "green", "look": "yellow", "stop": "bold red"}
 
 
-def run(config: AuditConfig) -> int:
+def run(config: AuditConfig, console: Console) -> int:
     from rlaif_cli.stages.audit import as_json, audit, worst
 
     with console.progress("audit") as progress:
@@ -23,15 +23,15 @@ def run(config: AuditConfig) -> int:
     if config.dry_run:
         return 0
     if config.as_json:
-        console.data_stream().write(json.dumps(as_json(findings), ensure_ascii=False) + "\n")
+        console.records.write(json.dumps(as_json(findings), ensure_ascii=False) + "\n")
     else:
-        show(findings)
+        show(console, findings)
     verdict = worst(findings)
     console.say(f"audit: {verdict}", style=_STYLE[verdict])
     return EXIT_PARTIAL if config.strict and verdict == "stop" else 0
 
 
-def show(findings: list[Any]) -> None:
+def show(console: Console, findings: list[Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlaif_cli.cli.options import epilog
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 if TYPE_CHECKING:  # each command imports it at run time
     from rlaif_cli.judge.constitution import Constitution
@@ -51,13 +51,17 @@ def show(
 
 
 @app.command(epilog=epilog("rlaif constitution check my.yaml"))
-def check(path: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped constitution.")]) -> None:
+def check(
+    context: typer.Context,
+    path: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped constitution.")],
+) -> None:
     """Check a constitution file and list all of its errors with line and field.
 
     Warnings point out what is allowed but probably unintended. Nothing is printed to stdout.
     """
     from rlaif_cli.judge.constitution_files import load_constitution
 
+    console: Console = context.obj
     constitution = load_constitution(path)
     for warning in constitution.warnings():
         console.warn(f"{path}: {warning}")

@@ -18,13 +18,13 @@ from rlaif_cli.config.data import (
     ValidateConfig,
 )
 from rlaif_cli.errors import EXIT_FAILED
-from rlaif_cli.ui import console
-from rlaif_cli.ui.console import counted
+from rlaif_cli.ui.console import Console
+from rlaif_cli.ui.text import counted
 
 app = typer.Typer(help="Check, repair, count, convert and split records.", no_args_is_help=True)
 
 
-def _kind(config: DataConfig) -> str:
+def _kind(console: Console, config: DataConfig) -> str:
     from rlaif_cli.data.tools.kinds import kind_of
 
     kind = kind_of(config)
@@ -33,18 +33,18 @@ def _kind(config: DataConfig) -> str:
     return kind
 
 
-def _validate(config: ValidateConfig) -> int:
+def _validate(config: ValidateConfig, console: Console) -> int:
     from rlaif_cli.data.paths import rejected_path
     from rlaif_cli.data.tools.kinds import KINDS
     from rlaif_cli.data.tools.repair import repair
     from rlaif_cli.data.tools.validate import invalid_lines
 
-    kind = _kind(config)
+    kind = _kind(console, config)
     if config.fix is not None and not config.dry_run:
         found = repair(config, KINDS[kind])
         fixed = ", ".join(f"{what}: {count}" for what, count in found["fixed"].items() if count) or "nothing"
         console.say(f"validate: {counted(found['rows'], 'row')} ({kind}) written to {config.fix}; fixed: {fixed}")
-        return partial(found["rejected"], str(rejected_path(config.fix, "validate")))
+        return partial(console, found["rejected"], str(rejected_path(config.fix, "validate")))
     good, bad = invalid_lines(config, kind)
     for fault in bad:
         console.show_line(fault)
@@ -52,20 +52,20 @@ def _validate(config: ValidateConfig) -> int:
     return EXIT_FAILED if bad else 0
 
 
-def _stats(config: StatsConfig) -> int:
+def _stats(config: StatsConfig, console: Console) -> int:
     from rlaif_cli.data.tools.stats import stats
 
-    kind = _kind(config)
+    kind = _kind(console, config)
     with console.progress("stats") as progress:
         found = stats(config, kind, progress=progress)
     if config.as_json:
-        console.data_stream().write(json.dumps(found, ensure_ascii=False) + "\n")
+        console.records.write(json.dumps(found, ensure_ascii=False) + "\n")
     else:
-        _show(found)
+        _show(console, found)
     return 0
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(console: Console, found: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -78,7 +78,7 @@ def _show(found: dict[str, Any]) -> None:
     console.show(table)
 
 
-def _convert(config: ConvertConfig) -> int:
+def _convert(config: ConvertConfig, console: Console) -> int:
     from rlaif_cli.data.paths import rejected_path
     from rlaif_cli.data.tools.convert import convert
 
@@ -91,14 +91,14 @@ def _convert(config: ConvertConfig) -> int:
         console.warn(f"{counted(left_out, 'answer')} left out: drafts or discarded")
     if unknown := found.get("answers_without_status"):
         console.warn(f"{counted(unknown, 'answer')} without a status were kept: some may be drafts or discarded")
-    return partial(found["rejected"], str(rejected_path(config.output, "convert")))
+    return partial(console, found["rejected"], str(rejected_path(config.output, "convert")))
 
 
-def _split(config: SplitConfig) -> int:
+def _split(config: SplitConfig, console: Console) -> int:
     from rlaif_cli.data.paths import rejected_path
     from rlaif_cli.data.tools.split import split
 
-    kind = _kind(config)
+    kind = _kind(console, config)
     if config.dry_run:
         return 0
     with console.progress("split") as progress:
@@ -106,23 +106,23 @@ def _split(config: SplitConfig) -> int:
     console.say(f"split: {counted(found['rows'], 'row')} in {config.output}, {found['held_out']} in {config.held_out}")
     if not found["rows"] or not found["held_out"]:
         console.warn("one side is empty: too few prompts, or --fraction is too close to 0 or 1")
-    return partial(found["rejected"], str(rejected_path(config.output, "split")))
+    return partial(console, found["rejected"], str(rejected_path(config.output, "split")))
 
 
-def _dedupe(config: DedupeConfig) -> int:
+def _dedupe(config: DedupeConfig, console: Console) -> int:
     from rlaif_cli.data.paths import rejected_path
     from rlaif_cli.data.tools.dedupe import dedupe
 
-    kind = _kind(config)
+    kind = _kind(console, config)
     if config.dry_run:
         return 0
     with console.progress("dedupe") as progress:
         found = dedupe(config, kind, progress=progress)
     console.say(f"dedupe: {counted(found['rows'], 'row')} kept, {counted(found['repeats'], 'duplicate')} removed")
-    return partial(found["rejected"], str(rejected_path(config.output, "dedupe")))
+    return partial(console, found["rejected"], str(rejected_path(config.output, "dedupe")))
 
 
-def _shard(config: ShardConfig) -> int:
+def _shard(config: ShardConfig, console: Console) -> int:
     from rlaif_cli.data.tools.shard import shard
 
     if config.dry_run:

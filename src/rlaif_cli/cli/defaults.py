@@ -19,7 +19,7 @@ from typing import Any
 
 from rlaif_cli.config.base import FUNCTION_FIELDS
 from rlaif_cli.errors import InputError
-from rlaif_cli.ui import console
+from rlaif_cli.ui.text import counted
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -63,7 +63,7 @@ def load(context: Any) -> dict[str, Any]:
     everywhere = {key for key, value in content.items() if not isinstance(value, dict)}
     errors += [f"no command has the option '{key}'" for key in sorted(everywhere - _all_options(group))]
     if errors := sorted(set(errors)):
-        raise InputError(console.counted(len(errors), "invalid setting"), where=str(FILE), errors=errors)
+        raise InputError(counted(len(errors), "invalid setting"), where=str(FILE), errors=errors)
     return found
 
 

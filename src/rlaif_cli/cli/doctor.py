@@ -10,7 +10,7 @@ import typer
 
 from rlaif_cli.cli.options import Debug, epilog
 from rlaif_cli.errors import EXIT_FAILED
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 _STYLE = {"ok": "green", "note": "yellow", "missing": "bold red"}
 
@@ -23,6 +23,7 @@ def _as_json(finding: Any) -> dict[str, str]:
 def register(app: typer.Typer) -> None:
     @app.command("doctor", epilog=epilog("rlaif doctor", "rlaif doctor --json"))
     def _doctor(
+        context: typer.Context,
         as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
         debug: Debug = False,
     ) -> None:
@@ -32,11 +33,12 @@ def register(app: typer.Typer) -> None:
 
         from rlaif_cli.cli.diagnose import can_run, examine
 
+        console: Console = context.obj
         console.debug = debug
         console.guard_stdout()
         findings = examine()
         if as_json:
-            console.data_stream().write(json.dumps({"checks": [_as_json(each) for each in findings]}) + "\n")
+            console.records.write(json.dumps({"checks": [_as_json(each) for each in findings]}) + "\n")
         else:
             table = Table("check", "", "finding", box=None, pad_edge=False)
             for each in findings:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from rlaif_cli.errors import EXIT_PARTIAL
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 
 def shown(name: str, found: dict[str, Any]) -> str:
@@ -20,13 +20,13 @@ def sample_size(found: dict[str, Any]) -> str:
     return f"n {found['n']}" + (f" of {found['prompts']} prompts" if found["prompts"] != found["n"] else "")
 
 
-def report(config: Any, result: dict[str, Any]) -> int:
+def report(console: Console, config: Any, result: dict[str, Any]) -> int:
     """Print the result (to stdout if it has no file) and a summary line, and return the exit code."""
     if config.dry_run:
         console.say(f"{result['metric']}: {result['n']} to be scored" if result["n"] else "all inputs are readable")
         return 0
     if config.output == "-":
-        console.data_stream().write(json.dumps(result, ensure_ascii=False) + "\n")
+        console.records.write(json.dumps(result, ensure_ascii=False) + "\n")
     found = {name: each for name, each in result.items() if isinstance(each, dict) and "value" in each}
     estimates = [
         shown(name, each) + ("" if sample_size(each) == sample_size(result) else f" ({sample_size(each)})")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rlaif_cli.cli.options import partial
 from rlaif_cli.config.engine import GenerateConfig
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 
-def run(config: GenerateConfig) -> int:
+def run(config: GenerateConfig, console: Console) -> int:
     from rlaif_cli.data.paths import rejected_path
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.stages.generate import generate
@@ -28,4 +28,4 @@ def run(config: GenerateConfig) -> int:
     )
     if summary.without_text:
         console.warn(f"{summary.without_text} answers were not usable responses; their rows have fewer")
-    return partial(summary.rejected, str(rejected_path(config.output, "generate")))
+    return partial(console, summary.rejected, str(rejected_path(config.output, "generate")))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rlaif_cli.cli.options import partial
 from rlaif_cli.config.judge import LabelConfig
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 WARN_ABOVE_FLIP_RATE = 0.6  # where `rlaif audit` says stop
 
 
-def run(config: LabelConfig) -> int:
+def run(config: LabelConfig, console: Console) -> int:
     from rlaif_cli.data.paths import beside, rejected_path
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.stages.label import label
@@ -27,7 +27,7 @@ def run(config: LabelConfig) -> int:
             "most verdicts depend on the position and not on the responses, so these labels carry little information; "
             "see `rlaif audit`, and for small judges --method contrast"
         )
-    code = partial(summary.unscored, str(beside(config.output, "label", "unscored")))
+    code = partial(console, summary.unscored, str(beside(config.output, "label", "unscored")))
     if summary.unscored:
         console.warn("resuming does not retry unscored pairs; --overwrite judges all pairs again")
-    return partial(summary.rejected, str(rejected_path(config.output, "label"))) or code
+    return partial(console, summary.rejected, str(rejected_path(config.output, "label"))) or code

@@ -11,17 +11,17 @@ import typer
 from rlaif_cli.cli.options import command
 from rlaif_cli.config.report import LineageConfig
 from rlaif_cli.errors import EXIT_FAILED
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 _STYLE = {"as recorded": "green", "changed": "bold red", "missing": "bold red"}
 
 
-def run(config: LineageConfig) -> int:
+def run(config: LineageConfig, console: Console) -> int:
     from rlaif_cli.pipeline.lineage import lineage
 
     root = lineage(config)
     if config.as_json:
-        console.data_stream().write(json.dumps(asdict(root), ensure_ascii=False) + "\n")
+        console.records.write(json.dumps(asdict(root), ensure_ascii=False) + "\n")
     else:
         from rich.tree import Tree
 

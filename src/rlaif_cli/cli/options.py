@@ -16,7 +16,8 @@ from rlaif_cli.config.refusal import refusal
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import EXIT_PARTIAL, UsageError, as_option, spelling
 from rlaif_cli.train.parallel import launch
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
+from rlaif_cli.ui.text import counted
 
 SET_HELP = "Override one of the file's `values` (NAME=VALUE) or a setting of a stage (STAGE.SETTING=VALUE). Repeatable."
 Debug = Annotated[
@@ -52,21 +53,24 @@ class SectionedCommand(TyperCommand):
 
 
 def command(
-    app: typer.Typer, name: str, config: type[StageConfig], run: Callable[[Any], int], *, hidden: bool = False
+    app: typer.Typer, name: str, config: type[StageConfig], run: Callable[[Any, Console], int], *, hidden: bool = False
 ) -> None:
-    """Register `run(config) -> exit code` as a subcommand whose options are the fields of `config`."""
+    """Register `run(config, console) -> exit code` as a subcommand whose options are the fields of `config`."""
 
     def callback(**values: Any) -> None:
+        context: typer.Context = values.pop("context")
+        console: Console = context.obj
         console.debug = values.pop("debug")
         if issubclass(config, TrainConfig):
-            launch.silence_unless_main()
-        say_sources(values.pop("context"))
+            console.quiet = not launch.is_main()
+        say_sources(context)
         settings = parse(config, {key: value for key, value in values.items() if value is not None})
         console.guard_stdout()
         if settings.dry_run:
-            show_plan(name, settings)
+            show_plan(console, name, settings)
         with spelling(config.option_name):
-            code = launch.run(name, settings, run) if isinstance(settings, TrainConfig) else run(settings)
+            trains = isinstance(settings, TrainConfig)
+            code = launch.run(name, settings, run, console) if trains else run(settings, console)
         if code:
             raise typer.Exit(code)
 
@@ -92,7 +96,7 @@ def say_sources(context: typer.Context) -> None:
     for name, origin in (("DEFAULT_MAP", "rlaif.toml"), ("ENVIRONMENT", "the environment")):
         sources = {key: context.get_parameter_source(key) for key in context.params}
         if found := [as_option(key) for key, source in sources.items() if source is not None and source.name == name]:
-            console.say(f"from {origin}: {', '.join(found)}")
+            context.obj.say(f"from {origin}: {', '.join(found)}")
             if "--overwrite" in found:
                 raise UsageError(f"--overwrite may only come from the command line, not from {origin}")
             if code := [name for name in map(as_option, FUNCTION_FIELDS) if name in found]:
@@ -150,7 +154,7 @@ def _cli_type(annotation: Any) -> Any:
     return annotation
 
 
-def show_plan(name: str, settings: StageConfig) -> None:
+def show_plan(console: Console, name: str, settings: StageConfig) -> None:
     """Print the resolved config of a `--dry-run` to stderr; the command adds the estimates."""
     console.say(f"{name}: resolved settings")
     shown = settings.model_dump(mode="json")
@@ -164,9 +168,9 @@ def show_plan(name: str, settings: StageConfig) -> None:
     console.say(json.dumps(shown, indent=2, ensure_ascii=False))
 
 
-def partial(unusable: int, where: str) -> int:
+def partial(console: Console, unusable: int, where: str) -> int:
     """Warn about rows that could not be used, and return the exit code."""
     if not unusable:
         return 0
-    console.warn(f"{console.counted(unusable, 'row')} could not be used; see {where} for the reasons")
+    console.warn(f"{counted(unusable, 'row')} could not be used; see {where} for the reasons")
     return EXIT_PARTIAL

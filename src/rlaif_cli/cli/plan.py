@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from rlaif_cli.cli.options import SET_HELP, Debug, epilog
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 # What each phase of `cluster.Forecast` means, and how to shorten it.
 LIMITS = {
@@ -24,7 +24,13 @@ LIMITS = {
 
 
 def run(
-    pipeline: str, cluster_file: Path, prompts: int | None, changed: list[str], measure: bool, as_json: bool
+    console: Console,
+    pipeline: str,
+    cluster_file: Path,
+    prompts: int | None,
+    changed: list[str],
+    measure: bool,
+    as_json: bool,
 ) -> None:
     from rlaif_cli.cli.run import changed_values
     from rlaif_cli.errors import UsageError
@@ -47,9 +53,9 @@ def run(
     if as_json:
         forecasts = [asdict(each) | {"limit": each.limit} | _usage(each.seconds or 0.0, cluster) for each in stages]
         answer = {"cluster": cluster.name, "stages": forecasts} | _totals(stages, cluster)
-        console.data_stream().write(json.dumps(answer) + "\n")
+        console.records.write(json.dumps(answer) + "\n")
     else:
-        show(stages, cluster)
+        show(console, stages, cluster)
 
 
 def _usage(seconds: float, cluster: Any) -> dict[str, Any]:
@@ -69,7 +75,7 @@ def _totals(stages: list[Any], cluster: Any) -> dict[str, Any]:
     }
 
 
-def show(stages: list[Any], cluster: Any) -> None:
+def show(console: Console, stages: list[Any], cluster: Any) -> None:
     from rich.table import Table
 
     unit = "GPU" if cluster.gpus else "machine"
@@ -91,12 +97,12 @@ def show(stages: list[Any], cluster: Any) -> None:
     cost = f", {totals['cost']:,.2f} " if cluster.price else ""
     console.say(f"{cluster.name}: {_span(totals['seconds'])}, {totals['unit_hours']:,.1f} {unit}-hours{cost}")
     for each in stages:
-        _advise(each, each.name == totals["bottleneck"])
+        _advise(console, each, each.name == totals["bottleneck"])
     if totals["unknown"]:
         console.say(f"not counted (runs on a server, or its input is missing): {', '.join(totals['unknown'])}")
 
 
-def _advise(each: Any, slowest: bool) -> None:
+def _advise(console: Console, each: Any, slowest: bool) -> None:
     if slowest and each.limit:
         console.say(f"{each.name} is the bottleneck; most of its time is {LIMITS[each.limit]}")
     for fault in each.too_large:
@@ -127,6 +133,7 @@ def register(app: typer.Typer) -> None:
         ),
     )
     def _plan(
+        context: typer.Context,
         pipeline: Annotated[str, typer.Argument(help="Pipeline file (YAML), or the name of a shipped one.")],
         cluster: Annotated[
             Path, typer.Option("--cluster", help="YAML file with the GPUs, their price and the sizes of models.")
@@ -146,5 +153,6 @@ def register(app: typer.Typer) -> None:
         debug: Debug = False,
     ) -> None:
         """Estimate a pipeline's time and cost on a cluster. Nothing is run."""
+        console: Console = context.obj
         console.debug = debug
-        run(pipeline, cluster, prompts, changes or [], measure, as_json)
+        run(console, pipeline, cluster, prompts, changes or [], measure, as_json)

@@ -6,10 +6,10 @@ from typing import Any
 
 from rlaif_cli.cli.options import partial
 from rlaif_cli.config.ppo import PPOConfig
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 
-def run(config: PPOConfig) -> int:
+def run(config: PPOConfig, console: Console) -> int:
     from rlaif_cli.data.paths import trainer_rejected_path
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.train.ppo_stage import run as ppo
@@ -22,7 +22,7 @@ def run(config: PPOConfig) -> int:
         return 0
     console.say(summary(results))
     console.say(f"ppo: the tuned policy is in {config.output}")
-    return partial(results["rejected"], str(trainer_rejected_path(config.output)))
+    return partial(console, results["rejected"], str(trainer_rejected_path(config.output)))
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from rlaif_cli.config.report import ReportConfig
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 
-def run(config: ReportConfig) -> int:
+def run(config: ReportConfig, console: Console) -> int:
     from rlaif_cli.report.write import write
 
     report, *cards = write(config)

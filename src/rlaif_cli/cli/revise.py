@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rlaif_cli.cli.options import partial
 from rlaif_cli.config.engine import ReviseConfig
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 
-def run(config: ReviseConfig) -> int:
+def run(config: ReviseConfig, console: Console) -> int:
     from rlaif_cli.data.paths import rejected_path
     from rlaif_cli.engines import EnginePool
     from rlaif_cli.stages.revise import revise
@@ -18,4 +18,4 @@ def run(config: ReviseConfig) -> int:
         console.say(f"{summary.rows} prompts, {1 + 2 * config.rounds} generations each")
         return 0
     console.say(f"revise: {summary.rows} rows of {config.rounds} rounds, {summary.resumed} already done")
-    return partial(summary.rejected, str(rejected_path(config.output, "revise")))
+    return partial(console, summary.rejected, str(rejected_path(config.output, "revise")))

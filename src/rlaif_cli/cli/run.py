@@ -16,13 +16,14 @@ import typer
 from rlaif_cli.cli.options import SET_HELP, Debug, epilog
 from rlaif_cli.errors import UsageError
 from rlaif_cli.train.parallel import launch
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 from rlaif_cli.ui.progress import ProgressCallback
 
 DEMO = "demo"
 
 
 def run_pipeline(
+    console: Console,
     path: str,
     folder: Path,
     *,
@@ -58,11 +59,11 @@ def run_pipeline(
         wanted = runner.select(steps, only, start)
         preflight.check(path, steps, wanted)
         if dry_run:
-            show_plan(steps, wanted, measure)
+            show_plan(console, steps, wanted, measure)
             return 0
 
         one_output = recorded and len(steps) == 1  # without a run folder around it
-        with _stage_progress(plan.name, steps, wanted) as stage:
+        with _stage_progress(console, plan.name, steps, wanted) as stage:
             if one_output:
                 with stage(0, steps[0]) as progress:
                     run_stage(steps[0].kind, steps[0].config, engines=engines, progress=progress)
@@ -72,11 +73,11 @@ def run_pipeline(
     if one_output:
         console.say(f"reproduced: {folder}")
         return 0
-    show_summary(summary, folder)
+    show_summary(console, summary, folder)
     return 0
 
 
-def show_plan(steps: list[Any], wanted: list[Any], measure: bool) -> None:
+def show_plan(console: Console, steps: list[Any], wanted: list[Any], measure: bool) -> None:
     """Print each step: what it runs, where its output goes, and the estimated tokens, cost, time and memory."""
     from rlaif_cli.pipeline.plan import throughput
     from rlaif_cli.pipeline.plan.calibrate import calibrate
@@ -122,7 +123,9 @@ StageProgress = Callable[[int, Any], contextlib.AbstractContextManager[ProgressC
 
 
 @contextlib.contextmanager
-def _stage_progress(title: str, steps: Sequence[Any], wanted: Sequence[Any]) -> Iterator[StageProgress]:
+def _stage_progress(
+    console: Console, title: str, steps: Sequence[Any], wanted: Sequence[Any]
+) -> Iterator[StageProgress]:
     """Yield `stage(index, step)`, a context to run a step in. A live screen on a terminal, plain lines elsewhere."""
 
     @contextlib.contextmanager
@@ -131,22 +134,23 @@ def _stage_progress(title: str, steps: Sequence[Any], wanted: Sequence[Any]) -> 
         with console.progress(step.name) as callback:
             yield callback
 
-    if not console.stderr().is_terminal:
+    if not console.terminal().is_terminal:
         yield announced
         return
     from rlaif_cli.ui.live import Screen
 
-    with Screen(title, [(step.name, step.kind) for step in steps], [step.name for step in wanted]) as screen:
+    stages = [(step.name, step.kind) for step in steps]
+    with Screen(console.terminal(), title, stages, [step.name for step in wanted]) as screen:
         yield lambda index, step: screen.stage(step.name)
 
 
-def show_summary(summary: dict[str, Any], folder: Path) -> None:
+def show_summary(console: Console, summary: dict[str, Any], folder: Path) -> None:
     """Print the run's summary: a line for each check, time and memory, and where the report is."""
     from rlaif_cli.report import report_path, summary_lines
     from rlaif_cli.report.run_folder import Run
 
     run = Run.of_summary(summary, folder)
-    title, *checks = summary_lines(run, console.stderr().encoding)
+    title, *checks = summary_lines(run, console.terminal().encoding)
     console.say("")
     console.say(title, style="bold")
     for check in checks:
@@ -159,12 +163,12 @@ def show_summary(summary: dict[str, Any], folder: Path) -> None:
         console.say(f"open {report}")
 
 
-def show_schema() -> None:
+def show_schema(console: Console) -> None:
     from rlaif_cli.pipeline.schema import schema
     from rlaif_cli.registry import STAGES
 
     console.guard_stdout()
-    console.data_stream().write(json.dumps(schema(STAGES), indent=2) + "\n")
+    console.records.write(json.dumps(schema(STAGES), indent=2) + "\n")
 
 
 def changed_values(given: Sequence[str]) -> dict[str, str]:
@@ -236,13 +240,14 @@ def register(app: typer.Typer) -> None:
         debug: Debug = False,
     ) -> None:
         """Run a pipeline file, or some of its stages."""
+        console: Console = context.obj
         console.debug = debug
         from rlaif_cli.pipeline.file import read
 
         if schema:
             if any((pipeline, output, from_manifest, changes, only, start, overwrite, dry_run, measure)):
                 raise UsageError("--schema cannot be combined with other options")
-            show_schema()
+            show_schema(console)
             return
         if pipeline is None and from_manifest is None:
             raise UsageError("a pipeline file or --from-manifest is needed")
@@ -260,6 +265,7 @@ def register(app: typer.Typer) -> None:
             raise UsageError("--calibrate needs --dry-run")
         folder = output or Path("runs") / read(str(pipeline)).name
         code = run_pipeline(
+            console,
             str(from_manifest or pipeline),
             folder,
             overwrite=overwrite,
@@ -275,10 +281,12 @@ def register(app: typer.Typer) -> None:
 
     @app.command("demo", epilog=epilog("rlaif demo -o runs/demo"))
     def _demo(
+        context: typer.Context,
         output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("runs/demo"),
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard the existing outputs.")] = False,
         debug: Debug = False,
     ) -> None:
         """Run the whole pipeline on the built-in model, in minutes. With real prompts and human preferences."""
+        console: Console = context.obj
         console.debug = debug
-        raise typer.Exit(run_pipeline(DEMO, output, overwrite=overwrite))
+        raise typer.Exit(run_pipeline(console, DEMO, output, overwrite=overwrite))

@@ -6,10 +6,10 @@ from typing import Any
 
 from rlaif_cli.cli.options import partial
 from rlaif_cli.config.train import SftConfig
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 
-def run(config: SftConfig) -> int:
+def run(config: SftConfig, console: Console) -> int:
     from rlaif_cli.data.paths import trainer_rejected_path
     from rlaif_cli.train.sft import train_sft
 
@@ -20,7 +20,7 @@ def run(config: SftConfig) -> int:
         return 0
     console.say(summary(results))
     console.say(f"sft: the tuned model is in {config.output}")
-    return partial(results["rejected"], str(trainer_rejected_path(config.output)))
+    return partial(console, results["rejected"], str(trainer_rejected_path(config.output)))
 
 
 def summary(results: dict[str, Any]) -> str:

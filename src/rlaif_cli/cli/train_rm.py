@@ -6,10 +6,10 @@ from typing import Any
 
 from rlaif_cli.cli.options import partial
 from rlaif_cli.config.train import RewardModelConfig
-from rlaif_cli.ui import console
+from rlaif_cli.ui.console import Console
 
 
-def run(config: RewardModelConfig) -> int:
+def run(config: RewardModelConfig, console: Console) -> int:
     from rlaif_cli.data.paths import trainer_rejected_path
     from rlaif_cli.train.reward_model import train_reward_model
 
@@ -20,8 +20,8 @@ def run(config: RewardModelConfig) -> int:
         return 0
     console.say(summary(results))
     console.say(f"train-rm: the reward model is in {config.output}")
-    code = partial(results["human_rejected"], str(trainer_rejected_path(config.output, "human.rejected")))
-    return partial(results["rejected"], str(trainer_rejected_path(config.output))) or code
+    code = partial(console, results["human_rejected"], str(trainer_rejected_path(config.output, "human.rejected")))
+    return partial(console, results["rejected"], str(trainer_rejected_path(config.output))) or code
 
 
 def summary(results: dict[str, Any]) -> str:

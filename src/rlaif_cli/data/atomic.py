@@ -17,6 +17,7 @@ from rlaif_cli import __version__
 from rlaif_cli.data.compression import content_sha256, open_to_append
 from rlaif_cli.data.paths import file_of, sidecar
 from rlaif_cli.errors import InputError, RlaifError, UsageError, option
+from rlaif_cli.ui import messages
 
 FLUSH_SECONDS = 1.0
 
@@ -137,7 +138,7 @@ def new_file(output: str, manifest: dict[str, Any], *, overwrite: bool = False) 
     """
     path = file_of(output)
     if path is None:
-        stream = stdout_for_records()
+        stream = messages.current().records
         yield lambda line: _write_line(stream, line, "stdout")
         return
     refuse_special(path)
@@ -233,12 +234,6 @@ def refuse_special(path: Path) -> None:
             where=str(path),
             hint=f"{option('output')} - writes to stdout, which can be piped",
         )
-
-
-def stdout_for_records() -> IO[str]:
-    from rlaif_cli.ui import console
-
-    return console.data_stream()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

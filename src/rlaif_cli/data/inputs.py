@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from rlaif_cli.data.compression import lines
 from rlaif_cli.errors import InputError, MissingDependency
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 # Files that a stage writes beside its output.
@@ -259,7 +259,7 @@ def _remote(address: str) -> Iterator[InputFile]:
         return
     names = _call(address, partial(_remote_names, system, path, address))
     folder = _new_folder()
-    console.say(f"{address}: copying {len(names)} files to {folder}" if len(names) > 1 else f"{address}: copying")
+    messages.say(f"{address}: copying {len(names)} files to {folder}" if len(names) > 1 else f"{address}: copying")
     for index, name in enumerate(names):
         shown = address if name == path else system.unstrip_protocol(name)
         copy = folder / f"{index:05d}.jsonl"

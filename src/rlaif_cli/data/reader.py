@@ -25,7 +25,7 @@ from rlaif_cli.data.json_lines import TOO_DEEP, describe, parse_json
 from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.records import Record
 from rlaif_cli.errors import ConversationError, InputError, option, spelled
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -182,7 +182,7 @@ class Source(Generic[R]):
         """Warn if the run that writes an input is unfinished, or if the input was changed since."""
         for file in self.files:
             if sidecar(file.path, "run.json").exists():
-                console.warn_once(f"{file.name}: the run that writes this file is not finished; rows may be missing")
+                messages.warn_once(f"{file.name}: the run that writes this file is not finished; rows may be missing")
             else:
                 self._warn_if_changed(file.name, sidecar(file.path, "manifest.json"), [file])
         self._warn_if_changed(self.name, Path(self.name) / "manifest.json", self.files)  # a folder of shards
@@ -192,7 +192,7 @@ class Source(Generic[R]):
             return
         now = self.sha256 if files == self.files else content_sha256(*(file.path for file in files))
         if is_changed(manifest, now):
-            console.warn_once(f"{name}: {CHANGED}")
+            messages.warn_once(f"{name}: {CHANGED}")
 
     @property
     def errors(self) -> list[str]:

@@ -24,7 +24,6 @@ from rlaif_cli.data.atomic import (
     lock,
     read_json,
     refuse_special,
-    stdout_for_records,
     write_json,
 )
 from rlaif_cli.data.compression import content_sha256, open_to_append
@@ -33,6 +32,7 @@ from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.run_settings import START_OVER, refuse_changed_settings
 from rlaif_cli.data.torn_lines import drop_torn_line
 from rlaif_cli.errors import InputError, UsageError, option
+from rlaif_cli.ui import messages
 
 
 class Output:
@@ -68,20 +68,27 @@ class Output:
         self._on_row = on_row
         self._started = self._flushed = time.monotonic()
         if path is None:
-            self._file: Any = stdout_for_records()
+            self._file: Any = messages.current().records
             return
         try:
-            refuse_special(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _open_locked(path)
+            self._open(path, overwrite)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def _open(self, path: Path, overwrite: bool) -> None:
+        refuse_special(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = _open_locked(path)
+        try:
             if overwrite:
                 self._start_over(path)
             self._resume(path)
-        except OSError as error:
-            raise cannot_write(path, error) from error
-        if not self.complete:
-            self._write_run()
-            self.manifest_path.unlink(missing_ok=True)
+            if not self.complete:
+                self._write_run()
+                self.manifest_path.unlink(missing_ok=True)
+        except BaseException:  # it is not to be resumed: the lock must not last as long as this object
+            self._file.close()
+            raise
 
     def _start_over(self, path: Path) -> None:
         """Create a new file rather than truncate the old one, which readers and hard links keep."""

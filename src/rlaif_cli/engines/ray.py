@@ -24,7 +24,7 @@ from rlaif_cli.engines.base import Completion, Failed, Request, Sampling
 from rlaif_cli.errors import EngineError, MissingDependency, RlaifError, option
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer, FakeTokenizer
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
 
 _FIRST_BATCH = 16  # requests; doubled up to the full size, so that a short input is spread over all replicas
 _BATCHES_PER_REPLICA = 2  # one that it computes, and one queued so that it never idles
@@ -79,7 +79,7 @@ class RayEngine:
         )
         self._resources = f"{gpus_per_replica:g} GPUs and {share.cpus} CPUs"
         if total.get("GPU", 0) < gpus_per_replica or total.get("CPU", 0) < share.cpus:
-            console.warn(
+            messages.warn(
                 f"a replica needs {self._resources}, but the whole cluster has {total.get('GPU', 0):g} and "
                 f"{total.get('CPU', 0):g}: waiting for it to grow"
             )
@@ -132,7 +132,7 @@ class RayEngine:
             if done:
                 break
             if not in_flight:
-                console.warn(
+                messages.warn(
                     f"no replica has started yet; each needs {self._resources} of the cluster (`ray status` shows what "
                     "it has). Waiting; Ctrl-C keeps finished work"
                 )
@@ -172,7 +172,7 @@ class RayEngine:
             cause = _cause(error)
             if not self._replicas:
                 raise cause from error
-            console.warn(f"a replica cannot start; continuing with the other {len(self._replicas)}: {cause}")
+            messages.warn(f"a replica cannot start; continuing with the other {len(self._replicas)}: {cause}")
         except self._ray.exceptions.RayError as error:
             self._replace(replica, error)
 
@@ -182,7 +182,7 @@ class RayEngine:
         self._replicas.remove(replica)
         self._replicas.append(self._start())
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        console.warn(f"a replica was lost; its batches are reassigned ({reason.strip()})")
+        messages.warn(f"a replica was lost; its batches are reassigned ({reason.strip()})")
 
 
 class Worker:

@@ -27,7 +27,7 @@ from rlaif_cli.engines.base import Failed, Request, Usage
 from rlaif_cli.engines.server_answers import PERMANENT, Unusable
 from rlaif_cli.engines.server_dialect import Dialect, sent_names
 from rlaif_cli.errors import EngineError, MissingDependency, option
-from rlaif_cli.ui.console import warn, warn_once
+from rlaif_cli.ui import messages
 
 _MAX_FAILURES = 20  # consecutive failures after which a server counts as dead
 _MAX_IDENTICAL_FAILURES = 5  # of the first requests, after which all are assumed to fail
@@ -192,7 +192,7 @@ class Fleet:
             raise error
         if instead is None:
             raise _Stop(errors.refusal(server.where, name, error)) from error
-        warn_once(f"{server.where}: {instead}")
+        messages.warn_once(f"{server.where}: {instead}")
 
     def _try_servers(self, ask: Ask, request: Request) -> Any:
         """The answer of a server; on a failure that another might not have, of the next one."""
@@ -264,14 +264,16 @@ class Fleet:
         if all(each.failure for each in self._servers):
             raise self._failures() from failure
         if not known:
-            warn(f"{server.where} is no longer used: {failure.what}")
+            messages.warn(f"{server.where} is no longer used: {failure.what}")
         return Failed(failure.what, True)
 
     def run_concurrently(self, ask: Ask, requests: Iterable[Request]) -> Iterator[tuple[Any, Any]]:
         """Keep `concurrency` requests in flight at each server; yield results as they finish."""
         waiting, running = iter(requests), dict[Future[Any], Request]()
         held: list[tuple[Any, AmbiguousFailure]] = []
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="rlaif-openai")
+        pool = ThreadPoolExecutor(
+            self._concurrency, "rlaif-openai", initializer=messages.report_to, initargs=(messages.current(),)
+        )
         try:
             while True:
                 while len(running) < self._concurrency and (request := next(waiting, None)) is not None:

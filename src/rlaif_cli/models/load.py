@@ -8,7 +8,7 @@ from typing import Any
 
 from rlaif_cli.errors import ModelError
 from rlaif_cli.models.gguf import pad_token
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
 
 # Explicit: otherwise transformers asks on the terminal, and a "y" on stdin would run the code.
 NO_REMOTE_CODE = {"trust_remote_code": False}
@@ -96,7 +96,7 @@ def set_pad_token(model: Any, tokenizer: Any, ends: Collection[int]) -> None:
         tokenizer.pad_token = pad
     config, pad_id = model.config.get_text_config(), tokenizer.pad_token_id
     if pad_id in {None, tokenizer.eos_token_id, *ends}:
-        console.warn(
+        messages.warn(
             "the tokenizer has no pad token other than the end of a turn: the model is saved without a pad token, so "
             "other tools can only score one text at a time with it, not a padded batch"
         )

@@ -19,7 +19,7 @@ from rlaif_cli.models.chat_template import ChatTemplate, named_turns
 from rlaif_cli.models.load import NO_REMOTE_CODE, load_error
 from rlaif_cli.models.metadata import vocabulary_size
 from rlaif_cli.models.text_encoder import TextEncoder
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
 
 Spellings = tuple[tuple[tuple[Any, ...], ...], ...]  # for each label, the token sequences that write it
 
@@ -50,7 +50,7 @@ class ChatTokenizer:
         self._encoder = TextEncoder(self.hf)
         self._spell = lru_cache(maxsize=256)(self._spellings)
         if not self.template.given:
-            console.warn_once(f"{path}: no chat template; turns are written as 'Human: …' and 'Assistant: …'")
+            messages.warn_once(f"{path}: no chat template; turns are written as 'Human: …' and 'Assistant: …'")
         if mark := self.template.opens_thinking():
             raise ModelError(
                 f"the chat template starts every reply with thinking ({mark}), and rlaif does not support thinking "
@@ -156,7 +156,7 @@ class ChatTokenizer:
     def _takes_system(self) -> bool:
         takes = self.template.takes_system
         if not takes:
-            console.warn_once(
+            messages.warn_once(
                 f"{self.hf.name_or_path}: the chat template has no system turn; instructions to this model go before "
                 "the question in the user's turn"
             )

@@ -37,7 +37,7 @@ from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.shipped_files import shipped_path
 from rlaif_cli.errors import InputError, UsageError, as_field
 from rlaif_cli.registry import Stage
-from rlaif_cli.ui.console import counted
+from rlaif_cli.ui.text import counted
 
 SUMMARY = "summary.json"
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")

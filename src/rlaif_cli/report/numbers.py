@@ -15,7 +15,7 @@ from rlaif_cli.report.gold_curve import gold_tables
 from rlaif_cli.report.run_folder import Run
 from rlaif_cli.report.side_by_side import rates, side_by_side
 from rlaif_cli.report.sources import damaged
-from rlaif_cli.ui.console import visible
+from rlaif_cli.ui.text import visible
 
 
 def as_json(run: Run, others: Sequence[Run] = ()) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.config.report import ReportConfig
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
 from rlaif_cli.ui.progress import ProgressCallback
 
 
@@ -16,7 +16,7 @@ def write(config: ReportConfig) -> list[Path]:
 
     folder = Path(config.run_folder)
     for warning in damaged(read_run(folder)):
-        console.warn_once(warning)
+        messages.warn_once(warning)
     report = write_report(folder, Path(config.output), [Path(other) for other in config.beside])
     return [report, *(write_model_cards(folder) if config.card else [])]
 

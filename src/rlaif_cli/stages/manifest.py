@@ -11,7 +11,7 @@ from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import Engine, ResolvedModel, engine_name
 from rlaif_cli.models.metadata import checkpoint_hash
-from rlaif_cli.ui.console import warn_once
+from rlaif_cli.ui.messages import warn_once
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from rlaif_cli.train.runtime.best_weights import BestWeights
 from rlaif_cli.train.runtime.checkpoint import TrainState
 from rlaif_cli.train.runtime.metrics_log import MetricsLog
 from rlaif_cli.train.runtime.optim import make_optimizer, set_learning_rate
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
 from rlaif_cli.ui.progress import ProgressCallback
 
 TrainStep = Callable[[torch.optim.Optimizer, list[int]], dict[str, float]]
@@ -85,9 +85,9 @@ def selection_and_report(
     selecting = dataset.held_out(map(prompt_of, everything), 0.5, config.seed) if config.patience else set()
     if not selecting:
         if config.patience and everything:
-            console.warn("the only held-out prompt both selects the weights and measures them: raise --eval-fraction")
+            messages.warn("the only held-out prompt both selects the weights and measures them: raise --eval-fraction")
         elif config.patience:
-            console.warn("--patience has no effect: no prompt is held out")
+            messages.warn("--patience has no effect: no prompt is held out")
         return everything, everything
     sides = [[each for each in everything if (prompt_of(each) in selecting) == side] for side in (True, False)]
     return sides[0], sides[1]

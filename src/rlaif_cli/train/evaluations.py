@@ -30,7 +30,7 @@ from rlaif_cli.train.parallel.distributed import all_gather, broadcast_from_main
 from rlaif_cli.train.reward_source import RewardSource
 from rlaif_cli.train.rollout import Prompt, Rollout, RolloutEngine
 from rlaif_cli.train.runtime.metrics_log import drop_rows_after
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
 
 EVALUATIONS = "evaluations.jsonl"
 ITEMS = "evaluations.items.jsonl"
@@ -135,7 +135,7 @@ class Evaluations:
         if found is not None:
             _record_wins(items, found)
             if not found.decided:
-                console.warn(f"--eval-judge could decide none of the {found.unscored} comparisons after step {step}")
+                messages.warn(f"--eval-judge could decide none of the {found.unscored} comparisons after step {step}")
         self._append(ITEMS, items)
         self._append(EVALUATIONS, [summary_row(items, initial, found)])
         return found

@@ -37,7 +37,7 @@ from rlaif_cli.train.parallel.distributed import all_reduce, all_reduce_numbers
 from rlaif_cli.train.runtime.export import save_trained_model
 from rlaif_cli.train.runtime.optim import clip_and_step, loading_device, sharded
 from rlaif_cli.train.runtime.run_folder import run_in_folder
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 SCALE_PAIRS = 128  # at most this many pairs for the reward's mean and std: enough to know the std within 5 %
@@ -267,7 +267,9 @@ def _finish(
     seen = _scores(model, random.Random(config.seed).sample(train, min(SCALE_PAIRS, len(train))), config)
     mean, std = float(seen.mean()), float(seen.std())
     if std < MIN_REWARD_STD:
-        console.warn("the reward is the same for all training responses: this model prefers nothing (try a lower --lr)")
+        messages.warn(
+            "the reward is the same for all training responses: this model prefers nothing (try a lower --lr)"
+        )
     results: dict[str, Any] = {
         "train_pairs": len(train),
         "reward_mean": round(mean, 6),

@@ -36,7 +36,7 @@ from rlaif_cli.train.nn.packing import Group
 from rlaif_cli.train.nn.precision import frozen_dtype
 from rlaif_cli.train.reward_function import RewardFunction, Row, response_key
 from rlaif_cli.train.reward_model import MIN_REWARD_STD, score_groups
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
 
 
 class RewardSource(Protocol):
@@ -303,5 +303,5 @@ def stored_scale(path: Path) -> tuple[float, float]:
     scale = read_json(path / "config.json", error=ModelError).get("rlaif") or {}
     std = float(scale.get("reward_std", 1.0))
     if std < MIN_REWARD_STD:
-        console.warn_once(f"{path}: this reward model prefers nothing: all its training responses got the same reward")
+        messages.warn_once(f"{path}: this reward model prefers nothing: all its training responses got the same reward")
     return float(scale.get("reward_mean", 0.0)), max(std, MIN_REWARD_STD)

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from rlaif_cli.ui.console import stderr, visible
 from rlaif_cli.ui.progress import ProgressCallback, rate_meter
+from rlaif_cli.ui.text import visible
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDE = 100  # columns needed to show commands and bars
@@ -67,20 +68,21 @@ class Screen:
     """A context that shows the screen while it is open; the last state stays visible.
 
     Args:
+        terminal: where it is shown.
         title: the name of the run.
         stages: (name, command) of each stage, in order.
         wanted: the names of the stages that will run.
     """
 
-    def __init__(self, title: str, stages: Sequence[tuple[str, str]], wanted: Sequence[str]) -> None:
+    def __init__(self, terminal: Console, title: str, stages: Sequence[tuple[str, str]], wanted: Sequence[str]) -> None:
         self._title = title
         self._lines = {
             name: _Line(visible(name), command, "waiting" if name in wanted else "left out") for name, command in stages
         }
         self._spinner = Spinner("dots")
         self._started = time.monotonic()
-        self._console = stderr()
-        self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
+        self._terminal = terminal
+        self._live = Live(console=terminal, get_renderable=self._render, refresh_per_second=4)
 
     def __enter__(self) -> Screen:
         self._live.__enter__()
@@ -111,12 +113,12 @@ class Screen:
     def _render(self) -> Table:
         """The stages; if not all fit, those around the running one."""
         lines = list(self._lines.values())
-        height = max(3, self._console.height - 4)
+        height = max(3, self._terminal.height - 4)
         now = next((place for place, line in enumerate(lines) if line.state in ("running", "failed")), 0)
         first = max(0, min(now - height // 2, len(lines) - height))
-        table = self._table(self._console.width)
+        table = self._table(self._terminal.width)
         for line in lines[first : first + height]:
-            table.add_row(*self._cells(line, wide=self._console.width >= _WIDE))
+            table.add_row(*self._cells(line, wide=self._terminal.width >= _WIDE))
         minutes = (time.monotonic() - self._started) / 60
         done = sum(line.state == "done" for line in lines)
         head = Text(f"{visible(self._title)}: {done} of {len(lines)} stages, {minutes:.1f} minutes", style="bold")

@@ -16,8 +16,8 @@ from rlaif_cli.data.tools.kinds import response_texts
 from rlaif_cli.data.tools.parallel import each_file
 from rlaif_cli.data.tools.rows import rewritten, rows_of_kind
 from rlaif_cli.errors import InputError
-from rlaif_cli.ui.console import counted
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
+from rlaif_cli.ui.text import counted
 
 
 def dedupe(config: DedupeConfig, kind: str, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:

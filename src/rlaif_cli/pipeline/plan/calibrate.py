@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,8 @@ from rlaif_cli.errors import EngineError
 from rlaif_cli.machine import GIB
 from rlaif_cli.pipeline.plan import throughput
 from rlaif_cli.pipeline.plan.throughput import Rate
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
+from rlaif_cli.ui.console import Console
 
 
 def calibrate(work: Iterable[Any]) -> None:
@@ -26,7 +28,7 @@ def calibrate(work: Iterable[Any]) -> None:
     known = throughput.known()
     here = [each for each in work if each.engine != CLUSTER]
     for each in {each.key: each for each in here if each.key not in known}.values():
-        console.say(f"measuring {each.key}")
+        messages.say(f"measuring {each.key}")
         throughput.remember(each.key, _measure_in_process(each))
 
 
@@ -49,8 +51,10 @@ def _measure_in_process(work: Any) -> Rate:
 
 def _measure(work: Any, answer: Any) -> None:
     try:
+        console = Console(sys.stdout, sys.stderr)
         console.guard_stdout()
-        rate = _training(work) if work.trains else _engine(work)
+        with messages.reported_to(console):
+            rate = _training(work) if work.trains else _engine(work)
         answer.send(replace(rate, memory=round(_peak_gib(), 2)))
     except Exception as error:
         answer.send(f"{type(error).__name__}: {error}")

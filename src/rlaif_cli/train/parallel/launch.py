@@ -20,7 +20,8 @@ from typing import Any
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError, option
-from rlaif_cli.ui import console
+from rlaif_cli.ui import messages
+from rlaif_cli.ui.console import Console
 
 RESUME_HINT = "the last saved state is kept; run the same command again to resume"
 _GRACE = 15  # seconds that processes get to exit before they are killed
@@ -39,13 +40,13 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
-def silence_unless_main() -> None:
-    """Only the main process writes to the terminal."""
-    console.quiet = launched_processes() > 1 and os.environ["RANK"] != "0"
+def is_main() -> bool:
+    """Whether this is the process of a run that writes to the terminal."""
+    return launched_processes() == 1 or os.environ["RANK"] == "0"
 
 
-def run(stage: str, config: TrainConfig, work: Callable[[Any], int]) -> int:
-    """Run `work(config)` in every process, starting them for `--num-processes`; returns its exit code.
+def run(stage: str, config: TrainConfig, work: Callable[[Any, Console], int], console: Console) -> int:
+    """Run `work(config, console)` in every process, starting them for `--num-processes`; returns its exit code.
 
     Raises:
         UsageError: the run cannot use this number of processes.
@@ -54,12 +55,12 @@ def run(stage: str, config: TrainConfig, work: Callable[[Any], int]) -> int:
     """
     launched = launched_processes()
     if config.dry_run or max(launched, config.num_processes) == 1:
-        return work(config)
+        return work(config, console)
     _check(config, launched)
     if launched == 1:
         start(stage, config)
         return 0
-    return run_as_worker(config, work)
+    return run_as_worker(config, work, console)
 
 
 def _check(config: TrainConfig, launched: int) -> None:
@@ -81,8 +82,10 @@ def _check(config: TrainConfig, launched: int) -> None:
 # ------------------------------------------------------------------------------------------------ in each process
 
 
-def run_as_worker(config: TrainConfig, work: Callable[[Any], int], *, watched: bool = False) -> int:
-    """Run `work(config)` as one of several processes.
+def run_as_worker(
+    config: TrainConfig, work: Callable[[Any, Console], int], console: Console, *, watched: bool = False
+) -> int:
+    """Run `work(config, console)` as one of several processes.
 
     Args:
         watched: `start` launched this process and reports failures that it cannot report itself.
@@ -93,7 +96,7 @@ def run_as_worker(config: TrainConfig, work: Callable[[Any], int], *, watched: b
     console.first_to_fail = rendezvous.first_to_fail
     rendezvous.join()
     try:
-        code = work(config)
+        code = work(config, console)
         leave()
     except KeyboardInterrupt:
         if watched:
@@ -130,7 +133,8 @@ def start(stage: str, config: TrainConfig, *, quiet: bool = False) -> dict[str, 
     from rlaif_cli.data.atomic import read_json
 
     _check(config, 1)
-    worker = ["-m", "rlaif_cli.worker", stage, config.model_dump_json(), str(int(quiet)), str(int(console.debug))]
+    flags = [str(int(flag)) for flag in (quiet, messages.current().debug)]
+    worker = ["-m", "rlaif_cli.worker", stage, config.model_dump_json(), *flags]
     with tempfile.TemporaryDirectory(prefix="rlaif-") as logs, _launching(config.num_processes):
         launcher = LaunchConfig(
             min_nodes=1,

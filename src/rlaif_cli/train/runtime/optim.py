@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,9 +18,17 @@ from rlaif_cli.train.nn.precision import frozen_dtype
 from rlaif_cli.train.parallel.distributed import full_tensor, shard, sum_gradients, world_size
 
 
-def set_seed(seed: int) -> None:
-    random.seed(seed)
-    torch.manual_seed(seed)
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the random numbers of Python and torch; those of Python and the CPU continue as before afterwards."""
+    before = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before)
 
 
 def loading_device(config: TrainConfig) -> torch.device:

@@ -17,7 +17,7 @@ from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory, option
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.train.parallel.distributed import broadcast_from_main, is_main
 from rlaif_cli.train.runtime.checkpoint import remove_state
-from rlaif_cli.train.runtime.optim import set_seed
+from rlaif_cli.train.runtime.optim import seeded
 from rlaif_cli.train.runtime.trackers import check_trackers
 
 MANIFEST = "manifest.json"
@@ -45,8 +45,8 @@ def run_in_folder(
         settings, done = broadcast_from_main(lambda: _begin(config, folder, stage, base, inputs))
         if done is not None:
             return done
-        set_seed(config.seed)
-        results = _within_memory(train, settings)
+        with seeded(config.seed):
+            results = _within_memory(train, settings)
         broadcast_from_main(lambda: _complete(folder, stage, settings, results))
         return results
 
