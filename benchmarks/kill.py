@@ -7,11 +7,11 @@ What stands at the end is held against an uninterrupted run: data files row by r
 other model: a batch of another size rounds otherwise), weights byte by byte, metrics and samples without their times.
 One table row a stage:
 
-    in the middle   kills after the first row or checkpoint was on the disk, before the last
-    lost, duplicated   rows of the uninterrupted run that are missing; duplicated rows
-    different       rows, weights or other files that are not what they should be
-    litter          files that a kill left behind and that the end did not remove
-    tracebacks      of a command that was stopped by Ctrl-C, or went on afterwards
+    in the middle     kills after the first row or checkpoint was on the disk, before the last
+    lost, duplicated  rows of the uninterrupted run that are missing; duplicated rows
+    different         rows, weights or other files that are not what they should be
+    litter            files that a kill left behind and that the finished run did not remove
+    tracebacks        of a command that was stopped by Ctrl-C, or that resumed afterwards
 
 Ends with exit code 1 if any but the first and `litter` is not 0.
 """
