@@ -102,3 +102,14 @@ def test_no_link_leads_nowhere(path: Path) -> None:
     for link in links(path):
         target, _, _ = link.partition("#")
         assert not target or target.startswith("http") or (path.parent / target).exists(), f"{path}: {link}"
+
+
+def test_the_page_about_ppo_says_where_each_detail_is() -> None:
+    """Its last column: `train/ppo.py: sample_seeds` is a function or class of that file."""
+    table = (ROOT / "docs" / "ppo.md").read_text("utf-8").partition("## The details")[2].partition("\n## ")[0]
+    places = re.findall(r"`([\w/]+\.py): ([\w, ]+)`", table)
+    assert len(places) > 20
+    for file, names in places:
+        source = (ROOT / "src" / "rlaif_cli" / file).read_text("utf-8")
+        for name in names.split(", "):
+            assert re.search(rf"^\s*(def|class) {name}\b", source, re.MULTILINE), f"{file}: {name}"
