@@ -3,8 +3,8 @@
     python benchmarks/kill.py [--kills 200] [--stages generate revise label train-rm ppo run] [--seed 0]
                               [--signals KILL TERM INT] [--model fake] [--rows 6000]
 
-What stands at the end is held against an uninterrupted run: data files row by row (`--model fake`) or id by id (any
-other model: a batch of another size rounds otherwise), weights byte by byte, metrics and samples without their times.
+The result is compared with an uninterrupted run: data files row by row (`--model fake`) or id by id (any other
+model, since a different batch size rounds differently), weights byte by byte, metrics and samples without their times.
 One table row a stage:
 
     in the middle     kills after the first row or checkpoint was on the disk, before the last
@@ -114,7 +114,7 @@ def _pipeline(prompts: Path) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------- what stands there
+# ------------------------------------------------------------------------------------------------- what is there
 
 
 def contents(folder: Path, whole_rows: bool) -> dict[str, Counter[str]]:
