@@ -1,8 +1,8 @@
-# The few words of the dev loop. Each does all the set-up it needs, once; a set-up that was stopped is resumed.
+# The commands of the development loop. The first one sets up what it needs; an interrupted setup is resumed.
 #   PYTHON  the Python to set up with (3.10 to 3.13)        make setup PYTHON=python3.12
 #   VLLM    auto, vllm (NVIDIA GPUs), cpu, or none          make setup VLLM=none
-#   ARGS    passed on to the command                        make test ARGS="-k judge"
-#   WORKERS processes that share the tests, one thread each make test WORKERS=8
+#   ARGS    more arguments for the command                  make test ARGS="-k judge"
+#   WORKERS processes to run the tests, one thread each     make test WORKERS=8
 
 PYTHON ?= python3
 VLLM ?= auto
@@ -12,19 +12,19 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint format types docs audit clean
 
-help: ## this list
+help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: ## make .venv: packages, the vLLM build for this machine, the built-in model
 	@$(PYTHON) scripts/setup.py --vllm $(VLLM)
 
-demo: setup ## the whole pipeline on the built-in model, into runs/demo
+demo: setup ## run the whole pipeline on the built-in model, into runs/demo
 	@$(BIN)/rlaif demo $(ARGS)
 
-test: setup ## the tests, real vLLM among them, in minutes
+test: setup ## run the tests, including those with real vLLM, in minutes
 	@$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-slow: setup ## the tests that start servers, kill processes or train for long
+test-slow: setup ## run the tests that start servers, kill processes or train for long
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: setup ## check style
@@ -36,13 +36,13 @@ format: setup ## fix style
 types: setup ## check types
 	@$(BIN)/mypy
 
-docs: setup ## docs/commands/ from the command line itself, and the site into site/
+docs: setup ## generate docs/commands/ from the command line, and build the site into site/
 	@$(BIN)/python scripts/command_pages.py
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'mkdocs-material>=9.6'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-audit: setup ## known vulnerabilities of what is installed, where the advisories can be reached
+audit: setup ## list known vulnerabilities of the installed packages, if the advisories can be reached
 	@$(PYTHON) scripts/audit.py
 
-clean: ## remove .venv and what tools have cached; keeps runs/ and converted models
+clean: ## remove .venv and the caches of tools; keeps runs/ and converted models
 	rm -rf .venv .venv-audit build dist site .pytest_cache .mypy_cache .ruff_cache

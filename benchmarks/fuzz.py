@@ -4,12 +4,12 @@
     python benchmarks/fuzz.py --servers [--inputs 2000] [--seed 0]      # answers of a chat server (fuzz_servers.py)
 
 Input `i` depends on `--seed` and `i` alone, so that one can be made again (`--only i`). Records are read as each kind,
-in each foreign format, mended, converted, counted, audited, and resumed from; YAML as a constitution and as a
+in each foreign format, repaired, converted, counted, audited, and resumed from; YAML as a constitution and as a
 pipeline; checkpoints by the resolver, the tokenizer and the trainers' loader. What is refused must be refused by an
 error of ours that names the file (and, for a line, its number); accepted input is read to its end. Counted are:
 
     accepted, refused   both are right; broken input may still be good input
-    placeless           refusals that do not name the file
+    no place            refusals that do not name the file
     tracebacks          any other exception: a bug
     hangs               inputs that took over 20 seconds
     invented            responses and labels that no answer of the server holds
@@ -296,7 +296,7 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
         given = ValidateConfig(records=str(path), kind=chance.choice([kind, None]))
         _told(validate.invalid_lines(given, kind_of(given))[1], path)
 
-    def mended(folder: Path, chance: random.Random) -> None:
+    def repaired(folder: Path, chance: random.Random) -> None:
         kind = chance.choice(list(ROWS))
         path = file(folder, ROWS[kind], chance)
         given = ValidateConfig(records=str(path), fix=str(folder / "fixed.jsonl"))
@@ -376,7 +376,7 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
         ChatTokenizer(path)
         load_policy(path) if chance.random() < 0.5 else new_reward_model(path, seed=0)
 
-    found = (validated, mended, counted, converted, audited, resumed, labelled, constitutions, pipelines, repeated)
+    found = (validated, repaired, counted, converted, audited, resumed, labelled, constitutions, pipelines, repeated)
     return {reader.__name__: reader for reader in (*found, checkpoints)}
 
 
@@ -415,7 +415,7 @@ def tried(reader: Reader, chance: random.Random) -> tuple[str, str]:
         except RlaifError as error:
             said = "\n".join([str(error), *getattr(error, "errors", ())])
             named = any(place in said for place in ("broken", name, "the server", fuzz_servers.PLACE))
-            return ("refused" if named else "placeless"), said
+            return ("refused" if named else "no place"), said
         except Hang:
             return "hangs", traceback.format_exc(limit=-3)
         except fuzz_servers.Invented as error:
@@ -428,7 +428,7 @@ def tried(reader: Reader, chance: random.Random) -> tuple[str, str]:
     return "accepted", ""
 
 
-OUTCOMES = ("accepted", "refused", "placeless", "tracebacks", "hangs", "invented")
+OUTCOMES = ("accepted", "refused", "no place", "tracebacks", "hangs", "invented")
 
 
 def fuzz(

@@ -3,15 +3,15 @@
     python benchmarks/kill.py [--kills 200] [--stages generate revise label train-rm ppo run] [--seed 0]
                               [--signals KILL TERM INT] [--model fake] [--rows 6000]
 
-What stands at the end is held against an uninterrupted run: data files row by row (`--model fake`) or id by id (any
-other model: a batch of another size rounds otherwise), weights byte by byte, metrics and samples without their times.
+The result is compared with an uninterrupted run: data files row by row (`--model fake`) or id by id (any other
+model, since a different batch size rounds differently), weights byte by byte, metrics and samples without their times.
 One table row a stage:
 
-    in the middle   kills after the first row or checkpoint was on the disk, before the last
-    lost, doubled   rows of the uninterrupted run that are missing; rows that stand twice
-    different       rows, weights or other files that are not what they should be
-    litter          files that a kill left behind and that the end did not remove
-    tracebacks      of a command that was stopped by Ctrl-C, or went on afterwards
+    in the middle     kills after the first row or checkpoint was on the disk, before the last
+    lost, duplicated  rows of the uninterrupted run that are missing; duplicated rows
+    different         rows, weights or other files that are not what they should be
+    litter            files that a kill left behind and that the finished run did not remove
+    tracebacks        of a command that was stopped by Ctrl-C, or that resumed afterwards
 
 Ends with exit code 1 if any but the first and `litter` is not 0.
 """
@@ -114,7 +114,7 @@ def _pipeline(prompts: Path) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------- what stands there
+# ------------------------------------------------------------------------------------------------- what is there
 
 
 def contents(folder: Path, whole_rows: bool) -> dict[str, Counter[str]]:
@@ -135,7 +135,7 @@ def _timeless(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def compared(expected: dict[str, Counter[str]], found: dict[str, Counter[str]]) -> Counter[str]:
-    """lost, doubled, different and litter, of all files."""
+    """lost, duplicated, different and litter, of all files."""
     result: Counter[str] = Counter()
     for name in expected.keys() | found.keys():
         if name not in expected:
@@ -145,7 +145,7 @@ def compared(expected: dict[str, Counter[str]], found: dict[str, Counter[str]]) 
         missing, added = before - now, now - before
         twice = sum(1 for thing in added if thing in before)
         others = len(added) - twice  # each stands in the place of one that is missing
-        result["doubled"] += twice
+        result["duplicated"] += twice
         result["different"] += others
         result["lost"] += max(0, missing.total() - others)
     return result
@@ -223,7 +223,7 @@ def kill(stage: Stage, kills: int, signals: list[str], chance: random.Random, wo
 
 
 COLUMNS = ("runs", "SIGKILL", "SIGTERM", "SIGINT", "in the middle")
-FAULTS = ("lost", "doubled", "different", "tracebacks")
+FAULTS = ("lost", "duplicated", "different", "tracebacks")
 
 
 def main() -> None:

@@ -104,7 +104,9 @@ def main() -> None:
     peaks: dict[str, list[float]] = {}
     costs: dict[str, list[float]] = {}
     starts = {command: seconds for command, (seconds, _, _) in all_measured(1, options).items()}
-    print("| command | rows | input, MB | seconds | of them start | µs a row | peak, MB |", "|---" * 7 + "|", sep="\n")
+    print(
+        "| command | rows | input, MB | seconds | of which start | µs per row | peak, MB |", "|---" * 7 + "|", sep="\n"
+    )
     for rows in options.rows:
         for command, (seconds, peak, size) in all_measured(rows, options).items():
             cost = 1e6 * (seconds - starts[command]) / rows

@@ -170,6 +170,70 @@ def test_config_imports_pydantic_alone() -> None:
     }
 
 
+# The only files that use the internals of other packages, and a documented function whose name has an underscore.
+INTERNALS = {"engines.vllm_internals", "models.torch_internals", "models.transformers_internals"}
+DOCUMENTED = {"sys._getframe", "os._exit"}
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and name.strip("_") != "" and not name.endswith("__")
+
+
+def own_names(tree: ast.AST) -> set[str]:
+    """The private names that a module itself defines: functions, classes, and attributes of its classes and objects."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            found.add(node.attr)
+    return found
+
+
+def foreign_private_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, name) of every private name of another module: imported, `x._name`, or `getattr(x, "_name")`."""
+    own = own_names(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            parts = [*str(node.module).split("."), *(name.name for name in node.names)]
+            yield from ((node.lineno, part) for part in parts if is_private(part))
+        elif isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
+            if (name := ast.unparse(node)) not in DOCUMENTED:
+                yield node.lineno, name
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr"):
+            name = node.args[1]
+            if isinstance(name, ast.Constant) and is_private(str(name.value)) and name.value not in own:
+                yield node.lineno, ast.unparse(node)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_no_module_uses_the_private_names_of_another(module: str) -> None:
+    """Private names of other packages are gathered in one file per package, which says what happens without them."""
+    tree = ast.parse(PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8"))
+    found = list(foreign_private_names(tree))
+    assert bool(found) == (module in INTERNALS - {"engines.vllm_internals"}), found
+
+
+def test_no_module_patches_another_package() -> None:
+    """`vllm.x.y = …` replaces a name of another package, private or not."""
+    patching = set()
+    for module in modules():
+        tree = ast.parse(PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8"))
+        packages = {
+            name.asname or name.name.split(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            and (getattr(node, "module", None) or node.names[0].name).split(".")[0] in HEAVY | {"typer", "rich"}
+            for name in node.names
+        }
+        stored = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)]
+        if any(isinstance(n.value, ast.Name) and n.value.id in packages for n in stored):
+            patching.add(module)
+    assert patching == {"engines.vllm_internals"}
+
+
 def test_no_file_grows_beyond_400_lines() -> None:
     long = {
         module: len(PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8").splitlines())

@@ -74,13 +74,19 @@ def test_help_shows_every_option_in_exactly_one_section_and_a_commands_own_first
         assert len(shown) == len(set(shown)) == len(listed) + 1, name  # --help is Typer's
 
 
+def test_help_has_a_heading_for_each_section(command_pages: ModuleType) -> None:
+    for name, command in command_pages.commands(typer.main.get_command(app)):
+        text = command.get_help(command.make_context(name, [], resilient_parsing=True))
+        headings = re.findall(r"^(\w.*):$", text, re.MULTILINE)
+        arguments = ["Arguments"] if any(each.param_type_name == "argument" for each in command.params) else []
+        assert headings == [*arguments, *(options_by_section(command) or ["Options"])], name
+
+
 @pytest.mark.parametrize("name", ["label", "ppo"])
-def test_help_has_a_heading_for_each_section(name: str) -> None:
+def test_help_shows_a_commands_own_options_first(name: str) -> None:
     command: Any = typer.main.get_command(app)
     command = command.commands[name]
     text = command.get_help(command.make_context(name, [], resilient_parsing=True))
-    headings = re.findall(r"^(\w.*):$", text, re.MULTILINE)
-    assert headings == ["Arguments", *options_by_section(command)]
     own = "--pairs" if name == "label" else "--steps"
     places = [text.index(f"  {option} ") for option in (own, "--engine", "--dry-run")]
     assert places == sorted(places)
@@ -98,3 +104,14 @@ def test_no_link_leads_nowhere(path: Path) -> None:
     for link in links(path):
         target, _, _ = link.partition("#")
         assert not target or target.startswith("http") or (path.parent / target).exists(), f"{path}: {link}"
+
+
+def test_the_page_about_ppo_says_where_each_detail_is() -> None:
+    """Its last column: `train/ppo.py: sample_seeds` is a function or class of that file."""
+    table = (ROOT / "docs" / "ppo.md").read_text("utf-8").partition("## The details")[2].partition("\n## ")[0]
+    places = re.findall(r"`([\w/]+\.py): ([\w, ]+)`", table)
+    assert len(places) > 20
+    for file, names in places:
+        source = (ROOT / "src" / "rlaif_cli" / file).read_text("utf-8")
+        for name in names.split(", "):
+            assert re.search(rf"^\s*(def|class) {name}\b", source, re.MULTILINE), f"{file}: {name}"

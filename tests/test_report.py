@@ -51,7 +51,7 @@ def test_findings_of_a_run_with_an_effect(tmp_path: Path) -> None:
     assert "20 steps; reward +0.02 -> +0.83" in lines[4] and "4.25 nats" in lines[4]
     assert "+0.10 before, +0.80 after" in lines[5] and "+0.70 [+0.50, +0.90]" in lines[5]
     assert "71.0 % [63.0, 79.0]" in lines[6] and "n = 90 prompts" in lines[6]
-    assert "the interval is clear of 50 %" in lines[6] and "at equal length 64.0 % [55.0, 73.0]" in lines[6]
+    assert "the interval excludes 50 %" in lines[6] and "at equal length 64.0 % [55.0, 73.0]" in lines[6]
     assert "512 -> 420 characters" in lines[6] and "which also made the labels" in lines[6]
     assert "90.0 % [82.0, 95.0]" in lines[7]
 
@@ -62,10 +62,12 @@ def test_a_chosen_policy_is_reported_by_the_prompts_that_did_not_choose_it(tmp_p
     results |= {"unscored": 3, "weights": {"step": 12, "looks": 8, "highest_win_rate": 0.75, "highest_win_rate_n": 40}}
     results["weights"] |= {"win_rate": estimate(0.55, 0.42, 0.68, 40), "prompts": 10, "unscored": 0}
     found = line(findings(summary, tmp_path), "PPO")
-    assert "step 12 were kept, of 8 looks" in found and "55.0 % [42.0, 68.0]" in found and "75" not in found
+    assert (
+        "step 12 were kept, the best of 8 evaluations" in found and "55.0 % [42.0, 68.0]" in found and "75" not in found
+    )
     assert "3 responses without a score" in found
     results["weights"]["win_rate"] = None
-    assert "of 8 looks" in line(findings(summary, tmp_path), "PPO")
+    assert "best of 8 evaluations" in line(findings(summary, tmp_path), "PPO")
 
 
 def test_findings_say_plainly_where_there_is_no_effect(tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_findings_say_plainly_where_there_is_no_effect(tmp_path: Path) -> None:
     for title in ("Labels", "Judge", "Reward model", "PPO", "Reward"):
         assert "shows no effect" in line(lines, f"{title}:"), title
     assert "not distinguishable from 'longer wins'" in line(lines, "Judge:")
-    assert "no effect can be seen: the interval holds 50 %" in line(lines, "Win rate:")
+    assert "no effect can be seen: the interval includes 50 %" in line(lines, "Win rate:")
 
 
 def test_an_effect_in_the_wrong_direction_is_called_so(tmp_path: Path) -> None:
@@ -211,11 +213,11 @@ def test_the_page_says_what_was_found_and_shows_all_parts(tmp_path: Path) -> Non
     assert "The judge prefers the tuned model: it wins 71 %" in page and "not shown to agree" not in page
     headings = (
         "What was found",
-        "The labels, audited",
+        "Label audit",
         "Curves",
         "Samples before and after",
         "What it cost",
-        "Made of what",
+        "Lineage",
     )
     for heading in (*headings, "Stages", "Settings"):
         assert f">{heading}</h2>" in page
@@ -387,7 +389,7 @@ def test_what_was_trained_on_what(tmp_path: Path) -> None:
     ("results", "words"),
     [
         ({"alignment": {}}, "rlaif eval alignment"),
-        ({"alignment": {"accuracy": estimate(0.52, 0.46, 0.58)}}, "Take a judge that agrees with people"),
+        ({"alignment": {"accuracy": estimate(0.52, 0.46, 0.58)}}, "Use a judge that agrees with people"),
         ({"win_rate": {}}, "Compare with the start"),
         ({"win_rate": {}, "policy": {}, "rm": {}}, "rlaif train-rm"),
         ({"win_rate": {"prompts": 3}}, "a hundred or more"),
@@ -395,7 +397,7 @@ def test_what_was_trained_on_what(tmp_path: Path) -> None:
         ({"win_rate": {"win_rate": estimate(0.5, 0.4, 0.6)}, "policy": {"reward_last": 0.0}}, "did not rise"),
         ({"win_rate": {"win_rate": estimate(0.3, 0.2, 0.4)}}, "higher --kl-coef"),
         ({"win_rate": {"length_controlled": estimate(0.5, 0.4, 0.6)}}, "--length-penalty"),
-        ({}, "Let another judge compare"),
+        ({}, "Compare with a different judge"),
     ],
 )
 def test_what_to_do_next(tmp_path: Path, results: dict[str, dict[str, Any]], words: str) -> None:
@@ -417,7 +419,7 @@ def test_the_cost_of_labels_beside_that_of_people(tmp_path: Path) -> None:
     manifest = {"stage": "label", "settings": {}, "usage": {"tokens_in": 64_000, "tokens_out": 80, "cost": 0.0321}}
     (folder / "preferences.jsonl.manifest.json").write_text(json.dumps(manifest))
     page = page_of(folder)
-    assert "40 labels took $0.03. As many by people would cost about $27" in page
+    assert "40 labels took $0.03. As many human labels would cost about $27" in page
     assert "64,000" in page and "0.0321" in page
 
 

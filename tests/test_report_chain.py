@@ -82,7 +82,7 @@ def test_the_alignment_of_another_judge_says_nothing_about_this_one(
     stages["alignment"]["settings"][setting] = "another"
     link = link_of("judge", stages, tmp_path)
     assert (link.verdict, link.sentence) == ("not measured", "not measured")
-    assert "rlaif eval alignment" in link.more and "another judge" in link.more
+    assert "rlaif eval alignment" in link.more and "different judge" in link.more
     run = run_of(stages, tmp_path)
     assert "was not measured" in caution(chains(run)[0])
     assert "Measure how far the judge agrees" in next_step(run, chains(run)[0])
@@ -98,7 +98,7 @@ def test_of_two_alignments_the_one_by_the_principles_of_the_labels(stages: Stage
             "results": {"n": 40, "accuracy": estimate(0.8, 0.7, 0.9)},
         }
     }
-    assert "by other principles" in link_of("judge", stages, tmp_path).more
+    assert "with different principles" in link_of("judge", stages, tmp_path).more
     assert "80 % of 40" in link_of("judge", first | stages, tmp_path).sentence
 
 

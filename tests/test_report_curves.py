@@ -1,4 +1,4 @@
-"""What was climbed beside what was meant, in the report: the curve, its words, and what else is on the way."""
+"""Reward and gold in the report: the curve, its words, and what else is shown during training."""
 
 from __future__ import annotations
 
@@ -186,10 +186,10 @@ def test_best_of_n_and_human_pairs_have_their_lines(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary), "utf-8")
     lines = findings(summary, tmp_path)
     (line,) = (line for line in lines if line.startswith("Best of n: "))
-    assert "by gold.py:tone wins 70.0 % [60.0, 79.0] over a random one, the interval is clear of 50 %" in line
+    assert "by gold.py:tone wins 70.0 % [60.0, 79.0] over a random one, the interval excludes 50 %" in line
     assert "55.0 % [42.0, 67.0] over the first, no effect can be seen" in line and "2 unscored" in line
     (line,) = (line for line in lines if line.startswith("Reward model and people: "))
-    assert "preferences of human.jsonl in 52.0 % [46.0, 58.0] of n = 300 pairs; shows no effect" in line
+    assert "preferences of human.jsonl on 52.0 % [46.0, 58.0] of n = 300 pairs; shows no effect" in line
     found = json.loads(write_report(tmp_path, tmp_path / "report.json").read_text("utf-8"))
     names = {rate["name"] for rate in found["rates"]}
     assert {

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlaif_cli.cli.options import epilog
+from rlaif_cli.cli.options import SectionedCommand, epilog
+from rlaif_cli.config.base import OUTPUT
 from rlaif_cli.ui.console import Console
 
 if TYPE_CHECKING:  # each command imports it at run time
@@ -22,7 +23,7 @@ app = typer.Typer(
 )
 
 
-@app.command("list", epilog=epilog("rlaif constitution list"))
+@app.command("list", cls=SectionedCommand, epilog=epilog("rlaif constitution list"))
 def list_() -> None:
     """List the constitutions that ship with rlaif: name, number of principles, description."""
     from rlaif_cli.judge.constitution_files import load_constitution, shipped_constitutions
@@ -34,10 +35,10 @@ def list_() -> None:
         typer.echo(f"{constitution.name:<{width}}  {count} principles  {constitution.description}")
 
 
-@app.command(epilog=epilog("rlaif constitution show helpfulness"))
+@app.command(cls=SectionedCommand, epilog=epilog("rlaif constitution show helpfulness"))
 def show(
     name: Annotated[str, typer.Argument(help="Name of a shipped constitution, or a YAML file.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)] = False,
 ) -> None:
     """Show a whole constitution: its framing, principles, contrast prompts and exemplars."""
     from rlaif_cli.judge.constitution_files import load_constitution
@@ -50,7 +51,7 @@ def show(
         typer.echo("\n".join(_as_text(constitution, width)))
 
 
-@app.command(epilog=epilog("rlaif constitution check my.yaml"))
+@app.command(cls=SectionedCommand, epilog=epilog("rlaif constitution check my.yaml"))
 def check(
     context: typer.Context,
     path: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped constitution.")],

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rlaif_cli.cli.options import Debug, epilog
+from rlaif_cli.cli.options import Debug, SectionedCommand, epilog
+from rlaif_cli.config.base import OUTPUT
 from rlaif_cli.errors import EXIT_FAILED
 from rlaif_cli.ui.console import Console
 
@@ -21,10 +22,12 @@ def _as_json(finding: Any) -> dict[str, str]:
 
 
 def register(app: typer.Typer) -> None:
-    @app.command("doctor", epilog=epilog("rlaif doctor", "rlaif doctor --json"))
+    @app.command("doctor", cls=SectionedCommand, epilog=epilog("rlaif doctor", "rlaif doctor --json"))
     def _doctor(
         context: typer.Context,
-        as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print the findings as one JSON object.", rich_help_panel=OUTPUT)
+        ] = False,
         debug: Debug = False,
     ) -> None:
         """Check what this machine can run."""

@@ -43,10 +43,10 @@ class SectionedCommand(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         arguments = [each for each in self.params if each.param_type_name == "argument"]
-        sections = {"Arguments": arguments, **options_by_section(self)}
+        options = options_by_section(self) or {OWN: []}
         if (shown_help := self.get_help_option(ctx)) is not None:
-            sections[list(sections)[-1]].append(shown_help)
-        for section, parameters in sections.items():
+            options[list(options)[-1]].append(shown_help)
+        for section, parameters in {"Arguments": arguments, **options}.items():
             if records := [record for each in parameters if (record := each.get_help_record(ctx)) is not None]:
                 with formatter.section(section):
                     formatter.write_dl(records)

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rlaif_cli.cli.options import SET_HELP, Debug, epilog
+from rlaif_cli.cli.options import SET_HELP, Debug, SectionedCommand, epilog
+from rlaif_cli.config.base import OUTPUT
 from rlaif_cli.ui.console import Console
 
 # What each phase of `cluster.Forecast` means, and how to shorten it.
@@ -127,6 +128,7 @@ def _span(seconds: float) -> str:
 def register(app: typer.Typer) -> None:
     @app.command(
         "plan",
+        cls=SectionedCommand,
         epilog=epilog(
             "rlaif plan helpful --cluster cluster.yaml --prompts 1000000 --set model=org/policy --set judge=org/judge",
             "rlaif plan demo --cluster examples/clusters/this-machine.yaml --calibrate",
@@ -149,7 +151,9 @@ def register(app: typer.Typer) -> None:
             bool,
             typer.Option("--calibrate", help="For a cluster of `machines`: measure the models on this machine first."),
         ] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print the forecast as one JSON object.")] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print the forecast as one JSON object.", rich_help_panel=OUTPUT)
+        ] = False,
         debug: Debug = False,
     ) -> None:
         """Estimate a pipeline's time and cost on a cluster. Nothing is run."""

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rlaif_cli.cli.options import SET_HELP, Debug, epilog
+from rlaif_cli.cli.options import SET_HELP, Debug, SectionedCommand, epilog
+from rlaif_cli.config.base import OUTPUT
 from rlaif_cli.errors import UsageError
 from rlaif_cli.train.parallel import launch
 from rlaif_cli.ui.console import Console
@@ -182,6 +183,7 @@ def changed_values(given: Sequence[str]) -> dict[str, str]:
 def register(app: typer.Typer) -> None:
     @app.command(
         "run",
+        cls=SectionedCommand,
         epilog=epilog(
             "rlaif run helpful --set model=org/model --set judge=org/judge",
             "rlaif run mine.yaml -o runs/mine --from rm",
@@ -196,7 +198,10 @@ def register(app: typer.Typer) -> None:
         output: Annotated[
             Path | None,
             typer.Option(
-                "--output", "-o", help="Folder of the run. Default: runs/NAME, with the name of the pipeline."
+                "--output",
+                "-o",
+                help="Folder of the run. Default: runs/NAME, with the name of the pipeline.",
+                rich_help_panel=OUTPUT,
             ),
         ] = None,
         from_manifest: Annotated[
@@ -223,15 +228,23 @@ def register(app: typer.Typer) -> None:
             typer.Option("--from", help="Run this stage and those after it; its inputs must exist."),
         ] = None,
         overwrite: Annotated[
-            bool, typer.Option("--overwrite", help="Discard the existing outputs of the stages that are run.")
+            bool,
+            typer.Option(
+                "--overwrite", help="Discard the existing outputs of the stages that are run.", rich_help_panel=OUTPUT
+            ),
         ] = False,
         dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Check the file and print the plan without running anything.")
+            bool,
+            typer.Option(
+                "--dry-run", help="Check the file and print the plan without running anything.", rich_help_panel=OUTPUT
+            ),
         ] = False,
         measure: Annotated[
             bool,
             typer.Option(
-                "--calibrate", help="With --dry-run: measure the models on this machine to estimate time and memory."
+                "--calibrate",
+                help="With --dry-run: measure the models on this machine to estimate time and memory.",
+                rich_help_panel=OUTPUT,
             ),
         ] = False,
         schema: Annotated[
@@ -279,11 +292,15 @@ def register(app: typer.Typer) -> None:
         )
         raise typer.Exit(code)
 
-    @app.command("demo", epilog=epilog("rlaif demo -o runs/demo"))
+    @app.command("demo", cls=SectionedCommand, epilog=epilog("rlaif demo -o runs/demo"))
     def _demo(
         context: typer.Context,
-        output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("runs/demo"),
-        overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard the existing outputs.")] = False,
+        output: Annotated[
+            Path, typer.Option("--output", "-o", help="Folder of the run.", rich_help_panel=OUTPUT)
+        ] = Path("runs/demo"),
+        overwrite: Annotated[
+            bool, typer.Option("--overwrite", help="Discard the existing outputs.", rich_help_panel=OUTPUT)
+        ] = False,
         debug: Debug = False,
     ) -> None:
         """Run the whole pipeline on the built-in model, in minutes. With real prompts and human preferences."""

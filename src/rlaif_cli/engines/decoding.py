@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlaif_cli.models.transformers_internals import attention_name, compiles_whole
+
 
 def recordable(model: Any) -> bool:
     """Whether a decoding step of the model can be recorded as a graph, the same for every cache position.
@@ -21,9 +23,9 @@ def recordable(model: Any) -> bool:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
     config = model.config
-    if not model._can_compile_fullgraph or any(kind in str(config.to_dict()) for kind in ("'dynamic'", "'longrope'")):
+    if not compiles_whole(model) or any(kind in str(config.to_dict()) for kind in ("'dynamic'", "'longrope'")):
         return False
-    masks = ALL_MASK_ATTENTION_FUNCTIONS.get(config._attn_implementation)
+    masks = ALL_MASK_ATTENTION_FUNCTIONS.get(attention_name(config))
     return masks is sdpa_mask and all(type(layer) is StaticLayer for layer in StaticCache(config, 1).layers)
 
 

@@ -15,6 +15,7 @@ from rlaif_cli.errors import EngineError, is_out_of_memory, option
 from rlaif_cli.models.load import exact_attention, load, load_config
 from rlaif_cli.models.precision import engine_dtype
 from rlaif_cli.models.tokenizer import ChatTokenizer
+from rlaif_cli.models.torch_internals import is_compiled
 
 # Overrides defaults of a model's generation_config.json that no request asked for (Qwen2.5 has a repetition penalty):
 # the log-probs of sampling and of scoring must be of the same, unmodified distribution.
@@ -242,7 +243,7 @@ def _evaluating(model: Any) -> Iterator[None]:
     """
     import torch
 
-    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    compiled = any(is_compiled(module) for module in model.modules())
     training = model.training
     model.eval()
     try:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.engines.base import Completion, Request, Sampling
+from rlaif_cli.engines.vllm_internals import discard_packed_experts, keep_process_group
 from rlaif_cli.errors import EngineError, MissingDependency, option
 from rlaif_cli.models.metadata import check_weights, context_length
 from rlaif_cli.models.precision import engine_dtype
@@ -169,7 +170,7 @@ class VllmEngine:
         silently keep the old one (the engine is loaded untied for this).
         """
         if self._on_cpu:
-            self._llm.collective_rpc(_discard_packed_experts)
+            self._llm.collective_rpc(discard_packed_experts)
         dtype = self._llm.model_config.dtype
         cast = ((name, weight.to(dtype)) for name, weight in weights)  # one at a time: no second copy of the model
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast})
@@ -178,7 +179,7 @@ class VllmEngine:
     def close(self) -> None:
         if getattr(self, "_llm", None) is None:
             return
-        with _keep_torch_distributed():
+        with keep_process_group():
             with contextlib.suppress(Exception):
                 self._engine.engine_core.shutdown()
             del self._llm, self._engine
@@ -220,16 +221,6 @@ class VllmEngine:
         return outputs
 
 
-def _discard_packed_experts(worker: Any) -> None:
-    """On a CPU, vLLM 0.32 packs the experts' weights for its kernel on the first load but not on a reload: it would
-    read new weights as if they were packed. Without its kernel, a layer initialises itself as on the first load.
-    """
-    for module in worker.get_model().modules():
-        method: Any = getattr(module, "quant_method", None)
-        if getattr(method, "moe_kernel", None) is not None:
-            method.moe_kernel = None
-
-
 def _requested_logprobs(request: Request, output: Any) -> list[float]:
     if request.choices:
         found = output.outputs[0].logprobs[0]
@@ -255,21 +246,6 @@ def _prepare_environment(memory: float | None) -> bool:
         # By default the CPU build reserves one core: twice as slow on two cores.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
     return on_cpu
-
-
-@contextlib.contextmanager
-def _keep_torch_distributed() -> Iterator[None]:
-    """Keep the process group of distributed training, which vLLM's shutdown would destroy."""
-    import torch.distributed as dist
-    from vllm.distributed import parallel_state
-
-    end = parallel_state.destroy_distributed_environment
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        parallel_state.destroy_distributed_environment = lambda: None
-    try:
-        yield
-    finally:
-        parallel_state.destroy_distributed_environment = end
 
 
 def _has_gpu() -> bool:

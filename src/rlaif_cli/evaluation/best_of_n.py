@@ -13,7 +13,7 @@ from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates, PairsOnly
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.evaluation.result import nothing_scored, planned, save
-from rlaif_cli.evaluation.reward import RowScores, _scores
+from rlaif_cli.evaluation.reward import RowScores, response_scores
 from rlaif_cli.judge.compare import comparer
 from rlaif_cli.stats.agreement import wins
 from rlaif_cli.stats.as_json import rate, rounded
@@ -37,7 +37,7 @@ def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
     rows = list(Source(config.candidates, PairsOnly, skip_invalid=config.skip_invalid, rejected_path=rejected))
     if config.dry_run:
         return planned("best-of-n", len(rows))
-    scores = _scores(reward_source(config, None), rows)
+    scores = response_scores(reward_source(config, None), rows)
     left_out = [row for row in rows if scores[row.id].unscored]
     missing = [_without_best(row, scores[row.id]) for row in left_out]
     rows = [row for row in rows if not scores[row.id].unscored]

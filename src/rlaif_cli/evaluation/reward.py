@@ -54,7 +54,7 @@ def reward(config: RewardConfig, engines: EnginePool) -> dict[str, Any]:
         return planned("reward", len(keys))
     scorer = reward_source(config, engines)
     sides = {"reward": rows} | ({} if baseline is None else {"baseline": baseline})
-    found = {name: _scores(scorer, [side[key] for key in keys]) for name, side in sides.items()}
+    found = {name: response_scores(scorer, [side[key] for key in keys]) for name, side in sides.items()}
     of_rows = {name: [scores[key] for key in keys] for name, scores in found.items()}
     means = {name: np.array([each.mean(each.total) for each in side]) for name, side in of_rows.items()}
     parts = _means_by_source(of_rows)
@@ -147,7 +147,7 @@ class RowScores:
         return float(known.mean()) if len(known) else math.nan
 
 
-def _scores(scorer: RewardSource, rows: Sequence[Candidates]) -> dict[str, RowScores]:
+def response_scores(scorer: RewardSource, rows: Sequence[Candidates]) -> dict[str, RowScores]:
     """The scores of every row by id; rows with the same number of responses are scored together."""
     found: dict[str, RowScores] = {}
     for count in {len(row.responses) for row in rows}:

@@ -131,6 +131,10 @@ class Constitution(Model):
             raise ValueError("; ".join(f"{dotted(loc)}: {what}" for loc, what in errors))
         return self
 
+    def remember_file(self, path: Path, content: bytes) -> None:
+        """Note which file this was loaded from, for messages and manifests."""
+        self._path, self._sha256 = path, hashlib.sha256(content).hexdigest()
+
     @property
     def path(self) -> Path | None:
         """The file it was loaded from."""

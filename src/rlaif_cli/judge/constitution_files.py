@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -48,8 +47,7 @@ def load_constitution(name_or_path: str) -> Constitution:
     errors += [error for error in schema_errors if error[0] not in reported]
     if constitution is None or errors:
         raise document.error(path, errors)
-    constitution._path = path
-    constitution._sha256 = hashlib.sha256(content).hexdigest()
+    constitution.remember_file(path, content)
     return constitution
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rlaif_cli.models.torch_internals import cpu_has_bf16
+
 
 def has_bf16() -> bool:
     """Whether this machine has native bf16 matrix multiplication, rather than emulating it."""
@@ -9,10 +11,7 @@ def has_bf16() -> bool:
 
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return False
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and cpu_has_bf16()
 
 
 def engine_dtype(dtype: str) -> str:

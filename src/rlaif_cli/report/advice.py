@@ -95,10 +95,10 @@ def _helped(chain: Chain) -> str:
         return "Whether it helped was not measured: this run has no win rate."
     share = percents(wins.estimate, 0.5)[0]
     return {
-        "holds": f"The judge prefers the tuned model: it wins {share}, and the interval is clear of 50 %.",
+        "holds": f"The judge prefers the tuned model: it wins {share}, and the interval excludes 50 %.",
         "warning": f"The judge prefers the tuned model ({share}), but at equal length no effect can be seen.",
         "fails": f"It got worse: the judge prefers the start; the tuned model wins {share}.",
-        "not clear": f"No effect can be seen: the tuned model wins {share}, and the interval holds 50 %.",
+        "not clear": f"No effect can be seen: the tuned model wins {share}, and the interval includes 50 %.",
     }.get(wins.verdict, f"Too few prompts to tell whether it helped ({wins.estimate['prompts']}).")
 
 
@@ -110,7 +110,7 @@ def caution(chain: Chain) -> str:
     if judge == "not measured":
         said.append("How far this judge agrees with people was not measured.")
     elif judge != "holds":
-        said.append("The judge itself was not shown to agree with people, so a win by it need not be one for them.")
+        said.append("The judge itself was not shown to agree with people, so people might not prefer the tuned model.")
     if chain.verdict("gold") == "fails":
         said.append("A measure that nothing was trained on fell.")
     if chain.verdict("openings") == "warning":
@@ -131,8 +131,8 @@ def next_step(run: Run, chain: Chain, stopping: str = "") -> str:
         return "Measure how far the judge agrees with people, on pairs that people compared: rlaif eval alignment."
     if chain.link("judge") and judge != "holds":
         return (
-            "Take a judge that agrees with people, or show that this one does on more pairs (rlaif eval alignment): "
-            "until then no reward here can be believed."
+            "Use a judge that agrees with people, or show that this one does on more pairs (rlaif eval alignment): "
+            "until then, do not trust any reward here."
         )
     if chain.verdict("win rate") == "not measured":
         if chain.policy:
@@ -162,5 +162,5 @@ def _after_a_win_rate(chain: Chain, run: Run) -> str:
     wins = win_stage(run, next((stage for stage in run.stages if stage.name == chain.policy), None))
     taught_by = [judge_name(stage.settings) for stage in run.making("preferences", "policy")]
     if wins and judge_name(wins.settings) in taught_by:
-        return "Let another judge compare, or people (rlaif annotate): this one is the one that was trained for."
+        return "Compare with a different judge, or with people (rlaif annotate): training aimed at this judge."
     return "Repeat it with other seeds (a matrix in the pipeline file), and let people compare some (rlaif annotate)."

@@ -62,6 +62,6 @@ def compared_with_people(run: Run) -> str:
     minutes = sum(stage.seconds for stage in labels) / 60
     ours = f"${sum(money):,.2f}" if money else f"{minutes:,.1f} minutes of this machine"
     return (
-        f"{pairs:,} labels took {ours}. As many by people would cost about ${pairs * HUMAN_LABEL:,.0f}, at the "
-        f"${HUMAN_LABEL:.2f} a label that Lee et al. (2023) reckon with."
+        f"{pairs:,} labels took {ours}. As many human labels would cost about ${pairs * HUMAN_LABEL:,.0f}, at the "
+        f"${HUMAN_LABEL:.2f} per label that Lee et al. (2023) assume."
     )

@@ -37,14 +37,14 @@ _RM_CHARTS = (
     (
         "loss",
         "Loss",
-        "nats a pair",
-        "It cannot fall below the floor, the labels' own entropy. A coin's is 0.693.",
+        "nats per pair",
+        "It cannot fall below the floor, the entropy of the labels. A coin's is 0.693.",
     ),
     (
         "accuracy",
         "Accuracy",
         "share of pairs",
-        "How often the preferred response gets more reward. A coin's is 0.5.",
+        "How often the preferred response gets the higher reward. A coin's is 0.5.",
     ),
 )
 _PPO_CHARTS = (
@@ -52,26 +52,26 @@ _PPO_CHARTS = (
     (
         "kl",
         "KL to the start",
-        "nats a response",
+        "nats per response",
         "Healthy: slow growth. With a runaway KL, reward is being hacked.",
     ),
     (
         "response_length",
         "Response length",
         "tokens",
-        "A reward that rises only with length is a reward for length.",
+        "If the reward rises only with length, length is being rewarded.",
     ),
     (
         "entropy",
         "Entropy",
-        "nats a token",
-        "Healthy: it falls slowly. Near 0 the policy says one thing only.",
+        "nats per token",
+        "Healthy: it falls slowly. Near 0, the policy always says the same.",
     ),
     (
         "mismatch",
         "Engine and trainer mismatch",
-        "nats a token",
-        "Healthy: small and flat; it shows unsynced weights.",
+        "nats per token",
+        "Healthy: small and flat. It grows if the weights are out of sync.",
     ),
     (
         "explained_variance",
@@ -106,7 +106,7 @@ def _training(run: Run) -> list[Curves]:
     for path in sorted(run.folder.glob("*/metrics.jsonl")):
         if path.resolve() not in known:
             kind = _kind_of(tolerant_rows(path))
-            note = "This stage has not finished; the curves show how far it came."
+            note = "This stage has not finished; the curves end where it is now."
             known[path.resolve()] = _curves_of(Stage(path.parent.name, kind, {}, 0.0, {}), path, note)
     return list(known.values())
 
@@ -175,7 +175,7 @@ def _calibration(run: Run) -> list[Curves]:
     charts = [
         _reliability(f"{stage.name}: {words}", r["reliability"]) for words, stage, r in found if r.get("reliability")
     ]
-    note = "On the diagonal, what was said to be 70 % likely came true in 70 %. Larger points hold more pairs."
+    note = "On the diagonal, predictions of 70 % come true 70 % of the time. Larger points have more pairs."
     return [Curves("Calibration", note, charts)] if charts else []
 
 
@@ -188,7 +188,7 @@ def _reliability(title: str, bins: list[dict[str, float]]) -> Chart:
         "y": [each["mean_y"] for each in bins],
         "text": [f"n = {each['n']:,}" for each in bins],
         "marker": {"color": "--accent", "size": [8 + 24 * math.sqrt(each["n"] / total) for each in bins]},
-        "hovertemplate": "said %{x:.2f}, came true %{y:.2f}, %{text}<extra></extra>",
+        "hovertemplate": "predicted %{x:.2f}, came true %{y:.2f}, %{text}<extra></extra>",
         "showlegend": False,
     }
     diagonal = {
@@ -203,7 +203,7 @@ def _reliability(title: str, bins: list[dict[str, float]]) -> Chart:
     off = sum(each["n"] * abs(each["mean_p"] - each["mean_y"]) for each in bins) / total
     spoken = f"{title}: {len(bins)} bins, {off:.3f} off the diagonal on average"
     layout = {
-        "xaxis": {"title": {"text": "said"}, "range": [0, 1]},
+        "xaxis": {"title": {"text": "predicted"}, "range": [0, 1]},
         "yaxis": {"title": {"text": "came true"}, "range": [-0.05, 1.05]},
         "hovermode": "closest",
     }

@@ -157,7 +157,7 @@ def alignment(stage: Stage, run: Run) -> list[str]:
     if not judge:
         return []
     n = stage.results.get("n", judge.get("n", 0))
-    first = f"agrees with people in {rate_text(judge)} of n = {n} pairs"
+    first = f"agrees with people on {rate_text(judge)} of n = {n} pairs"
     coin = {
         "above": "better than a coin (50 %)",
         "below": "worse than a coin (50 %)",
@@ -191,12 +191,12 @@ def reward_model(stage: Stage, run: Run) -> list[str]:
     verdict = {
         "above": "",
         "below": "worse than a coin (50 %)",
-        "none": "shows no effect: the interval holds 50 %",
+        "none": "shows no effect: the interval includes 50 %",
         "few": _few(n, "pairs"),
     }[effect(accuracy, 0.5, n)]
     chose = "the same pairs chose the weights, so the number flatters" if _chosen_on_held_out(stage) else ""
     return [
-        f"agrees with the judge's labels in {rate_text(accuracy)} of n = {n} held-out pairs",
+        f"agrees with the judge's labels on {rate_text(accuracy)} of n = {n} held-out pairs",
         chose,
         verdict,
         f"loss {held_out['loss']:.3f}, floor {held_out['entropy_floor']:.3f}, a coin's {math.log(2):.3f}",
@@ -228,10 +228,10 @@ def reward_model_and_people(stage: Stage, run: Run) -> list[str]:
     verdict = {
         "above": "",
         "below": "worse than a coin (50 %)",
-        "none": "shows no effect: the interval holds 50 %",
+        "none": "shows no effect: the interval includes 50 %",
         "few": _few(r.get("n", 0), "pairs"),
     }[effect(r["accuracy"], 0.5, r.get("n", 0))]
-    return [f"agrees with the preferences of {pairs} in {rate_text(r['accuracy'])} of n = {r['n']} pairs", verdict]
+    return [f"agrees with the preferences of {pairs} on {rate_text(r['accuracy'])} of n = {r['n']} pairs", verdict]
 
 
 OTHERS = {"random": "a random one", "first": "the first"}  # what the best of n is compared with
@@ -261,7 +261,7 @@ def ppo(stage: Stage, run: Run) -> list[str]:
         f"{r['steps']:,} steps",
         f"reward {r['reward_first']:+.2f} -> {r['reward_last']:+.2f} ({unit}; first, last fifth of steps)",
         "" if r["reward_last"] > r["reward_first"] else "shows no effect: the reward did not rise",
-        f"KL to the start {r['kl_last']:.2f} nats a response",
+        f"KL to the start {r['kl_last']:.2f} nats per response",
         f"{r['unscored']:,} responses without a score, not trained on" if r.get("unscored") else "",
         _chosen_weights(r["weights"]) if r.get("weights") else "",
     ]
@@ -269,7 +269,7 @@ def ppo(stage: Stage, run: Run) -> list[str]:
 
 def _chosen_weights(weights: dict[str, Any]) -> str:
     """The weights that were kept, with their win rate on separate prompts: the highest of many is biased upwards."""
-    kept = f"the weights of step {weights['step']} were kept, of {weights.get('looks', 'several')} looks"
+    kept = f"the weights of step {weights['step']} were kept, the best of {weights.get('looks', 'several')} evaluations"
     if not isinstance(found := weights.get("win_rate"), dict):
         return kept
     return (
@@ -293,9 +293,9 @@ def reward(stage: Stage, run: Run) -> list[str]:
     if not (baseline and difference):
         return [f"{_amount(r['reward'])} {_reward_unit(stage)}, n = {n} prompts{where}"]
     verdict = {
-        "above": "the interval is clear of 0",
-        "below": "the interval is clear of 0, on the wrong side: the reward fell",
-        "none": "shows no effect: the interval holds 0",
+        "above": "the interval excludes 0",
+        "below": "the interval excludes 0, on the wrong side: the reward fell",
+        "none": "shows no effect: the interval includes 0",
         "few": _few(n, "prompts"),
     }[effect(difference, 0.0, n)]
     return [
@@ -313,7 +313,7 @@ def win_rate(stage: Stage, run: Run) -> list[str]:
     own = ", which also made the labels" if judge in [judge_name(s.settings) for s in run.making("preferences")] else ""
     where = _held_out(side_of(stage, run, "a"), run)
     parts = [
-        f"the tuned model wins {rate_text(win)} over the start, n = {prompts} prompts{where}",
+        f"the tuned model wins {rate_text(win)} against the start, n = {prompts} prompts{where}",
         _WIN_WORDS[effect(win, 0.5, prompts)] or _few(prompts, "prompts"),
     ]
     if controlled:
@@ -326,9 +326,9 @@ def win_rate(stage: Stage, run: Run) -> list[str]:
 
 
 _WIN_WORDS: dict[Effect, str] = {
-    "above": "the interval is clear of 50 %",
-    "below": "the interval is clear of 50 %, on the wrong side: the judge prefers the start",
-    "none": "no effect can be seen: the interval holds 50 %",
+    "above": "the interval excludes 50 %",
+    "below": "the interval excludes 50 %, on the wrong side: the judge prefers the start",
+    "none": "no effect can be seen: the interval includes 50 %",
     "few": "",
 }
 

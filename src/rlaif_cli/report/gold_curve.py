@@ -78,7 +78,7 @@ def _against_kl(stage: Stage, rows: Sequence[Row]) -> Chart | None:
         return None
     layout: dict[str, Any] = {"height": 60 + _PANEL * len(shown), "hovermode": "closest", "showlegend": False}
     last = "" if len(shown) == 1 else str(len(shown))
-    layout["xaxis"] = {"title": {"text": "KL to the start, nats a response"}, "anchor": f"y{last}"}
+    layout["xaxis"] = {"title": {"text": "KL to the start, nats per response"}, "anchor": f"y{last}"}
     data = []
     for place, (title, points) in enumerate(shown):
         axis = "" if place == 0 else str(place + 1)
@@ -89,7 +89,7 @@ def _against_kl(stage: Stage, rows: Sequence[Row]) -> Chart | None:
     )
     read = "Change since the start on held-out prompts, with 95 % intervals; each point is a step."
     caption = " ".join([read, *_peaks(stage)])
-    return Chart("What was climbed and what was meant", caption, f"Changes against the KL: {spoken}", data, layout)
+    return Chart("Reward and gold", caption, f"Changes against the KL: {spoken}", data, layout)
 
 
 def _points(rows: Sequence[Row], name: str | None) -> list[tuple[Row, Row]]:
@@ -148,12 +148,10 @@ def _openings(rows: Sequence[Row], metrics: Sequence[Row]) -> Chart | None:
         )
     last = (held_out or [{"step": r["step"], "share": r["openings_share"]} for r in rollouts])[-1]
     share = "not known" if last["share"] is None else f"{100 * last['share']:.0f} %"
-    caption = (
-        "Share of responses with the commonest first three words. Above the line, and rising: one trick for everything."
-    )
+    caption = "Share of responses with the most common first three words. Above the line and rising: one trick."
     axis = {"title": {"text": "share"}, "rangemode": "tozero", "tickformat": ".0%"}
     layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": axis}
-    return Chart("Openings", caption, f"Share of the commonest opening: {share} at step {last['step']}", data, layout)
+    return Chart("Openings", caption, f"Share of the most common opening: {share} at step {last['step']}", data, layout)
 
 
 def _line_at(height: float, name: str, first: int, last: int) -> Row:
@@ -165,7 +163,7 @@ def _line_at(height: float, name: str, first: int, last: int) -> Row:
 
 
 def _note(stage: Stage) -> str:
-    return "" if stage.results else "This stage has not finished; the curves show how far it came."
+    return "" if stage.results else "This stage has not finished; the curves end where it is now."
 
 
 def _peaks(stage: Stage) -> list[str]:

@@ -87,10 +87,10 @@ def card(run: Run, stage: Stage, folder: Path) -> str:
         "",
         *_section("What was found", [headline(found), caution(found[0]), *found_in(run)]),
         *_table("How it was made", settings),
-        *_table("What it was made of (sha256)", hashes),
-        "## What is not said here",
+        *_table("Inputs (sha256)", hashes),
+        "## What this card does not cover",
         "",
-        "The licence follows from the base model and the prompts. The intended use, and tests for it, are its owner's.",
+        "The licence follows from the base model and the prompts. The intended use and its tests are up to its owner.",
     ]
     return "\n".join(lines) + "\n"
 

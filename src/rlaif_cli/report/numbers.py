@@ -93,7 +93,7 @@ def _chains(found: Sequence[Chain]) -> list[str]:
 def _gold_tables(run: Run) -> list[str]:
     lines = []
     for policy, columns, rows, said in gold_tables(run):
-        lines += [f"Held-out prompts on the way ({as_text(policy)}). {as_text(said)}", ""]
+        lines += [f"Held-out prompts during training ({as_text(policy)}). {as_text(said)}", ""]
         lines += [f"| {' | '.join(map(as_text, columns))} |", "|---" * len(columns) + "|"]
         lines += [f"| {' | '.join(map(as_text, cells))} |" for cells in rows] + [""]
     return lines

@@ -94,11 +94,11 @@ def length_link(run: Run, stage: Stage | None) -> Link:
         return not_measured(name, title, "rlaif eval win-rate measures it.")
     before, after = (stage.results[f"mean_length_{side}"] for side in "ba")
     more = f"{stage.name}: {before:,.0f} characters before, {after:,.0f} after, on average. "
-    more += f"A change within {LENGTH:.0%} of the start's length is no explanation of a gain.".replace("%", " %")
+    more += f"A change within {LENGTH:.0%} of the start's length does not explain a gain.".replace("%", " %")
     change = length_change(run, stage)
     if change is None:
         sentence = f"{before:,.0f} characters before, {after:,.0f} after; no interval"
-        return Link(name, title, "not clear", sentence, f"{more} The file of single items is gone.")
+        return Link(name, title, "not clear", sentence, f"{more} The file of per-item results is missing.")
     value, interval = percent_change(change)
     if effect(change, 0.0, change["n"]) == "few":
         return Link(name, title, "too few to tell", f"{value} on {change['n']:,}; too few to tell", more, change)
@@ -128,7 +128,7 @@ def openings_link(policy: Stage | None, stage: Stage | None) -> Link:
     else:
         return not_measured(name, title, "rlaif eval win-rate measures it.")
     more = (
-        f'{where}: the commonest first three words are "{after["commonest"]}"; {after["distinct"]:,} different ones. '
+        f'{where}: the most common first three words are "{after["commonest"]}"; {after["distinct"]:,} different ones. '
     )
     more += f"A warning from {ALIKE:.0%} on, if that is more than at the start.".replace("%", " %")
     shares = f"{100 * before['share']:.0f} % before"

@@ -77,7 +77,7 @@ def read_run(folder: Path) -> Run:
     try:
         return Run.of_summary(json.loads(path.read_text("utf-8")), folder)
     except OSError as error:
-        raise InputError(f"no run is here: {error.strerror or error}", where=str(path), hint=hint) from error
+        raise InputError(f"there is no run here: {error.strerror or error}", where=str(path), hint=hint) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError("this is not a run's summary", where=str(path), hint=hint) from error
 

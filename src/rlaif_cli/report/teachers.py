@@ -20,11 +20,11 @@ def judge_link(run: Run, taught: Stage | None) -> Link:
     found = _of_judge(measured, taught)
     if found is None:
         how = "Measure it on pairs that people compared: rlaif eval alignment, with the judge, constitution and method "
-        other = " What the run measured is another judge, or the same one asked otherwise." if measured else ""
+        other = " The run measured a different judge, or the same judge with different settings." if measured else ""
         return not_measured(name, title, f"{how}that gave the labels.{other}")
     differs = taught is not None and not same_principles(found, taught)
     more = f"{found.name}: {judge_name(found.settings)}, {found.settings.get('method')}."
-    more += " It was measured by other principles than it labelled by." if differs else ""
+    more += " It was measured with different principles from those it labelled with." if differs else ""
     return _agreement(name, title, found, more)
 
 

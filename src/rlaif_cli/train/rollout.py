@@ -120,7 +120,5 @@ def policy_weights(policy: Any) -> Iterator[tuple[str, Any]]:
 
 def _saved_buffers(module: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """The persistent buffers, which a checkpoint holds besides parameters (the biases of some routers, for example)."""
-    for prefix, part in module.named_modules():
-        for name, buffer in part.named_buffers(prefix, recurse=False):
-            if name.rpartition(".")[2] not in part._non_persistent_buffers_set:
-                yield name, buffer
+    saved = module.state_dict().keys()
+    return ((name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in saved)

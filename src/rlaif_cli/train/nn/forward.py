@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlaif_cli.models.transformers_internals import attention_name
 from rlaif_cli.train.math.logprobs import gather_logprobs
 from rlaif_cli.train.nn import attention
 from rlaif_cli.train.nn.lora import Adapted
@@ -21,7 +22,7 @@ from rlaif_cli.train.parallel.distributed import with_gathered_weights
 
 def packs(model: Any) -> bool:
     """Whether the model takes packed sequences, that is, whether `selftest` gave it the attention for them."""
-    return bool(_module(model).config._attn_implementation == attention.NAME)
+    return attention_name(_module(model).config) == attention.NAME
 
 
 @with_gathered_weights

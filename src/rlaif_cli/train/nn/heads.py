@@ -34,6 +34,14 @@ __all__ = [
 ]
 
 # Settings that make two passes over the same tokens differ: rollout and update must see the same network.
+_DROPOUT = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 _RANDOM = re.compile(r".*(drop(out|_?path|_?rate|$)|pdrop|layerdrop|jitter).*")
 
 
@@ -123,7 +131,7 @@ def _without_randomness(config: Any) -> Any:
 def _prepare(model: Any, path: Path, target: torch.device | None) -> Any:
     """Move the model to `target` (default: `device()`), disable dropout, and select its attention with `selftest`."""
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
+        if isinstance(module, _DROPOUT):
             module.p = 0.0
     model = model.to(target or device())
     selftest.select_attention(model, str(path))

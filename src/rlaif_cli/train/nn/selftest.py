@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlaif_cli.errors import ModelError
+from rlaif_cli.models.transformers_internals import attention_name, can_set_attention
 from rlaif_cli.train.nn import attention
 from rlaif_cli.train.nn.forward import response_logprobs, rewards
 from rlaif_cli.train.nn.packing import Group, Packed, pack
@@ -61,7 +62,7 @@ def select_attention(model: Any, where: str) -> None:
 def _choose(model: Any) -> str:
     """The name of the first attention that reproduces the model's own forward, the one for packing first."""
     batch = _batch(model)
-    given = str(model.config._attn_implementation)
+    given = attention_name(model.config)
     with torch.no_grad(), _in_fp32(model), _short_windows(model):
         own = "eager" if _set_attention(model, "eager") else given  # the reference implementation of every model
         expected = _expected(model.eval(), batch)
@@ -176,13 +177,13 @@ def _rows(batch: Packed) -> Tensor:
 
 def _set_attention(model: Any, name: str) -> bool:
     """Set the model's attention; returns whether that worked."""
-    if model.config._attn_implementation == name:
+    if attention_name(model.config) == name:
         return True
-    if not model._can_set_attn_implementation():
+    if not can_set_attention(model):
         return False
     with contextlib.suppress(ValueError):
         model.set_attn_implementation(name)
-    return bool(model.config._attn_implementation == name)
+    return attention_name(model.config) == name
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlaif_cli.errors import UsageError
+from rlaif_cli.models.transformers_internals import block_classes, copy_weight_conversions
 
 T = TypeVar("T")
 
@@ -151,7 +152,7 @@ def shard(model: Any, dtype: torch.dtype) -> Any:
         return model
     mesh = init_device_mesh("cuda" if torch.cuda.is_available() else "cpu", (world_size(),))
     low = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    names = set(model._no_split_modules or ())
+    names = block_classes(model)
     for block in [part for part in model.modules() if type(part).__name__ in names]:
         fully_shard(block, mesh=mesh, mp_policy=low if dtype != torch.float32 else MixedPrecisionPolicy())
     # Reshard after forward: otherwise, after a forward without a backward, weights outside the blocks would stay
@@ -222,7 +223,7 @@ def unshard(model: Any) -> Any:
         unsplit = kind(model.config)
     unsplit.load_state_dict(weights, assign=True)
     unsplit.tie_weights()
-    unsplit._weight_conversions = getattr(model, "_weight_conversions", None)  # for saving under the checkpoint's names
+    copy_weight_conversions(model, unsplit)
     return unsplit
 
 
