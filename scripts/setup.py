@@ -284,7 +284,7 @@ def uv_variables(pip: dict[str, str]) -> dict[str, str]:
 
 def pip_configuration() -> dict[str, str]:
     """What pip is set to, by its files and by PIP_… variables."""
-    command = [PYTHON, "-m", "pip", "config", "list"]
+    command = [str(PYTHON), "-m", "pip", "config", "list"]
     listing = subprocess.run(command, env=environment(), stdout=subprocess.PIPE, text=True).stdout
     found = re.findall(r"^(global|install|:env:)\.([\w.-]+)=(.+)$", listing, flags=re.MULTILINE)
     found.sort(key=lambda entry: ("global", "install", ":env:").index(entry[0]))  # the later wins
