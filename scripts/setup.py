@@ -125,10 +125,8 @@ def check_python() -> None:
     first, below = PYTHONS
     if not first <= sys.version_info[:2] < below:
         have = f"Python {platform.python_version()} ({sys.executable})"
-        raise SetupError(
-            f"{have} does not fit: rlaif needs {first[0]}.{first[1]} to {below[0]}.{below[1] - 1}",
-            "name another: make setup PYTHON=python3.11",
-        )
+        need = f"{first[0]}.{first[1]} to {below[0]}.{below[1] - 1}"
+        raise SetupError(f"{have} does not fit: rlaif needs {need}", "name another: make setup PYTHON=python3.11")
 
 
 def choose_vllm(asked: str = "auto") -> str:
@@ -312,8 +310,9 @@ def install_packages(vllm: str, latest: bool = False) -> None:
 def versions(vllm: str, latest: bool) -> list[str | Path]:
     """The versions that were tested, or the newest. vLLM for GPUs needs others, which have not been tested."""
     options: list[str | Path] = ["--upgrade"] if latest else []
-    constraints = [] if latest or vllm == "vllm" else [str(CONSTRAINTS)]
-    for path in constraints + pip_configuration().get("constraint", "").split():
+    if not latest and vllm != "vllm":
+        options += ["-c", CONSTRAINTS, "--build-constraints", CONSTRAINTS]
+    for path in pip_configuration().get("constraint", "").split():
         options += ["-c", path]
     return options
 

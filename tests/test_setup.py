@@ -307,7 +307,8 @@ def uv_commands(commands: list[str]) -> list[str]:
     return [re.sub(r"\S+/(constraints|excluded)\.txt", r"\1.txt", words) for words in told]
 
 
-CPU = "-e .[cpu,dev] -c constraints.txt torch==2.13.0+cpu --excludes excluded.txt"
+TESTED = "-c constraints.txt --build-constraints constraints.txt"
+CPU = f"-e .[cpu,dev] {TESTED} torch==2.13.0+cpu --excludes excluded.txt"
 
 
 def test_the_cpu_build_comes_in_the_tested_versions_without_cuda_packages(
@@ -323,7 +324,7 @@ def test_gpus_and_other_machines_get_no_cpu_build(setup: ModuleType, commands: l
     setup.install_packages("none")
     assert [words for words in uv_commands(commands) if "-e" in words] == [
         "-e .[vllm,dev]",
-        "-e .[dev] -c constraints.txt",
+        f"-e .[dev] {TESTED}",
     ]
 
 
