@@ -1,6 +1,7 @@
 # The commands of the development loop. The first one sets up what it needs; an interrupted setup is resumed.
 #   PYTHON  the Python to set up with (3.10 to 3.13)        make setup PYTHON=python3.12
 #   VLLM    auto, vllm (NVIDIA GPUs), cpu, or none          make setup VLLM=none
+#   LATEST  1: the newest packages, not constraints.txt's   make test LATEST=1
 #   ARGS    more arguments for the command                  make test ARGS="-k judge"
 #   WORKERS processes to run the tests, one thread each     make test WORKERS=8
 
@@ -10,13 +11,13 @@ WORKERS ?= 2
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format types docs audit clean
+.PHONY: help setup demo test test-slow lint format types docs audit constraints clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: ## make .venv: packages, the vLLM build for this machine, the built-in model
-	@$(PYTHON) scripts/setup.py --vllm $(VLLM)
+	@$(PYTHON) scripts/setup.py --vllm $(VLLM) $(if $(LATEST),--latest)
 
 demo: setup ## run the whole pipeline on the built-in model, into runs/demo
 	@$(BIN)/rlaif demo $(ARGS)
@@ -38,11 +39,14 @@ types: setup ## check types
 
 docs: setup ## generate docs/commands/ from the command line, and build the site into site/
 	@$(BIN)/python scripts/command_pages.py
-	@$(BIN)/python -m pip install -q --disable-pip-version-check 'mkdocs-material>=9.6'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt 'mkdocs-material>=9.6'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 audit: setup ## list known vulnerabilities of the installed packages, if the advisories can be reached
 	@$(PYTHON) scripts/audit.py
+
+constraints: ## write constraints.txt from what is in .venv, after its tests have passed
+	@$(PYTHON) scripts/constraints.py
 
 clean: ## remove .venv and the caches of tools; keeps runs/ and converted models
 	rm -rf .venv .venv-audit build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -24,7 +24,7 @@ VOCABULARY = 64
 WINDOW = 5
 
 # The first pattern that a field's whole name matches gives its value; fields that match none stay as they are.
-RULES: tuple[tuple[str, Any], ...] = tuple(
+RULES: tuple[tuple[re.Pattern[str], Any], ...] = tuple(
     (re.compile(pattern), value)
     for pattern, value in (
         (r"vocab_size(_per_layer_input)?|decoder_vocab_size", VOCABULARY),

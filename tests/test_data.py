@@ -124,7 +124,8 @@ def test_rows_of_other_tools(name: str, write_jsonl: Write, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", FORMATS)
 def test_there_and_back(name: str, write_jsonl: Write, tmp_path: Path) -> None:
     record = FORMATS[name].record
-    given = {"Preference": PREFERENCE, "Candidates": CANDIDATES, "Demonstration": DEMONSTRATION}[record.__name__]
+    rows: dict[str, Any] = {"Preference": PREFERENCE, "Candidates": CANDIDATES, "Demonstration": DEMONSTRATION}
+    given = rows[record.__name__]
     first = record.model_validate(dict(given))
     path = write_jsonl("ours.jsonl", [given])
     for source, options in (

@@ -150,7 +150,8 @@ def test_no_prompt_measures_a_peak_that_it_chose() -> None:
     found = [peak(run, GOLD_VALUE, seed) for seed, run in enumerate(runs)]
     below = [at["last_below"] for at in found if at is not None]
     naive = [
-        np.mean([i["functions"]["gold"] for i in run[9]]) - at["value"] for run, at in zip(runs, found, strict=True)
+        np.mean([i["functions"]["gold"] for i in run[9]]) - at["value"]  # type: ignore[index]
+        for run, at in zip(runs, found, strict=True)
     ]
     assert np.mean(naive) < -0.25, "chance alone"
     assert np.mean([each["value"] for each in below]) == pytest.approx(0, abs=0.06)

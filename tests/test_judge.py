@@ -26,8 +26,9 @@ from rlaif_cli.judge import (
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.score import expected_score, p_higher
+from rlaif_cli.judge.session import check_principles
 from rlaif_cli.models.tokenizer import FakeTokenizer
-from rlaif_cli.stages.label import check_principles, preference
+from rlaif_cli.stages.label import preference
 from rlaif_cli.stages.pairs import pair_chooser
 
 HELPFUL = load_constitution("helpfulness")

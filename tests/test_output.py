@@ -19,10 +19,10 @@ import zstandard
 
 from helpers import rlaif, rows_of
 from rlaif_cli.data import compression
-from rlaif_cli.data.compression import CompressedFile, blocks
+from rlaif_cli.data.compression import MAX_LINE, CompressedFile, blocks
 from rlaif_cli.data.hash_set import HashSet
 from rlaif_cli.data.paths import beside
-from rlaif_cli.data.reader import MAX_LINE, Source
+from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.errors import InputError, UsageError

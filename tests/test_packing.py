@@ -78,7 +78,7 @@ def test_bf16_attention_on_a_cpu_is_that_of_fp32_to_its_own_precision() -> None:
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         leaves = [x.clone().to(dtype).requires_grad_() for x in inputs]
-        output = branch_attention(*leaves, layout)
+        output = branch_attention(*leaves, layout)  # type: ignore[call-arg]
         output.square().sum().backward()
         results.append([output.float(), *(leaf.grad.float() for leaf in leaves)])  # type: ignore[union-attr]
     for fp32, bf16 in zip(*results, strict=True):
@@ -106,9 +106,9 @@ def test_one_kernel_for_all_branches_computes_what_one_for_each_does() -> None:
     inputs = [torch.randn(1, heads, 99, 64, device="cuda") for heads in (6, 2, 2)]
     leaves = [x.clone().requires_grad_() for x in inputs]
     query, *pair = leaves
-    exact = branch_attention(query, *(x.repeat_interleave(3, dim=1) for x in pair), layout).transpose(1, 2)
+    exact = branch_attention(query, *(x.repeat_interleave(3, dim=1) for x in pair), layout).transpose(1, 2)  # type: ignore[call-arg]
     half = [x.clone().bfloat16().requires_grad_() for x in inputs]
-    found = varlen_branch_attention(*half, layout)
+    found = varlen_branch_attention(*half, layout)  # type: ignore[call-arg]
     weights = torch.randn_like(exact)
     for output in (exact, found):
         (output * weights).sum().backward()

@@ -56,7 +56,7 @@ def gradient_norm(tiny: Path, scores: torch.Tensor, **options: Any) -> float:
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         rollouts = make_rollouts(trainer.policy)
-        for parameter in trainer.reference.parameters():
+        for parameter in trainer.reference.parameters():  # type: ignore[attr-defined]
             parameter += 1e-3 * torch.randn(parameter.shape, generator=noise)
     return trainer.update(trainer.experience(rollouts, scores), step=0)["grad_norm"]
 
@@ -130,7 +130,7 @@ def test_an_update_without_a_score_is_the_update_without_the_response(tiny: Path
     for left_out in (False, True):
         n = 2 if left_out else 3
         trainer = Trainer(ppo_config(tiny, advantage=advantage, n=n, kl_coef=0.2), tiny, None)
-        trained = [*trainer.policy.parameters(), *(trainer.value_model.parameters() if trainer.value_model else ())]
+        trained = [*trainer.policy.parameters(), *(trainer.value_model.parameters() if trainer.value_model else ())]  # type: ignore[attr-defined]
         trainer.optimizer = torch.optim.SGD(trained, lr=0.1)
         with torch.no_grad():
             rollouts = make_rollouts(trainer.policy)
@@ -143,7 +143,7 @@ def test_an_update_without_a_score_is_the_update_without_the_response(tiny: Path
                 row.insert(place, float("nan"))
             scores = torch.tensor(by_prompt).flatten()
         trainer.update(trainer.experience(rollouts, scores), step=0)
-        weights.append(dict(trainer.policy.named_parameters()))
+        weights.append(dict(trainer.policy.named_parameters()))  # type: ignore[attr-defined]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weight, weights[1][name], atol=2e-5, rtol=1e-3)
 

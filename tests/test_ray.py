@@ -54,7 +54,7 @@ def test_requests_are_pulled_as_there_is_room(cluster: RayEngine) -> None:
     results = cluster.logprobs(pulled.append(each) or each for each in requests(5_000))
     next(results)
     assert len(pulled) <= 4 * 32  # two replicas with two batches each
-    results.close()
+    results.close()  # type: ignore[attr-defined]  # a generator
     assert len(list(cluster.logprobs(requests(10)))) == 10  # what the stopped stream left behind harms nothing
 
 

@@ -31,9 +31,9 @@ def terminal(width: int = 100, height: int = 12) -> Console:
 
 
 def text_of(screen: Screen) -> str:
-    page = Console(file=io.StringIO(), width=100)
-    page.print(screen._render())
-    return page.file.getvalue()
+    page = io.StringIO()
+    Console(file=page, width=100).print(screen._render())
+    return page.getvalue()
 
 
 def test_every_stage_and_how_far_it_is() -> None:
@@ -79,9 +79,9 @@ DEMO = (
 @pytest.mark.parametrize("width", [80, 99, 100, 120])
 def test_marks_times_and_rewards_fit_every_terminal_and_nothing_jumps(width: int) -> None:
     def lines_of(screen: Screen) -> list[str]:
-        page = Console(file=io.StringIO(), width=width)
-        page.print(screen._render())
-        return page.file.getvalue().splitlines()
+        page = io.StringIO()
+        Console(file=page, width=width).print(screen._render())
+        return page.getvalue().splitlines()
 
     with Screen(terminal(width, 40), "demo", DEMO, [name for name, _ in DEMO]) as run:
         before = lines_of(run)

