@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
 from pydantic import field_validator, model_validator
@@ -11,6 +11,13 @@ from rlaif_cli.config.base import FROM, JUDGING, ORDERED, OUTPUT, InputConfig, N
 from rlaif_cli.config.engine import EngineConfig
 
 Judges = Annotated[Names, MinLen(1)]
+Part = Literal["answer", "all"]  # of a response
+
+
+def judge_sees() -> Any:
+    return setting(
+        "answer", "What the judge reads of a response with reasoning: its answer, or all of it.", section=JUDGING
+    )
 
 
 class JudgeConfig(EngineConfig, section=JUDGING):
@@ -35,6 +42,9 @@ class JudgeConfig(EngineConfig, section=JUDGING):
     samples: int = setting(
         0, "Pairwise and score: sample this many answers and count them, for judges that return no log-probs.", ge=0
     )
+    rationale_tokens: int = setting(
+        512, "With --cot, and for servers with --samples: maximum tokens of reasoning before an answer.", ge=1
+    )
     contrast_scale: float = setting(
         20.0, "Contrast: k in sigmoid(k (score_a - score_b)); scores are in nats per token.", gt=0
     )
@@ -54,6 +64,9 @@ class JudgeConfig(EngineConfig, section=JUDGING):
     def _of_this_method(self) -> JudgeConfig:
         if self.method == "contrast" and self.samples:
             raise ValueError("--samples does not apply to --method contrast, which does not ask the judge")
+        unused = not (self.samples or getattr(self, "cot", False))
+        if unused and self.rationale_tokens != type(self).model_fields["rationale_tokens"].default:
+            raise ValueError("--rationale-tokens needs --cot or --samples")
         if self.method == "contrast" and self.engine == "openai":
             raise ValueError(
                 "--method contrast needs the log-probs of given texts, which --engine openai does not return"
@@ -66,7 +79,6 @@ class CompareConfig(JudgeConfig, section=JUDGING):
 
     shots: int = setting(0, "Pairwise: number of the constitution's exemplars to show before the question.", ge=0)
     cot: bool = setting(False, "Pairwise: let the judge reason before it answers (chain of thought).")
-    rationale_tokens: int = setting(512, "With --cot: maximum tokens of reasoning.", ge=1)
     truncate: Literal["refuse", "head", "tail", "middle"] = setting(
         "refuse",
         "For a pair that is too long for the judge: refuse it, or cut the head, tail or middle of its texts.",
@@ -87,8 +99,6 @@ class CompareConfig(JudgeConfig, section=JUDGING):
             raise ValueError(
                 f"--clamp needs two increasing bounds from 0 to 1, got {self.clamp[0]:g} {self.clamp[1]:g}"
             )
-        if not self.cot and self.rationale_tokens != type(self).model_fields["rationale_tokens"].default:
-            raise ValueError("--rationale-tokens needs --cot")
         return self
 
 
@@ -104,6 +114,7 @@ class LabelConfig(CompareConfig):
         "-", "Output file for the preferences; - is stdout.", short="-o", section=OUTPUT, output=False
     )
     pairs: str = setting("chain", "Which responses to compare: all, chain (neighbours) or random:K.")
+    judge_sees: Part = judge_sees()
     ordered: bool = setting(False, ORDERED, section=OUTPUT)
 
 

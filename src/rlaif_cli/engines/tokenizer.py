@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.engines import FAKE, SERVER, computing_engine
+from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTokenizer
@@ -22,7 +23,7 @@ def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int 
         return RemoteTokenizer(), None
     path = resolve_model(model)
     limit = context_length(path)
-    return ChatTokenizer(path), min(limit, config.max_length or limit)
+    return ChatTokenizer(path, ChatFormat(*config.chat_format)), min(limit, config.max_length or limit)
 
 
 def too_long(tokens: int, limit: int | None, what: str) -> str | None:

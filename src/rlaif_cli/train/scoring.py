@@ -59,11 +59,11 @@ def score_rollouts(source: RewardSource, mine: Sequence[Rollout]) -> Scores:
         mine: this process's share of the step's rollouts.
     """
     # The texts as in response files: what reward models are trained on and judges label.
-    texts = [[completion.reply for completion in rollout.completions] for rollout in mine]
+    texts = [[completion.answer for completion in rollout.completions] for rollout in mine]
     rows = [rollout.prompt for rollout in mine]
     scores, parts = scores_and_parts(source, rows, texts)
 
-    def with_reason(prompt: Prompt, text: str, score: float) -> tuple[float, str | None]:
+    def with_reason(prompt: Prompt, text: str | None, score: float) -> tuple[float, str | None]:
         known = math.isfinite(score)
         return (score, None) if known else (math.nan, why_unscored(source, prompt, text))
 
@@ -89,6 +89,7 @@ def record_unscored(
             "step": step,
             "prompt": [message.model_dump() for message in prompt.messages],
             "response": completion.reply,
+            **({} if completion.reasoning is None else {"reasoning": completion.reasoning}),
             "reason": reason,
         }
         for (prompt, completion), scored, reason in zip(responses, scores.isfinite().tolist(), reasons, strict=True)
