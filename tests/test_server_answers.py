@@ -635,7 +635,7 @@ def test_reasoning_is_kept_apart(serve: Any, write_jsonl: Callable[..., str], tm
     done = generate(server, path, tmp_path / "out.jsonl", "-n", str(n))
     assert done.returncode == 0, done.stderr
     found = {row["id"]: row["responses"] for row in rows_of(tmp_path / "out.jsonl")}
-    said = [(each["text"], each.get("reasoning")) for responses in found.values() for each in responses[:1]]
+    said = [(found[key][0]["text"], found[key][0].get("reasoning")) for key in sorted(found)]
     assert said == [
         ("Blue.", "Hm."),
         ("", "Hm, so the"),

@@ -92,7 +92,7 @@ class Labels:
 
     Args:
         samples: sample this many answers and count them instead of reading log-probs.
-        reasoning_tokens: room for the reasoning before a sampled answer.
+        reasoning_tokens: maximum length of the reasoning before a sampled answer.
         seed: of those samples.
     """
 

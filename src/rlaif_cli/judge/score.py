@@ -22,7 +22,7 @@ class ScoreJudge:
     Args:
         min_mass: a response whose ten scores have less probability than this is unscored.
         samples: count this many sampled answers instead of reading log-probs.
-        reasoning_tokens: room for the reasoning before each of them.
+        reasoning_tokens: maximum length of the reasoning before each of them.
     """
 
     method = "score"
