@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.data.atomic import open_for_writing
+from rlaif_cli.data.records import NO_ANSWER
 from rlaif_cli.errors import EngineError
 from rlaif_cli.train.parallel.distributed import all_gather, is_main
 from rlaif_cli.train.reward_source import RewardSource, scores_and_parts, why_unscored
@@ -128,6 +129,8 @@ def check_unscored(
     several = config.judge and (len(config.principles) > 1 or tuple(config.principles) == ("all",))
     fewer = " A score needs an answer for every principle, so fewer --principles fail less often." if several else ""
     reasons = Counter(row["reason"] for row in unscored).most_common(3)
+    if reasons[0][0] == NO_ANSWER:
+        fewer += " With a higher --max-tokens more responses get to an answer; --missing-eos-penalty scores the others."
     summary = "; ".join(f"{reason} ({count} of {len(unscored)})" for reason, count in reasons)
     bound = f"--max-unscored allows {config.max_unscored:.0%}" if trained_on else "which leaves nothing to compare"
     raise TooManyUnscored(
