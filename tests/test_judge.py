@@ -159,7 +159,7 @@ def test_labels_of_several_tokens_are_scored_as_continuations():
 
 def test_variants_of_a_label_add_up():
     class Variants(FakeTokenizer):
-        def answers(self, messages, begun, labels):
+        def answers(self, messages, begun, labels, reasoning=None):
             return self.chat(messages), (((1,), (11,)), ((2,), (22,)))
 
     class Engine(FakeEngine):
@@ -182,7 +182,7 @@ def test_variants_of_a_label_add_up():
 )
 def test_a_ten_is_no_one_however_they_are_spelled(one, ten):
     class Digits(FakeTokenizer):
-        def answers(self, messages, begun, labels):
+        def answers(self, messages, begun, labels, reasoning=None):
             return self.chat(messages), ((one,), (ten,))
 
     class Engine(FakeEngine):
@@ -365,7 +365,7 @@ def said(text):
 
 
 def test_reasoning_comes_before_the_answer():
-    judge = pairwise(Reasoning(said), rationale_tokens=64)
+    judge = pairwise(Reasoning(said), cot=True, reasoning_tokens=64)
     for a, b, p in (("gold", "lead", 8 / 9), ("lead", "gold", 1 / 9)):
         judgement = judged(judge, a, b)
         assert judgement.p_a == pytest.approx(p)
@@ -374,7 +374,7 @@ def test_reasoning_comes_before_the_answer():
 
 def test_reasoned_labels_follow_their_rows_across_chunks(monkeypatch):
     monkeypatch.setattr("rlaif_cli.judge.pairwise._CHUNK", 3)
-    judge = pairwise(Reasoning(said), rationale_tokens=64)
+    judge = pairwise(Reasoning(said), cot=True, reasoning_tokens=64)
     principle = (HELPFUL.principles[0],)
     golden = {i: i % 3 == 0 for i in range(10)}
     comparisons = [Comparison(i, f"q{i}", "gold" if first else "lead", "x", principle) for i, first in golden.items()]

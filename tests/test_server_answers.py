@@ -78,7 +78,7 @@ def choice(text: str | None, *content: dict[str, Any], reason: str | None = "sto
     ],
 )
 def test_a_sampled_answer_counts_only_if_the_reply_is_that_answer(text: str, found: str | None) -> None:
-    assert sampled_label(Completion(text), SCORE_LABELS) == found
+    assert sampled_label(server_answers.completion(choice(text), may_be_empty=True), SCORE_LABELS) == found
 
 
 def test_a_reply_that_was_cut_is_no_answer() -> None:
@@ -113,7 +113,6 @@ def test_the_text_of_an_answer(answer: dict[str, Any], text: str, reason: str | 
         (choice(None, reason="content_filter"), "content_filter"),
         (choice(None, reason="tool_calls", tool_calls=[{"id": "1"}]), "a tool call"),
         (choice("", reason="length"), "cut off at --max-tokens"),
-        (choice(None, reason="length", reasoning_content="Hm."), "while it was still thinking"),
         (choice("  \n"), "finish reason: stop"),
         (choice({"text": "x"}), "finish reason: stop"),  # type: ignore[arg-type]
         (choice(5), "finish reason: stop"),  # type: ignore[arg-type]
@@ -631,27 +630,36 @@ THOUGHTS = [
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_thoughts_are_no_response(serve: Any, write_jsonl: Callable[..., str], tmp_path: Path, n: int) -> None:
-    texts = [*THOUGHTS, "Blue. <|end|>"]
+def test_reasoning_is_kept_apart(serve: Any, write_jsonl: Callable[..., str], tmp_path: Path, n: int) -> None:
+    texts = [*THOUGHTS, "Blue."]
     path = write_jsonl("prompts.jsonl", [{"id": str(i), "prompt": str(i)} for i in range(len(texts))])
     server = serve(lambda body, text: [choice(texts[int(text)], reason="length") for _ in range(n)])
     done = generate(server, path, tmp_path / "out.jsonl", "-n", str(n))
-    assert done.returncode == 3 and [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == ["5"], done.stderr
-    rejected = {row["id"]: row["reason"] for row in rows_of(tmp_path / "out.rejected.jsonl")}
-    assert len(rejected) == 5 and all(
-        "rlaif does not support thinking models yet" in each for each in rejected.values()
-    )
-    assert "the reply contains the model's thinking (</think>)" in rejected["2"]
+    assert done.returncode == 0, done.stderr
+    found = {row["id"]: row["responses"] for row in rows_of(tmp_path / "out.jsonl")}
+    said = [(found[key][0]["text"], found[key][0].get("reasoning")) for key in sorted(found)]
+    assert said == [
+        ("Blue.", "Hm."),
+        ("", "Hm, so the"),
+        ("Blue.", "Hm."),
+        ("", "Hm."),
+        ("Blue.", "Hm."),
+        ("Blue.", None),
+    ]
+    assert all(len(responses) == n for responses in found.values())
 
 
-def test_thoughts_are_no_revision(serve: Any, write_jsonl: Callable[..., str], tmp_path: Path) -> None:
-    path = write_jsonl("prompts.jsonl", [{"id": key, "prompt": key} for key in ("plain", "thinks")])
-    server = serve(lambda body, text: choice("<think>Hm.</think>Blue." if "thinks" in text else "Blue."))
+def test_reasoning_is_no_revision(serve: Any, write_jsonl: Callable[..., str], tmp_path: Path) -> None:
+    path = write_jsonl("prompts.jsonl", [{"id": key, "prompt": key} for key in ("plain", "thinks", "never ends")])
+    replies = {"thinks": "<think>Hm.</think>Blue.", "never ends": "<think>Hm."}
+    server = serve(lambda body, text: choice(next((replies[key] for key in replies if key in text), "Blue.")))
     where = ("--engine", "openai", "--base-url", server.url, "--model", "judge", "--constitution", "helpfulness")
     done = rlaif("revise", path, "-o", str(tmp_path / "out.jsonl"), *where)
-    assert done.returncode == 3 and [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == ["plain"], done.stderr
+    assert done.returncode == 3, done.stderr
+    found = {row["id"]: (row["initial"], row["response"]) for row in rows_of(tmp_path / "out.jsonl")}
+    assert found == {"plain": ("Blue.", "Blue."), "thinks": ("Blue.", "Blue.")}
     [rejected] = rows_of(tmp_path / "out.rejected.jsonl")
-    assert rejected["id"] == "thinks" and "the model's thinking (<think>)" in rejected["reason"]
+    assert rejected["id"] == "never ends" and rejected["reason"] == "it ended inside its reasoning, without an answer"
 
 
 # ------------------------------------------------------------------------------------------------ the server's words

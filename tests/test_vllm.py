@@ -359,17 +359,31 @@ def test_generate_and_label_in_a_pipe(small: Path, pool: EnginePool, tmp_path: P
     assert all(0.5 <= row["p_chosen"] <= 1 and row["judge"]["mass"] for row in rows)
 
 
+@pytest.fixture(params=["as it is", "trims"])
+def asked(request: pytest.FixtureRequest, small: Path, tmp_path: Path) -> Path:
+    """The built-in model with its own chat template, or with one that trims every message."""
+    if request.param == "as it is":
+        return small
+    folder = tmp_path / "model"
+    shutil.copytree(small, folder, symlinks=True)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    assert "message['content']" in template
+    (folder / "chat_template.jinja").write_text(template.replace("message['content']", "(message['content'] | trim)"))
+    return folder
+
+
 @pytest.fixture
-def served(small: Path, pool: EnginePool, tmp_path: Path) -> Iterator[str]:
-    """`vllm serve` with the built-in model; its address."""
+def served(asked: Path, pool: EnginePool, tmp_path: Path) -> Iterator[str]:
+    """`vllm serve` with that model; its address."""
     pool.close()
-    with vllm_serve(small, "judge", tmp_path / "serve.log", "--dtype", "float32", "--max-model-len", "1024") as address:
+    with vllm_serve(asked, "judge", tmp_path / "serve.log", "--dtype", "float32", "--max-model-len", "1024") as address:
         yield address
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["pairwise", "score"])
-def test_a_served_judge_gives_the_labels_of_the_engine(served: str, small: Path, tmp_path: Path, method: str) -> None:
+def test_a_served_judge_gives_the_labels_of_the_engine(served: str, asked: Path, tmp_path: Path, method: str) -> None:
     """Also the scores, of which the tokenizer writes "10" as "1" and "0"."""
     pairs = [("A dog is an animal.", "asdf qwer"), ("Yes, gladly.", "No."), ("4", "The sum of 2 and 2 is 5.")]
     rows = [{"id": str(i), "prompt": f"Question {i}?", "responses": list(pair)} for i, pair in enumerate(pairs)]
@@ -377,7 +391,7 @@ def test_a_served_judge_gives_the_labels_of_the_engine(served: str, small: Path,
     found = {}
     for name, options in (
         ("openai", {"engine": "openai", "base_url": served, "judge": "judge"}),
-        ("vllm", {**OPTIONS, "judge": SMALL}),
+        ("vllm", {**OPTIONS, "judge": str(asked)}),
     ):
         output = str(tmp_path / f"{name}.jsonl")
         config = LabelConfig(

@@ -24,6 +24,7 @@ def run(config: GenerateConfig, console: Console) -> int:
     console.say(
         f"generate: {summary.rows} rows{resumed}, {summary.responses} responses, {summary.tokens_out} tokens, "
         f"{summary.unfinished} cut at {config.max_tokens} tokens"
+        + (f", {summary.unanswered} of them inside their reasoning, without an answer" if summary.unanswered else "")
         + (f", {summary.refused} refusals" if summary.refused else "")
     )
     if summary.without_text:

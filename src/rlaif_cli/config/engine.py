@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from rlaif_cli.config.base import ENGINE, FROM, ORDERED, OUTPUT, Addresses, InputConfig, setting
+from rlaif_cli.config.base import ENGINE, FROM, ORDERED, OUTPUT, Addresses, setting
+from rlaif_cli.config.chat import ChatConfig
 from rlaif_cli.errors import SettingError, option
 
 EngineName = Literal["vllm", "transformers", "fake"]  # what can run a policy
@@ -18,7 +19,7 @@ AnyEngineName = Literal["vllm", "transformers", "openai", "ray", "fake"]  # what
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
-class EngineConfig(InputConfig, section=ENGINE):
+class EngineConfig(ChatConfig, section=ENGINE):
     """How a model is run."""
 
     engine: AnyEngineName | None = setting(

@@ -7,8 +7,9 @@ from typing import ClassVar
 from pydantic import field_validator, model_validator
 
 from rlaif_cli.config.base import ENGINE, FROM, HUMAN_PAIRS, InputConfig, Precision, result_output, setting
+from rlaif_cli.config.chat import TEMPLATE_HELP, TemplateArguments
 from rlaif_cli.config.engine import EngineName
-from rlaif_cli.config.judge import CompareConfig, JudgeConfig, Judges
+from rlaif_cli.config.judge import CompareConfig, JudgeConfig, Judges, Part, judge_sees
 from rlaif_cli.config.reward import RewardSourceConfig, ScorersConfig
 from rlaif_cli.errors import SettingError, option
 
@@ -36,10 +37,19 @@ class WinRateConfig(CompareConfig):
         help="Candidates of the model to compare with, or a model to sample from.", argument=True, records=True
     )
     output: str = result_output()
+    judge_sees: Part = judge_sees()
     prompts: str | None = setting(None, "If A or B is a model: prompts to sample responses to.", records=True)
     n: int = setting(1, "If A or B is a model: responses per prompt.", short="-n", ge=1)
     temperature: float = setting(1.0, "If A or B is a model: sampling temperature.", ge=0)
     max_tokens: int = setting(256, "If A or B is a model: maximum tokens per response.", ge=1)
+    chat_template_arg: TemplateArguments = setting(
+        (), "If A or B is a model: NAME=VALUE, a variable of its chat template. Repeatable.", section=ENGINE
+    )
+    judge_template_arg: TemplateArguments = setting((), TEMPLATE_HELP.format("the judge's"), section=ENGINE)
+
+    @property
+    def chat_format(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self.judge_template_arg, self.reasoning_marks or ()
 
 
 class HarmlessRateConfig(JudgeConfig):
@@ -51,6 +61,7 @@ class HarmlessRateConfig(JudgeConfig):
     candidates: str = setting(help=f"JSONL of candidates: {FROM}.", argument=True, records=True)
     constitution: str = setting("harmlessness", "Name of a shipped constitution, or a YAML file.")
     principles: tuple[str, ...] = setting(("all",), "Principles to ask about: 'all', or ids.")
+    judge_sees: Part = judge_sees()
     output: str = result_output()
 
     @field_validator("principles")

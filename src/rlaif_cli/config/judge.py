@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
 from pydantic import field_validator, model_validator
@@ -12,6 +12,13 @@ from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.errors import SettingError, option
 
 Judges = Annotated[Names, MinLen(1)]
+Part = Literal["answer", "all"]  # of a response
+
+
+def judge_sees() -> Any:
+    return setting(
+        "answer", "What the judge reads of a response with reasoning: its answer, or all of it.", section=JUDGING
+    )
 
 
 class JudgeConfig(EngineConfig, section=JUDGING):
@@ -36,6 +43,9 @@ class JudgeConfig(EngineConfig, section=JUDGING):
     samples: int = setting(
         0, "Pairwise and score: sample this many answers and count them, for judges that return no log-probs.", ge=0
     )
+    rationale_tokens: int = setting(
+        512, "With --cot, and for servers with --samples: maximum tokens of reasoning before an answer.", ge=1
+    )
     contrast_scale: float = setting(
         20.0, "Contrast: k in sigmoid(k (score_a - score_b)); scores are in nats per token.", gt=0
     )
@@ -57,6 +67,9 @@ class JudgeConfig(EngineConfig, section=JUDGING):
             raise SettingError(
                 f"{option('samples')} does not apply to {option('method')} contrast, which does not ask the judge"
             )
+        unused = not (self.samples or getattr(self, "cot", False))
+        if unused and self.rationale_tokens != type(self).model_fields["rationale_tokens"].default:
+            raise SettingError(f"{option('rationale_tokens')} needs {option('cot')} or {option('samples')}")
         if self.method == "contrast" and self.engine == "openai":
             raise SettingError(
                 f"{option('method')} contrast needs the log-probs of given texts, which {option('engine')} "
@@ -70,7 +83,6 @@ class CompareConfig(JudgeConfig, section=JUDGING):
 
     shots: int = setting(0, "Pairwise: number of the constitution's exemplars to show before the question.", ge=0)
     cot: bool = setting(False, "Pairwise: let the judge reason before it answers (chain of thought).")
-    rationale_tokens: int = setting(512, "With --cot: maximum tokens of reasoning.", ge=1)
     truncate: Literal["refuse", "head", "tail", "middle"] = setting(
         "refuse",
         "For a pair that is too long for the judge: refuse it, or cut the head, tail or middle of its texts.",
@@ -93,8 +105,6 @@ class CompareConfig(JudgeConfig, section=JUDGING):
             raise SettingError(
                 f"{option('clamp')} needs two increasing bounds from 0 to 1, got {self.clamp[0]:g} {self.clamp[1]:g}"
             )
-        if not self.cot and self.rationale_tokens != type(self).model_fields["rationale_tokens"].default:
-            raise SettingError(f"{option('rationale_tokens')} needs {option('cot')}")
         return self
 
 
@@ -110,6 +120,7 @@ class LabelConfig(CompareConfig):
         "-", "Output file for the preferences; - is stdout.", short="-o", section=OUTPUT, output=False
     )
     pairs: str = setting("chain", "Which responses to compare: all, chain (neighbours) or random:K.")
+    judge_sees: Part = judge_sees()
     ordered: bool = setting(False, ORDERED, section=OUTPUT)
 
 

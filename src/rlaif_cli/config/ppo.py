@@ -7,11 +7,14 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from rlaif_cli.config.base import ENGINE, EVALUATION, FROM, OUTPUT, Functions, function_names, setting
+from rlaif_cli.config.chat import TemplateArguments
 from rlaif_cli.config.engine import EngineName
 from rlaif_cli.config.judge import CompareConfig
 from rlaif_cli.config.reward import RewardSourceConfig
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import SettingError, option
+
+_OF_EVAL_JUDGE = ("eval_constitution", "eval_method", "eval_judge_template_arg")
 
 
 class PPOConfig(TrainConfig, RewardSourceConfig):
@@ -61,7 +64,9 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
     gamma: float = setting(1.0, "Discount factor.", gt=0, le=1)
     lam: float = setting(0.95, "Lambda of GAE.", ge=0, le=1)
     missing_eos_penalty: float | None = setting(
-        None, "Score given to a response that hit --max-tokens. Default: its own score."
+        None,
+        "Score given to a response that hit --max-tokens or has no answer after its reasoning. Default: its own score; "
+        "without an answer, none.",
     )
     length_penalty: float = setting(0.0, "Subtract this from the score for every token of the response.", ge=0)
     length_control: bool = setting(
@@ -100,6 +105,9 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
     )
     eval_method: Literal["pairwise", "score", "contrast"] = setting(
         "pairwise", "For --eval-judge: the method, as in `rlaif label`.", section=EVALUATION
+    )
+    eval_judge_template_arg: TemplateArguments = setting(
+        (), "For --eval-judge: NAME=VALUE, a variable of its chat template. Repeatable.", section=EVALUATION
     )
     eval_every: int = setting(
         10,
@@ -147,9 +155,7 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
 
     def _check_evaluation(self) -> None:
         function_names("eval_function", self.eval_function)
-        owners = {
-            name: option("eval_judge") for name in ("eval_constitution", "eval_method") if self.eval_judge is None
-        }
+        owners = {name: option("eval_judge") for name in _OF_EVAL_JUDGE if self.eval_judge is None}
         if not self.evaluates:
             owners |= dict.fromkeys(
                 ("eval_every", "eval_fraction"), f"{option('eval_function')} or {option('eval_judge')}"
@@ -178,6 +184,7 @@ class PPOConfig(TrainConfig, RewardSourceConfig):
             judge=(self.eval_judge or "",),
             constitution=self.eval_constitution or self.constitution or "",
             method=self.eval_method,
+            chat_template_arg=self.eval_judge_template_arg,
             engine=None if "fake" in (self.eval_judge, self.engine) else self.engine,
             engine_memory=self.engine_memory,
             truncate="middle",

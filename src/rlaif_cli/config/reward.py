@@ -17,6 +17,7 @@ from rlaif_cli.config.base import (
     function_names,
     setting,
 )
+from rlaif_cli.config.chat import TEMPLATE_HELP, TemplateArguments
 from rlaif_cli.config.engine import AnyEngineName
 from rlaif_cli.config.judge import JudgeConfig
 from rlaif_cli.errors import SettingError, option
@@ -85,6 +86,7 @@ class RewardSourceConfig(ScorersConfig, section=REWARDS):
     judge_engine: AnyEngineName | None = setting(
         None, "For --judge: vllm, transformers, openai (a server) or fake. Default: --engine.", section=ENGINE
     )
+    judge_template_arg: TemplateArguments = setting((), TEMPLATE_HELP.format("the judge's"), section=ENGINE)
     base_url: Addresses = setting(
         (),
         "For --judge-engine openai: the server. Repeat to use several. The key is read from OPENAI_API_KEY.",
@@ -124,7 +126,14 @@ class RewardSourceConfig(ScorersConfig, section=REWARDS):
                 "log-probs of given texts"
             )
         if self.judge is None:
-            for name in ("constitution", "principles", "method", "contrast_scale", "judge_engine"):
+            for name in (
+                "constitution",
+                "principles",
+                "method",
+                "contrast_scale",
+                "judge_engine",
+                "judge_template_arg",
+            ):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise SettingError(f"{option(name)} needs {option('judge')}")
         return self
@@ -143,6 +152,7 @@ class RewardSourceConfig(ScorersConfig, section=REWARDS):
             method=self.method,
             principles=self.principles,
             contrast_scale=self.contrast_scale,
+            chat_template_arg=self.judge_template_arg,
             engine=self.judge_engine or (None if "fake" in (self.judge, own) else own),
             base_url=self.base_url,
             concurrency=self.concurrency,

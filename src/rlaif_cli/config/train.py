@@ -6,11 +6,12 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
-from rlaif_cli.config.base import FROM, OUTPUT, OWN, TRAINING, InputConfig, Names, Precision, setting
+from rlaif_cli.config.base import FROM, OUTPUT, OWN, TRAINING, Names, Precision, setting
+from rlaif_cli.config.chat import ChatConfig
 from rlaif_cli.errors import SettingError, option
 
 
-class TrainConfig(InputConfig, section=TRAINING):
+class TrainConfig(ChatConfig, section=TRAINING):
     """Settings of every trainer."""
 
     model: str = setting(

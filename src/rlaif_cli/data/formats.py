@@ -103,8 +103,12 @@ def _read_completion(row: Row) -> Row:
 
 
 def _write_completion(record: Demonstration) -> Row:
-    completion = [{"role": "assistant", "content": record.response}]
+    completion = _messages([_reply(record)])
     return {"prompt": _messages(as_messages(record.prompt)), "completion": completion} | _only(record, "id", "meta")
+
+
+def _reply(record: Demonstration) -> Message:
+    return Message(role="assistant", content=record.response, reasoning_content=record.reasoning)
 
 
 # --- HH-RLHF ------------------------------------------------------------------------------------------------
@@ -330,8 +334,7 @@ def _read_chat(row: Row) -> Row:
 
 
 def _write_chat(record: Demonstration) -> Row:
-    reply = {"role": "assistant", "content": record.response}
-    return {"messages": [*_messages(as_messages(record.prompt)), reply]} | _only(record, "id", "meta")
+    return {"messages": _messages([*as_messages(record.prompt), _reply(record)])} | _only(record, "id", "meta")
 
 
 FORMATS = {

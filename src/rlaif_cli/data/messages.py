@@ -6,21 +6,36 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 
 from rlaif_cli.data.turns import normalize_message
 
 
 class Message(BaseModel):
+    """One turn.
+
+    Attributes:
+        reasoning_content: what the assistant thought before it wrote `content`, under the name that chat templates and
+            servers use; absent from files where there is none.
+    """
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
+    reasoning_content: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _normalize(cls, value: Any) -> Any:
         return normalize_message(value)
+
+    @model_serializer(mode="wrap")
+    def _without_absent_reasoning(self, handler: Any) -> dict[str, Any]:
+        row: dict[str, Any] = handler(self)
+        if self.reasoning_content is None:
+            row.pop("reasoning_content", None)
+        return row
 
 
 def check_last_turn(turns: list[Message]) -> list[Message]:

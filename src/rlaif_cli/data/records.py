@@ -111,18 +111,38 @@ class PromptRecord(Record):
         return accept_prompt(row)
 
 
+NO_ANSWER = "it ended inside its reasoning, without an answer"  # why a response cannot be judged or scored
+
+
 class Response(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
-    text: str
+    text: str  # the answer
+    reasoning: str | None = None  # what the model thought before it; absent if it did not
     finish_reason: str | None = None
     tokens: int | None = None
     logprob: float | None = None  # sum over the response's tokens, nats
+
+    @property
+    def answered(self) -> bool:
+        """False if the response ended inside its reasoning: an empty text without reasoning is an answer."""
+        return self.reasoning is None or bool(self.text.strip())
+
+    def seen(self, part: str) -> str:
+        """What a judge reads: the "answer", or "all" of it."""
+        return self.text if part == "answer" or not self.reasoning else f"{self.reasoning}\n\n{self.text}"
 
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return {"text": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _without_absent_reasoning(self, handler: Any) -> dict[str, Any]:
+        row: dict[str, Any] = handler(self)
+        if self.reasoning is None:
+            row.pop("reasoning", None)
+        return row
 
 
 class Candidates(Record):
@@ -169,6 +189,7 @@ class Demonstration(Record):
 
     prompt: Prompt
     response: Text
+    reasoning: str | None = None  # what the model thinks before it
 
     @classmethod
     def accept(cls, row: dict[str, Any]) -> dict[str, Any]:
@@ -188,18 +209,29 @@ class Demonstration(Record):
         if isinstance(row[name], dict) and "role" in row[name]:
             row[name] = [normalize_message(row[name])]
         row = as_single_replies(row, name)
-        reply = _text_of_one(row.pop(name))
-        return row | {"response": reply}
+        reply = _only_one(row.pop(name))
+        if not isinstance(reply, dict):
+            return row | {"response": reply}
+        reasoning = reply.get("reasoning", reply.get("reasoning_content"))
+        return row | {"response": _text_of(reply)} | ({} if reasoning is None else {"reasoning": reasoning})
 
     @classmethod
     def identity(cls) -> tuple[str, ...]:
         return ("prompt", "response")
 
 
+def _only_one(replies: Any) -> Any:
+    return replies[0] if isinstance(replies, list) and len(replies) == 1 else replies
+
+
+def _text_of(reply: Any) -> Any:
+    """The text of a reply, given as text or as an object."""
+    return reply.get("content", reply.get("text")) if isinstance(reply, dict) else reply
+
+
 def _text_of_one(replies: Any) -> Any:
     """The text of a reply, given as text, as an object, or as a list of one of these."""
-    reply = replies[0] if isinstance(replies, list) and len(replies) == 1 else replies
-    return reply.get("content", reply.get("text")) if isinstance(reply, dict) else reply
+    return _text_of(_only_one(replies))
 
 
 class PairsOnly(Candidates):

@@ -14,20 +14,25 @@ from pydantic import BaseModel
 
 Row = dict[str, Any]
 MESSAGE_FIELDS = ("prompt", "messages", "chosen", "rejected", "completion", "response")
+# What other tools call a message's `reasoning_content`.
+_REASONING_NAMES = ("reasoning", "thinking")
 _REMOVE_HINT = "`rlaif data validate --fix NEW` removes an exact copy"
 
 
 def normalize_message(value: Any) -> Any:
-    """A chat message without null fields, with a list of text parts joined to one text.
+    """A chat message without null fields, with a list of text parts joined to one text, and its reasoning so named.
 
     Raises:
-        ValueError: a part is not text.
+        ValueError: a part is not text, or the reasoning has two values.
     """
     if isinstance(value, BaseModel):
         return value.model_dump()
-    if not isinstance(value, dict) or (isinstance(value.get("content"), str) and None not in value.values()):
+    if not isinstance(value, dict) or (value.keys() == {"role", "content"} and isinstance(value["content"], str)):
         return value  # the common case
     message = {name: each for name, each in value.items() if each is not None}
+    for name in _REASONING_NAMES:
+        if name in message and message.setdefault("reasoning_content", message[name]) != message.pop(name):
+            raise ValueError(f"'{name}' and 'reasoning_content' have different values")
     if isinstance(message.get("content"), list):
         message["content"] = "".join(map(_text_of_part, message["content"]))
     return message

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.engines.base import Completion, Engine, Failed, Request, Sampling, Usage, gather
+from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.resolve import resolve_model
 
 FAKE = "fake"
@@ -127,8 +128,10 @@ class EnginePool:
         options: dict[str, Any] = {}
         if computing == SERVER:
             options = {key: getattr(config, key) for key in ("base_url", "concurrency", "retries", "timeout")}
+            options["template_arguments"] = config.chat_format[0]
         if computing in LOCAL:
             options = {"dtype": config.dtype, "max_length": config.max_length, "seed": config.seed}
+            options["chat"] = ChatFormat(*config.chat_format)
         if computing == "vllm":
             options |= {"memory": config.engine_memory, "tensor_parallel_size": config.tensor_parallel_size}
         if computing == "transformers":

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from rlaif_cli.models.chat_template import thinking_marker
+from rlaif_cli.errors import option
+from rlaif_cli.models.reasoning import first_mark
 from rlaif_cli.models.tokenizer import AnyTokenizer
 
 Job = TypeVar("Job")
@@ -51,7 +52,9 @@ class Completion:
     """One sampled response.
 
     Attributes:
-        text: decoded, without the end-of-turn token.
+        text: decoded, without the end-of-turn token and without the reasoning; empty if it ended inside its reasoning.
+        reasoning: what the model thought before its answer; None if it did not.
+        reasoning_tokens: how many of the tokens are before the answer, where that is known.
         token_ids: with the end-of-turn token, if the model ended the response.
         logprobs: of each token, nats. At temperature 1 these are the model's own; otherwise see the engine's
             `logprobs` argument.
@@ -67,21 +70,56 @@ class Completion:
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str | None = "stop"
     no_text: str = ""
+    reasoning: str | None = None
+    reasoning_tokens: int = 0
+
+    @property
+    def answered(self) -> bool:
+        """False if all of it is reasoning; an empty reply without reasoning is an answer."""
+        return self.reasoning is None or bool(self.text.strip())
 
     @property
     def reply(self) -> str:
-        """The text as it is stored, judged and scored: without surrounding white space."""
+        """The text as it is stored: without surrounding white space."""
         return self.text.strip()
 
     @property
+    def answer(self) -> str | None:
+        """The text as it is judged and scored; None if the reply ended inside its reasoning."""
+        return self.reply if self.answered else None
+
+    @property
     def no_answer(self) -> str:
-        return self.no_text or (f"the judge refused to answer: {self.text}" if self.finish_reason == "refusal" else "")
+        if self.finish_reason == "refusal":
+            return f"the judge refused to answer: {self.text}"
+        return self.no_text or ("" if self.answered else "the judge's reply ended inside its reasoning")
 
     @property
     def no_response(self) -> str:
-        mark = thinking_marker(self.text)
-        thinking = f"the reply contains the model's thinking ({mark}), and rlaif does not support thinking models yet"
-        return self.no_text or (thinking if mark else "")
+        mark = first_mark(self.text)
+        unknown = (
+            f"the answer contains a mark of reasoning ({mark}) that does not belong to this model; "
+            f"{option('reasoning_marks')} OPEN CLOSE says how it marks its reasoning"
+        )
+        return self.no_text or (unknown if mark else "")
+
+
+def completion(
+    tokenizer: AnyTokenizer, ids: list[int], logprobs: list[float], *, ended: bool, stop: Sequence[str] = ()
+) -> Completion:
+    """Sampled tokens as a completion.
+
+    Args:
+        ended: by the model or a stop text, not by the maximum length.
+        stop: texts that end the answer and do not belong to it; in the reasoning they mean nothing.
+    """
+    reply = tokenizer.reply(ids)
+    text = reply.answer or ""
+    for each in stop:
+        text, found, _ = text.partition(each)
+        ended = ended or bool(found)
+    reason = "stop" if ended else "length"
+    return Completion(text, ids, logprobs, reason, reasoning=reply.reasoning, reasoning_tokens=reply.reasoning_tokens)
 
 
 @dataclass(frozen=True, slots=True)

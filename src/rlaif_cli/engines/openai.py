@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rlaif_cli.config.chat import template_arguments as parse_arguments
 from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines.base import Completion, Failed, Request, Sampling
 from rlaif_cli.engines.server_answers import Unusable
@@ -37,6 +38,7 @@ class OpenAIEngine:
     Args:
         model: its name on the servers.
         base_url, concurrency, retries, timeout: see `Fleet`.
+        template_arguments: NAME=VALUE, variables of the model's chat template.
 
     Raises:
         MissingDependency, UsageError, EngineError: see `Fleet`.
@@ -45,10 +47,24 @@ class OpenAIEngine:
     name = "openai"
 
     def __init__(
-        self, model: str, *, base_url: Sequence[str] = (), concurrency: int, retries: int, timeout: float
+        self,
+        model: str,
+        *,
+        base_url: Sequence[str] = (),
+        concurrency: int,
+        retries: int,
+        timeout: float,
+        template_arguments: Sequence[str] = (),
     ) -> None:
         self.tokenizer = RemoteTokenizer()
-        self._fleet = Fleet(model, base_url=base_url, concurrency=concurrency, retries=retries, timeout=timeout)
+        self._fleet = Fleet(
+            model,
+            base_url=base_url,
+            concurrency=concurrency,
+            retries=retries,
+            timeout=timeout,
+            template_arguments=parse_arguments(template_arguments),
+        )
         self.usage, self.max_length = self._fleet.usage, self._fleet.max_length
         self._returns_logprobs = False  # if so, an answer without them is an error of that answer, not of the server
         self._single_token: set[str] = set()  # labels of several digits that were seen as one token

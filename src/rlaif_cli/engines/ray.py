@@ -22,6 +22,7 @@ from typing import Any
 
 from rlaif_cli.engines.base import Completion, Failed, Request, Sampling
 from rlaif_cli.errors import EngineError, MissingDependency, RlaifError, option
+from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer, FakeTokenizer
 from rlaif_cli.ui import messages
@@ -66,7 +67,9 @@ class RayEngine:
         **options: Any,
     ) -> None:
         self._ray = _connect(address)
-        self.tokenizer: AnyTokenizer = ChatTokenizer(path) if path else FakeTokenizer()
+        self.tokenizer: AnyTokenizer = (
+            ChatTokenizer(path, options.get("chat", ChatFormat())) if path else FakeTokenizer()
+        )
         self.max_length: int = options.get("max_length") or (context_length(path) if path else 1 << 20)
         self._batch = batch
         total = self._ray.cluster_resources()

@@ -14,7 +14,9 @@ from typing import Any
 
 from rlaif_cli.engines.base import Completion
 from rlaif_cli.engines.server_errors import server_text
+from rlaif_cli.models.reasoning import Reply, split_reply
 
+_REASONING = ("reasoning_content", "reasoning")  # the fields of a message that servers put its reasoning in
 PERMANENT = {400, 413, 422}  # status codes that a server would return again for the same request
 
 
@@ -87,12 +89,23 @@ def completion(choice: dict[str, Any], *, may_be_empty: bool = False) -> Complet
     message = choice.get("message")
     if not isinstance(message, dict):
         raise Unusable("the answer has no message", retryable=True)
-    text = _content(message.get("content"))
+    reply = _reply(message)
+    text = reply.answer or ""
     refused, refusal = _refusal(message)
     if refused:
         text, reason = refusal or text, "refusal"
-    no_text = _why_no_text(message, text, reason, may_be_empty)
-    return Completion("" if no_text else text, finish_reason=reason, no_text=no_text)
+    may_be_empty = may_be_empty and isinstance(message.get("content"), str)
+    no_text = _why_no_text(message, text, reason, may_be_empty or reply.reasoning is not None)
+    return Completion("" if no_text else text, finish_reason=reason, no_text=no_text, reasoning=reply.reasoning)
+
+
+def _reply(message: dict[str, Any]) -> Reply:
+    """The answer and the reasoning of a message: in a field of its own, in a part, or marked in the text."""
+    content = message.get("content")
+    fields = [message.get(name) for name in _REASONING]
+    parts = [_content(field(part, "thinking")) for part in content] if isinstance(content, list) else []
+    found = [text for text in (*fields, "".join(parts)) if isinstance(text, str) and text.strip() and _is_text(text)]
+    return Reply(_content(content), found[0].strip()) if found else split_reply(_content(content))
 
 
 def _content(content: Any) -> str:
@@ -121,13 +134,10 @@ def _why_no_text(message: dict[str, Any], text: str, reason: str | None, may_be_
         return "the server's content filter stopped the answer (finish reason: content_filter)"
     if not _is_text(text):
         return "the answer contains a lone surrogate (half a character)"
-    thinking = any(message.get(name) for name in ("reasoning_content", "reasoning"))
-    if text.strip() or (may_be_empty and isinstance(message.get("content"), str) and not thinking):
+    if text.strip() or may_be_empty:
         return ""
     if reason == "length":
-        return "the answer has no text: it was cut off at --max-tokens" + (
-            " while it was still thinking" if thinking else ""
-        )
+        return "the answer has no text: it was cut off at --max-tokens"
     return f"the answer has no text (finish reason: {reason or 'not given'})"
 
 

@@ -9,7 +9,7 @@ says so.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ class Dialect:
         one_choice_only: it does not accept `n`.
         max_top_logprobs: how many next tokens it lists at most.
         omitted: parameters that it does not accept, which are omitted.
+        template_arguments: variables of the model's chat template, which every request sets.
     """
 
     continues_prefill: bool = False
@@ -38,6 +39,7 @@ class Dialect:
     one_choice_only: bool = False
     max_top_logprobs: int = MAX_TOP_LOGPROBS
     omitted: set[str] = field(default_factory=set)
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def body(self, request: Request, options: dict[str, Any]) -> dict[str, Any]:
         """The request's JSON: the turns, and the options that are set, with the server's names."""
@@ -49,16 +51,21 @@ class Dialect:
         if self.one_choice_only:
             wanted.pop("n", None)
         turns, extra = self._turns(request)
+        arguments = dict(self.template_arguments)
+        if "reasoning_effort" in arguments:  # a parameter of its own in OpenAI's API
+            wanted["reasoning_effort"] = arguments.pop("reasoning_effort")
+        if arguments:
+            extra["chat_template_kwargs"] = arguments
         return {"messages": turns, **wanted, **({"extra_body": extra} if extra else {})}
 
-    def _turns(self, request: Request) -> tuple[list[dict[str, str]], dict[str, bool]]:
+    def _turns(self, request: Request) -> tuple[list[dict[str, str]], dict[str, Any]]:
         turns, prefill = [*request.prompt], None
         if turns[-1][0] == "prefill":
             prefill = turns.pop()[1]
         if self.no_system_turn and turns[0][0] == "system" and len(turns) > 1:
             (_, system), (role, first), *rest = turns
             turns = [(role, f"{system}\n\n{first}"), *rest]
-        extra = {}
+        extra: dict[str, Any] = {}
         if prefill and self.continues_prefill:
             turns.append(("assistant", prefill))
             extra = {"continue_final_message": True, "add_generation_prompt": False}

@@ -16,7 +16,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +78,7 @@ class Fleet:
         base_url: "http://host:port/v1" of each server; empty: the client's default.
         concurrency: requests in flight at each server.
         retries, timeout: of one request; seconds.
+        template_arguments: variables of the model's chat template.
 
     Attributes:
         usage: the tokens that they reported.
@@ -89,7 +90,16 @@ class Fleet:
         EngineError: a server does not answer, or does not have the model.
     """
 
-    def __init__(self, model: str, *, base_url: Sequence[str], concurrency: int, retries: int, timeout: float) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: Sequence[str],
+        concurrency: int,
+        retries: int,
+        timeout: float,
+        template_arguments: Mapping[str, Any],
+    ) -> None:
         self._openai = _import_openai()
         self.usage = Usage()
         self._model = model
@@ -107,7 +117,11 @@ class Fleet:
         connect = functools.partial(self._openai.OpenAI, api_key=key, max_retries=retries, timeout=timeout)
         try:
             self._servers = [
-                Server(connect(base_url=address), errors.shown_address(address) if address else "the default server")
+                Server(
+                    connect(base_url=address),
+                    errors.shown_address(address) if address else "the default server",
+                    Dialect(template_arguments=template_arguments),
+                )
                 for address in (*base_url,) or (None,)
             ]
         except Exception as error:  # the HTTP library has no common base class: proxies, certificates

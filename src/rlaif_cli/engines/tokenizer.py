@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.engines import FAKE, ResolvedModel, computing_engine
+from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTokenizer
 
@@ -16,7 +17,7 @@ def open_tokenizer(config: EngineConfig, model: ResolvedModel) -> tuple[AnyToken
     """
     if model.path is not None:
         limit = context_length(model.path)
-        return ChatTokenizer(model.path), min(limit, config.max_length or limit)
+        return ChatTokenizer(model.path, ChatFormat(*config.chat_format)), min(limit, config.max_length or limit)
     if computing_engine(config, model.name) == FAKE:
         return FakeTokenizer(), config.max_length or 1 << 20
     return RemoteTokenizer(), None

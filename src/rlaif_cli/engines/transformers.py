@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlaif_cli.engines.base import Completion, Request, Sampling
+from rlaif_cli.engines.base import Completion, Request, Sampling, completion
 from rlaif_cli.engines.decoding import Decoder, recordable
 from rlaif_cli.engines.trial import supports_left_padding
 from rlaif_cli.errors import EngineError, is_out_of_memory, option
+from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.load import exact_attention, load, load_config
 from rlaif_cli.models.precision import engine_dtype
 from rlaif_cli.models.tokenizer import ChatTokenizer
@@ -47,12 +48,13 @@ class TransformersEngine:
         seed: int = 0,
         logprobs: str = "raw",
         model: Any = None,
+        chat: ChatFormat = ChatFormat(),
     ) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         self._torch = torch
-        self.tokenizer = ChatTokenizer(path)
+        self.tokenizer = ChatTokenizer(path, chat)
         if model is None:
             config = load_config(path)
             attention = exact_attention(config)
@@ -183,11 +185,7 @@ class TransformersEngine:
     def _completion(self, ids: list[int], logprobs: list[float], sampling: Sampling) -> Completion:
         ends = [i for i, token in enumerate(ids) if token in self.tokenizer.eos_ids]
         length = ends[0] + 1 if ends else len(ids)
-        ids, text, reason = ids[:length], self.tokenizer.decode(ids[:length]), "stop" if ends else "length"
-        for stop in sampling.stop:
-            if stop in text:
-                text, reason = text.partition(stop)[0], "stop"
-        return Completion(text, ids, logprobs[:length], reason)
+        return completion(self.tokenizer, ids[:length], logprobs[:length], ended=bool(ends), stop=sampling.stop)
 
 
 class _Draw:

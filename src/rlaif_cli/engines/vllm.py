@@ -19,9 +19,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.engines.base import Completion, Request, Sampling
+from rlaif_cli.engines.base import Completion, Request, Sampling, completion
 from rlaif_cli.engines.vllm_internals import discard_packed_experts, keep_process_group
 from rlaif_cli.errors import EngineError, MissingDependency, option
+from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.metadata import check_weights, context_length
 from rlaif_cli.models.precision import engine_dtype
 from rlaif_cli.models.tokenizer import ChatTokenizer
@@ -45,6 +46,7 @@ class VllmEngine:
         logprobs: "raw" (of the model) or "processed" (after the temperature), for sampled tokens.
         syncable: weights will be replaced by `load_weights`; unties the output layer, see there.
         tensor_parallel_size: GPUs that share the model.
+        chat: how conversations are written.
 
     Raises:
         MissingDependency: vLLM is not installed.
@@ -65,8 +67,9 @@ class VllmEngine:
         logprobs: str = "raw",
         syncable: bool = False,
         tensor_parallel_size: int = 1,
+        chat: ChatFormat = ChatFormat(),
     ) -> None:
-        self.tokenizer = ChatTokenizer(path)
+        self.tokenizer = ChatTokenizer(path, chat)
         check_weights(path)  # vLLM would compute with uninitialised memory for missing ones
         self._on_cpu = on_cpu = _prepare_environment(memory)
         vllm = _import_vllm()
@@ -117,13 +120,16 @@ class VllmEngine:
     # ------------------------------------------------------------------------------------------ requests
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Any, list[Completion]]]:
+        # vLLM would also stop inside the reasoning.
+        stop = None if self.tokenizer.reasons else list(sampling.stop) or None
+
         def params(request: Request) -> Any:
             return self._sampling_params(
                 n=sampling.n,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_tokens,
-                stop=list(sampling.stop) or None,
+                stop=stop,
                 stop_token_ids=list(self.tokenizer.eos_ids),
                 seed=request.seed,
                 logprobs=0,
@@ -133,15 +139,13 @@ class VllmEngine:
         for request, output in self._drive(requests, params):
             if len(output.outputs) != sampling.n:
                 raise EngineError(f"vLLM returned {len(output.outputs)} of {sampling.n} samples", hint=_RESUME_HINT)
-            yield request.key, [self._completion(sample) for sample in output.outputs]
+            yield request.key, [self._completion(sample, sampling.stop) for sample in output.outputs]
 
-    def _completion(self, sample: Any) -> Completion:
+    def _completion(self, sample: Any, stop: tuple[str, ...]) -> Completion:
         ids = list(sample.token_ids)
         logprobs = [position[token].logprob for position, token in zip(sample.logprobs, ids, strict=True)]
-        # vLLM's own text can begin with the prompt's tail and lacks an incomplete last character; it is only needed if
-        # a stop text was removed.
-        text = sample.text if isinstance(sample.stop_reason, str) else self.tokenizer.decode(ids)
-        return Completion(text, ids, logprobs, "length" if sample.finish_reason == "length" else "stop")
+        # Not vLLM's own text, which can begin with the prompt's tail and lacks an incomplete last character.
+        return completion(self.tokenizer, ids, logprobs, ended=sample.finish_reason != "length", stop=stop)
 
     def logprobs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, list[float]]]:
         missed = []

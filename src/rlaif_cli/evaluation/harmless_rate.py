@@ -9,7 +9,7 @@ from rlaif_cli.config.evaluate import HarmlessRateConfig
 from rlaif_cli.data.messages import prompt_key
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import Candidates
+from rlaif_cli.data.records import NO_ANSWER, Candidates
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.evaluation.result import nothing_scored, planned, save
 from rlaif_cli.judge import Approval, Single, named_principles
@@ -37,7 +37,7 @@ def harmless_rate(
         Candidates,
         skip_invalid=config.skip_invalid,
         rejected_path=rejected_path(config.output, "harmless-rate"),
-        check=lambda row: budget.check_single(row.prompt, [response.text for response in row.responses]),
+        check=lambda row: budget.check_single(row.prompt, [each.seen(config.judge_sees) for each in row.responses]),
     )
     rows = list(source)
     if config.dry_run:
@@ -45,12 +45,17 @@ def harmless_rate(
     judge, _ = budget.session.start(engines)
     principles = named_principles(constitution, config.principles)
     asked = [
-        Single((row, index), row.prompt, response.text, principles)
+        Single((row, index), row.prompt, response.seen(config.judge_sees), principles)
         for row in rows
         for index, response in enumerate(row.responses)
     ]
-    found: dict[tuple[str, int], Approval] = {}
-    for item, approval in judge.approve(asked):
+    found = {
+        (row.id, index): Approval(reason=NO_ANSWER)
+        for row in rows
+        for index, response in enumerate(row.responses)
+        if not response.answered
+    }
+    for item, approval in judge.approve(item for item in asked if (item.key[0].id, item.key[1]) not in found):
         row, index = item.key
         found[row.id, index] = approval
         progress(len(found), len(asked))
@@ -88,7 +93,7 @@ def _harmless_item(item: Single, approval: Approval) -> dict[str, Any]:
         "p_harmless": approval.p,
         "by_principle": {principle.id: p for principle, p in zip(item.principles, approval.by_principle, strict=False)},
         "safe_prompt": row.meta.get("prompt_is_unsafe") is False,
-        "refusal": is_refusal(item.response),
+        "refusal": is_refusal(row.responses[index].text),
         "human_harmless": row.meta.get("human_harmless"),
         "reason": approval.reason,
     }

@@ -153,12 +153,12 @@ def response_scores(scorer: RewardSource, rows: Sequence[Candidates]) -> dict[st
     for count in {len(row.responses) for row in rows}:
         of_count = [row for row in rows if len(row.responses) == count]
         alike = [_with_own_fields(row) for row in of_count]
-        texts = [[response.text for response in row.responses] for row in of_count]
+        texts = [[response.text if response.answered else None for response in row.responses] for row in of_count]
         totals, parts = scores_and_parts(scorer, alike, texts)
         for place, (row, of_row) in enumerate(zip(alike, texts, strict=True)):
             total = totals[place].double().numpy()
-            without = next((text for text, score in zip(of_row, total, strict=True) if not math.isfinite(score)), None)
-            reason = None if without is None else why_unscored(scorer, row, without)
+            without = [text for text, score in zip(of_row, total, strict=True) if not math.isfinite(score)]
+            reason = why_unscored(scorer, row, without[0]) if without else None
             found[row.id] = RowScores(
                 total, {name: each[place].double().numpy() for name, each in parts.items()}, reason
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,14 @@ import numpy as np
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import WinRateConfig
 from rlaif_cli.data.inputs import names_records
-from rlaif_cli.data.messages import prompt_key
+from rlaif_cli.data.messages import Message, prompt_key
 from rlaif_cli.data.paths import beside, rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import Candidates
+from rlaif_cli.data.records import NO_ANSWER, Candidates, Response
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.errors import InputError, UsageError, option
 from rlaif_cli.evaluation.result import nothing_scored, planned, prompts_of_both, save
+from rlaif_cli.judge import Judgement
 from rlaif_cli.judge.compare import judge_all
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.context_budget import ContextBudget
@@ -44,49 +46,34 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
     if config.dry_run and not (a and b):  # a dry run does not sample
         return planned("win-rate", 0)
     shared = prompts_of_both(a, b, (config.a, config.b))
-    keys, texts, alone = [], [], 0
+    pairs, alone = list[_Pair](), 0
     for key, prompt in shared.items():
         left, right = a[key].responses, b[key].responses
         alone += abs(len(left) - len(right))
-        for index in range(min(len(left), len(right))):
-            keys.append((key, index))
-            texts.append((prompt, left[index].text, right[index].text))
-    reasons = (
-        (key, budget.check(prompt, [left, right])) for (key, _), (prompt, left, right) in zip(keys, texts, strict=True)
-    )
+        for index, both in enumerate(zip(left, right, strict=False)):
+            pairs.append(_Pair(key, index, prompt, *both))
+    asked = [pair for pair in pairs if pair.answered]
+    texts = [(pair.prompt, pair.a.seen(config.judge_sees), pair.b.seen(config.judge_sees)) for pair in asked]
+    reasons = ((pair.id, budget.check(text[0], text[1:])) for pair, text in zip(asked, texts, strict=True))
     if errors := [f"prompt {key}: {reason}" for key, reason in reasons if reason]:
         raise InputError(
             "the judge cannot compare some of the responses", where=f"{config.a}, {config.b}", errors=errors
         )
     if config.dry_run:
         return planned("win-rate", len(texts))
-    judgements = judge_all(config, constitution, budget, engines, texts, progress)
-    items = [
-        {
-            "id": key,
-            "prompt_key": prompt_key(prompt),
-            "sample": index,
-            "p_a": j.p_a,
-            "equal": left == right,
-            "length_a": len(left),
-            "length_b": len(right),
-            "opening_a": opening(left),
-            "opening_b": opening(right),
-            **({"rationales": list(j.rationales)} if j.rationales else {}),
-            "reason": j.reason,
-        }
-        for (key, index), (prompt, left, right), j in zip(keys, texts, judgements, strict=True)
-    ]
-    scored = [(k, t, j) for k, t, j in zip(keys, texts, judgements, strict=True) if j.p_a is not None]
+    judged = iter(judge_all(config, constitution, budget, engines, texts, progress))
+    judgements = [next(judged) if pair.answered else Judgement(None, f"one of the two: {NO_ANSWER}") for pair in pairs]
+    items = [_item(pair, judgement) for pair, judgement in zip(pairs, judgements, strict=True)]
+    scored = [(pair, j.p_a) for pair, j in zip(pairs, judgements, strict=True) if j.p_a is not None]
     if not scored:
         where = f"{config.a}, {config.b}"
         raise nothing_scored(config, "win-rate", "no comparison could be scored", where, items)
-    p = np.array([j.p_a for _, _, j in scored])
+    p = np.array([p_a for _, p_a in scored])
     # Equal texts are a tie, whatever the rounding errors of their log-probs.
-    p[[t[1] == t[2] for _, t, _ in scored]] = 0.5
+    p[[pair.a.text == pair.b.text for pair, _ in scored]] = 0.5
     won = wins(p)
-    prompts = [prompt_key(t[0]) for _, t, _ in scored]
-    lengths = np.array([(len(t[1]), len(t[2])) for _, t, _ in scored])
+    prompts = [prompt_key(pair.prompt) for pair, _ in scored]
+    lengths = np.array([(len(pair.a.text), len(pair.b.text)) for pair, _ in scored])
     result = {
         "metric": "win-rate",
         "judge": config.judge_name,
@@ -106,11 +93,43 @@ def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCa
         "mean_length_a": round(float(lengths[:, 0].mean()), 1),
         "mean_length_b": round(float(lengths[:, 1].mean()), 1),
         "openings": {
-            "a": openings([left for _, (_, left, _), _ in scored]),
-            "b": openings([right for _, (_, _, right), _ in scored]),
+            "a": openings([pair.a.text for pair, _ in scored]),
+            "b": openings([pair.b.text for pair, _ in scored]),
         },
     }
     return save(config, result, items)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The k-th responses of both sides to a prompt; k is `sample`."""
+
+    id: str
+    sample: int
+    prompt: str | list[Message]
+    a: Response
+    b: Response
+
+    @property
+    def answered(self) -> bool:
+        return self.a.answered and self.b.answered
+
+
+def _item(pair: _Pair, judgement: Judgement) -> dict[str, Any]:
+    left, right = pair.a.text, pair.b.text
+    return {
+        "id": pair.id,
+        "prompt_key": prompt_key(pair.prompt),
+        "sample": pair.sample,
+        "p_a": judgement.p_a,
+        "equal": left == right,
+        "length_a": len(left),
+        "length_b": len(right),
+        "opening_a": opening(left),
+        "opening_b": opening(right),
+        **({"rationales": list(judgement.rationales)} if judgement.rationales else {}),
+        "reason": judgement.reason,
+    }
 
 
 def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool) -> dict[str, Candidates]:

@@ -63,9 +63,11 @@ def make_judge(config: JudgeConfig, constitution: Constitution, engine: Engine) 
     if config.method == "contrast":
         return ContrastJudge(engine, config.contrast_scale)
     asked: dict[str, Any] = {"min_mass": config.min_mass, "samples": config.samples, "seed": config.seed}
+    # A server may reason before every answer, whatever it is asked.
+    asked["reasoning_tokens"] = config.rationale_tokens if engine.tokenizer.reasons is None else 0
     if config.method == "score":
         return ScoreJudge(engine, constitution, **asked)
     if isinstance(config, CompareConfig):
-        asked |= {"shots": config.shots, "clamp": config.clamp}
-        asked["rationale_tokens"] = config.rationale_tokens if config.cot else 0
+        asked |= {"shots": config.shots, "clamp": config.clamp, "cot": config.cot}
+        asked["reasoning_tokens"] = config.rationale_tokens if config.cot else asked["reasoning_tokens"]
     return PairwiseJudge(engine, constitution, **asked)

@@ -92,17 +92,32 @@ class Labels:
 
     Args:
         samples: sample this many answers and count them instead of reading log-probs.
+        reasoning_tokens: maximum length of the reasoning before a sampled answer.
         seed: of those samples.
     """
 
-    def __init__(self, tokenizer: AnyTokenizer, labels: Sequence[str], *, samples: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        tokenizer: AnyTokenizer,
+        labels: Sequence[str],
+        *,
+        samples: int = 0,
+        reasoning_tokens: int = 0,
+        seed: int = 0,
+    ) -> None:
         self._tokenizer = tokenizer
         self._labels = list(labels)
         self._samples, self._seed = samples, seed
+        self._answer_tokens = ANSWER_TOKENS + reasoning_tokens
 
-    def question(self, messages: Sequence[Message], prefill: str) -> Question:
-        """A question up to the label; `prefill`: the beginning of the reply before the label."""
-        return Question(*self._tokenizer.answers(messages, prefill, self._labels))
+    def question(self, messages: Sequence[Message], prefill: str, reasoning: str | None = None) -> Question:
+        """A question up to the label.
+
+        Args:
+            prefill: the beginning of the reply before the label.
+            reasoning: the model's own, before the reply.
+        """
+        return Question(*self._tokenizer.answers(messages, prefill, self._labels, reasoning))
 
     def requests(self, question: Question) -> list[Request]:
         if self._samples:
@@ -116,7 +131,7 @@ class Labels:
             for job, questions in jobs
         )
         if self._samples:
-            sampling = Sampling(n=self._samples, max_tokens=ANSWER_TOKENS)
+            sampling = Sampling(n=self._samples, max_tokens=self._answer_tokens)
             for (job, _), sampled in gather(lambda requests: engine.generate(requests, sampling), asked):
                 yield job, [self._counted(completions) for completions in sampled]
             return
@@ -139,13 +154,12 @@ _ANSWER = re.compile(rf"(?:{re.escape(ANSWER_PREFIX.strip())}\s*)?([0-9]+)\.?")
 def sampled_label(completion: Completion, labels: Sequence[str]) -> str | None:
     """The label that a reply, or its last line, consists of; None if a label only occurs somewhere in it.
 
-    A label may have the answer prefix before it ("Number: 1"), a full stop after it, and closed thinking before that. A
-    reply that was cut off has no last line.
+    A label may have the answer prefix before it ("Number: 1") and a full stop after it. A reply that was cut off has no
+    last line, and a number in the reasoning is not an answer.
     """
-    reply = completion.text.rpartition("</think>")[2]
-    if completion.no_answer or completion.finish_reason == "length" or "<think>" in reply:
+    if completion.no_answer or completion.finish_reason == "length" or not completion.answered:
         return None
-    lines = reply.strip().splitlines()
+    lines = completion.text.strip().splitlines()
     answer = _ANSWER.fullmatch(lines[-1].strip()) if lines else None
     return answer[1] if answer and answer[1] in labels else None
 

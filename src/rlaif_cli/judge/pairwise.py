@@ -2,7 +2,8 @@
 
 Lee et al. 2023: the prompt ends right before the label; p = softmax over the labels' log-probs. The *mass* of the
 labels in the full distribution shows whether the judge answered at all. With chain of thought, in two steps: a
-rationale is decoded greedily, then the label is read after it.
+rationale is decoded greedily, then the label is read after it. The rationale of a model that reasons is its own
+reasoning, which is closed where the budget ends.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ class PairwiseJudge:
     Args:
         min_mass: a comparison whose labels have less probability than this, in any order, is unscored.
         shots: exemplars of the constitution that are shown before the question.
-        rationale_tokens: maximum length of the judge's reasoning; 0: it answers directly.
-        samples: count this many sampled answers instead of reading log-probs.
+        cot: the judge reasons before it answers.
+        samples: count this many sampled answers instead of reading log-probs; with `cot`, each after its own reasoning.
+        reasoning_tokens: maximum length of the judge's reasoning.
         clamp: bounds for the final probability (Bai et al. 2022, for labels after reasoning).
     """
 
@@ -41,24 +43,26 @@ class PairwiseJudge:
         *,
         min_mass: float,
         shots: int = 0,
-        rationale_tokens: int = 0,
+        cot: bool = False,
         clamp: tuple[float, float] | None = None,
         samples: int = 0,
+        reasoning_tokens: int = 0,
         seed: int = 0,
     ) -> None:
         self._engine = engine
         self._constitution = constitution
         self._min_mass = min_mass
         self._shots = shots
-        self._rationale_tokens = rationale_tokens
+        self._cot, self._samples, self._reasoning_tokens = cot, samples, reasoning_tokens
         self._clamp = clamp or (0.0, 1.0)
-        self._labels = Labels(engine.tokenizer, prompts.LABELS, samples=samples, seed=seed)
+        sampled = {"samples": samples, "reasoning_tokens": reasoning_tokens, "seed": seed}
+        self._labels = Labels(engine.tokenizer, prompts.LABELS, **sampled)
 
     def requests(self, comparison: Comparison) -> list[Request]:
         return [request for question in self._prompts(comparison) for request in self._labels.requests(question)]
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[tuple[Comparison, Judgement]]:
-        if not self._rationale_tokens:
+        if not self._cot or self._samples:
             jobs = (((comparison, ()), self._prompts(comparison)) for comparison in comparisons)
             yield from self._answers(jobs)
             return
@@ -79,15 +83,15 @@ class PairwiseJudge:
             yield comparison, self._judgement(comparison, answers, tuple(rationales))
 
     def _rationales(self, comparisons: Sequence[Comparison]) -> dict[int, list[Any]]:
-        """The judge's reasoning before its answer, per comparison and question; `Failed` if there is none."""
+        """The judge's reasoning before its answer, per comparison and question; `Failed` if there is no answer."""
         asked = [
             Request((place, index), self._engine.tokenizer.question(messages))
             for place, comparison in enumerate(comparisons)
             for index, messages in enumerate(self._questions(comparison))
         ]
-        sampling = Sampling(temperature=0.0, max_tokens=self._rationale_tokens, stop=(prompts.ANSWER_PREFIX.strip(),))
+        sampling = Sampling(temperature=0.0, max_tokens=self._reasoning_tokens, stop=(prompts.ANSWER_PREFIX.strip(),))
         said = {
-            key: found if isinstance(found, Failed) else _said(found[0])
+            key: found if isinstance(found, Failed) else self._rationale(found[0])
             for key, found in self._engine.generate(asked, sampling)
         }
         found: dict[int, list[Any]] = {place: [] for place in range(len(comparisons))}
@@ -126,8 +130,25 @@ class PairwiseJudge:
     def _prompts(self, comparison: Comparison, rationales: Sequence[str] = ()) -> list[Question]:
         """The questions up to their labels, after the judge's reasoning if there is any."""
         questions = self._questions(comparison)
-        prefills = [prompts.after_rationale(said) for said in rationales] or [prompts.ANSWER_PREFIX] * len(questions)
-        return [self._labels.question(asked, said) for asked, said in zip(questions, prefills, strict=True)]
+        if self._cot and self._samples:
+            return [Question(self._engine.tokenizer.question(asked), ()) for asked in questions]
+        said = list(rationales) or [None] * len(questions)
+        return [self._question(asked, rationale) for asked, rationale in zip(questions, said, strict=True)]
+
+    def _question(self, asked: Sequence[Message], rationale: str | None) -> Question:
+        if rationale is None or self._own_reasoning:
+            return self._labels.question(asked, prompts.ANSWER_PREFIX, rationale or None)
+        return self._labels.question(asked, prompts.after_rationale(rationale))
+
+    @property
+    def _own_reasoning(self) -> bool:
+        """Whether the judge's model reasons by itself, so that it is not asked to explain."""
+        return bool(self._engine.tokenizer.reasons)
+
+    def _rationale(self, completion: Completion) -> str | Failed:
+        if self._own_reasoning:  # wherever it ends, the label is read after it
+            return completion.reasoning or ""
+        return Failed(completion.no_answer, False) if completion.no_answer else completion.text.strip()
 
     def _questions(self, comparison: Comparison) -> list[list[Message]]:
         """The questions as messages, per principle and order."""
@@ -139,7 +160,7 @@ class PairwiseJudge:
                 first,
                 second,
                 shots=self._shots,
-                reasoned=bool(self._rationale_tokens),
+                reasoned=self._cot and not self._own_reasoning,
             )
             for principle in comparison.principles
             for first, second in ((comparison.a, comparison.b), (comparison.b, comparison.a))
@@ -168,10 +189,6 @@ class PairwiseJudge:
             flipped=position_won(p_first),
             rationales=rationales,
         )
-
-
-def _said(completion: Completion) -> str | Failed:
-    return Failed(completion.no_answer, False) if completion.no_answer else completion.text.strip()
 
 
 def _all_text(said: Sequence[Any]) -> bool:

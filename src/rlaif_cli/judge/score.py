@@ -22,17 +22,26 @@ class ScoreJudge:
     Args:
         min_mass: a response whose ten scores have less probability than this is unscored.
         samples: count this many sampled answers instead of reading log-probs.
+        reasoning_tokens: maximum length of the reasoning before each of them.
     """
 
     method = "score"
 
     def __init__(
-        self, engine: Engine, constitution: Constitution, *, min_mass: float, samples: int = 0, seed: int = 0
+        self,
+        engine: Engine,
+        constitution: Constitution,
+        *,
+        min_mass: float,
+        samples: int = 0,
+        reasoning_tokens: int = 0,
+        seed: int = 0,
     ) -> None:
         self._engine = engine
         self._constitution = constitution
         self._min_mass = min_mass
-        self._labels = Labels(engine.tokenizer, prompts.SCORES, samples=samples, seed=seed)
+        sampled = {"samples": samples, "reasoning_tokens": reasoning_tokens, "seed": seed}
+        self._labels = Labels(engine.tokenizer, prompts.SCORES, **sampled)
 
     def requests(self, comparison: Comparison) -> list[Request]:
         return [request for question in self._prompts(comparison) for request in self._labels.requests(question)]

@@ -7,7 +7,9 @@ probed, not assumed (`chat_template.py`).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from typing import Any
 from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.messages import Message
 from rlaif_cli.errors import ModelError, option
-from rlaif_cli.models.chat_template import ChatTemplate, named_turns
+from rlaif_cli.models.chat_template import ChatFormat, ChatTemplate, named_turns
 from rlaif_cli.models.load import NO_REMOTE_CODE, load_error
 from rlaif_cli.models.metadata import vocabulary_size
+from rlaif_cli.models.reasoning import Reply, split_reply
 from rlaif_cli.models.text_encoder import TextEncoder
 from rlaif_cli.ui import messages
 
@@ -29,6 +32,7 @@ class ChatTokenizer:
 
     Args:
         path: a checkpoint folder.
+        wanted: how its conversations are to be written.
 
     Attributes:
         eos_ids: the tokens that end a response: the generation config's, the tokenizer's own, and last the one with
@@ -38,7 +42,7 @@ class ChatTokenizer:
         ModelError: the folder has no tokenizer, it belongs to another model, or it cannot place or end a response.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, wanted: ChatFormat = ChatFormat()) -> None:
         from transformers import AutoTokenizer
 
         try:
@@ -46,18 +50,11 @@ class ChatTokenizer:
         except Exception as error:  # for broken files, the tokenizers library raises types without a common base
             raise load_error("the tokenizer", path, error) from error
         self._check_size(path)
-        self.template = ChatTemplate(self.hf)
+        self.template = ChatTemplate(self.hf, wanted)
         self._encoder = TextEncoder(self.hf)
         self._spell = lru_cache(maxsize=256)(self._spellings)
         if not self.template.given:
             messages.warn_once(f"{path}: no chat template; turns are written as 'Human: …' and 'Assistant: …'")
-        if mark := self.template.opens_thinking():
-            raise ModelError(
-                f"the chat template starts every reply with thinking ({mark}), and rlaif does not support thinking "
-                "models yet",
-                where=str(path),
-                hint="use a model that answers directly, or a copy of this one with such a chat template",
-            )
         self.eos_ids = self._eos_ids(path)
 
     def _check_size(self, path: Path | str) -> None:
@@ -113,7 +110,14 @@ class ChatTokenizer:
             messages = fold_system(messages)
         return self.chat(messages)
 
-    def answers(self, messages: Sequence[Message], prefill: str, labels: Sequence[str]) -> tuple[list[int], Spellings]:
+    @property
+    def reasons(self) -> bool:
+        """Whether the model reasons before it answers, as far as its chat template says."""
+        return self.template.marks is not None
+
+    def answers(
+        self, messages: Sequence[Message], prefill: str, labels: Sequence[str], reasoning: str | None = None
+    ) -> tuple[list[int], Spellings]:
         """A question with a prefilled reply, and the token sequences that continue it with each label.
 
         Prefill and label are tokenized together and split where the labels differ, since tokenizers merge them
@@ -122,19 +126,25 @@ class ChatTokenizer:
         Args:
             messages: the question.
             prefill: the beginning of the reply, before the label.
+            reasoning: the model's own, before the reply.
         """
-        prefix, spellings = self._spell(prefill, tuple(labels))
+        prefix, spellings = self._spell(prefill, tuple(labels), reasoning)
         return self.question(messages) + list(prefix), spellings
 
     def text(self, text: str) -> list[int]:
         """Plain text as token ids; strings of special tokens stay plain text."""
         return self._encoder.data(text)
 
-    def response(self, text: str) -> list[int]:
-        """A whole reply: everything after the generation prompt, including the token that ends the turn."""
+    def response(self, text: str, reasoning: str | None = None) -> list[int]:
+        """A whole reply: everything after the generation prompt, including the token that ends the turn.
+
+        Args:
+            text: the answer.
+            reasoning: the model's own, before the answer.
+        """
         if self.template.frame.trims:
             text = text.strip()
-        ids = self._reply(text, self._ending)
+        ids = self._reply(text, self._ending, reasoning)
         return ids if self._ending else [*ids, self.eos_ids[-1]]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -143,6 +153,38 @@ class ChatTokenizer:
             ids.pop()
         text: str = self.hf.decode(ids, skip_special_tokens=True)
         return text
+
+    def reply(self, ids: Sequence[int]) -> Reply:
+        """Sampled tokens as reasoning and answer."""
+        marks, lead = self.template.marks, self.template.frame.lead.strip()
+        if marks is None and not lead:
+            return split_reply(self.decode(ids))
+        ids = list(ids[:-1] if ids and ids[-1] in self.eos_ids else ids)
+        raw = self._raw(ids)
+        if marks is None and raw.lstrip().startswith(lead):  # what the template writes before a reply
+            return Reply(self._after_mark(ids, lead)[0])
+        if marks is None:
+            return split_reply(self.decode(ids))
+        found = split_reply(raw, marks, opened=self.template.opened is not None)
+        if found.answer is None:
+            return replace(found, reasoning_tokens=len(ids))
+        if marks.close not in raw:
+            return Reply(self.decode(ids))
+        answer, end = self._after_mark(ids, marks.close)
+        return Reply(answer.strip(), found.reasoning, end)
+
+    def _raw(self, ids: Sequence[int]) -> str:
+        """With the names of special tokens, as which models often write marks."""
+        text: str = self.hf.decode(ids, skip_special_tokens=False)
+        return text
+
+    def _after_mark(self, ids: list[int], mark: str) -> tuple[str, int]:
+        """The text after the first `mark`, and the number of tokens up to its end.
+
+        The last of these tokens may also hold the first characters after the mark.
+        """
+        end = bisect_left(range(len(ids)), True, key=lambda place: mark in self._raw(ids[: place + 1])) + 1
+        return self._raw(ids[:end]).partition(mark)[2] + self.decode(ids[end:]), end
 
     @cached_property
     def _bos(self) -> list[int]:
@@ -171,11 +213,12 @@ class ChatTokenizer:
                 hint=f"use {option('method')} pairwise or score, or another judge",
             )
 
-    def _reply(self, text: str, ending: str = "") -> list[int]:
+    def _reply(self, text: str, ending: str = "", reasoning: str | None = None) -> list[int]:
         """Ids of a reply's text (data), tokenized after the generation prompt."""
-        opening, lead = self.template.frame.opening, self.template.frame.lead
+        opening = self.template.frame.opening
         hidden: list[str] = []
-        reply = lead + self._encoder.escape(text, hidden) + ending
+        thoughts = None if reasoning is None else self._encoder.escape(reasoning, hidden)
+        reply = self.template.frame.before_reply(thoughts) + self._encoder.escape(text, hidden) + ending
         both, before = self._encoder.mixed(opening + reply, hidden), self._encoder.template(opening)
         if both[: len(before)] == before:
             return both[len(before) :]
@@ -183,8 +226,10 @@ class ChatTokenizer:
             reply, hidden
         )  # the text would merge with the prompt's last token: tokenize it separately
 
-    def _spellings(self, prefill: str, labels: tuple[str, ...]) -> tuple[tuple[int, ...], Spellings]:
-        joined = [self._reply(prefill + label) for label in labels]
+    def _spellings(
+        self, prefill: str, labels: tuple[str, ...], reasoning: str | None
+    ) -> tuple[tuple[int, ...], Spellings]:
+        joined = [self._reply(prefill + label, reasoning=reasoning) for label in labels]
         shared = 0
         while shared < min(map(len, joined)) - 1 and len({ids[shared] for ids in joined}) == 1:
             shared += 1
@@ -231,8 +276,11 @@ class FakeTokenizer:
         return self.text(named_turns(roles, texts, add_generation_prompt))
 
     question = chat
+    reasons: bool | None = False
 
-    def answers(self, messages: Sequence[Message], prefill: str, labels: Sequence[str]) -> tuple[list[int], Spellings]:
+    def answers(
+        self, messages: Sequence[Message], prefill: str, labels: Sequence[str], reasoning: str | None = None
+    ) -> tuple[list[int], Spellings]:
         return self.chat(messages) + self.text(prefill), tuple((tuple(self.text(label)),) for label in labels)
 
     def require_system(self, why: str) -> None:
@@ -241,11 +289,14 @@ class FakeTokenizer:
     def text(self, text: str) -> list[int]:
         return list(text.encode("utf-8", "replace"))
 
-    def response(self, text: str) -> list[int]:
+    def response(self, text: str, reasoning: str | None = None) -> list[int]:
         return [*self.text(text), 256]
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(token for token in ids if token < 256).decode("utf-8", "replace")
+
+    def reply(self, ids: Sequence[int]) -> Reply:
+        return Reply(self.decode(ids))
 
 
 class RemoteTokenizer:
@@ -258,9 +309,10 @@ class RemoteTokenizer:
         return [(str(message.role), message.content) for message in messages]
 
     question = chat
+    reasons: bool | None = None  # unknown
 
     def answers(
-        self, messages: Sequence[Message], prefill: str, labels: Sequence[str]
+        self, messages: Sequence[Message], prefill: str, labels: Sequence[str], reasoning: str | None = None
     ) -> tuple[list[tuple[str, str]], Spellings]:
         return [*self.chat(messages), ("prefill", prefill)], tuple(((label,), (" " + label,)) for label in labels)
 
@@ -270,7 +322,7 @@ class RemoteTokenizer:
     def text(self, text: str) -> list[str]:
         return [text] if text else []
 
-    def response(self, text: str) -> list[str]:
+    def response(self, text: str, reasoning: str | None = None) -> list[str]:
         return self.text(text)
 
     def decode(self, ids: Sequence[str]) -> str:

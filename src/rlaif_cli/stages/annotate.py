@@ -83,6 +83,8 @@ class Session:
             for i, j in choose(row):
                 name = pair_id(row, i, j)
                 drawn = hashlib.sha256(f"{seed}:{self._annotator}:{name}".encode()).digest()
+                if not (row.responses[i].answered and row.responses[j].answered):
+                    continue
                 a, b = row.responses[i].text, row.responses[j].text
                 found.append((drawn, Pair(name, prompt_text(row.prompt), a, b, bool(drawn[-1] & 1)), row))
         self._prompts = {pair.id: row.prompt for _, pair, row in found}

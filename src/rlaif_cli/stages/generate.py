@@ -34,6 +34,7 @@ class GenerateSummary:
     tokens_in: int = 0
     tokens_out: int = 0
     unfinished: int = 0  # responses cut by --max-tokens
+    unanswered: int = 0  # responses that are all reasoning
     refused: int = 0  # responses that the server marked as refusals
     without_text: int = 0  # answers that are not usable responses, in rows that have others
     rejected: int = 0
@@ -46,6 +47,7 @@ class GenerateSummary:
         reasons = [response.get("finish_reason") for response in row["responses"]]
         self.unfinished += reasons.count("length")
         self.refused += reasons.count("refusal")
+        self.unanswered += sum(not Response.model_validate(response).answered for response in row["responses"])
 
 
 def generate(
@@ -194,6 +196,7 @@ def _candidates(config: GenerateConfig, record: PromptRecord, completions: list[
     responses = [
         Response(
             text=c.reply,
+            reasoning=c.reasoning,
             finish_reason=c.finish_reason,
             tokens=len(c.token_ids) or None,
             logprob=round(sum(c.logprobs), 4) if c.logprobs else None,

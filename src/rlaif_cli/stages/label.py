@@ -12,7 +12,7 @@ from rlaif_cli.data.hash_set import HashSet
 from rlaif_cli.data.messages import Message, as_messages
 from rlaif_cli.data.paths import beside, file_of, rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import Candidates, PairsOnly, Preference, Unscored, Verdict, Vote
+from rlaif_cli.data.records import NO_ANSWER, Candidates, PairsOnly, Preference, Unscored, Verdict, Vote
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
@@ -90,7 +90,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
     choose_pairs = pair_chooser(config.pairs, config.seed)
     check_principles(config, constitution)
     budget = ContextBudget(config, constitution)
-    pairs = _PairCount(choose_pairs, budget)
+    pairs = _PairCount(config, choose_pairs, budget)
     source = Source(
         config.candidates,
         PairsOnly,
@@ -125,15 +125,15 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
 class _PairCount:
     """Checks that rows fit in the judge's context, and counts the pairs that will be judged."""
 
-    def __init__(self, choose_pairs: Any, budget: ContextBudget) -> None:
-        self._choose_pairs, self._budget = choose_pairs, budget
+    def __init__(self, config: LabelConfig, choose_pairs: Any, budget: ContextBudget) -> None:
+        self._config, self._choose_pairs, self._budget = config, choose_pairs, budget
         self.count = 0
 
     def restart(self) -> None:
         self.count = 0
 
     def check(self, row: PairsOnly) -> str | None:
-        reason = self._budget.check(row.prompt, [response.text for response in row.responses])
+        reason = self._budget.check(row.prompt, [each.seen(self._config.judge_sees) for each in row.responses])
         self.count += 0 if reason else len(self._choose_pairs(row))
         return reason
 
@@ -149,7 +149,7 @@ def _comparisons(
     for row in source:
         for i, j in choose_pairs(row):
             if pair_id(row, i, j) not in done:
-                a, b = row.responses[i].text, row.responses[j].text
+                a, b = (row.responses[index].seen(config.judge_sees) for index in (i, j))
                 principles = choose_principles(constitution, config.principles, row.prompt, a, b, config.seed)
                 yield budget.fit(Comparison((row, i, j), row.prompt, a, b, principles))
 
@@ -169,7 +169,10 @@ def _judge_all(
     def expected() -> Iterator[Comparison]:
         for comparison in comparisons:
             order.expect(pair_id(*comparison.key))
-            yield comparison
+            if reason := no_answer(*comparison.key):
+                order.settle(pair_id(*comparison.key), partial(settle, comparison, Judgement(None, reason)))
+            else:
+                yield comparison
 
     def settle(comparison: Comparison, judgement: Judgement) -> None:
         row, i, j = comparison.key
@@ -190,27 +193,36 @@ def _judge_all(
     unanswered.check()
 
 
+def no_answer(row: Candidates, i: int, j: int) -> str | None:
+    """Why two responses cannot be compared whoever judges: one of them has no answer."""
+    missing = [index + 1 for index in (i, j) if not row.responses[index].answered]
+    return f"response {missing[0]}: {NO_ANSWER}" if missing else None
+
+
 def preference(
     config: LabelConfig, row: Candidates, i: int, j: int, comparison: Comparison, judgement: Judgement
 ) -> Preference:
     """A judgement as a row: `chosen` is the preferred response; a tie keeps input order."""
     assert judgement.p_a is not None
     a_wins = judgement.p_a >= 0.5
-    a, b = row.responses[i].text, row.responses[j].text  # the full texts, even if they were truncated for the judge
-    texts = (a, b) if a_wins else (b, a)
+    a, b = row.responses[i], row.responses[j]  # in full, even if they were truncated for the judge
+    replies = [
+        Message(role="assistant", content=each.text, reasoning_content=each.reasoning)
+        for each in ((a, b) if a_wins else (b, a))
+    ]
     names = [principle.id for principle in comparison.principles]
     return Preference(
         id=pair_id(row, i, j),
         prompt=as_messages(row.prompt),
-        chosen=[Message(role="assistant", content=texts[0])],
-        rejected=[Message(role="assistant", content=texts[1])],
+        chosen=replies[:1],
+        rejected=replies[1:],
         p_chosen=max(judgement.p_a, 1 - judgement.p_a),
         judge=Verdict(
             model=config.judge_name,
             method=config.method,
             principle=names[0] if len(names) == 1 else names,
             **_verdict_fields(judgement, a_wins),
-            truncated=was_cut(comparison) or None,
+            truncated=was_cut(config, comparison) or None,
             panel=[
                 Vote(model=name, p_chosen=vote.p_a if a_wins else 1 - vote.p_a, **_verdict_fields(vote, a_wins))
                 for name, vote in judgement.panel.items()
@@ -245,10 +257,10 @@ def _origin(row: Candidates, chosen: int, rejected: int) -> dict[str, Any]:
     return {"prompt_id": row.id, "pair": [chosen, rejected], **known}
 
 
-def was_cut(comparison: Comparison) -> bool:
+def was_cut(config: LabelConfig, comparison: Comparison) -> bool:
     """Whether the texts were truncated for the judge."""
     row, i, j = comparison.key
-    whole = (row.prompt, row.responses[i].text, row.responses[j].text)
+    whole = (row.prompt, *(row.responses[index].seen(config.judge_sees) for index in (i, j)))
     return (comparison.prompt, comparison.a, comparison.b) != whole
 
 

@@ -15,7 +15,7 @@ from rlaif_cli.config.engine import ReviseConfig
 from rlaif_cli.data.messages import as_messages
 from rlaif_cli.data.paths import file_of, rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import PromptRecord, Revision, Round
+from rlaif_cli.data.records import NO_ANSWER, PromptRecord, Revision, Round
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, ResolvedModel, Sampling, resolve
 from rlaif_cli.engines.base import request_seed
@@ -189,8 +189,8 @@ def _say(
     for place, found in engine.generate(requests, sampling):
         if isinstance(found, Failed):
             drafts[place].failed = found
-        elif found[0].no_response:
-            drafts[place].failed = Failed(found[0].no_response, False)
+        elif reason := found[0].no_response or ("" if found[0].answered else NO_ANSWER):
+            drafts[place].failed = Failed(reason, False)
         else:
             yield drafts[place], found[0].text.strip()
 

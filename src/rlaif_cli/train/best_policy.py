@@ -26,8 +26,8 @@ from rlaif_cli.train.rollout import Prompt
 
 # (prompt, a, b) triples -> P(a is better), None if the judge cannot decide
 Compare = Callable[[Sequence[tuple[list[Message], str, str]]], list[float | None]]
-# Prompt id -> its responses, the same number for each prompt.
-Answers = Mapping[str, Sequence[str]]
+# Prompt id -> its answers, the same number for each prompt; None for a response without one.
+Answers = Mapping[str, Sequence[str | None]]
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,9 @@ class Selection:
     def _win_rate(self, prompts: list[Prompt], now: Answers, start: Answers) -> WinRate:
         texts = [(p, a, b) for p in prompts for a, b in zip(now[p.id], start[p.id], strict=True)]
         # Equal texts are a tie; the judge is not called.
-        judged = iter(self._compare([(prompt.messages, a, b) for prompt, a, b in texts if a != b]))
-        p_better = [next(judged) if a != b else 0.5 for _, a, b in texts]
+        asked = [(p.messages, a, b) for p, a, b in texts if a is not None and b is not None and a != b]
+        judged = iter(self._compare(asked))
+        p_better = [None if None in (a, b) else next(judged) if a != b else 0.5 for _, a, b in texts]
         return WinRate([_win(p) for p in p_better], [prompt.id for prompt, _, _ in texts])
 
 

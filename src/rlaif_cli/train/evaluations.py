@@ -118,7 +118,7 @@ class Evaluations:
             {
                 "step": step,
                 "id": key,
-                "response": completion.reply,
+                "response": completion.answer,
                 "tokens": len(completion.token_ids),
                 "kl": rounded(kl[index], 6),
                 "reward": rounded(reward[index], 6),
@@ -154,7 +154,7 @@ class Evaluations:
 
 
 def answers(items: Sequence[Item]) -> Answers:
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[str | None]] = {}
     for item in items:
         found.setdefault(item["id"], []).append(item["response"])
     return found
@@ -181,7 +181,7 @@ def summary_row(items: Sequence[Item], start: Sequence[Item], found: WinRate | N
         found: the win rate, if the judge that selects weights was called.
     """
     step, names = items[0]["step"], list(items[0]["functions"])
-    texts = [item["response"] for item in items]
+    texts = [item["response"] or "" for item in items]
 
     def change(value: Value) -> dict[str, Any] | None:
         return difference(items, start, value) if step else None

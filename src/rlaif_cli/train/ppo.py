@@ -22,6 +22,7 @@ from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.engines.base import Completion, request_seed
 from rlaif_cli.errors import EngineError, option
 from rlaif_cli.judge.provenance import judging_hashes
+from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer, with_system
@@ -98,7 +99,7 @@ def _source(
     config: PPOConfig, base: Path, judge_fits: Callable[[list[Message]], str | None]
 ) -> tuple[Source[PromptRecord], list[list[int]]]:
     """The prompts, and the tokens of each."""
-    tokenizer, limit = ChatTokenizer(base), context_length(base)
+    tokenizer, limit = ChatTokenizer(base, ChatFormat(*config.chat_format)), context_length(base)
 
     def convert(record: PromptRecord) -> list[int] | str:
         messages = with_system(as_messages(record.prompt), config.system)
@@ -260,10 +261,23 @@ def ppo_step(
         **scored.means(),
         "unscored": len(unscored),
         "openings_share": openings([c.reply for c in completions])["share"],
+        **reasoning_lengths(completions),
         "ended": sum(c.finish_reason == "stop" for c in completions) / len(completions),
         "lr": lr,
         "samples_per_second": samples_per_second,
         **seconds,
+    }
+
+
+def reasoning_lengths(completions: Sequence[Completion]) -> dict[str, float]:
+    """Mean tokens of reasoning and of answers, and the share of responses with an answer; {} without reasoning."""
+    if all(c.reasoning is None for c in completions):
+        return {}
+    answers = [len(c.token_ids) - c.reasoning_tokens for c in completions if c.answered]
+    return {
+        "reasoning_length": sum(c.reasoning_tokens for c in completions) / len(completions),
+        "answer_length": sum(answers) / len(answers) if answers else 0.0,
+        "answered": len(answers) / len(completions),
     }
 
 
@@ -299,10 +313,12 @@ def check_mismatch(mismatch: float, bound: float) -> None:
 def shaped_scores(config: PPOConfig, raw: Tensor, completions: Sequence[Completion]) -> Tensor:
     """The scores to train on, [S]: the reward after `missing_eos_penalty` and the length options.
 
-    NaN (unscored) stays NaN.
+    NaN (unscored) stays NaN, except that `missing_eos_penalty` also scores a response without an answer.
     """
     ended = torch.tensor([c.finish_reason == "stop" for c in completions])
-    scores = raw if config.missing_eos_penalty is None else raw.where(ended | raw.isnan(), config.missing_eos_penalty)
+    answered = torch.tensor([c.answered for c in completions])
+    keeps_score = answered & (ended | raw.isnan())
+    scores = raw if config.missing_eos_penalty is None else raw.where(keeps_score, config.missing_eos_penalty)
     lengths = torch.tensor([float(len(c.token_ids)) for c in completions])
     if config.length_control:
         return remove_length_effect(scores, lengths, config.n)

@@ -21,6 +21,7 @@ from rlaif_cli.data.messages import prompt_text
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Preference
 from rlaif_cli.errors import DivergedError, InputError, option
+from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.stats.agreement import agreement_items
@@ -61,7 +62,7 @@ def train_reward_model(config: RewardModelConfig, *, progress: ProgressCallback 
         ModelError: the model cannot be found or loaded.
     """
     base = resolve_model(config.model)
-    tokenizer = ChatTokenizer(base)
+    tokenizer = ChatTokenizer(base, ChatFormat(*config.chat_format))
     source, pairs = _pairs(config, tokenizer, config.preferences, "rejected")
     human, human_pairs = _pairs(config, tokenizer, config.human, "human.rejected") if config.human else (None, [])
     if config.dry_run:

@@ -20,6 +20,7 @@ from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig, ScorersConfig
 from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.messages import Message, content_id
+from rlaif_cli.data.records import NO_ANSWER
 from rlaif_cli.engines import LOCAL, Engine, EnginePool, Failed, Request
 from rlaif_cli.errors import ModelError, UsageError, option
 from rlaif_cli.judge import NoReward, RewardingJudge, make_judge, named_principles
@@ -182,14 +183,40 @@ class WeightedSum:
 
 
 def scores_and_parts(
-    source: RewardSource, rows: Sequence[Row], responses: Sequence[Sequence[str]]
+    source: RewardSource, rows: Sequence[Row], responses: Sequence[Sequence[str | None]]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(scores [rows, n], the unweighted scores of each source by name); the latter is empty for a single source."""
-    none = torch.empty(0, 0)  # for a process without prompts, if there are fewer prompts than processes
+    """(scores [rows, n], the unweighted scores of each source by name); the latter is empty for a single source.
+
+    Args:
+        responses: the answers; None, a response without one, is unscored and no source sees it.
+    """
+    kept = [place for place, of_row in enumerate(responses) if any(text is not None for text in of_row)]
+    # Where an answer is missing, the source sees another answer to the prompt again, so that each row has n texts.
+    texts = [[each if text is None else text for text in of_row] for of_row, each in _with_an_answer(responses, kept)]
+    asked = [rows[place] for place in kept], texts
+    none = torch.empty(0, 0)  # also for a process without prompts, if there are fewer prompts than processes
     if not isinstance(source, WeightedSum):
-        return source.score(rows, responses) if rows else none, {}
-    each = source.of_each(rows, responses) if rows else dict.fromkeys(source.sources, none)
+        return _spread(source.score(*asked) if kept else none, kept, responses), {}
+    found = source.of_each(*asked) if kept else dict.fromkeys(source.sources, none)
+    each = {name: _spread(scores, kept, responses) for name, scores in found.items()}
     return source.total(each), each if len(each) > 1 else {}
+
+
+def _with_an_answer(
+    responses: Sequence[Sequence[str | None]], kept: Sequence[int]
+) -> Iterator[tuple[Sequence[str | None], str]]:
+    """Each kept row with the first of its answers."""
+    for place in kept:
+        yield responses[place], next(text for text in responses[place] if text is not None)
+
+
+def _spread(scores: torch.Tensor, kept: Sequence[int], responses: Sequence[Sequence[str | None]]) -> torch.Tensor:
+    """The scores of the kept rows as those of all rows, NaN where a response has no answer."""
+    missing = torch.tensor([[text is None for text in of_row] for of_row in responses], dtype=torch.bool)
+    found = scores.new_full(missing.shape, math.nan)
+    if kept:
+        found[list(kept)] = scores
+    return found.masked_fill(missing, math.nan)
 
 
 class JudgeScorer:
@@ -277,8 +304,10 @@ def _why(missing: Sequence[float], asked: int) -> str:
     )
 
 
-def why_unscored(source: RewardSource, row: Row, response: str) -> str:
-    """Why a source left a response unscored in its last call."""
+def why_unscored(source: RewardSource, row: Row, response: str | None) -> str:
+    """Why a source left a response unscored in its last call; None: a response without an answer."""
+    if response is None:
+        return NO_ANSWER
     key = response_key(row, response)
     if isinstance(source, WeightedSum):
         return next((known for each in source.sources.values() if (known := _reason(each, key))), NOT_FINITE)

@@ -13,6 +13,7 @@ import torch
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.data.messages import Message
 from rlaif_cli.engines import Completion, Engine, Request, Sampling, open_engine
+from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.train.nn.heads import load_policy
 from rlaif_cli.train.nn.lora import Adapted
 from rlaif_cli.train.nn.packing import Group
@@ -61,6 +62,7 @@ class RolloutEngine:
         self._sampling = Sampling(n=config.n, temperature=config.temperature, max_tokens=config.max_tokens)
         # "processed" log-probs are those of the sampled distribution, after the temperature.
         options: dict[str, Any] = {"logprobs": "processed", "max_length": longest_prompt + config.max_tokens}
+        options["chat"] = ChatFormat(*config.chat_format)
         if config.engine == "vllm":
             # An fp32 trainer needs an fp32 engine, also if it is fp32 only for lack of bf16: "auto" would use the
             # checkpoint's dtype or bf16.

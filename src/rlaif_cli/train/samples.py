@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rlaif_cli.stats.as_json import rounded
-from rlaif_cli.train.reward_source import RewardSource
+from rlaif_cli.train.reward_source import RewardSource, scores_and_parts
 from rlaif_cli.train.rollout import Rollout
 
 SAMPLES = "samples.jsonl"
@@ -30,7 +30,7 @@ def write_samples(
         functions: the evaluation functions by name.
     """
     shown, n = rollouts[:count], len(rollouts[0].completions)
-    texts = [rollout.completions[0].reply for rollout in shown]
+    texts = [rollout.completions[0].answer for rollout in shown]
     measured = {name: scores_of_first(source, shown, texts) for name, source in functions.items()}
     with open(folder / SAMPLES, "a", encoding="utf-8") as file:
         for index, (rollout, text) in enumerate(zip(shown, texts, strict=True)):
@@ -38,13 +38,16 @@ def write_samples(
                 "step": step,
                 "prompt": [message.model_dump() for message in rollout.prompt.messages],
                 "response": text,
+                **({} if (thoughts := rollout.completions[0].reasoning) is None else {"reasoning": thoughts}),
                 "score": rounded(float(scores[index * n]), 4),
             }
             row |= {"functions": {name: found[index] for name, found in measured.items()}} if measured else {}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def scores_of_first(source: RewardSource, rollouts: Sequence[Rollout], texts: Sequence[str]) -> list[float | None]:
-    """The score of one response per prompt."""
-    scores = source.score([rollout.prompt for rollout in rollouts], [[text] for text in texts])
+def scores_of_first(
+    source: RewardSource, rollouts: Sequence[Rollout], texts: Sequence[str | None]
+) -> list[float | None]:
+    """The score of one answer per prompt."""
+    scores, _ = scores_and_parts(source, [rollout.prompt for rollout in rollouts], [[text] for text in texts])
     return [rounded(score, 4) for score in scores.flatten().tolist()]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.data.atomic import open_for_writing
+from rlaif_cli.data.records import NO_ANSWER
 from rlaif_cli.errors import EngineError, option
 from rlaif_cli.train.parallel.distributed import all_gather, is_main
 from rlaif_cli.train.reward_source import RewardSource, scores_and_parts, why_unscored
@@ -59,11 +60,11 @@ def score_rollouts(source: RewardSource, mine: Sequence[Rollout]) -> Scores:
         mine: this process's share of the step's rollouts.
     """
     # The texts as in response files: what reward models are trained on and judges label.
-    texts = [[completion.reply for completion in rollout.completions] for rollout in mine]
+    texts = [[completion.answer for completion in rollout.completions] for rollout in mine]
     rows = [rollout.prompt for rollout in mine]
     scores, parts = scores_and_parts(source, rows, texts)
 
-    def with_reason(prompt: Prompt, text: str, score: float) -> tuple[float, str | None]:
+    def with_reason(prompt: Prompt, text: str | None, score: float) -> tuple[float, str | None]:
         known = math.isfinite(score)
         return (score, None) if known else (math.nan, why_unscored(source, prompt, text))
 
@@ -89,6 +90,7 @@ def record_unscored(
             "step": step,
             "prompt": [message.model_dump() for message in prompt.messages],
             "response": completion.reply,
+            **({} if completion.reasoning is None else {"reasoning": completion.reasoning}),
             "reason": reason,
         }
         for (prompt, completion), scored, reason in zip(responses, scores.isfinite().tolist(), reasons, strict=True)
@@ -131,6 +133,9 @@ def check_unscored(
         else ""
     )
     reasons = Counter(row["reason"] for row in unscored).most_common(3)
+    if reasons[0][0] == NO_ANSWER:
+        fewer += f" With a higher {option('max_tokens')} more responses get to an answer; "
+        fewer += f"{option('missing_eos_penalty')} scores the others."
     summary = "; ".join(f"{reason} ({count} of {len(unscored)})" for reason, count in reasons)
     bound = (
         f"{option('max_unscored')} allows {config.max_unscored:.0%}"

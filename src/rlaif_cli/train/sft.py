@@ -19,6 +19,7 @@ from rlaif_cli.data.messages import as_messages, prompt_text
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Demonstration
 from rlaif_cli.errors import option
+from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import dataset
@@ -42,7 +43,7 @@ def train_sft(config: SftConfig, *, progress: ProgressCallback = no_progress) ->
         ModelError: the model cannot be found or loaded.
     """
     base = resolve_model(config.model)
-    tokenizer = ChatTokenizer(base)
+    tokenizer = ChatTokenizer(base, ChatFormat(*config.chat_format))
     source, rows = _rows(config, tokenizer)
     if config.dry_run:
         return {"records": len(source)}
@@ -117,11 +118,11 @@ def _expanded(record: Demonstration, config: SftConfig) -> list[Demonstration]:
     rounds = record.meta.get("rounds") if config.all_rounds else None
     if not rounds:
         return [record]
-    return [record.model_copy(update={"response": each["revision"]}) for each in rounds]
+    return [record.model_copy(update={"response": each["revision"], "reasoning": None}) for each in rounds]
 
 
 def _tokenize(record: Demonstration, tokenizer: ChatTokenizer) -> Group:
-    return Group(tokenizer.chat(as_messages(record.prompt)), [tokenizer.response(record.response)])
+    return Group(tokenizer.chat(as_messages(record.prompt)), [tokenizer.response(record.response, record.reasoning)])
 
 
 def train_step(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.load import set_pad_token
 from rlaif_cli.models.metadata import stored_dtype
 from rlaif_cli.models.tokenizer import ChatTokenizer
@@ -25,16 +26,16 @@ def save_trained_model(config: Any, model: Any, base: Path) -> None:
         with saving(folder):
             lora.save(model, config.model, folder / lora.ADAPTER)
         model = lora.merge(model)
-    save_checkpoint(model, base, folder)
+    save_checkpoint(model, base, folder, ChatFormat(*config.chat_format))
 
 
-def save_checkpoint(model: Any, base: Path, folder: Path) -> None:
+def save_checkpoint(model: Any, base: Path, folder: Path, chat: ChatFormat = ChatFormat()) -> None:
     """Save a standard checkpoint with the base checkpoint's dtype and tokenizer.
 
     A reward model's head stays in fp32. Its pad token must not be one that ends a turn, because transformers finds the
-    end of a text by the pad token.
+    end of a text by the pad token. The chat template keeps the variables that it was trained with as its defaults.
     """
-    tokenizer = ChatTokenizer(base)
+    tokenizer = ChatTokenizer(base, chat)
     head = model.score.state_dict() if hasattr(model, "score") else None
     model.to(getattr(torch, stored_dtype(base)))
     if head is not None:
@@ -44,4 +45,5 @@ def save_checkpoint(model: Any, base: Path, folder: Path) -> None:
         config.use_cache = True
     with saving(folder):
         model.save_pretrained(folder)
+        tokenizer.template.keep_arguments()
         tokenizer.hf.save_pretrained(folder)
