@@ -31,7 +31,8 @@ def commands(group: Any, before: str = "") -> list[tuple[str, Any]]:
 
 
 def page(name: str, command: Any) -> str:
-    from rlaif_cli.cli.options import flag, options_by_section
+    from rlaif_cli.cli.options import options_by_section
+    from rlaif_cli.errors import as_option
 
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     usage = " ".join([f"rlaif {name}", *(p.name.upper() for p in arguments), "[OPTIONS]"])
@@ -45,7 +46,7 @@ def page(name: str, command: Any) -> str:
     for section, options in options_by_section(command).items():
         lines += [f"## {section}", "", "| option | default | |", "|---|---|---|"]
         for option in options:
-            names = ", ".join(f"`{text}`" for text in sorted(option.opts or [flag(option.name)], key=len, reverse=True))
+            names = ", ".join(f"`{text}`" for text in sorted(option.opts or [as_option(option.name)], key=len, reverse=True))
             lines.append(f"| {names} | {_default(option)} | {_cell(option.help)} |")
         lines.append("")
     return "\n".join(lines)
