@@ -25,7 +25,8 @@ from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.errors import InputError, UsageError, as_field, option, spelled, spelling
 from rlaif_cli.pipeline import file, runner
-from rlaif_cli.registry import STAGES, run_stage
+from rlaif_cli.pipeline.stage import run_stage
+from rlaif_cli.registry import STAGES
 from rlaif_cli.train.reward_model import train_reward_model
 from rlaif_cli.ui.progress import no_progress
 
