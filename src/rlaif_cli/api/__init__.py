@@ -2,7 +2,7 @@
 
 Every function takes either one config or, as keywords, the settings that it would hold. Where a config names a file of
 records, rows may be given instead: dicts, records, or what another function returned. Where `output` is left out, the
-rows come back in memory. One call at a time: trainers set the seeds of the whole process.
+rows come back in memory. One call at a time: while they run, trainers set the seeds of the whole process.
 """
 
 from __future__ import annotations
