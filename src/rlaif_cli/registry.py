@@ -72,11 +72,11 @@ class Stage:
 
     @property
     def config_class(self) -> type[StageConfig]:
-        return part(self.config)  # type: ignore[no-any-return]  # tests/test_registry.py
+        return part(self.config)
 
     def run(self, config: Any, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
         """Run the stage in this process."""
-        return part(self.function)(config, engines, progress=progress)  # type: ignore[no-any-return]
+        return part(self.function)(config, engines, progress=progress)
 
     @property
     def ending(self) -> str:
