@@ -70,5 +70,4 @@ if __name__ == "__main__":  # the command line with this row
     STAGES[NAME] = ROW
     from rlaif_cli.cli.app import build, main
 
-    main(build())
-    sys.exit(0)
+    sys.exit(main(program=build()))
