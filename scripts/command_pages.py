@@ -46,7 +46,9 @@ def page(name: str, command: Any) -> str:
     for section, options in options_by_section(command).items():
         lines += [f"## {section}", "", "| option | default | |", "|---|---|---|"]
         for option in options:
-            names = ", ".join(f"`{text}`" for text in sorted(option.opts or [as_option(option.name)], key=len, reverse=True))
+            names = ", ".join(
+                f"`{text}`" for text in sorted(option.opts or [as_option(option.name)], key=len, reverse=True)
+            )
             lines.append(f"| {names} | {_default(option)} | {_cell(option.help)} |")
         lines.append("")
     return "\n".join(lines)

@@ -10,8 +10,8 @@ from rlaif_cli.config.base import ENGINE, FROM, HUMAN_PAIRS, InputConfig, Precis
 from rlaif_cli.config.chat import TEMPLATE_HELP, TemplateArguments
 from rlaif_cli.config.engine import EngineName
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig, Judges, Part, judge_sees
+from rlaif_cli.config.naming import SettingError, option
 from rlaif_cli.config.reward import RewardSourceConfig, ScorersConfig
-from rlaif_cli.errors import SettingError, option
 
 
 class AlignmentConfig(CompareConfig):

@@ -10,9 +10,9 @@ from rlaif_cli.config.base import ENGINE, EVALUATION, FROM, OUTPUT, Functions, f
 from rlaif_cli.config.chat import TemplateArguments
 from rlaif_cli.config.engine import EngineName
 from rlaif_cli.config.judge import CompareConfig
+from rlaif_cli.config.naming import SettingError, option
 from rlaif_cli.config.reward import RewardSourceConfig
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import SettingError, option
 
 _OF_EVAL_JUDGE = ("eval_constitution", "eval_method", "eval_judge_template_arg")
 

@@ -8,7 +8,7 @@ from pydantic import field_validator, model_validator
 
 from rlaif_cli.config.base import FROM, OUTPUT, OWN, TRAINING, Names, Precision, setting
 from rlaif_cli.config.chat import ChatConfig
-from rlaif_cli.errors import SettingError, option
+from rlaif_cli.config.naming import SettingError, option
 
 
 class TrainConfig(ChatConfig, section=TRAINING):

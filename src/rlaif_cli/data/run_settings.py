@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.errors import UsageError, option
+from rlaif_cli.config.naming import option
+from rlaif_cli.errors import UsageError
 from rlaif_cli.registry import data_fields
 
 START_OVER = f"choose another {option('output')}, or {option('overwrite')} to start over"

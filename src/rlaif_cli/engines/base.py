@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from rlaif_cli.errors import option
+from rlaif_cli.config.naming import option
 from rlaif_cli.models.reasoning import first_mark
 from rlaif_cli.models.tokenizer import AnyTokenizer
 

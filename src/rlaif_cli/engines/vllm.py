@@ -19,9 +19,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.engines.base import Completion, Request, Sampling, completion
 from rlaif_cli.engines.vllm_internals import discard_packed_experts, keep_process_group
-from rlaif_cli.errors import EngineError, MissingDependency, option
+from rlaif_cli.errors import EngineError, MissingDependency
 from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.metadata import check_weights, context_length
 from rlaif_cli.models.precision import engine_dtype

@@ -9,13 +9,14 @@ import numpy as np
 
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import WinRateConfig
+from rlaif_cli.config.naming import option
 from rlaif_cli.data.inputs import names_records
 from rlaif_cli.data.messages import Message, prompt_key
 from rlaif_cli.data.paths import beside, rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import NO_ANSWER, Candidates, Response
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.errors import InputError, UsageError, option
+from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.evaluation.result import nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.judge import Judgement
 from rlaif_cli.judge.compare import judge_all

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError, option
+from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError
 from rlaif_cli.ui import messages
 from rlaif_cli.ui.console import Console
 
