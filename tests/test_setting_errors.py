@@ -22,8 +22,9 @@ from rlaif_cli.config.data import ConvertConfig
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import AlignmentConfig, BestOfNConfig, RewardConfig
 from rlaif_cli.config.judge import LabelConfig
+from rlaif_cli.config.naming import as_field, option, spelled
 from rlaif_cli.config.train import RewardModelConfig
-from rlaif_cli.errors import InputError, UsageError, as_field, option, spelled, spelling
+from rlaif_cli.errors import InputError, UsageError, spelling
 from rlaif_cli.pipeline import file, runner
 from rlaif_cli.registry import STAGES, run_stage
 from rlaif_cli.train.reward_model import train_reward_model

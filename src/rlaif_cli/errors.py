@@ -3,18 +3,17 @@
 Every error that a user can cause is one of these; `cli/app.py` prints it as `error: …` and `hint: …` and turns it into
 an exit code. Any other exception is a bug in rlaif and is shown as one.
 
-Messages mention a setting by its field, as in `f"{option('judge')} needs {option('constitution')}"`. The command line
-spells it `--judge`, pipeline files and Python `judge`; each surface sets how (`RlaifError.spell`).
+Texts may mention settings (`config/naming.py`); whoever shows an error to a reader sets how it spells them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Generic, TypeVar, cast
 
-Spell = Callable[[str], str]  # a setting's field -> how the reader of a message knows it
+from rlaif_cli.config.naming import Spell, as_option, mentioned, option, spelled
+
 Text = TypeVar("Text", str, "str | None", "list[str]")
 
 EXIT_DONE = 0
@@ -22,41 +21,6 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_PARTIAL = 3  # done, but some rows were set aside, in a file that the message names
 EXIT_INTERRUPTED = 130
-
-
-_MENTION = re.compile("\x02([a-z_]+)\x03")  # control characters, which no other text of a message contains
-
-
-def option(field: str) -> str:
-    """Mention a setting in a message; see `spelled`."""
-    return f"\x02{field}\x03"
-
-
-def as_option(field: str) -> str:
-    """How the command line spells most settings; `StageConfig.option_name` knows the others."""
-    return "--" + field.replace("_", "-")
-
-
-def as_field(field: str) -> str:
-    """How pipeline files and Python spell a setting."""
-    return field
-
-
-def spelled(text: str, spell: Spell = as_option) -> str:
-    """A text with the settings that it mentions as its reader knows them."""
-    return _MENTION.sub(lambda mention: spell(mention[1]), text)
-
-
-class SettingError(ValueError):
-    """Settings are invalid together. Its text spells them as fields, for those who build a config in Python.
-
-    Args:
-        text: mentions settings by `option`.
-    """
-
-    def __init__(self, text: str) -> None:
-        super().__init__(spelled(text, as_field))
-        self.text = text
 
 
 class _Message(Generic[Text]):
@@ -112,7 +76,7 @@ class RlaifError(Exception):
     def mentions(self) -> list[str]:
         """The fields of the settings that it mentions, in order."""
         texts = [vars(self)[f"_{name}"] for name in ("where", "what", "hint")]
-        return list(dict.fromkeys(_MENTION.findall(" ".join([*filter(None, texts), *vars(self)["_errors"]]))))
+        return mentioned(" ".join([*filter(None, texts), *vars(self)["_errors"]]))
 
 
 @contextlib.contextmanager

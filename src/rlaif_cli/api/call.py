@@ -16,13 +16,14 @@ from pydantic import BaseModel
 
 from rlaif_cli.api.results import DataResult, LabelResult, Rows
 from rlaif_cli.config.base import DATA_FIELDS, StageConfig
+from rlaif_cli.config.naming import as_field
 from rlaif_cli.config.refusal import refusal
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data import inputs
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.paths import beside
 from rlaif_cli.engines import FAKE, SERVER
-from rlaif_cli.errors import InputError, RlaifError, UsageError, as_field
+from rlaif_cli.errors import InputError, RlaifError, UsageError
 from rlaif_cli.ui import console
 
 C = TypeVar("C", bound=StageConfig)

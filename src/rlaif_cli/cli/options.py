@@ -12,9 +12,10 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
 from rlaif_cli.config.base import FUNCTION_FIELDS, OUTPUT, OWN, SECTIONS, StageConfig
+from rlaif_cli.config.naming import as_option
 from rlaif_cli.config.refusal import refusal
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import EXIT_PARTIAL, UsageError, as_option, spelling
+from rlaif_cli.errors import EXIT_PARTIAL, UsageError, spelling
 from rlaif_cli.train.parallel import launch
 from rlaif_cli.ui import console
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from rlaif_cli.errors import SettingError, as_option, option
+from rlaif_cli.config.naming import SettingError, as_option, option
 
 Precision = Literal["auto", "bf16", "fp32"]
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from rlaif_cli.config.base import FROM, OUTPUT, InputConfig, StageConfig, setting
-from rlaif_cli.errors import SettingError, option
+from rlaif_cli.config.naming import SettingError, option
 
 Kind = Literal["prompts", "candidates", "preferences", "pairs", "demonstrations", "revisions"]
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from rlaif_cli.config.base import ENGINE, FROM, ORDERED, OUTPUT, Addresses, InputConfig, setting
-from rlaif_cli.errors import SettingError, option
+from rlaif_cli.config.naming import SettingError, option
 
 EngineName = Literal["vllm", "transformers", "fake"]  # what can run a policy
 

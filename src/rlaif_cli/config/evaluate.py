@@ -9,8 +9,8 @@ from pydantic import field_validator, model_validator
 from rlaif_cli.config.base import ENGINE, FROM, HUMAN_PAIRS, InputConfig, Precision, result_output, setting
 from rlaif_cli.config.engine import EngineName
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig, Judges
+from rlaif_cli.config.naming import SettingError, option
 from rlaif_cli.config.reward import RewardSourceConfig, ScorersConfig
-from rlaif_cli.errors import SettingError, option
 
 
 class AlignmentConfig(CompareConfig):

@@ -9,7 +9,7 @@ from pydantic import field_validator, model_validator
 
 from rlaif_cli.config.base import FROM, JUDGING, ORDERED, OUTPUT, InputConfig, Names, setting
 from rlaif_cli.config.engine import EngineConfig
-from rlaif_cli.errors import SettingError, option
+from rlaif_cli.config.naming import SettingError, option
 
 Judges = Annotated[Names, MinLen(1)]
 

@@ -9,9 +9,9 @@ from pydantic import model_validator
 from rlaif_cli.config.base import ENGINE, EVALUATION, FROM, OUTPUT, Functions, function_names, setting
 from rlaif_cli.config.engine import EngineName
 from rlaif_cli.config.judge import CompareConfig
+from rlaif_cli.config.naming import SettingError, option
 from rlaif_cli.config.reward import RewardSourceConfig
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import SettingError, option
 
 
 class PPOConfig(TrainConfig, RewardSourceConfig):

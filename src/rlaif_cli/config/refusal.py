@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlaif_cli.config.base import StageConfig
-from rlaif_cli.errors import SettingError, Spell, spelled
+from rlaif_cli.config.naming import SettingError, Spell, spelled
 
 
 def refusal(error: ValueError, kind: type[StageConfig], spell: Spell) -> str:

@@ -19,7 +19,7 @@ from rlaif_cli.config.base import (
 )
 from rlaif_cli.config.engine import AnyEngineName
 from rlaif_cli.config.judge import JudgeConfig
-from rlaif_cli.errors import SettingError, option
+from rlaif_cli.config.naming import SettingError, option
 
 
 class ScorersConfig(InputConfig, section=REWARDS):

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import field_validator, model_validator
 
 from rlaif_cli.config.base import FROM, OUTPUT, OWN, TRAINING, InputConfig, Names, Precision, setting
-from rlaif_cli.errors import SettingError, option
+from rlaif_cli.config.naming import SettingError, option
 
 
 class TrainConfig(InputConfig, section=TRAINING):

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlaif_cli import __version__
+from rlaif_cli.config.naming import option
 from rlaif_cli.data.compression import content_sha256, open_to_append
 from rlaif_cli.data.paths import file_of, sidecar
-from rlaif_cli.errors import InputError, RlaifError, UsageError, option
+from rlaif_cli.errors import InputError, RlaifError, UsageError
 
 FLUSH_SECONDS = 1.0
 

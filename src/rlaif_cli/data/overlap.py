@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig, function_place
+from rlaif_cli.config.naming import SettingError, option
 from rlaif_cli.data import inputs
-from rlaif_cli.errors import SettingError, option
 
 C = TypeVar("C", bound=StageConfig)
 _OUTPUTS = ("output", "fix", "held_out")

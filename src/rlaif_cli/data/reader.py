@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
+from rlaif_cli.config.naming import option, spelled
 from rlaif_cli.data.atomic import open_for_writing, read_json
 from rlaif_cli.data.compression import MAX_LINE, ContentDigest, content_sha256
 from rlaif_cli.data.filetypes import detect_by_content, detect_by_magic, not_utf8
@@ -24,7 +25,7 @@ from rlaif_cli.data.inputs import InputFile, files
 from rlaif_cli.data.json_lines import TOO_DEEP, describe, parse_json
 from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.records import Record
-from rlaif_cli.errors import ConversationError, InputError, option, spelled
+from rlaif_cli.errors import ConversationError, InputError
 from rlaif_cli.ui import console
 
 R = TypeVar("R", bound=Record)

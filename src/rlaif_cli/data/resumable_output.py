@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from rlaif_cli import __version__
+from rlaif_cli.config.naming import option
 from rlaif_cli.data.atomic import (
     FLUSH_SECONDS,
     cannot_write,
@@ -32,7 +33,7 @@ from rlaif_cli.data.hash_set import HashSet
 from rlaif_cli.data.paths import sidecar
 from rlaif_cli.data.run_settings import START_OVER, refuse_changed_settings
 from rlaif_cli.data.torn_lines import drop_torn_line
-from rlaif_cli.errors import InputError, UsageError, option
+from rlaif_cli.errors import InputError, UsageError
 
 
 class Output:

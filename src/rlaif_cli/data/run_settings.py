@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.config.base import DATA_FIELDS
-from rlaif_cli.errors import UsageError, option
+from rlaif_cli.config.naming import option
+from rlaif_cli.errors import UsageError
 
 START_OVER = f"choose another {option('output')}, or {option('overwrite')} to start over"
 

@@ -18,13 +18,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rlaif_cli.config.naming import option, spelled
 from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines.base import Completion, Failed, Request, Sampling
 from rlaif_cli.engines.server_answers import Unusable
 from rlaif_cli.engines.server_dialect import MAX_TOP_LOGPROBS
 from rlaif_cli.engines.server_fleet import AmbiguousFailure, Fleet, Server
 from rlaif_cli.engines.server_labels import LabelShares
-from rlaif_cli.errors import EngineError, UsageError, option, spelled
+from rlaif_cli.errors import EngineError, UsageError
 from rlaif_cli.models.tokenizer import RemoteTokenizer
 
 _NEGLIGIBLE = 0.002  # share of unclear answers that is not worth resolving by continuing them

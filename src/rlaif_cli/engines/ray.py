@@ -20,8 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.engines.base import Completion, Failed, Request, Sampling
-from rlaif_cli.errors import EngineError, MissingDependency, RlaifError, option
+from rlaif_cli.errors import EngineError, MissingDependency, RlaifError
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer, FakeTokenizer
 from rlaif_cli.ui import console

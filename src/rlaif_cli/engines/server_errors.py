@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from rlaif_cli.config.base import address_fault
-from rlaif_cli.errors import EngineError, UsageError, option
+from rlaif_cli.config.naming import option
+from rlaif_cli.errors import EngineError, UsageError
 
 KEY = "OPENAI_API_KEY"
 _ADDRESS = "OPENAI_BASE_URL"

@@ -21,12 +21,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines import server_errors as errors
 from rlaif_cli.engines.base import Failed, Request, Usage
 from rlaif_cli.engines.server_answers import PERMANENT, Unusable
 from rlaif_cli.engines.server_dialect import Dialect, sent_names
-from rlaif_cli.errors import EngineError, MissingDependency, option
+from rlaif_cli.errors import EngineError, MissingDependency
 from rlaif_cli.ui.console import warn, warn_once
 
 _MAX_FAILURES = 20  # consecutive failures after which a server counts as dead

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.engines.base import Completion, Request, Sampling
 from rlaif_cli.engines.decoding import Decoder, recordable
 from rlaif_cli.engines.trial import supports_left_padding
-from rlaif_cli.errors import EngineError, is_out_of_memory, option
+from rlaif_cli.errors import EngineError, is_out_of_memory
 from rlaif_cli.models.load import exact_attention, load, load_config
 from rlaif_cli.models.precision import engine_dtype
 from rlaif_cli.models.tokenizer import ChatTokenizer

@@ -11,7 +11,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlaif_cli.errors import ModelError, option
+from rlaif_cli.config.naming import option
+from rlaif_cli.errors import ModelError
 
 _LENGTHS = (3, 11)  # of the two test prompts
 _NEW_TOKENS = 3  # sampled after each prompt; the last one's distribution is compared

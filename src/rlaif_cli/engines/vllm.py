@@ -19,8 +19,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.engines.base import Completion, Request, Sampling
-from rlaif_cli.errors import EngineError, MissingDependency, option
+from rlaif_cli.errors import EngineError, MissingDependency
 from rlaif_cli.models.metadata import check_weights, context_length
 from rlaif_cli.models.precision import engine_dtype
 from rlaif_cli.models.tokenizer import ChatTokenizer

@@ -8,13 +8,14 @@ import numpy as np
 
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.evaluate import WinRateConfig
+from rlaif_cli.config.naming import option
 from rlaif_cli.data.inputs import names_records
 from rlaif_cli.data.messages import prompt_key
 from rlaif_cli.data.paths import beside, rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates
 from rlaif_cli.engines import EnginePool
-from rlaif_cli.errors import InputError, UsageError, option
+from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.evaluation.result import nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.judge.compare import judge_all
 from rlaif_cli.judge.constitution_files import load_constitution

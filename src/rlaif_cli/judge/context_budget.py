@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig
+from rlaif_cli.config.naming import option
 from rlaif_cli.data.messages import Message
 from rlaif_cli.engines.base import Request
 from rlaif_cli.engines.tokenizer import too_long
-from rlaif_cli.errors import InputError, option
+from rlaif_cli.errors import InputError
 from rlaif_cli.judge import Comparison, Judge, Single
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.session import JudgeSession

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig
+from rlaif_cli.config.naming import option
 from rlaif_cli.engines import Engine, EnginePool, resolve
 from rlaif_cli.engines.deferred import DeferredEngine
 from rlaif_cli.engines.tokenizer import open_tokenizer
-from rlaif_cli.errors import UsageError, option
+from rlaif_cli.errors import UsageError
 from rlaif_cli.judge import Judge, make_judge, make_panel, named_principles
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.models.tokenizer import AnyTokenizer

@@ -12,9 +12,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.messages import Message
-from rlaif_cli.errors import ModelError, option
+from rlaif_cli.errors import ModelError
 from rlaif_cli.models.chat_template import ChatTemplate, named_turns
 from rlaif_cli.models.load import NO_REMOTE_CODE, load_error
 from rlaif_cli.models.metadata import vocabulary_size

@@ -30,12 +30,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from rlaif_cli.config.base import StageConfig
+from rlaif_cli.config.naming import as_field
 from rlaif_cli.config.refusal import refusal
 from rlaif_cli.data import strict_yaml
 from rlaif_cli.data.json_lines import describe
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.shipped_files import shipped_path
-from rlaif_cli.errors import InputError, UsageError, as_field
+from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.ui.console import counted
 from rlaif_cli.ui.progress import ProgressCallback
 

@@ -14,13 +14,14 @@ from rlaif_cli.config.base import DATA_FIELDS, FUNCTION_FIELDS, StageConfig, fun
 from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
 from rlaif_cli.config.evaluate import WinRateConfig
 from rlaif_cli.config.judge import JudgeConfig, LabelConfig
+from rlaif_cli.config.naming import as_field
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data import user_function
 from rlaif_cli.data.inputs import files, is_remote, names_records
 from rlaif_cli.engines import LOCAL, computing_engine
-from rlaif_cli.errors import InputError, RlaifError, as_field
+from rlaif_cli.errors import InputError, RlaifError
 from rlaif_cli.judge import named_principles
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.session import check_principles

@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlaif_cli.config.naming import as_option
 from rlaif_cli.data.atomic import read_json, write_json
-from rlaif_cli.errors import RlaifError, UsageError, as_option
+from rlaif_cli.errors import RlaifError, UsageError
 from rlaif_cli.pipeline.file import SUMMARY, PipelineFile, Step
 from rlaif_cli.ui.progress import ProgressCallback
 

@@ -17,13 +17,14 @@ from typing import Any
 from filelock import FileLock
 
 from rlaif_cli.config.judge import AnnotateConfig
+from rlaif_cli.config.naming import option
 from rlaif_cli.data.atomic import cannot_write, read_rows
 from rlaif_cli.data.messages import prompt_text
 from rlaif_cli.data.paths import rejected_path, sidecar
 from rlaif_cli.data.reader import Source, parse_record
 from rlaif_cli.data.records import HumanPair, PairsOnly, Preference
 from rlaif_cli.data.torn_lines import drop_torn_line
-from rlaif_cli.errors import InputError, UsageError, option
+from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.stages.pairs import pair_chooser, pair_id
 from rlaif_cli.stats.agreement import agreement_items, pair_kappa
 from rlaif_cli.stats.as_json import rate

@@ -13,7 +13,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.errors import RlaifError, option
+from rlaif_cli.config.naming import option
+from rlaif_cli.errors import RlaifError
 from rlaif_cli.stages.annotate import Session
 
 _PAGE = Path(__file__).with_name("annotate.html")

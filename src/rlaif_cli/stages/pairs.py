@@ -6,8 +6,9 @@ import random
 from itertools import combinations
 from typing import Any
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.data.records import Candidates
-from rlaif_cli.errors import UsageError, option
+from rlaif_cli.errors import UsageError
 
 
 def pair_chooser(rule: str, seed: int) -> Any:

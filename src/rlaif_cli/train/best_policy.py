@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.data.messages import Message, content_id
-from rlaif_cli.errors import UsageError, option
+from rlaif_cli.errors import UsageError
 from rlaif_cli.stats import agreement
 from rlaif_cli.stats.as_json import rate
 from rlaif_cli.train import dataset

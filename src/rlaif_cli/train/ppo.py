@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.data.atomic import read_rows
 from rlaif_cli.data.messages import Message, as_messages
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import PromptRecord
 from rlaif_cli.engines.base import Completion, request_seed
-from rlaif_cli.errors import EngineError, option
+from rlaif_cli.errors import EngineError
 from rlaif_cli.judge.provenance import judging_hashes
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.resolve import resolve_model

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.config.train import RewardModelConfig
 from rlaif_cli.data.messages import prompt_text
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Preference
-from rlaif_cli.errors import DivergedError, InputError, option
+from rlaif_cli.errors import DivergedError, InputError
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.stats.agreement import agreement_items

@@ -16,12 +16,13 @@ import torch
 
 from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig
 from rlaif_cli.config.judge import JudgeConfig
+from rlaif_cli.config.naming import option
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.reward import RewardSourceConfig, ScorersConfig
 from rlaif_cli.data.atomic import read_json
 from rlaif_cli.data.messages import Message, content_id
 from rlaif_cli.engines import LOCAL, Engine, EnginePool, Failed, Request
-from rlaif_cli.errors import ModelError, UsageError, option
+from rlaif_cli.errors import ModelError, UsageError
 from rlaif_cli.judge import NoReward, RewardingJudge, make_judge, named_principles
 from rlaif_cli.judge.constitution import Constitution, Principle
 from rlaif_cli.judge.constitution_files import load_constitution

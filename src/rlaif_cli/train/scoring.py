@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.data.atomic import open_for_writing
-from rlaif_cli.errors import EngineError, option
+from rlaif_cli.errors import EngineError
 from rlaif_cli.train.parallel.distributed import all_gather, is_main
 from rlaif_cli.train.reward_source import RewardSource, scores_and_parts, why_unscored
 from rlaif_cli.train.rollout import Prompt, Rollout

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.config.train import SftConfig
 from rlaif_cli.data.messages import as_messages, prompt_text
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Demonstration
-from rlaif_cli.errors import option
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.models.tokenizer import ChatTokenizer
 from rlaif_cli.train import dataset

@@ -12,9 +12,10 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, parent_process
 
 from rlaif_cli.config.data import ParallelConfig
+from rlaif_cli.config.naming import option
 from rlaif_cli.data.inputs import files
 from rlaif_cli.data.reader import Each
-from rlaif_cli.errors import RlaifError, option
+from rlaif_cli.errors import RlaifError
 from rlaif_cli.machine import cores
 
 

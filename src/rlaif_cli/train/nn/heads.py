@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import ModelError, option
+from rlaif_cli.errors import ModelError
 from rlaif_cli.models.load import load, load_config
 from rlaif_cli.models.metadata import check_reward_model, stored_tensors
 from rlaif_cli.train.nn import lora, selftest

@@ -17,8 +17,9 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import ModelError, RlaifError, option
+from rlaif_cli.errors import ModelError, RlaifError
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.models.resolve import resolve_model
 

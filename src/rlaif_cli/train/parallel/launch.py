@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.config.base import DATA_FIELDS
+from rlaif_cli.config.naming import option
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError, option
+from rlaif_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EngineError, RlaifError, UsageError
 from rlaif_cli.ui import console
 
 RESUME_HINT = "the last saved state is kept; run the same command again to resume"

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import DivergedError, ModelError, UsageError, option
+from rlaif_cli.errors import DivergedError, ModelError, UsageError
 from rlaif_cli.train.nn.heads import device, packs, trained_parameters
 from rlaif_cli.train.nn.precision import frozen_dtype
 from rlaif_cli.train.parallel.distributed import full_tensor, shard, sum_gradients, world_size

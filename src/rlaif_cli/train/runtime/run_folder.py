@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli import __version__
+from rlaif_cli.config.naming import option
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data.atomic import cannot_write, fsync_tree, lock, read_json, write_json
 from rlaif_cli.data.run_settings import START_OVER, refuse_changed_settings
-from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory, option
+from rlaif_cli.errors import EngineError, UsageError, is_out_of_memory
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.train.parallel.distributed import broadcast_from_main, is_main
 from rlaif_cli.train.runtime.checkpoint import remove_state

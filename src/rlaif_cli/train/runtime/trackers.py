@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rlaif_cli.config.naming import option
 from rlaif_cli.config.train import TrainConfig
-from rlaif_cli.errors import UsageError, option
+from rlaif_cli.errors import UsageError
 
 FOLDER = "tracker"  # in the run's folder; TensorBoard reads it
 
