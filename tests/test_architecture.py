@@ -17,7 +17,7 @@ HEAVY = {"vllm", "ray", "openai", "torch", "transformers", "peft"}
 
 # From the bottom up: a module may import from its own layer and from those above it in this list.
 LAYERS = [
-    {"__init__", "errors", "machine"},
+    {"__init__", "errors", "machine", "config.naming"},
     {"ui"},
     {"config"},
     {"registry"},
