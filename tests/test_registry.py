@@ -49,7 +49,7 @@ def test_every_part_of_a_row_is_there(name: str) -> None:
     assert stage.trains == issubclass(stage.config_class, TrainConfig)
     inspect.signature(part(stage.function)).bind("config", "engines", progress="progress")
     describe = stage.finding.describe if stage.finding else ""
-    arguments = {stage.command: 1, stage.counter: 2, stage.needs: 1, stage.story: 2, describe: 2}
+    arguments = {stage.command: 2, stage.counter: 2, stage.needs: 1, stage.story: 2, describe: 2}
     for place, count in arguments.items():
         if place:
             inspect.signature(part(place)).bind(*range(count))

@@ -177,7 +177,7 @@ def as_python(message: str) -> str:
 @pytest.mark.parametrize(("stage", "settings", "message"), REFUSED, ids=IDS)
 def test_the_command_line_names_options(stage: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as raised:
-        options.parse(STAGES[stage].config, {"output": "out", **settings})
+        options.parse(STAGES[stage].config_class, {"output": "out", **settings})
     assert str(raised.value) == message
 
 

@@ -76,7 +76,8 @@ class GenerateResult(DataResult[Candidates]):
     tokens_in: int
     tokens_out: int
     unfinished: int  # responses cut at `max_tokens`
-    refused: int  # responses that are a refusal, by the server's word
+    unanswered: int  # responses that are all reasoning
+    refused: int  # responses that the server marked as refusals
     without_text: int  # answers that are no responses, in rows that have others
 
 

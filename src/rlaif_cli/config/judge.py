@@ -24,6 +24,8 @@ def judge_sees() -> Any:
 class JudgeConfig(EngineConfig, section=JUDGING):
     """How a judge is queried."""
 
+    _reasons_with: ClassVar[tuple[str, ...]] = ("samples",)  # the settings with which a judge may reason
+
     judge: Judges = setting(
         help="A built-in name, a folder, a .gguf file or a hub name. Repeat for a panel of judges, averaged."
     )
@@ -67,9 +69,9 @@ class JudgeConfig(EngineConfig, section=JUDGING):
             raise SettingError(
                 f"{option('samples')} does not apply to {option('method')} contrast, which does not ask the judge"
             )
-        unused = not (self.samples or getattr(self, "cot", False))
-        if unused and self.rationale_tokens != type(self).model_fields["rationale_tokens"].default:
-            raise SettingError(f"{option('rationale_tokens')} needs {option('cot')} or {option('samples')}")
+        changed = self.rationale_tokens != type(self).model_fields["rationale_tokens"].default
+        if changed and not any(getattr(self, name) for name in self._reasons_with):
+            raise SettingError(f"{option('rationale_tokens')} needs {' or '.join(map(option, self._reasons_with))}")
         if self.method == "contrast" and self.engine == "openai":
             raise SettingError(
                 f"{option('method')} contrast needs the log-probs of given texts, which {option('engine')} "
@@ -80,6 +82,8 @@ class JudgeConfig(EngineConfig, section=JUDGING):
 
 class CompareConfig(JudgeConfig, section=JUDGING):
     """How a judge compares two responses."""
+
+    _reasons_with: ClassVar[tuple[str, ...]] = ("cot", "samples")
 
     shots: int = setting(0, "Pairwise: number of the constitution's exemplars to show before the question.", ge=0)
     cot: bool = setting(False, "Pairwise: let the judge reason before it answers (chain of thought).")

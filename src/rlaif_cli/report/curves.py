@@ -32,7 +32,7 @@ class Curves:
 
 
 # (key in metrics.jsonl, title, unit, how to read it)
-_SFT_CHARTS = (("loss", "Loss", "nats a token", "Healthy: it falls and levels off."),)
+_SFT_CHARTS = (("loss", "Loss", "nats per token", "Healthy: it falls and levels off."),)
 _RM_CHARTS = (
     (
         "loss",
