@@ -21,7 +21,7 @@ from rlaif_cli.stats.calibration import (
     reliability_bins,
 )
 from rlaif_cli.stats.intervals import Estimate, mean_estimate, rate_estimate, wilson_interval
-from rlaif_cli.stats.length import length_controlled_estimate, length_controlled_win_rate, longer_wins
+from rlaif_cli.stats.length import length_controlled_estimate, longer_wins
 
 # --- intervals ----------------------------------------------------------------------------------------------
 
@@ -122,12 +122,12 @@ def test_entropy() -> None:
 
 def test_length_control_finds_no_skill_when_the_longer_one_always_wins() -> None:
     a, b = np.array([100, 200, 50, 400, 80, 160]), np.array([200, 100, 400, 50, 160, 80])
-    assert length_controlled_win_rate((a > b).astype(float), a, b) == pytest.approx(0.5, abs=1e-6)
+    assert length_controlled_estimate((a > b).astype(float), a, b).value == pytest.approx(0.5, abs=1e-6)
 
 
 def test_length_control_of_equal_lengths_is_the_raw_rate() -> None:
     lengths = [120] * 8
-    assert length_controlled_win_rate([1, 1, 1, 0.5, 1, 0, 0, 1], lengths, lengths) == pytest.approx(5.5 / 8)
+    assert length_controlled_estimate([1, 1, 1, 0.5, 1, 0, 0, 1], lengths, lengths).value == pytest.approx(5.5 / 8)
 
 
 def test_length_control_recovers_the_rate_it_was_made_with() -> None:
@@ -136,16 +136,16 @@ def test_length_control_recovers_the_rate_it_was_made_with() -> None:
     a = np.round(b * np.exp(rng.normal(0.5, 0.5, 4000)))  # a is longer by 1.65 on average
     wins = 1 / (1 + np.exp(-(0.4 + 1.5 * np.log(a / b))))  # soft wins, true rate s(0.4) at equal length
     assert wins.mean() > 0.7
-    assert length_controlled_win_rate(wins, a, b) == pytest.approx(1 / (1 + math.exp(-0.4)), abs=1e-5)
+    assert length_controlled_estimate(wins, a, b).value == pytest.approx(1 / (1 + math.exp(-0.4)), abs=1e-5)
     sampled = (rng.random(4000) < wins).astype(float)
-    assert length_controlled_win_rate(sampled, a, b) == pytest.approx(1 / (1 + math.exp(-0.4)), abs=0.03)
+    assert length_controlled_estimate(sampled, a, b).value == pytest.approx(1 / (1 + math.exp(-0.4)), abs=0.03)
 
 
 def test_length_control_of_the_other_side_is_the_complement() -> None:
     rng = np.random.default_rng(1)
     wins, a, b = rng.random(50), rng.integers(0, 300, 50), rng.integers(0, 300, 50)
-    rate = length_controlled_win_rate(wins, a, b)
-    assert length_controlled_win_rate(1 - wins, b, a) == pytest.approx(1 - rate, abs=1e-9)
+    rate = length_controlled_estimate(wins, a, b).value
+    assert length_controlled_estimate(1 - wins, b, a).value == pytest.approx(1 - rate, abs=1e-9)
     assert 0.2 < rate < 0.8
 
 
@@ -153,7 +153,7 @@ def test_length_control_of_the_other_side_is_the_complement() -> None:
 def test_length_control_stays_finite_when_one_side_always_wins(win: float) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(10, 300, 30), rng.integers(10, 300, 30)
-    assert length_controlled_win_rate([win] * 30, a, b) == pytest.approx(win, abs=1e-4)
+    assert length_controlled_estimate([win] * 30, a, b).value == pytest.approx(win, abs=1e-4)
 
 
 def test_contrast_scale_by_hand() -> None:
@@ -188,8 +188,8 @@ TWO_VECTORS: dict[str, Callable[[Any, Any], Any]] = {
     "reliability_bins": reliability_bins,
     "cohen_kappa": cohen_kappa,
     "fit_contrast_scale": fit_contrast_scale,
-    "length_controlled_win_rate": lambda a, b: length_controlled_win_rate(a, b, b),
-    "length_controlled_win_rate, lengths": lambda a, b: length_controlled_win_rate(a, a, b),
+    "length_controlled": lambda a, b: length_controlled_estimate(a, b, b).value,
+    "length_controlled, lengths": lambda a, b: length_controlled_estimate(a, a, b).value,
     "pair_kappa": pair_kappa,
     "in_both_orders": in_both_orders,
     "rate_estimate": rate_estimate,
@@ -212,7 +212,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "NaN probability": lambda: agreement_items([math.nan], [1.0]),
     "no bins": lambda: reliability_bins([0.5], [1.0], bins=0),
     "negative length": lambda: longer_wins([-1], [2]),
-    "win above 1": lambda: length_controlled_win_rate([2.0], [5], [5]),
+    "win above 1": lambda: length_controlled_estimate([2.0], [5], [5]).value,
     "two dimensions": lambda: brier([[0.5]], [[1.0]]),
     "entropy of nothing": lambda: entropy([]),
     "entropy above 1": lambda: entropy([1.5]),

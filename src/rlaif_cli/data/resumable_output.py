@@ -42,7 +42,6 @@ class Output:
     Args:
         path: a file, or None for standard output (then nothing can be resumed).
         settings: everything that determines the rows; compared with those of the run that started the file.
-        key: the field that identifies a finished row.
         on_row: called with every row already in the file (so that a resumed run can count it).
 
     Attributes:
@@ -57,7 +56,6 @@ class Output:
         settings: dict[str, Any],
         *,
         overwrite: bool = False,
-        key: str = "id",
         on_row: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.path = path
@@ -65,7 +63,6 @@ class Output:
         self.done = HashSet()
         self.complete = False
         self.usage: Counter[str] = Counter()
-        self._key = key
         self._on_row = on_row
         self._started = self._flushed = time.monotonic()
         if path is None:
@@ -183,7 +180,7 @@ class Output:
         self.usage.update(_numbers(manifest.get("usage", {}), state))
         # A finished file that has become shorter has lost rows: they are recomputed.
         self.complete = state == self.manifest_path and manifest.get("bytes") == path.stat().st_size
-        self.done = drop_torn_line(path, self._key, self._on_row)
+        self.done = drop_torn_line(path, self._on_row)
 
 
 def _numbers(found: Any, where: Path) -> dict[str, float]:

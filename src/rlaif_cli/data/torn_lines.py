@@ -12,8 +12,8 @@ from rlaif_cli.data.compression import is_compressed_name, members
 from rlaif_cli.data.hash_set import HashSet
 
 
-def drop_torn_line(path: Path, key: str = "id", on_row: Callable[[dict[str, Any]], None] | None = None) -> HashSet:
-    """Remove a partly written row at the end; returns the keys of the complete rows before it."""
+def drop_torn_line(path: Path, on_row: Callable[[dict[str, Any]], None] | None = None) -> HashSet:
+    """Remove a partly written row at the end; returns the ids of the complete rows before it."""
     done, end = HashSet(), 0
     for lines, after in _written_together(path):
         rows = [_whole_row(line) for line in lines]
@@ -21,7 +21,7 @@ def drop_torn_line(path: Path, key: str = "id", on_row: Callable[[dict[str, Any]
             break
         for row in rows:
             assert row is not None
-            done.add(str(row.get(key)))
+            done.add(str(row.get("id")))
             if on_row is not None:
                 on_row(row)
         end = after

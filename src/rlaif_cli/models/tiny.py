@@ -16,8 +16,8 @@ _TEMPLATE = (
 _SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 
 
-def build(folder: Path, *, seed: int = 0, layers: int = 2, width: int = 128) -> Path:
-    """Write the checkpoint; the same seed gives the same weights."""
+def build(folder: Path, *, layers: int = 2, width: int = 128) -> Path:
+    """Write the checkpoint; it is always the same."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -38,7 +38,7 @@ def build(folder: Path, *, seed: int = 0, layers: int = 2, width: int = 128) -> 
         initializer_range=0.1,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

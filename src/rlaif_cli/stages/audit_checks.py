@@ -84,9 +84,9 @@ class Rate:
 class Histogram:
     """Counts of values in [0, top], in equal bins; quantiles are upper bin edges."""
 
-    def __init__(self, top: float = 1.0, bins: int = 100) -> None:
-        self._top, self._bins = top, bins
-        self._counts = [0] * bins
+    def __init__(self, top: float = 1.0) -> None:
+        self._top, self._bins = top, 100
+        self._counts = [0] * self._bins
         self.n = 0
 
     def add(self, value: float) -> None:

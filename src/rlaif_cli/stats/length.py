@@ -43,28 +43,6 @@ def length_gap(a: int, b: int) -> str:
     return next(name for top, name in _LENGTH_GAPS if ratio <= top)
 
 
-def length_controlled_win_rate(wins: ArrayLike, lengths_a: ArrayLike, lengths_b: ArrayLike) -> float:
-    """The win rate of ``a`` if its responses were as long as those of ``b`` (Lee et al., arXiv 2309.00267).
-
-    Logistic regression of the win on the log of the length ratio a / b in characters, predicted at ratio 1.
-    The log makes the rate of ``b`` the complement of that of ``a``. A ridge of 1e-6 keeps the fit finite if
-    length separates all wins from all losses; the rate then depends on the few pairs of nearly equal length,
-    which only an interval shows.
-
-    Args:
-        wins: [n] 1 if ``a`` wins, 0 if ``b`` does; shares and probabilities are allowed.
-        lengths_a: [n] characters; an empty response counts as one.
-        lengths_b: [n] characters.
-
-    Returns:
-        From 0 to 1.
-
-    Raises:
-        ValueError: empty, lengths that differ, wins outside [0, 1], or a negative length.
-    """
-    return length_controlled_estimate(wins, lengths_a, lengths_b).value
-
-
 def length_controlled_estimate(
     wins: ArrayLike,
     lengths_a: ArrayLike,
@@ -73,18 +51,26 @@ def length_controlled_estimate(
     *,
     level: float = 0.95,
 ) -> Estimate:
-    """`length_controlled_win_rate` with its interval: Wilson's at the effective number of items, as `rate_estimate`.
+    """The win rate of ``a`` if its responses were as long as those of ``b`` (Lee et al., arXiv 2309.00267).
 
-    The variance is the regression's cluster-robust one (Liang and Zeger 1986), propagated to the rate. If it cannot be
-    estimated, items are weighted by their leverage in a linear regression, predicted at a length ratio of 1.
+    Logistic regression of the win on the log of the length ratio a / b in characters, predicted at ratio 1.
+    The log makes the rate of ``b`` the complement of that of ``a``. A ridge of 1e-6 keeps the fit finite if
+    length separates all wins from all losses; the rate then depends on the few pairs of nearly equal length,
+    which only the interval shows.
+
+    The interval is Wilson's at the effective number of items, as in `rate_estimate`. The variance is the regression's
+    cluster-robust one (Liang and Zeger 1986), propagated to the rate. If it cannot be estimated, items are weighted by
+    their leverage in a linear regression, predicted at a length ratio of 1.
 
     Args:
-        wins, lengths_a, lengths_b: [n], see `length_controlled_win_rate`.
+        wins: [n] 1 if ``a`` wins, 0 if ``b`` does; shares and probabilities are allowed.
+        lengths_a: [n] characters; an empty response counts as one.
+        lengths_b: [n] characters.
         prompts: [n] the prompt of each comparison; None: all different.
         level: coverage, between 0 and 1.
 
     Raises:
-        ValueError: as `length_controlled_win_rate`.
+        ValueError: empty, lengths that differ, wins outside [0, 1], or a negative length.
     """
     outcome = as_probabilities("wins", wins)
     a, b = as_lengths("lengths_a", lengths_a), as_lengths("lengths_b", lengths_b)

@@ -13,6 +13,7 @@ from rlaif_cli.train.reward_source import RewardSource, scores_and_parts
 from rlaif_cli.train.rollout import Rollout
 
 SAMPLES = "samples.jsonl"
+_COUNT = 4  # per step
 
 
 def write_samples(
@@ -21,7 +22,6 @@ def write_samples(
     rollouts: Sequence[Rollout],
     scores: Tensor,
     functions: Mapping[str, RewardSource],
-    count: int = 4,
 ) -> None:
     """Append the first response to a few prompts, with its score and other measures, for people to read.
 
@@ -29,7 +29,7 @@ def write_samples(
         scores: [S].
         functions: the evaluation functions by name.
     """
-    shown, n = rollouts[:count], len(rollouts[0].completions)
+    shown, n = rollouts[:_COUNT], len(rollouts[0].completions)
     texts = [rollout.completions[0].answer for rollout in shown]
     measured = {name: scores_of_first(source, shown, texts) for name, source in functions.items()}
     with open(folder / SAMPLES, "a", encoding="utf-8") as file:
