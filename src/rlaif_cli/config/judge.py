@@ -7,8 +7,19 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import MinLen
 from pydantic import field_validator, model_validator
 
-from rlaif_cli.config.base import FROM, JUDGING, ORDERED, OUTPUT, InputConfig, Names, setting
-from rlaif_cli.config.engine import EngineConfig
+from rlaif_cli.config.base import (
+    FROM,
+    JUDGING,
+    ORDERED,
+    OUTPUT,
+    InputConfig,
+    Names,
+    address_fault,
+    name_and_address,
+    setting,
+    shown_address,
+)
+from rlaif_cli.config.engine import SERVERS, EngineConfig
 
 Judges = Annotated[Names, MinLen(1)]
 Part = Literal["answer", "all"]  # of a response
@@ -20,11 +31,32 @@ def judge_sees() -> Any:
     )
 
 
+_ONE_QUESTION = "takes one question and no earlier turns"
+_OWN_PROMPT = "writes the model's prompt itself"
+_NOT_FOR_DECISIONS = {
+    "samples": "returns the probabilities themselves",
+    "cot": "answers without writing text",
+    "shots": _ONE_QUESTION,
+    "chat_template_arg": _OWN_PROMPT,
+    "judge_template_arg": _OWN_PROMPT,
+    "reasoning_marks": _OWN_PROMPT,
+}
+
+
+def _judge_names(judge: tuple[str, ...]) -> tuple[str, ...]:
+    pairs = [name_and_address(each) for each in judge]
+    names = [name for name, _ in pairs]
+    return tuple(
+        f"{name}@{shown_address(address)}" if address and names.count(name) > 1 else name for name, address in pairs
+    )
+
+
 class JudgeConfig(EngineConfig, section=JUDGING):
     """How a judge is queried."""
 
     judge: Judges = setting(
-        help="A built-in name, a folder, a .gguf file or a hub name. Repeat for a panel of judges, averaged."
+        help="A built-in name, a folder, a .gguf file or a hub name; NAME@URL: behind this server. Repeat for a panel "
+        "of judges, averaged."
     )
     constitution: str = setting(help="Name of a shipped constitution, or a YAML file.")
     method: Literal["pairwise", "score", "contrast"] = setting(
@@ -45,20 +77,59 @@ class JudgeConfig(EngineConfig, section=JUDGING):
     rationale_tokens: int = setting(
         512, "With --cot, and for servers with --samples: maximum tokens of reasoning before an answer.", ge=1
     )
+    decision_format: Literal["decisions", "sglang", "systemone"] | None = setting(
+        None,
+        "decisions: the wire format of the endpoint: decisions (OpenAI's), sglang (its own fields at the same path) or "
+        "systemone. Default: tried in this order.",
+    )
     contrast_scale: float = setting(
         20.0, "Contrast: k in sigmoid(k (score_a - score_b)); scores are in nats per token.", gt=0
     )
 
     @property
+    def judge_names(self) -> tuple[str, ...]:
+        """The judges as records and messages name them: with their address only if that tells two apart."""
+        return _judge_names(self.judge)
+
+    @property
     def judge_name(self) -> str:
-        return " + ".join(self.judge)
+        return " + ".join(self.judge_names)
+
+    def deciding(self) -> dict[str, Any]:
+        """Judges by name: an address does not affect the output, and may contain a secret."""
+        names = self.judge_names
+        return super().deciding() | {"judge": names[0] if len(names) == 1 else list(names)}
 
     @field_validator("judge")
     @classmethod
     def _each_once(cls, judge: tuple[str, ...]) -> tuple[str, ...]:
-        if twice := sorted({name for name in judge if judge.count(name) > 1}):
+        names = _judge_names(judge)
+        if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"'{twice[0]}' is given twice: the judges of a panel must differ")
+        for address in filter(None, (name_and_address(each)[1] for each in judge)):
+            if fault := address_fault(address):
+                raise ValueError(fault)
         return judge
+
+    @model_validator(mode="after")
+    def _own_addresses(self) -> JudgeConfig:
+        if any(name_and_address(judge)[1] for judge in self.judge):
+            if self.engine not in SERVERS:
+                raise ValueError("--judge NAME@URL needs --engine openai or decisions")
+            if self.base_url:
+                raise ValueError("--base-url and --judge NAME@URL cannot be combined: give each judge its own address")
+        return self
+
+    @model_validator(mode="after")
+    def _of_decisions(self) -> JudgeConfig:
+        if self.engine != "decisions":
+            if self.decision_format:
+                raise ValueError("--decision-format needs --engine decisions")
+            return self
+        for name, why in _NOT_FOR_DECISIONS.items():
+            if getattr(self, name, None) not in (None, 0, False, (), "refuse"):
+                raise ValueError(f"--{name.replace('_', '-')} does not apply to --engine decisions, which {why}")
+        return self
 
     @model_validator(mode="after")
     def _of_this_method(self) -> JudgeConfig:
@@ -67,9 +138,9 @@ class JudgeConfig(EngineConfig, section=JUDGING):
         unused = not (self.samples or getattr(self, "cot", False))
         if unused and self.rationale_tokens != type(self).model_fields["rationale_tokens"].default:
             raise ValueError("--rationale-tokens needs --cot or --samples")
-        if self.method == "contrast" and self.engine == "openai":
+        if self.method == "contrast" and self.engine in SERVERS:
             raise ValueError(
-                "--method contrast needs the log-probs of given texts, which --engine openai does not return"
+                f"--method contrast needs the log-probs of given texts, which --engine {self.engine} does not return"
             )
         return self
 
@@ -93,8 +164,8 @@ class CompareConfig(JudgeConfig, section=JUDGING):
             for name in ("shots", "cot", "clamp"):
                 if getattr(self, name):
                     raise ValueError(f"--{name} needs --method pairwise")
-        if self.engine == "openai" and self.truncate != "refuse":
-            raise ValueError("--truncate needs the model's tokenizer, which --engine openai does not have")
+        if self.engine in SERVERS and self.truncate != "refuse":
+            raise ValueError(f"--truncate needs the model's tokenizer, which --engine {self.engine} does not have")
         if self.clamp and not 0 <= self.clamp[0] <= self.clamp[1] <= 1:
             raise ValueError(
                 f"--clamp needs two increasing bounds from 0 to 1, got {self.clamp[0]:g} {self.clamp[1]:g}"

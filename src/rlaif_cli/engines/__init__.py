@@ -6,21 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.config.engine import EngineConfig
+from rlaif_cli.config.base import name_and_address
+from rlaif_cli.config.engine import SERVERS, EngineConfig
 from rlaif_cli.engines.base import Completion, Engine, Failed, Request, Sampling, Usage, gather
 from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.resolve import resolve_model
 
 FAKE = "fake"
 SERVER = "openai"
+DECISIONS = "decisions"
 CLUSTER = "ray"
 LOCAL = ("vllm", "transformers")  # engines that load a checkpoint themselves
 
 __all__ = [
     "CLUSTER",
+    "DECISIONS",
     "FAKE",
     "LOCAL",
     "SERVER",
+    "SERVERS",
     "Completion",
     "Engine",
     "EnginePool",
@@ -50,8 +54,9 @@ def open_engine(name: str, path: Path | str | None, **options: Any) -> Engine:
     """Start an engine.
 
     Args:
-        name: "vllm", "transformers", "openai", "ray" or "fake".
-        path: the checkpoint's folder; for "openai" the model's name on the server; None for the fake model.
+        name: "vllm", "transformers", "openai", "decisions", "ray" or "fake".
+        path: the checkpoint's folder; the model's name on the server for "openai" and "decisions"; None for the fake
+            model.
         options: see the engine's class.
 
     Raises:
@@ -65,6 +70,10 @@ def open_engine(name: str, path: Path | str | None, **options: Any) -> Engine:
         from rlaif_cli.engines.openai import OpenAIEngine
 
         return OpenAIEngine(str(path), **options)
+    if name == DECISIONS:
+        from rlaif_cli.engines.decisions import DecisionsEngine
+
+        return DecisionsEngine(str(path), **options)
     if name == CLUSTER:
         from rlaif_cli.engines.ray import RayEngine
 
@@ -105,9 +114,14 @@ class EnginePool:
     def _settings(self, config: EngineConfig, model: str) -> tuple[str, Path | str | None, dict[str, Any]]:
         name, computing = engine_name(config, model), computing_engine(config, model)
         options: dict[str, Any] = {}
-        if computing == SERVER:
+        if computing in SERVERS:
             options = {key: getattr(config, key) for key in ("base_url", "concurrency", "retries", "timeout")}
+            model, address = name_and_address(model)
+            options["base_url"] = (address,) if address else config.base_url
+        if computing == SERVER:
             options["template_arguments"] = config.chat_format[0]
+        if computing == DECISIONS:
+            options["decision_format"] = getattr(config, "decision_format", None)
         if computing in LOCAL:
             options = {"dtype": config.dtype, "max_length": config.max_length, "seed": config.seed}
             options["chat"] = ChatFormat(*config.chat_format)

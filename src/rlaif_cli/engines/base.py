@@ -136,6 +136,10 @@ class Bound(float):
     """An upper bound for an unknown log-prob; the bounds of a request bound its unknown probabilities together."""
 
 
+class Relative(float):
+    """A log-prob among the choices alone: how much the model puts on anything else is unknown."""
+
+
 @dataclass
 class Usage:
     """Token counts reported by a server; `uncounted`: answers without counts."""

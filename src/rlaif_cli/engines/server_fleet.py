@@ -21,6 +21,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlaif_cli.config.base import shown_address
 from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines import server_errors as errors
 from rlaif_cli.engines.base import Failed, Request, Usage
@@ -31,7 +32,7 @@ from rlaif_cli.ui.console import warn, warn_once
 
 _MAX_FAILURES = 20  # consecutive failures after which a server counts as dead
 _MAX_IDENTICAL_FAILURES = 5  # of the first requests, after which all are assumed to fail
-_REFUSES_ALL = {401, 403, 404}  # status codes that a server would return for every request
+_REFUSES_ALL = {401, 403, 404, 501}  # status codes that a server would return for every request
 
 
 @dataclass
@@ -118,7 +119,7 @@ class Fleet:
             self._servers = [
                 Server(
                     connect(base_url=address),
-                    errors.shown_address(address) if address else "the default server",
+                    shown_address(address) if address else "the default server",
                     Dialect(template_arguments=template_arguments),
                 )
                 for address in (*base_url,) or (None,)
@@ -180,8 +181,21 @@ class Fleet:
                 if error.status_code not in PERMANENT:
                     raise
                 self._refused(server, request, options, body, error)
-        answer = answers.parsed(sent.http_response.content)
-        answers.choices(answer)
+        return self._counted(server, sent.http_response.content, answers.choices)
+
+    def post(
+        self, server: Server, path: str, body: dict[str, Any], check: Callable[[dict[str, Any]], object]
+    ) -> dict[str, Any]:
+        """Send JSON to another path of a server; `check` raises if the answer's JSON is none. Raises: Unusable."""
+        from httpx import Response
+
+        sent = server.client.post(path, cast_to=Response, body={"model": self._model, **body})
+        return self._counted(server, sent.content, check)
+
+    def _counted(self, server: Server, content: bytes, check: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """The JSON of an answer; the server works."""
+        answer = answers.parsed(content)
+        check(answer)
         with self._lock:
             server.failures = 0
             self._answered = True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rlaif_cli.config.engine import EngineConfig
-from rlaif_cli.engines import FAKE, SERVER, computing_engine
+from rlaif_cli.engines import DECISIONS, FAKE, SERVER, computing_engine
+from rlaif_cli.engines.decisions import DecisionTokenizer
 from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.resolve import resolve_model
@@ -21,6 +22,8 @@ def open_tokenizer(config: EngineConfig, model: str) -> tuple[AnyTokenizer, int 
         return FakeTokenizer(), config.max_length or 1 << 20
     if engine == SERVER:
         return RemoteTokenizer(), None
+    if engine == DECISIONS:
+        return DecisionTokenizer(), None
     path = resolve_model(model)
     limit = context_length(path)
     return ChatTokenizer(path, ChatFormat(*config.chat_format)), min(limit, config.max_length or limit)

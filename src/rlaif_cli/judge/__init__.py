@@ -57,7 +57,7 @@ __all__ = [
 def make_panel(config: JudgeConfig, constitution: Constitution, engines: Sequence[Engine]) -> Judge:
     """The judge of a config, or a panel of several; `engines`: one for each."""
     judges = [make_judge(config, constitution, engine) for engine in engines]
-    return judges[0] if len(judges) == 1 else PanelJudge(dict(zip(config.judge, judges, strict=True)))
+    return judges[0] if len(judges) == 1 else PanelJudge(dict(zip(config.judge_names, judges, strict=True)))
 
 
 def make_judge(config: JudgeConfig, constitution: Constitution, engine: Engine) -> Judge:

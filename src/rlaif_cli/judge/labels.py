@@ -10,7 +10,18 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from rlaif_cli.data.messages import Message
-from rlaif_cli.engines.base import UNSEEN, Bound, Completion, Engine, Failed, Request, Sampling, gather, request_seed
+from rlaif_cli.engines.base import (
+    UNSEEN,
+    Bound,
+    Completion,
+    Engine,
+    Failed,
+    Relative,
+    Request,
+    Sampling,
+    gather,
+    request_seed,
+)
 from rlaif_cli.judge.prompts import ANSWER_PREFIX
 from rlaif_cli.models.tokenizer import AnyTokenizer, Spellings
 
@@ -29,15 +40,22 @@ class Answer:
         p: probability of each label in the full distribution; 0 if only an upper bound is known.
         unseen: upper bound for the total probability of the unknown labels.
         failed: set if there is no answer.
+        relative: `p` is among the labels alone, so its sum says nothing.
     """
 
     p: tuple[float, ...] = ()
     unseen: float = 0.0
     failed: Failed | None = None
+    relative: bool = False
 
     @property
     def mass(self) -> float:
         return sum(self.p)
+
+
+def known_masses(answers: Sequence[Answer]) -> tuple[float, ...]:
+    """The mass of each answer; empty if that of one is unknown."""
+    return () if any(answer.relative for answer in answers) else tuple(answer.mass for answer in answers)
 
 
 def unusable(answers: Sequence[Answer], min_mass: float) -> Failed | None:
@@ -45,7 +63,7 @@ def unusable(answers: Sequence[Answer], min_mass: float) -> Failed | None:
     for answer in answers:
         if answer.failed is not None:
             return answer.failed
-    masses = [answer.mass for answer in answers]
+    masses = [1.0 if answer.relative else answer.mass for answer in answers]
     if not all(map(math.isfinite, masses)):
         return Failed("the judge's log-probs are not finite", False)
     if min(masses) < min_mass or not min(masses):
@@ -184,4 +202,5 @@ def _read(question: Question, found: Sequence[list[float] | Failed]) -> Answer:
         for other, shorter, _ in spelled:
             if other != place and len(shorter) < len(tokens) and tokens[: len(shorter)] == shorter:
                 p[other] = max(0.0, p[other] - share)
-    return Answer(tuple(p), sum(math.exp(logprob) for logprob in choices if isinstance(logprob, Bound)))
+    unseen = sum(math.exp(logprob) for logprob in choices if isinstance(logprob, Bound))
+    return Answer(tuple(p), unseen, relative=any(isinstance(logprob, Relative) for logprob in choices))

@@ -17,7 +17,7 @@ from rlaif_cli.engines.base import Completion, Engine, Failed, Request, Sampling
 from rlaif_cli.judge import prompts
 from rlaif_cli.judge.base import Approval, Comparison, Judgement, Single, direction, mean, position_won
 from rlaif_cli.judge.constitution import Constitution
-from rlaif_cli.judge.labels import Answer, Labels, Question, unusable
+from rlaif_cli.judge.labels import Answer, Labels, Question, known_masses, unusable
 
 _CHUNK = 128  # comparisons whose rationales are decoded together before their labels are read
 
@@ -168,7 +168,7 @@ class PairwiseJudge:
 
     def _judgement(self, comparison: Comparison, answers: list[Answer], rationales: tuple[str, ...]) -> Judgement:
         """answers: per principle and order."""
-        mass = tuple(answer.mass for answer in answers)
+        mass = known_masses(answers)
         p_first = tuple(
             0.5 + direction(comparison.principles[place // 2]) * (answer.p[0] / answer.mass - 0.5)
             for place, answer in enumerate(answers)

@@ -13,7 +13,7 @@ from rlaif_cli.engines.base import Engine, Request
 from rlaif_cli.judge import prompts
 from rlaif_cli.judge.base import Approval, Comparison, Judgement, NoReward, Prompt, Single, direction, mean
 from rlaif_cli.judge.constitution import Constitution, Principle
-from rlaif_cli.judge.labels import Answer, Labels, Question, unusable
+from rlaif_cli.judge.labels import Answer, Labels, Question, known_masses, unusable
 
 
 class ScoreJudge:
@@ -91,7 +91,7 @@ class ScoreJudge:
 
     def _judgement(self, comparison: Comparison, answers: list[Answer]) -> Judgement:
         """answers: to the questions about a and b in turn, per principle."""
-        mass = tuple(answer.mass for answer in answers)
+        mass = known_masses(answers)
         failed = unusable(answers, self._min_mass)
         if failed is not None:
             return Judgement(None, failed.reason, failed.retryable, mass=mass)

@@ -114,7 +114,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
             with accounted(output, engines.get_all(config, config.judge), config):
                 _judge_all(config, judge, comparisons, output, unscored, summary, pairs.count, progress)
         unscored.finish()
-        finish(output, "label", config, config.judge, summary.as_numbers())
+        finish(output, "label", config, config.judge_names, summary.as_numbers())
     finally:
         output.close()
         unscored.close()

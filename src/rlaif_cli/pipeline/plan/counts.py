@@ -17,7 +17,7 @@ from typing import Any
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.data.inputs import raw_lines
 from rlaif_cli.data.records import Candidates, Response
-from rlaif_cli.engines import FAKE, SERVER, computing_engine, engine_name
+from rlaif_cli.engines import DECISIONS, FAKE, SERVER, SERVERS, computing_engine, engine_name
 from rlaif_cli.engines.server_labels import reply_tokens
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.judge import named_principles
@@ -74,7 +74,7 @@ def _engine_work(config: Any, model: str, prefill: float, decode: float) -> tupl
     engine = computing_engine(config, model)
     if engine == FAKE:
         return ()
-    if engine == SERVER:
+    if engine in SERVERS:
         return None
     name = engine_name(config, model)
     names = (
@@ -172,7 +172,7 @@ def _judged(config: Any, pairs: int, texts: File) -> Plan:
         "pairwise": (2, 2, whole + 2 * texts.response, LABELS, whole + 4 * texts.response),
         "score": (
             2,
-            2 if config.engine == SERVER or config.samples else 4,
+            2 if config.engine in SERVERS or config.samples else 4,
             whole + texts.response,
             SCORES,
             whole + 2 * texts.response,
@@ -197,7 +197,7 @@ def _answer_tokens(config: Any, labels: Sequence[str]) -> int:
     In-process engines decode one token to get its log-probs. Not counted are the extra replies that some servers are
     asked for when a "1" may still become "10"; how often that happens depends on the judge.
     """
-    if not labels:
+    if not labels or config.engine == DECISIONS:
         return 0
     if config.samples:
         return int(config.samples) * ANSWER_TOKENS
