@@ -186,7 +186,21 @@ class LabelConfig(CompareConfig):
     )
     pairs: str = setting("chain", "Which responses to compare: all, chain (neighbours) or random:K.")
     judge_sees: Part = judge_sees()
+    recheck: int | None = setting(
+        None,
+        "Of a finished output: ask the judge K of its rows again, drawn by seed, each twice, and say whether it has "
+        "drifted (exit code 3). Writes OUTPUT.recheck.json; the output is not changed.",
+        ge=2,
+        output=False,
+    )
     ordered: bool = setting(False, ORDERED, section=OUTPUT)
+
+    @model_validator(mode="after")
+    def _recheck_a_file(self) -> LabelConfig:
+        if self.recheck and (self.output == "-" or self.overwrite):
+            what = "a finished file: -o FILE" if self.output == "-" else "a finished output, which --overwrite discards"
+            raise ValueError(f"--recheck needs {what}")
+        return self
 
 
 class AnnotateConfig(InputConfig):

@@ -60,6 +60,7 @@ class DecisionsEngine:
         self.tokenizer = DecisionTokenizer()
         self._fleet = Fleet(model, template_arguments={}, **options)
         self.usage, self.max_length = self._fleet.usage, self._fleet.max_length
+        self.identity = self._fleet.identity
         self._candidates = [FORMATS[decision_format]] if decision_format else list(FORMATS.values())
         self._found: dict[str, Format] = {}  # of each server
         self._finding = threading.Lock()

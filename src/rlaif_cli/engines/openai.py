@@ -66,6 +66,7 @@ class OpenAIEngine:
             template_arguments=parse_arguments(template_arguments),
         )
         self.usage, self.max_length = self._fleet.usage, self._fleet.max_length
+        self.identity = self._fleet.identity
         self._returns_logprobs = False  # if so, an answer without them is an error of that answer, not of the server
         self._single_token: set[str] = set()  # labels of several digits that were seen as one token
 

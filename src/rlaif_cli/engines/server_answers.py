@@ -174,6 +174,12 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 50 else None
 
 
+def identity(body: dict[str, Any]) -> dict[str, str]:
+    """What the server says that it is: the model that answered, and its configuration."""
+    found = {name: body.get(name) for name in ("model", "system_fingerprint")}
+    return {name: value[:200] for name, value in found.items() if isinstance(value, str) and value and _is_text(value)}
+
+
 def model_list(content: bytes) -> dict[str, dict[str, Any]] | None:
     """The models that a server lists, by name; None if the list cannot be read completely."""
     try:

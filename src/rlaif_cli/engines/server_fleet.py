@@ -16,6 +16,7 @@ import random
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from rlaif_cli.ui.console import warn, warn_once
 
 _MAX_FAILURES = 20  # consecutive failures after which a server counts as dead
 _MAX_IDENTICAL_FAILURES = 5  # of the first requests, after which all are assumed to fail
+_MAX_IDENTITIES = 40  # different values that are counted one by one
 _REFUSES_ALL = {401, 403, 404, 501}  # status codes that a server would return for every request
 
 
@@ -83,6 +85,7 @@ class Fleet:
 
     Attributes:
         usage: the tokens that they reported.
+        identity: how many answers had which `model` and `system_fingerprint`, by (field, value).
         max_length: the smallest of their contexts, tokens; 0: not reported.
 
     Raises:
@@ -103,6 +106,7 @@ class Fleet:
     ) -> None:
         self._openai = _import_openai()
         self.usage = Usage()
+        self.identity: Counter[tuple[str, str]] = Counter()
         self._model = model
         self._retries = retries
         # The key is only read from the environment; self-hosted servers need none, but the client requires one.
@@ -200,6 +204,9 @@ class Fleet:
             server.failures = 0
             self._answered = True
             self.usage.add(*answers.usage(answer))
+            for name, value in answers.identity(answer).items():
+                known = (name, value) in self.identity or len(self.identity) < _MAX_IDENTITIES
+                self.identity[name, value if known else "others"] += 1
         return answer
 
     def _refused(

@@ -88,7 +88,7 @@ def generate(
         summary.resumed = len(output.done)
         if not output.complete:
             engine = engines.get(config, config.model)
-            with accounted(output, [engine], config):
+            with accounted(output, {config.model: engine}, config):
                 _sample(config, source, output, engine, messages, summary, progress)
         summary.without_text = summary.rows * config.n - summary.responses
         # A server reports the total tokens of the n responses, but not those of each.

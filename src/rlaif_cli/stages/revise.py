@@ -86,7 +86,7 @@ def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallb
         summary.rows = summary.resumed = len(output.done)
         if not output.complete:
             engine = engines.get(config, config.model)
-            with accounted(output, [engine], config):
+            with accounted(output, {config.model: engine}, config):
                 _revise_all(config, constitution, engine, source, output, summary, progress)
         finish(output, "revise", config, config.model, vars(summary))
     finally:
