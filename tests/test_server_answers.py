@@ -75,6 +75,16 @@ def choice(text: str | None, *content: dict[str, Any], reason: str | None = "sto
         ("1\nBecause it is longer.", None),
         ("On a scale of 1 to 10, I", None),
         ("", None),
+        ('{"number": 1}', "1"),
+        ('{\n  "number": 10\n}\n', "10"),
+        ('<think>\nHm.</think>{"number":2}', "2"),
+        ('{"number": 11}', None),
+        ('{"number": 1.0}', None),
+        ('{"number": 1, "number": 2}', None),
+        ('{"number": 1, "why": ""}', None),
+        ('{"answer": 1}', None),
+        ('Here it is: {"number": 1}', None),
+        ('[{"number": 1}]', None),
     ],
 )
 def test_a_sampled_answer_counts_only_if_the_reply_is_that_answer(text: str, found: str | None) -> None:

@@ -74,6 +74,11 @@ class JudgeConfig(EngineConfig, section=JUDGING):
     samples: int = setting(
         0, "Pairwise and score: sample this many answers and count them, for judges that return no log-probs.", ge=0
     )
+    structured: bool = setting(
+        False,
+        "With --samples and --engine openai: have the server constrain each answer to JSON (response_format), so that "
+        "it always is a label and its mass says nothing. A server that does not accept this is asked without.",
+    )
     rationale_tokens: int = setting(
         512, "With --cot, and for servers with --samples: maximum tokens of reasoning before an answer.", ge=1
     )
@@ -135,6 +140,10 @@ class JudgeConfig(EngineConfig, section=JUDGING):
     def _of_this_method(self) -> JudgeConfig:
         if self.method == "contrast" and self.samples:
             raise ValueError("--samples does not apply to --method contrast, which does not ask the judge")
+        if self.structured and not (self.samples and self.engine == "openai"):
+            raise ValueError("--structured needs --samples and --engine openai")
+        if self.structured and getattr(self, "cot", False):
+            raise ValueError("--structured leaves no space for the explanation that --cot asks for")
         unused = not (self.samples or getattr(self, "cot", False))
         if unused and self.rationale_tokens != type(self).model_fields["rationale_tokens"].default:
             raise ValueError("--rationale-tokens needs --cot or --samples")

@@ -44,6 +44,7 @@ class Sampling:
     top_p: float = 1.0
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()  # a server that can is to constrain the answer to one of these, as {"number": 1}
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ class OpenAIEngine:
                     top_p=sampling.top_p,
                     max_tokens=sampling.max_tokens,
                     stop=list(sampling.stop) or None,
+                    response_format=_one_number(sampling.numbers) if sampling.numbers else None,
                     seed=None if request.seed is None else request.seed + len(found),
                 )
                 found += [answers.completion(choice) for choice in answers.choices(answer, missing)]
@@ -174,3 +175,14 @@ class OpenAIEngine:
 
     def close(self) -> None:
         self._fleet.close()
+
+
+def _one_number(numbers: Sequence[int]) -> dict[str, Any]:
+    """The `response_format` for one of these numbers (https://platform.openai.com/docs/guides/structured-outputs)."""
+    schema = {
+        "type": "object",
+        "properties": {"number": {"type": "integer", "enum": list(numbers)}},
+        "required": ["number"],
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}

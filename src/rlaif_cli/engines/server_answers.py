@@ -137,7 +137,7 @@ def _why_no_text(message: dict[str, Any], text: str, reason: str | None, may_be_
     if text.strip() or may_be_empty:
         return ""
     if reason == "length":
-        return "the answer has no text: it was cut off at --max-tokens"
+        return "the answer has no text: it was cut off at --max-tokens (of a judge: --rationale-tokens)"
     return f"the answer has no text (finish reason: {reason or 'not given'})"
 
 

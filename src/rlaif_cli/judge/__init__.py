@@ -64,6 +64,7 @@ def make_judge(config: JudgeConfig, constitution: Constitution, engine: Engine) 
     if config.method == "contrast":
         return ContrastJudge(engine, config.contrast_scale)
     asked: dict[str, Any] = {"min_mass": config.min_mass, "samples": config.samples, "seed": config.seed}
+    asked["structured"] = config.structured
     # A server may reason before every answer, whatever it is asked.
     asked["reasoning_tokens"] = config.rationale_tokens if engine.tokenizer.reasons is None else 0
     if config.method == "score":

@@ -30,6 +30,7 @@ Job = TypeVar("Job")
 # Maximum tokens of a sampled answer: enough for "Number: 10." written byte by byte and the end token, without which a
 # reply counts as cut off. A longer reply is not just an answer.
 ANSWER_TOKENS = 16
+JSON_TOKENS = 48  # {"number": 10}, with white space
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class Labels:
         samples: sample this many answers and count them instead of reading log-probs.
         reasoning_tokens: maximum length of the reasoning before a sampled answer.
         seed: of those samples.
+        structured: have the server constrain them to JSON.
     """
 
     def __init__(
@@ -122,11 +124,13 @@ class Labels:
         samples: int = 0,
         reasoning_tokens: int = 0,
         seed: int = 0,
+        structured: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._labels = list(labels)
         self._samples, self._seed = samples, seed
-        self._answer_tokens = ANSWER_TOKENS + reasoning_tokens
+        self._structured = structured
+        self._answer_tokens = (JSON_TOKENS if structured else ANSWER_TOKENS) + reasoning_tokens
 
     def question(self, messages: Sequence[Message], prefill: str, reasoning: str | None = None) -> Question:
         """A question up to the label.
@@ -135,6 +139,7 @@ class Labels:
             prefill: the beginning of the reply before the label.
             reasoning: the model's own, before the reply.
         """
+        prefill = "" if self._structured else prefill  # the reply is JSON from its first character
         return Question(*self._tokenizer.answers(messages, prefill, self._labels, reasoning))
 
     def requests(self, question: Question) -> list[Request]:
@@ -149,7 +154,8 @@ class Labels:
             for job, questions in jobs
         )
         if self._samples:
-            sampling = Sampling(n=self._samples, max_tokens=self._answer_tokens)
+            numbers = tuple(map(int, self._labels)) if self._structured else ()
+            sampling = Sampling(n=self._samples, max_tokens=self._answer_tokens, numbers=numbers)
             for (job, _), sampled in gather(lambda requests: engine.generate(requests, sampling), asked):
                 yield job, [self._counted(completions) for completions in sampled]
             return
@@ -172,14 +178,21 @@ _ANSWER = re.compile(rf"(?:{re.escape(ANSWER_PREFIX.strip())}\s*)?([0-9]+)\.?")
 def sampled_label(completion: Completion, labels: Sequence[str]) -> str | None:
     """The label that a reply, or its last line, consists of; None if a label only occurs somewhere in it.
 
-    A label may have the answer prefix before it ("Number: 1") and a full stop after it. A reply that was cut off has no
-    last line, and a number in the reasoning is not an answer.
+    A label may have the answer prefix before it ("Number: 1") and a full stop after it; or the whole reply is JSON,
+    {"number": 1}. A reply that was cut off has no last line, and a number in the reasoning is not an answer.
     """
     if completion.no_answer or completion.finish_reason == "length" or not completion.answered:
         return None
-    lines = completion.text.strip().splitlines()
+    lines = completion.reply.splitlines()
     answer = _ANSWER.fullmatch(lines[-1].strip()) if lines else None
-    return answer[1] if answer and answer[1] in labels else None
+    label = answer[1] if answer else _json_number(completion.reply)
+    return label if label in labels else None
+
+
+def _json_number(text: str) -> str | None:
+    """The number of {"number": 1}, and nothing else."""
+    found = re.fullmatch(r"\{\s*\"number\"\s*:\s*([0-9]+)\s*\}", text)
+    return found[1] if found else None
 
 
 def _read(question: Question, found: Sequence[list[float] | Failed]) -> Answer:

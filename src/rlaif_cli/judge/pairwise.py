@@ -31,6 +31,7 @@ class PairwiseJudge:
         cot: the judge reasons before it answers.
         samples: count this many sampled answers instead of reading log-probs; with `cot`, each after its own reasoning.
         reasoning_tokens: maximum length of the judge's reasoning.
+        structured: have the server constrain sampled answers to JSON.
         clamp: bounds for the final probability (Bai et al. 2022, for labels after reasoning).
     """
 
@@ -48,6 +49,7 @@ class PairwiseJudge:
         samples: int = 0,
         reasoning_tokens: int = 0,
         seed: int = 0,
+        structured: bool = False,
     ) -> None:
         self._engine = engine
         self._constitution = constitution
@@ -55,7 +57,7 @@ class PairwiseJudge:
         self._shots = shots
         self._cot, self._samples, self._reasoning_tokens = cot, samples, reasoning_tokens
         self._clamp = clamp or (0.0, 1.0)
-        sampled = {"samples": samples, "reasoning_tokens": reasoning_tokens, "seed": seed}
+        sampled = {"samples": samples, "reasoning_tokens": reasoning_tokens, "seed": seed, "structured": structured}
         self._labels = Labels(engine.tokenizer, prompts.LABELS, **sampled)
 
     def requests(self, comparison: Comparison) -> list[Request]:

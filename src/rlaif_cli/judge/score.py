@@ -23,6 +23,7 @@ class ScoreJudge:
         min_mass: a response whose ten scores have less probability than this is unscored.
         samples: count this many sampled answers instead of reading log-probs.
         reasoning_tokens: maximum length of the reasoning before each of them.
+        structured: have the server constrain them to JSON.
     """
 
     method = "score"
@@ -36,11 +37,12 @@ class ScoreJudge:
         samples: int = 0,
         reasoning_tokens: int = 0,
         seed: int = 0,
+        structured: bool = False,
     ) -> None:
         self._engine = engine
         self._constitution = constitution
         self._min_mass = min_mass
-        sampled = {"samples": samples, "reasoning_tokens": reasoning_tokens, "seed": seed}
+        sampled = {"samples": samples, "reasoning_tokens": reasoning_tokens, "seed": seed, "structured": structured}
         self._labels = Labels(engine.tokenizer, prompts.SCORES, **sampled)
 
     def requests(self, comparison: Comparison) -> list[Request]:

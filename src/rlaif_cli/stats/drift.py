@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlaif_cli.stats.as_json import estimate, rate
+from rlaif_cli.stats.as_json import as_json, rate
+from rlaif_cli.stats.intervals import mean_estimate
 
-LEVEL = 0.05  # of the test of the winners; the interval of the mean change has 95 % as well
+LEVEL = 0.025  # of each of the two tests: a judge that has not changed fails one of them in at most 1 of 20 rechecks
 
 
 def drift(earlier: ArrayLike, first: ArrayLike, second: ArrayLike, prompts: Sequence[Hashable]) -> dict[str, Any]:
-    """The comparison as JSON; `drifted`: the interval of the change excludes 0, or the p-value is below `LEVEL`.
+    """The comparison as JSON; `drifted`: the 97.5 % interval of the change excludes 0, or p is below `LEVEL`.
 
     Args:
         earlier, first, second: [n] P(the first response wins), of the earlier and the two new judgements.
@@ -42,7 +43,7 @@ def drift(earlier: ArrayLike, first: ArrayLike, second: ArrayLike, prompts: Sequ
     apart = (wins != wins[0]).any(axis=0)
     earlier_apart = (wins[1] == wins[2]) & (wins[0] != wins[1])
     side = np.where(p.mean(axis=0) >= 0.5, 1.0, -1.0)
-    change = estimate(side * (p[1:].mean(axis=0) - p[0]), prompts)
+    change = as_json(mean_estimate(side * (p[1:].mean(axis=0) - p[0]), prompts, level=1 - LEVEL))
     p_value = upper_tail(int(earlier_apart.sum()), int(apart.sum()), 1 / 3)
     moved = change["low"] is not None and not change["low"] <= 0 <= change["high"]
     return {
