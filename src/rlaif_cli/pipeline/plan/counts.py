@@ -22,7 +22,7 @@ from rlaif_cli.engines.server_labels import reply_tokens
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.judge import named_principles
 from rlaif_cli.judge.constitution_files import load_constitution
-from rlaif_cli.judge.labels import ANSWER_TOKENS
+from rlaif_cli.judge.labels import ANSWER_TOKENS, JSON_TOKENS
 from rlaif_cli.judge.prompts import LABELS, SCORES
 from rlaif_cli.pipeline.file import Step
 from rlaif_cli.pipeline.plan.work import File, Plan, Work
@@ -200,7 +200,7 @@ def _answer_tokens(config: Any, labels: Sequence[str]) -> int:
     if not labels or config.engine == DECISIONS:
         return 0
     if config.samples:
-        return int(config.samples) * ANSWER_TOKENS
+        return int(config.samples) * (JSON_TOKENS if config.structured else ANSWER_TOKENS)
     return reply_tokens(labels) if config.engine == SERVER else 1
 
 
