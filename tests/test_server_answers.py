@@ -189,7 +189,7 @@ def test_a_cost_that_is_not_known_is_not_written(tmp_path: Path, capfd: Any) -> 
 
     def sitting(*counts: tuple[int | None, int | None]) -> dict[str, float]:
         counting: Any = SimpleNamespace(usage=Usage())
-        with accounted(output, [counting], config):
+        with accounted(output, {"m": counting}, config):
             for each in counts:
                 counting.usage.add(*each)
         return dict(output.usage)
@@ -204,10 +204,14 @@ def test_a_cost_that_is_not_known_is_not_written(tmp_path: Path, capfd: Any) -> 
 
 def test_a_panels_tokens_add_up(tmp_path: Path) -> None:
     output, config = Output(tmp_path / "out.jsonl", {}), GenerateConfig(prompts="-", model="m", engine="openai")
-    judges: Any = [SimpleNamespace(usage=Usage(7, 0)), SimpleNamespace(usage=Usage()), SimpleNamespace()]
+    judges: Any = {
+        "a": SimpleNamespace(usage=Usage(7, 0)),
+        "b": SimpleNamespace(usage=Usage()),
+        "c": SimpleNamespace(),
+    }
     with accounted(output, judges, config):
-        judges[0].usage.add(10, 0)
-        judges[1].usage.add(20, 0)
+        judges["a"].usage.add(10, 0)
+        judges["b"].usage.add(20, 0)
     assert output.usage == {"tokens_in": 30, "tokens_out": 0}
 
 

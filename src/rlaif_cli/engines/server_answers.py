@@ -161,13 +161,13 @@ def _failure(error: Any) -> Unusable:
 
 def usage(body: dict[str, Any]) -> tuple[int | None, int | None]:
     """Input and output tokens as reported by the server; None if missing or unreadable."""
-    return _tokens(body, "prompt_tokens", "input_tokens"), _tokens(body, "completion_tokens", "output_tokens")
+    return _count(field(body, "usage", "prompt_tokens")), _count(field(body, "usage", "completion_tokens"))
 
 
-def _tokens(body: dict[str, Any], *names: str) -> int | None:
-    """A count under the first of these names that has one: chat completions and decisions name them differently."""
-    found = (_count(field(body, "usage", name)) for name in names)
-    return next((count for count in found if count is not None), None)
+def decision_usage(body: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The same of a decision endpoint, most of which name them differently."""
+    found = _count(field(body, "usage", "input_tokens")), _count(field(body, "usage", "output_tokens"))
+    return usage(body) if found == (None, None) else found
 
 
 def _count(value: Any) -> int | None:

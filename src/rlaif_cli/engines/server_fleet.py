@@ -71,6 +71,8 @@ class AmbiguousFailure(Exception):
 
 
 Ask = Callable[[Server, Request], Any]
+Check = Callable[[dict[str, Any]], object]
+CountTokens = Callable[[dict[str, Any]], tuple[int | None, int | None]]
 
 
 class Fleet:
@@ -185,25 +187,27 @@ class Fleet:
                 if error.status_code not in PERMANENT:
                     raise
                 self._refused(server, request, options, body, error)
-        return self._counted(server, sent.http_response.content, answers.choices)
+        return self._counted(server, sent.http_response.content, answers.choices, answers.usage)
 
-    def post(
-        self, server: Server, path: str, body: dict[str, Any], check: Callable[[dict[str, Any]], object]
-    ) -> dict[str, Any]:
-        """Send JSON to another path of a server; `check` raises if the answer's JSON is none. Raises: Unusable."""
+    def post(self, server: Server, path: str, body: dict[str, Any], check: Check) -> dict[str, Any]:
+        """Send a decision to a path of a server; returns the JSON of the answer.
+
+        Args:
+            check: raises `Unusable` if this is no answer.
+        """
         from httpx import Response
 
         sent = server.client.post(path, cast_to=Response, body={"model": self._model, **body})
-        return self._counted(server, sent.content, check)
+        return self._counted(server, sent.content, check, answers.decision_usage)
 
-    def _counted(self, server: Server, content: bytes, check: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        """The JSON of an answer; the server works."""
+    def _counted(self, server: Server, content: bytes, check: Check, usage: CountTokens) -> dict[str, Any]:
+        """The JSON of an answer, which shows that the server works."""
         answer = answers.parsed(content)
         check(answer)
         with self._lock:
             server.failures = 0
             self._answered = True
-            self.usage.add(*answers.usage(answer))
+            self.usage.add(*usage(answer))
             for name, value in answers.identity(answer).items():
                 known = (name, value) in self.identity or len(self.identity) < _MAX_IDENTITIES
                 self.identity[name, value if known else "others"] += 1
