@@ -182,7 +182,7 @@ def _judged(config: Any, pairs: int, texts: File) -> Plan:
     answer = _answer_tokens(config, labels)
     all_prompts, all_calls = pairs * asked * prompts, pairs * asked * calls
     decoded = all_prompts * answer if config.samples else 0  # labels read from log-probs take no time to decode
-    if config.cot:  # the reasoning, then the label after it
+    if config.cot and not config.samples:  # the reasoning, then the label after it; a sample has both
         tokens_in = round(all_prompts * (2 * length + config.rationale_tokens))
         reasoning = all_prompts * config.rationale_tokens
         work = _judges_work(config, pairs * asked * uncached + reasoning, reasoning + decoded)
@@ -200,7 +200,8 @@ def _answer_tokens(config: Any, labels: Sequence[str]) -> int:
     if not labels or config.engine == DECISIONS:
         return 0
     if config.samples:
-        return int(config.samples) * (JSON_TOKENS if config.structured else ANSWER_TOKENS)
+        reasoning = config.rationale_tokens if config.engine == SERVER or getattr(config, "cot", False) else 0
+        return int(config.samples) * ((JSON_TOKENS if config.structured else ANSWER_TOKENS) + reasoning)
     return reply_tokens(labels) if config.engine == SERVER else 1
 
 
