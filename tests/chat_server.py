@@ -40,6 +40,7 @@ class Server:
         answer: (request, its texts) -> a choice, or several.
         trouble: the status of the nth request, or a number of seconds to sleep before dropping it.
         refuse: request -> the status and body with which it is refused, if it is.
+        endpoint: (path, request) -> the status and body of the response, for an API that is not chat.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Server:
         trouble: Callable[[int], int | float] = lambda n: 200,
         owner: str = "us",
         refuse: Callable[[dict[str, Any]], tuple[int, Any] | None] = lambda body: None,
+        endpoint: Callable[[str, dict[str, Any]], tuple[int, Any]] | None = None,
     ) -> None:
         self.requests: list[dict[str, Any]] = []
         lock, outer = threading.Lock(), self
@@ -71,6 +73,9 @@ class Server:
                     return
                 if (refused := refuse(body)) is not None:
                     self._send(*refused)
+                    return
+                if endpoint is not None:
+                    self._send(*endpoint(self.path, body))
                     return
                 found = answer(body, "\n".join(m["content"] for m in body["messages"]))
                 choices = found if isinstance(found, list) else [found]

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers import rlaif, rows_of
+from rlaif_cli.config.base import shown_address
 from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.config.judge import LabelConfig
 from rlaif_cli.config.train import RewardModelConfig
@@ -24,7 +25,6 @@ from rlaif_cli.data.atomic import read_json
 from rlaif_cli.engines import EnginePool
 from rlaif_cli.engines.base import Request, Sampling
 from rlaif_cli.engines.fake import FakeEngine
-from rlaif_cli.engines.server_errors import shown_address
 from rlaif_cli.engines.transformers import TransformersEngine
 from rlaif_cli.engines.vllm import VllmEngine
 from rlaif_cli.errors import EngineError, InputError, ModelError

@@ -125,7 +125,7 @@ def test_samples_take_an_engine_of_this_machine_time_to_write(write_jsonl: Any, 
     found = {step.name: each for step, each in plan(steps_of(tmp_path, stages))}
     assert found["read"].tokens_out == 20, "the next token's log-probs come with one token"
     written = {name: sum(work.decode for work in each.work or ()) for name, each in found.items()}
-    assert written == {"read": 0, "sampled": 20 * 4 * 16, "reasoned": 20 * (8 + 4 * 16)}
+    assert written == {"read": 0, "sampled": 20 * 4 * 16, "reasoned": 20 * 4 * (8 + 16)}
 
 
 # --------------------------------------------------------------------------------------------- time and memory

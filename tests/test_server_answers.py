@@ -75,6 +75,16 @@ def choice(text: str | None, *content: dict[str, Any], reason: str | None = "sto
         ("1\nBecause it is longer.", None),
         ("On a scale of 1 to 10, I", None),
         ("", None),
+        ('{"number": 1}', "1"),
+        ('{\n  "number": 10\n}\n', "10"),
+        ('<think>\nHm.</think>{"number":2}', "2"),
+        ('{"number": 11}', None),
+        ('{"number": 1.0}', None),
+        ('{"number": 1, "number": 2}', None),
+        ('{"number": 1, "why": ""}', None),
+        ('{"answer": 1}', None),
+        ('Here it is: {"number": 1}', None),
+        ('[{"number": 1}]', None),
     ],
 )
 def test_a_sampled_answer_counts_only_if_the_reply_is_that_answer(text: str, found: str | None) -> None:
@@ -179,7 +189,7 @@ def test_a_cost_that_is_not_known_is_not_written(tmp_path: Path) -> None:
 
     def sitting(*counts: tuple[int | None, int | None]) -> dict[str, float]:
         counting: Any = SimpleNamespace(usage=Usage())
-        with accounted(output, [counting], config):
+        with accounted(output, {"m": counting}, config):
             for each in counts:
                 counting.usage.add(*each)
         return dict(output.usage)
@@ -195,10 +205,14 @@ def test_a_cost_that_is_not_known_is_not_written(tmp_path: Path) -> None:
 
 def test_a_panels_tokens_add_up(tmp_path: Path) -> None:
     output, config = Output(tmp_path / "out.jsonl", {}), GenerateConfig(prompts="-", model="m", engine="openai")
-    judges: Any = [SimpleNamespace(usage=Usage(7, 0)), SimpleNamespace(usage=Usage()), SimpleNamespace()]
+    judges: Any = {
+        "a": SimpleNamespace(usage=Usage(7, 0)),
+        "b": SimpleNamespace(usage=Usage()),
+        "c": SimpleNamespace(),
+    }
     with accounted(output, judges, config):
-        judges[0].usage.add(10, 0)
-        judges[1].usage.add(20, 0)
+        judges["a"].usage.add(10, 0)
+        judges["b"].usage.add(20, 0)
     assert output.usage == {"tokens_in": 30, "tokens_out": 0}
 
 

@@ -113,7 +113,7 @@ def test_the_command_line_spells_settings_as_its_help_does() -> None:
 
 FAKE = {"model": "fake", "engine": "fake"}
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("generate", {"prompts": "p", **FAKE, "base_url": "http://x/v1"}, "--base-url needs --engine openai"),
+    ("generate", {"prompts": "p", **FAKE, "base_url": "http://x/v1"}, "--base-url needs --engine openai or decisions"),
     ("generate", {"prompts": "p", **FAKE, "replicas": 2}, "--replicas needs --engine ray"),
     (
         "generate",

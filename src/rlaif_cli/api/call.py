@@ -22,7 +22,7 @@ from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.data import inputs
 from rlaif_cli.data.overlap import check_outputs
 from rlaif_cli.data.paths import beside
-from rlaif_cli.engines import FAKE, SERVER
+from rlaif_cli.engines import FAKE, SERVERS
 from rlaif_cli.errors import InputError, RlaifError, UsageError
 from rlaif_cli.ui import messages
 
@@ -89,7 +89,7 @@ def _loads_models(config: StageConfig) -> bool:
     if isinstance(config, TrainConfig) or getattr(config, "reward_model", None):
         return True
     named = getattr(config, "model", None) or getattr(config, "judge", None)
-    return named not in (None, FAKE, (FAKE,)) and getattr(config, "engine", None) not in (FAKE, SERVER)
+    return named not in (None, FAKE, (FAKE,)) and getattr(config, "engine", None) not in (FAKE, *SERVERS)
 
 
 def _config(kind: type[C], settings: dict[str, Any], data: tuple[Any, ...], folder: Path) -> C:

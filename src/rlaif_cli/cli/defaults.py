@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.config.base import FUNCTION_FIELDS
+from rlaif_cli.config.base import FUNCTION_FIELDS, name_and_address
 from rlaif_cli.errors import InputError
 from rlaif_cli.ui.text import counted
 
@@ -99,6 +99,8 @@ def _of_command(
             found[key] = value = [value]
         if key in _FORBIDDEN:
             errors.append(f"'{key}' may only come from {_FORBIDDEN[key]}")
+        elif key == "judge" and any(name_and_address(str(each))[1] for each in value):
+            errors.append(f"'{key}' with an address may only come from the command line")
         elif error := _error(context, options[key], value):
             errors.append(error)
     return found

@@ -158,7 +158,7 @@ def _cli_type(annotation: Any) -> Any:
 def show_plan(console: Console, name: str, settings: StageConfig) -> None:
     """Print the resolved config of a `--dry-run` to stderr; the command adds the estimates."""
     console.say(f"{name}: resolved settings")
-    shown = settings.model_dump(mode="json")
+    shown = settings.shown()
     model = shown.get("model") or shown.get("judge")
     if "engine" in shown and model:
         from rlaif_cli.engines import engine_name

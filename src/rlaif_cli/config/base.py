@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -32,6 +32,31 @@ def address_fault(text: str) -> str | None:
     except ValueError:  # a port that is not a number, or brackets without an IPv6 address
         usable = False
     return None if usable and " " not in text else f"{text!r} is not a server address: http://host:port/v1"
+
+
+def shown_address(url: str) -> str:
+    """A URL without user name, password and query, which may be secrets."""
+    try:
+        parts = urlsplit(url)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    except ValueError:
+        return "…"
+
+
+def name_and_address(text: str) -> tuple[str, str | None]:
+    """A model with its own server, NAME@URL; a name may contain @ itself."""
+    place = min((found for scheme in ("@http://", "@https://") if (found := text.find(scheme)) > 0), default=-1)
+    return (text, None) if place < 0 else (text[:place], text[place + 1 :])
+
+
+def _shown(value: Any) -> Any:
+    """A model or an address, or several, without what may be secret."""
+    if not isinstance(value, str):
+        return [_shown(each) for each in value]
+    name, address = name_and_address(value)
+    if address:
+        return f"{name}@{shown_address(address)}"
+    return shown_address(value) if value.startswith(("http://", "https://")) else value
 
 
 def _addresses(given: tuple[str, ...]) -> tuple[str, ...]:
@@ -199,6 +224,11 @@ class StageConfig(BaseModel):
         if extra["argument"]:
             return field_name.upper()
         return str(extra.get("short") or extra.get("flag") or as_option(field_name))
+
+    def shown(self) -> dict[str, Any]:
+        """All settings, to be printed or recorded: addresses without user name, password and query."""
+        values = self.model_dump(mode="json")
+        return values | {name: _shown(values[name]) for name in ("base_url", "judge") if values.get(name)}
 
     def deciding(self) -> dict[str, Any]:
         """The settings that affect the output; a resumed run must have the same values."""

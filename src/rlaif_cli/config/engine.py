@@ -13,7 +13,10 @@ from rlaif_cli.config.naming import SettingError, option
 EngineName = Literal["vllm", "transformers", "fake"]  # what can run a policy
 
 
-AnyEngineName = Literal["vllm", "transformers", "openai", "ray", "fake"]  # what can run a data stage
+AnyEngineName = Literal["vllm", "transformers", "openai", "decisions", "ray", "fake"]  # what can run a data stage
+
+
+SERVERS = ("openai", "decisions")  # the model runs elsewhere, behind an HTTP API
 
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -24,21 +27,25 @@ class EngineConfig(ChatConfig, section=ENGINE):
 
     engine: AnyEngineName | None = setting(
         None,
-        "What runs the model: vllm, transformers, openai (a server), ray (vLLM on a cluster) or fake. Default: vllm, "
-        "or fake for the model 'fake'.",
+        "What runs the model: vllm, transformers, openai (a server), decisions (a judge behind a decision endpoint), "
+        "ray (vLLM on a cluster) or fake. Default: vllm, or fake for the model 'fake'.",
     )
     base_url: Addresses = setting(
         (),
-        "openai: the server, http://host:port/v1. Repeat to use several servers. The key is read from OPENAI_API_KEY.",
+        "openai, decisions: the server, http://host:port/v1. Repeat to use several servers. The key is read from "
+        "OPENAI_API_KEY.",
         output=False,
     )
-    concurrency: int = setting(16, "openai: concurrent requests per server.", ge=1, output=False)
-    retries: int = setting(5, "openai: retries per request, with exponential backoff.", ge=0, output=False)
-    timeout: float = setting(120.0, "openai: timeout of a request in seconds.", gt=0, output=False)
+    concurrency: int = setting(16, "openai, decisions: concurrent requests per server.", ge=1, output=False)
+    retries: int = setting(5, "openai, decisions: retries per request, with exponential backoff.", ge=0, output=False)
+    timeout: float = setting(120.0, "openai, decisions: timeout of a request in seconds.", gt=0, output=False)
     price_in: float | None = setting(
-        None, "openai: price per million input tokens, to record the cost in the manifest.", ge=0, output=False
+        None,
+        "openai, decisions: price per million input tokens, to record the cost in the manifest.",
+        ge=0,
+        output=False,
     )
-    price_out: float | None = setting(None, "openai: price per million output tokens.", ge=0, output=False)
+    price_out: float | None = setting(None, "openai, decisions: price per million output tokens.", ge=0, output=False)
     dtype: Dtype = setting(
         "auto",
         "Data type of the weights. auto: that of the checkpoint, or float32 on a CPU without bf16 instructions.",
@@ -82,18 +89,31 @@ class EngineConfig(ChatConfig, section=ENGINE):
 
     @model_validator(mode="after")
     def _server_options(self) -> EngineConfig:
-        if self.base_url and self.engine != "openai":
-            raise SettingError(f"{option('base_url')} needs {option('engine')} openai")
-        if self.engine == "openai" and self.max_length is not None:
+        if self.base_url and self.engine not in SERVERS:
+            raise SettingError(f"{option('base_url')} needs {option('engine')} openai or decisions")
+        if self.engine in SERVERS and self.max_length is not None:
             raise SettingError(
-                f"{option('max_length')} needs the model's tokenizer, which {option('engine')} openai does not have"
+                f"{option('max_length')} needs the model's tokenizer, which {option('engine')} {self.engine} does not "
+                "have"
             )
         if (self.price_in is None) != (self.price_out is None):
             raise SettingError(f"{option('price_in')} and {option('price_out')} must be given together")
         return self
 
 
-class GenerateConfig(EngineConfig):
+class WriterConfig(EngineConfig):
+    """A stage whose model writes text."""
+
+    @model_validator(mode="after")
+    def _writes(self) -> WriterConfig:
+        if self.engine == "decisions":
+            raise SettingError(
+                f"{option('engine')} decisions writes no text: it can only judge; use {option('engine')} openai"
+            )
+        return self
+
+
+class GenerateConfig(WriterConfig):
     """Sample candidate responses for every prompt."""
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -121,7 +141,7 @@ class GenerateConfig(EngineConfig):
         return self
 
 
-class ReviseConfig(EngineConfig):
+class ReviseConfig(WriterConfig):
     """Critique and rewrite responses by a constitution. The first phase of Constitutional AI."""
 
     examples: ClassVar[tuple[str, ...]] = (

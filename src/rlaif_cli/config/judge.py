@@ -7,8 +7,19 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import MinLen
 from pydantic import field_validator, model_validator
 
-from rlaif_cli.config.base import FROM, JUDGING, ORDERED, OUTPUT, InputConfig, Names, setting
-from rlaif_cli.config.engine import EngineConfig
+from rlaif_cli.config.base import (
+    FROM,
+    JUDGING,
+    ORDERED,
+    OUTPUT,
+    InputConfig,
+    Names,
+    address_fault,
+    name_and_address,
+    setting,
+    shown_address,
+)
+from rlaif_cli.config.engine import SERVERS, EngineConfig
 from rlaif_cli.config.naming import SettingError, option
 
 Judges = Annotated[Names, MinLen(1)]
@@ -21,13 +32,34 @@ def judge_sees() -> Any:
     )
 
 
+_ONE_QUESTION = "takes one question and no earlier turns"
+_OWN_PROMPT = "writes the model's prompt itself"
+_NOT_FOR_DECISIONS = {
+    "samples": "returns the probabilities themselves",
+    "cot": "answers without writing text",
+    "shots": _ONE_QUESTION,
+    "chat_template_arg": _OWN_PROMPT,
+    "judge_template_arg": _OWN_PROMPT,
+    "reasoning_marks": _OWN_PROMPT,
+}
+
+
+def _judge_names(judge: tuple[str, ...]) -> tuple[str, ...]:
+    pairs = [name_and_address(each) for each in judge]
+    names = [name for name, _ in pairs]
+    return tuple(
+        f"{name}@{shown_address(address)}" if address and names.count(name) > 1 else name for name, address in pairs
+    )
+
+
 class JudgeConfig(EngineConfig, section=JUDGING):
     """How a judge is queried."""
 
     _reasons_with: ClassVar[tuple[str, ...]] = ("samples",)  # the settings with which a judge may reason
 
     judge: Judges = setting(
-        help="A built-in name, a folder, a .gguf file or a hub name. Repeat for a panel of judges, averaged."
+        help="A built-in name, a folder, a .gguf file or a hub name; NAME@URL: behind this server. Repeat for a panel "
+        "of judges, averaged."
     )
     constitution: str = setting(help="Name of a shipped constitution, or a YAML file.")
     method: Literal["pairwise", "score", "contrast"] = setting(
@@ -45,23 +77,70 @@ class JudgeConfig(EngineConfig, section=JUDGING):
     samples: int = setting(
         0, "Pairwise and score: sample this many answers and count them, for judges that return no log-probs.", ge=0
     )
+    structured: bool = setting(
+        False,
+        "With --samples and --engine openai: have the server constrain each answer to JSON (response_format), so that "
+        "it always is a label and its mass says nothing. A server that does not accept this is asked without.",
+    )
     rationale_tokens: int = setting(
         512, "With --cot, and for servers with --samples: maximum tokens of reasoning before an answer.", ge=1
+    )
+    decision_format: Literal["decisions", "sglang", "systemone"] | None = setting(
+        None,
+        "decisions: the wire format of the endpoint: decisions (OpenAI's), sglang (its own fields at the same path) or "
+        "systemone. Default: tried in this order.",
     )
     contrast_scale: float = setting(
         20.0, "Contrast: k in sigmoid(k (score_a - score_b)); scores are in nats per token.", gt=0
     )
 
     @property
+    def judge_names(self) -> tuple[str, ...]:
+        """The judges as records and messages name them: with their address only if that tells two apart."""
+        return _judge_names(self.judge)
+
+    @property
     def judge_name(self) -> str:
-        return " + ".join(self.judge)
+        return " + ".join(self.judge_names)
+
+    def deciding(self) -> dict[str, Any]:
+        """Judges by name: an address does not affect the output, and may contain a secret."""
+        names = self.judge_names
+        return super().deciding() | {"judge": names[0] if len(names) == 1 else list(names)}
 
     @field_validator("judge")
     @classmethod
     def _each_once(cls, judge: tuple[str, ...]) -> tuple[str, ...]:
-        if twice := sorted({name for name in judge if judge.count(name) > 1}):
+        names = _judge_names(judge)
+        if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"'{twice[0]}' is given twice: the judges of a panel must differ")
+        for address in filter(None, (name_and_address(each)[1] for each in judge)):
+            if fault := address_fault(address):
+                raise ValueError(fault)
         return judge
+
+    @model_validator(mode="after")
+    def _own_addresses(self) -> JudgeConfig:
+        if any(name_and_address(judge)[1] for judge in self.judge):
+            if self.engine not in SERVERS:
+                raise SettingError(f"{option('judge')} NAME@URL needs {option('engine')} openai or decisions")
+            if self.base_url:
+                raise SettingError(
+                    f"{option('base_url')} and {option('judge')} NAME@URL cannot be combined: give each judge its own "
+                    "address"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _of_decisions(self) -> JudgeConfig:
+        if self.engine != "decisions":
+            if self.decision_format:
+                raise SettingError(f"{option('decision_format')} needs {option('engine')} decisions")
+            return self
+        for name, why in _NOT_FOR_DECISIONS.items():
+            if getattr(self, name, None) not in (None, 0, False, (), "refuse"):
+                raise SettingError(f"{option(name)} does not apply to {option('engine')} decisions, which {why}")
+        return self
 
     @model_validator(mode="after")
     def _of_this_method(self) -> JudgeConfig:
@@ -69,13 +148,15 @@ class JudgeConfig(EngineConfig, section=JUDGING):
             raise SettingError(
                 f"{option('samples')} does not apply to {option('method')} contrast, which does not ask the judge"
             )
+        if self.structured and not (self.samples and self.engine == "openai"):
+            raise SettingError(f"{option('structured')} needs {option('samples')} and {option('engine')} openai")
         changed = self.rationale_tokens != type(self).model_fields["rationale_tokens"].default
         if changed and not any(getattr(self, name) for name in self._reasons_with):
             raise SettingError(f"{option('rationale_tokens')} needs {' or '.join(map(option, self._reasons_with))}")
-        if self.method == "contrast" and self.engine == "openai":
+        if self.method == "contrast" and self.engine in SERVERS:
             raise SettingError(
                 f"{option('method')} contrast needs the log-probs of given texts, which {option('engine')} "
-                "openai does not return"
+                f"{self.engine} does not return"
             )
         return self
 
@@ -101,9 +182,14 @@ class CompareConfig(JudgeConfig, section=JUDGING):
             for name in ("shots", "cot", "clamp"):
                 if getattr(self, name):
                     raise SettingError(f"{option(name)} needs {option('method')} pairwise")
-        if self.engine == "openai" and self.truncate != "refuse":
+        if self.structured and self.cot:
             raise SettingError(
-                f"{option('truncate')} needs the model's tokenizer, which {option('engine')} openai does not have"
+                f"{option('structured')} leaves no space for the explanation that {option('cot')} asks for"
+            )
+        if self.engine in SERVERS and self.truncate != "refuse":
+            raise SettingError(
+                f"{option('truncate')} needs the model's tokenizer, which {option('engine')} {self.engine} does not "
+                "have"
             )
         if self.clamp and not 0 <= self.clamp[0] <= self.clamp[1] <= 1:
             raise SettingError(
@@ -125,7 +211,23 @@ class LabelConfig(CompareConfig):
     )
     pairs: str = setting("chain", "Which responses to compare: all, chain (neighbours) or random:K.")
     judge_sees: Part = judge_sees()
+    recheck: int | None = setting(
+        None,
+        "Of a finished output: ask the judge K of its rows again, drawn by seed, each twice, and say whether it has "
+        "drifted (exit code 3). Writes OUTPUT.recheck.json; the output is not changed.",
+        ge=2,
+        output=False,
+    )
     ordered: bool = setting(False, ORDERED, section=OUTPUT)
+
+    @model_validator(mode="after")
+    def _recheck_a_file(self) -> LabelConfig:
+        if self.recheck and (self.output == "-" or self.overwrite):
+            what = f"a finished output, which {option('overwrite')} discards"
+            if self.output == "-":
+                what = f"a finished file: {option('output')}"
+            raise SettingError(f"{option('recheck')} needs {what}")
+        return self
 
 
 class AnnotateConfig(InputConfig):

@@ -15,10 +15,11 @@ from rlaif_cli.config.base import (
     Names,
     Numbers,
     function_names,
+    name_and_address,
     setting,
 )
 from rlaif_cli.config.chat import TEMPLATE_HELP, TemplateArguments
-from rlaif_cli.config.engine import AnyEngineName
+from rlaif_cli.config.engine import SERVERS, AnyEngineName
 from rlaif_cli.config.judge import JudgeConfig
 from rlaif_cli.config.naming import SettingError, option
 
@@ -84,18 +85,21 @@ class RewardSourceConfig(ScorersConfig, section=REWARDS):
     )
     contrast_scale: float = setting(20.0, "For --judge: factor by which contrast scores are multiplied.", gt=0)
     judge_engine: AnyEngineName | None = setting(
-        None, "For --judge: vllm, transformers, openai (a server) or fake. Default: --engine.", section=ENGINE
+        None,
+        "For --judge: vllm, transformers, openai (a server), decisions or fake. Default: --engine.",
+        section=ENGINE,
     )
     judge_template_arg: TemplateArguments = setting((), TEMPLATE_HELP.format("the judge's"), section=ENGINE)
     base_url: Addresses = setting(
         (),
-        "For --judge-engine openai: the server. Repeat to use several. The key is read from OPENAI_API_KEY.",
+        "For --judge-engine openai or decisions: the server. Repeat to use several. The key is read from "
+        "OPENAI_API_KEY.",
         section=ENGINE,
         output=False,
     )
     concurrency: int = setting(
         16,
-        "For --judge-engine openai: concurrent requests per server.",
+        "For --judge-engine openai or decisions: concurrent requests per server.",
         ge=1,
         section=ENGINE,
         output=False,
@@ -118,12 +122,14 @@ class RewardSourceConfig(ScorersConfig, section=REWARDS):
             )
         if self.judge is not None and self.constitution is None:
             raise SettingError(f"{option('judge')} needs {option('constitution')}")
-        if self.base_url and self.judge_engine != "openai":
-            raise SettingError(f"{option('base_url')} needs {option('judge_engine')} openai")
-        if self.judge_engine == "openai" and self.method == "contrast":
+        if self.judge is not None and name_and_address(self.judge)[1]:
+            raise SettingError(f"{option('judge')} NAME@URL is for panels: give the server with {option('base_url')}")
+        if self.base_url and self.judge_engine not in SERVERS:
+            raise SettingError(f"{option('base_url')} needs {option('judge_engine')} openai or decisions")
+        if self.judge_engine in SERVERS and self.method == "contrast":
             raise SettingError(
-                f"{option('judge_engine')} openai needs {option('method')} score: a server does not return the "
-                "log-probs of given texts"
+                f"{option('judge_engine')} {self.judge_engine} needs {option('method')} score: a server does not "
+                "return the log-probs of given texts"
             )
         if self.judge is None:
             for name in (

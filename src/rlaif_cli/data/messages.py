@@ -38,6 +38,22 @@ class Message(BaseModel):
         return row
 
 
+class Asked(Message):
+    """A question to a judge as one turn, with its parts for an engine that takes them separately.
+
+    Attributes:
+        material: what is judged, marked as data.
+        question: the question about it, without how to write the answer.
+        options: what each label means, in the labels' order.
+        scale: the options are levels, the lowest first.
+    """
+
+    material: str
+    question: str
+    options: tuple[str, ...]
+    scale: bool = False
+
+
 def check_last_turn(turns: list[Message]) -> list[Message]:
     last = turns[-1].role
     if last == "user" and not turns[-1].content:

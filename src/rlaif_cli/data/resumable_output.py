@@ -35,6 +35,9 @@ from rlaif_cli.data.torn_lines import drop_torn_line
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.ui import messages
 
+# By model, how many answers had which value of a field: {"judge": {"model": {"judge-2026": 60}}}.
+Servers = dict[str, dict[str, dict[str, int]]]
+
 
 class Output:
     """An append-only JSONL output that knows which rows it already has.
@@ -48,6 +51,7 @@ class Output:
         done: the keys of the rows already in the file.
         complete: the file already has all rows of this run: there is nothing to do.
         usage: what the rows have cost so far, including interrupted runs; see `spend`.
+        servers: what the servers said that they are; see `spend`.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Output:
         self.done = HashSet()
         self.complete = False
         self.usage: Counter[str] = Counter()
+        self.servers: Servers = {}
         self._on_row = on_row
         self._started = self._flushed = time.monotonic()
         if path is None:
@@ -125,9 +130,13 @@ class Output:
         except OSError as error:
             raise cannot_write(self.path or "stdout", error) from error
 
-    def spend(self, usage: dict[str, float]) -> None:
-        """Add to what the rows have cost; saved in `<output>.run.json` for a resumed run."""
+    def spend(self, usage: dict[str, float], servers: Servers | None = None) -> None:
+        """Add to what the rows have cost, and who answered; saved in `<output>.run.json` for a resumed run."""
         self.usage.update(usage)
+        for model, fields in (servers or {}).items():
+            before = self.servers.setdefault(model, {})
+            for name, counts in fields.items():
+                before[name] = dict(Counter(before.get(name, {})) + Counter(counts))
         if self.usage["uncounted"]:  # then the known cost is only a part
             self.usage.pop("cost", None)
         if self.path is not None:
@@ -135,7 +144,7 @@ class Output:
 
     def _write_run(self) -> None:
         record = {"rlaif": __version__, "output": str(self.path), "settings": self.settings, "usage": self.usage}
-        write_json(self._run_path, record)
+        write_json(self._run_path, record | ({"servers": self.servers} if self.servers else {}))
 
     def finish(self, manifest: dict[str, Any]) -> None:
         """Make the rows durable, then write the manifest, which declares them complete."""
@@ -153,6 +162,7 @@ class Output:
                 "sha256": content_sha256(self.path),
                 "seconds": round(time.monotonic() - self._started, 1),
                 **({"usage": self.usage} if self.usage else {}),
+                **({"servers": self.servers} if self.servers else {}),
                 **manifest,
             },
         )
@@ -178,9 +188,20 @@ class Output:
         manifest = read_json(state, settings=dict, hint=START_OVER)
         refuse_changed_settings(manifest, self.settings, path)
         self.usage.update(_numbers(manifest.get("usage", {}), state))
+        self.servers = _servers(manifest.get("servers", {}), state)
         # A finished file that has become shorter has lost rows: they are recomputed.
         self.complete = state == self.manifest_path and manifest.get("bytes") == path.stat().st_size
         self.done = drop_torn_line(path, self._on_row)
+
+
+def _servers(found: Any, where: Path) -> Servers:
+    try:
+        return {
+            model: {name: {value: int(count) for value, count in counts.items()} for name, counts in fields.items()}
+            for model, fields in found.items()
+        }
+    except (AttributeError, TypeError, ValueError):
+        raise InputError("'servers' is invalid", where=str(where), hint=START_OVER) from None
 
 
 def _numbers(found: Any, where: Path) -> dict[str, float]:

@@ -7,21 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif_cli.config.engine import EngineConfig
+from rlaif_cli.config.base import name_and_address
+from rlaif_cli.config.engine import SERVERS, EngineConfig
 from rlaif_cli.engines.base import Completion, Engine, Failed, Request, Sampling, Usage, gather
 from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.resolve import resolve_model
 
 FAKE = "fake"
 SERVER = "openai"
+DECISIONS = "decisions"
 CLUSTER = "ray"
 LOCAL = ("vllm", "transformers")  # engines that load a checkpoint themselves
 
 __all__ = [
     "CLUSTER",
+    "DECISIONS",
     "FAKE",
     "LOCAL",
     "SERVER",
+    "SERVERS",
     "Completion",
     "Engine",
     "EnginePool",
@@ -55,14 +59,19 @@ class ResolvedModel:
 
     Attributes:
         path: the checkpoint's folder; None for the fake model, or one that only a server knows.
+        address: of its own server; None: the config says where it is.
     """
 
     name: str
     path: Path | None
+    address: str | None = None
 
 
 def resolve(config: EngineConfig, name: str) -> ResolvedModel:
     """Raises: ModelError: the config's engine loads a checkpoint, and there is none of this name."""
+    if computing_engine(config, name) in SERVERS:
+        model, address = name_and_address(name)
+        return ResolvedModel(model, None, address)
     return ResolvedModel(name, resolve_model(name) if computing_engine(config, name) in LOCAL else None)
 
 
@@ -70,8 +79,9 @@ def open_engine(name: str, path: Path | str | None, **options: Any) -> Engine:
     """Start an engine.
 
     Args:
-        name: "vllm", "transformers", "openai", "ray" or "fake".
-        path: the checkpoint's folder; for "openai" the model's name on the server; None for the fake model.
+        name: "vllm", "transformers", "openai", "decisions", "ray" or "fake".
+        path: the checkpoint's folder; the model's name on the server for "openai" and "decisions"; None for the fake
+            model.
         options: see the engine's class.
 
     Raises:
@@ -85,6 +95,10 @@ def open_engine(name: str, path: Path | str | None, **options: Any) -> Engine:
         from rlaif_cli.engines.openai import OpenAIEngine
 
         return OpenAIEngine(str(path), **options)
+    if name == DECISIONS:
+        from rlaif_cli.engines.decisions import DecisionsEngine
+
+        return DecisionsEngine(str(path), **options)
     if name == CLUSTER:
         from rlaif_cli.engines.ray import RayEngine
 
@@ -126,9 +140,13 @@ class EnginePool:
     def _settings(self, config: EngineConfig, model: ResolvedModel) -> tuple[str, Path | str | None, dict[str, Any]]:
         name, computing = engine_name(config, model.name), computing_engine(config, model.name)
         options: dict[str, Any] = {}
-        if computing == SERVER:
+        if computing in SERVERS:
             options = {key: getattr(config, key) for key in ("base_url", "concurrency", "retries", "timeout")}
+            options["base_url"] = (model.address,) if model.address else config.base_url
+        if computing == SERVER:
             options["template_arguments"] = config.chat_format[0]
+        if computing == DECISIONS:
+            options["decision_format"] = getattr(config, "decision_format", None)
         if computing in LOCAL:
             options = {"dtype": config.dtype, "max_length": config.max_length, "seed": config.seed}
             options["chat"] = ChatFormat(*config.chat_format)
@@ -143,7 +161,7 @@ class EnginePool:
                 "gpus_per_replica": config.gpus_per_replica,
                 "batch": config.replica_batch,
             }
-        return name, model.name if computing == SERVER else model.path, options
+        return name, model.name if computing in SERVERS else model.path, options
 
     def close(self) -> None:
         while self._open:

@@ -45,6 +45,7 @@ class Sampling:
     top_p: float = 1.0
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()  # a server that can is to constrain the answer to one of these, as {"number": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,10 @@ UNSEEN = 0.05  # answers of unknown probability may have at most this share of t
 
 class Bound(float):
     """An upper bound for an unknown log-prob; the bounds of a request bound its unknown probabilities together."""
+
+
+class Relative(float):
+    """A log-prob among the choices alone: how much the model puts on anything else is unknown."""
 
 
 @dataclass

@@ -67,6 +67,7 @@ class OpenAIEngine:
             template_arguments=parse_arguments(template_arguments),
         )
         self.usage, self.max_length = self._fleet.usage, self._fleet.max_length
+        self.identity = self._fleet.identity
         self._returns_logprobs = False  # if so, an answer without them is an error of that answer, not of the server
         self._single_token: set[str] = set()  # labels of several digits that were seen as one token
 
@@ -88,6 +89,7 @@ class OpenAIEngine:
                     top_p=sampling.top_p,
                     max_tokens=sampling.max_tokens,
                     stop=list(sampling.stop) or None,
+                    response_format=_one_number(sampling.numbers) if sampling.numbers else None,
                     seed=None if request.seed is None else request.seed + len(found),
                 )
                 found += [answers.completion(choice) for choice in answers.choices(answer, missing)]
@@ -175,3 +177,14 @@ class OpenAIEngine:
 
     def close(self) -> None:
         self._fleet.close()
+
+
+def _one_number(numbers: Sequence[int]) -> dict[str, Any]:
+    """The `response_format` for one of these numbers (https://platform.openai.com/docs/guides/structured-outputs)."""
+    schema = {
+        "type": "object",
+        "properties": {"number": {"type": "integer", "enum": list(numbers)}},
+        "required": ["number"],
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}

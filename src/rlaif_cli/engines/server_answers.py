@@ -137,7 +137,7 @@ def _why_no_text(message: dict[str, Any], text: str, reason: str | None, may_be_
     if text.strip() or may_be_empty:
         return ""
     if reason == "length":
-        return "the answer has no text: it was cut off at --max-tokens"
+        return "the answer has no text: it was cut off at --max-tokens (of a judge: --rationale-tokens)"
     return f"the answer has no text (finish reason: {reason or 'not given'})"
 
 
@@ -164,8 +164,20 @@ def usage(body: dict[str, Any]) -> tuple[int | None, int | None]:
     return _count(field(body, "usage", "prompt_tokens")), _count(field(body, "usage", "completion_tokens"))
 
 
+def decision_usage(body: dict[str, Any]) -> tuple[int | None, int | None]:
+    """The same of a decision endpoint, most of which name them differently."""
+    found = _count(field(body, "usage", "input_tokens")), _count(field(body, "usage", "output_tokens"))
+    return usage(body) if found == (None, None) else found
+
+
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 50 else None
+
+
+def identity(body: dict[str, Any]) -> dict[str, str]:
+    """What the server says that it is: the model that answered, and its configuration."""
+    found = {name: body.get(name) for name in ("model", "system_fingerprint")}
+    return {name: value[:200] for name, value in found.items() if isinstance(value, str) and value and _is_text(value)}
 
 
 def model_list(content: bytes) -> dict[str, dict[str, Any]] | None:

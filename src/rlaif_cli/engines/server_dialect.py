@@ -104,6 +104,9 @@ class Dialect:
         if name == "top_logprobs" and (fewer := _number_below(words, self.max_top_logprobs)):
             self.max_top_logprobs = fewer
             return f"log-probs of at most {fewer} tokens: rarer labels are bounded by the last one listed"
+        if name == "response_format":
+            self.omitted.add(name)
+            return "'response_format' is not accepted: answers are read as plain text"
         if name == "seed" or (name in ("temperature", "top_p") and value == 1):
             self.omitted.add(name)
             if name == "seed":

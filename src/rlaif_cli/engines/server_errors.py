@@ -6,9 +6,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-from rlaif_cli.config.base import address_fault
+from rlaif_cli.config.base import address_fault, shown_address
 from rlaif_cli.config.naming import option
 from rlaif_cli.errors import EngineError, UsageError
 
@@ -128,15 +127,6 @@ def _words(value: Any, depth: int = 0) -> Iterator[str]:
     elif isinstance(value, dict) and depth < _DEPTH:
         for key in (*_TEXTS, "code", "param", "loc", "type"):
             yield from _words(value.get(key), depth + 1)
-
-
-def shown_address(url: str) -> str:
-    """A URL without user name, password and query, which may be secrets."""
-    try:
-        parts = urlsplit(url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    except ValueError:
-        return "…"
 
 
 def server_text(body: Any, depth: int = 0) -> str:

@@ -16,11 +16,13 @@ import random
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlaif_cli.config.base import shown_address
 from rlaif_cli.config.naming import option
 from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines import server_errors as errors
@@ -32,7 +34,8 @@ from rlaif_cli.ui import messages
 
 _MAX_FAILURES = 20  # consecutive failures after which a server counts as dead
 _MAX_IDENTICAL_FAILURES = 5  # of the first requests, after which all are assumed to fail
-_REFUSES_ALL = {401, 403, 404}  # status codes that a server would return for every request
+_MAX_IDENTITIES = 40  # different values that are counted one by one
+_REFUSES_ALL = {401, 403, 404, 501}  # status codes that a server would return for every request
 
 
 @dataclass
@@ -69,6 +72,8 @@ class AmbiguousFailure(Exception):
 
 
 Ask = Callable[[Server, Request], Any]
+Check = Callable[[dict[str, Any]], object]
+CountTokens = Callable[[dict[str, Any]], tuple[int | None, int | None]]
 
 
 class Fleet:
@@ -83,6 +88,7 @@ class Fleet:
 
     Attributes:
         usage: the tokens that they reported.
+        identity: how many answers had which `model` and `system_fingerprint`, by (field, value).
         max_length: the smallest of their contexts, tokens; 0: not reported.
 
     Raises:
@@ -103,6 +109,7 @@ class Fleet:
     ) -> None:
         self._openai = _import_openai()
         self.usage = Usage()
+        self.identity: Counter[tuple[str, str]] = Counter()
         self._model = model
         self._retries = retries
         # The key is only read from the environment; self-hosted servers need none, but the client requires one.
@@ -120,7 +127,7 @@ class Fleet:
             self._servers = [
                 Server(
                     connect(base_url=address),
-                    errors.shown_address(address) if address else "the default server",
+                    shown_address(address) if address else "the default server",
                     Dialect(template_arguments=template_arguments),
                 )
                 for address in (*base_url,) or (None,)
@@ -182,12 +189,30 @@ class Fleet:
                 if error.status_code not in PERMANENT:
                     raise
                 self._refused(server, request, options, body, error)
-        answer = answers.parsed(sent.http_response.content)
-        answers.choices(answer)
+        return self._counted(server, sent.http_response.content, answers.choices, answers.usage)
+
+    def post(self, server: Server, path: str, body: dict[str, Any], check: Check) -> dict[str, Any]:
+        """Send a decision to a path of a server; returns the JSON of the answer.
+
+        Args:
+            check: raises `Unusable` if this is no answer.
+        """
+        from httpx import Response
+
+        sent = server.client.post(path, cast_to=Response, body={"model": self._model, **body})
+        return self._counted(server, sent.content, check, answers.decision_usage)
+
+    def _counted(self, server: Server, content: bytes, check: Check, usage: CountTokens) -> dict[str, Any]:
+        """The JSON of an answer, which shows that the server works."""
+        answer = answers.parsed(content)
+        check(answer)
         with self._lock:
             server.failures = 0
             self._answered = True
-            self.usage.add(*answers.usage(answer))
+            self.usage.add(*usage(answer))
+            for name, value in answers.identity(answer).items():
+                known = (name, value) in self.identity or len(self.identity) < _MAX_IDENTITIES
+                self.identity[name, value if known else "others"] += 1
         return answer
 
     def _refused(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rlaif_cli.config.engine import EngineConfig
-from rlaif_cli.engines import FAKE, ResolvedModel, computing_engine
+from rlaif_cli.engines import DECISIONS, FAKE, ResolvedModel, computing_engine
+from rlaif_cli.engines.decisions import DecisionTokenizer
 from rlaif_cli.models.chat_template import ChatFormat
 from rlaif_cli.models.metadata import context_length
 from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer, FakeTokenizer, RemoteTokenizer
@@ -18,9 +19,10 @@ def open_tokenizer(config: EngineConfig, model: ResolvedModel) -> tuple[AnyToken
     if model.path is not None:
         limit = context_length(model.path)
         return ChatTokenizer(model.path, ChatFormat(*config.chat_format)), min(limit, config.max_length or limit)
-    if computing_engine(config, model.name) == FAKE:
+    engine = computing_engine(config, model.name)
+    if engine == FAKE:
         return FakeTokenizer(), config.max_length or 1 << 20
-    return RemoteTokenizer(), None
+    return (DecisionTokenizer() if engine == DECISIONS else RemoteTokenizer()), None
 
 
 def too_long(tokens: int, limit: int | None, what: str) -> str | None:

@@ -15,7 +15,7 @@ from rlaif_cli.data.messages import Message, prompt_key
 from rlaif_cli.data.paths import beside, rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import NO_ANSWER, Candidates, Response
-from rlaif_cli.engines import EnginePool
+from rlaif_cli.engines import DECISIONS, EnginePool
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.evaluation.result import nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.judge import Judgement
@@ -142,6 +142,8 @@ def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool
                 f"'{name}' is not a candidates file; sampling from a model needs {option('prompts')}",
                 hint=f"give a .jsonl from `rlaif generate`, or add {option('prompts')}",
             )
+        if config.engine == DECISIONS:
+            raise UsageError(f"{option('engine')} decisions writes no text, so it cannot sample from '{name}'")
         path = str(beside(config.output, "win-rate", side))
         shared = {
             field: getattr(config, field)

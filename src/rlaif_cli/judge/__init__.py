@@ -56,13 +56,14 @@ __all__ = [
 
 def make_panel(config: JudgeConfig, judges: Sequence[Judge]) -> Judge:
     """The judge of a config, or a panel of several."""
-    return judges[0] if len(judges) == 1 else PanelJudge(dict(zip(config.judge, judges, strict=True)))
+    return judges[0] if len(judges) == 1 else PanelJudge(dict(zip(config.judge_names, judges, strict=True)))
 
 
 def make_judge(config: JudgeConfig, constitution: Constitution, engine: Engine) -> Judge:
     if config.method == "contrast":
         return ContrastJudge(engine, config.contrast_scale)
     asked: dict[str, Any] = {"min_mass": config.min_mass, "samples": config.samples, "seed": config.seed}
+    asked["structured"] = config.structured
     # A server may reason before every answer, whatever it is asked.
     asked["reasoning_tokens"] = config.rationale_tokens if engine.tokenizer.reasons is None else 0
     if config.method == "score":

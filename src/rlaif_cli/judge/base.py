@@ -36,7 +36,7 @@ class Judgement:
         by_principle: `p_a` for each principle alone.
         p_first: pairwise: per principle and order, P(the response shown first wins); a shown first, then b.
         mass: probability of the labels in the full distribution, for each of `p_first`; for scores, for a and b per
-            principle.
+            principle. Empty if the judge's server does not report it.
         scores: of a and b, mean over the principles: nats per token (contrast), or from 1 to 10 (score).
         flipped: pairwise: the same *position* won in both orders (averaged over the principles).
         rationales: the judge's reasoning before each answer.

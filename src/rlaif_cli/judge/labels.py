@@ -10,7 +10,18 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from rlaif_cli.data.messages import Message
-from rlaif_cli.engines.base import UNSEEN, Bound, Completion, Engine, Failed, Request, Sampling, gather, request_seed
+from rlaif_cli.engines.base import (
+    UNSEEN,
+    Bound,
+    Completion,
+    Engine,
+    Failed,
+    Relative,
+    Request,
+    Sampling,
+    gather,
+    request_seed,
+)
 from rlaif_cli.judge.prompts import ANSWER_PREFIX
 from rlaif_cli.models.tokenizer import AnyTokenizer, Spellings
 
@@ -19,6 +30,7 @@ Job = TypeVar("Job")
 # Maximum tokens of a sampled answer: enough for "Number: 10." written byte by byte and the end token, without which a
 # reply counts as cut off. A longer reply is not just an answer.
 ANSWER_TOKENS = 16
+JSON_TOKENS = 48  # {"number": 10}, with white space
 
 
 @dataclass(frozen=True)
@@ -29,15 +41,22 @@ class Answer:
         p: probability of each label in the full distribution; 0 if only an upper bound is known.
         unseen: upper bound for the total probability of the unknown labels.
         failed: set if there is no answer.
+        relative: `p` is among the labels alone, so its sum says nothing.
     """
 
     p: tuple[float, ...] = ()
     unseen: float = 0.0
     failed: Failed | None = None
+    relative: bool = False
 
     @property
     def mass(self) -> float:
         return sum(self.p)
+
+
+def known_masses(answers: Sequence[Answer]) -> tuple[float, ...]:
+    """The mass of each answer; empty if that of one is unknown."""
+    return () if any(answer.relative for answer in answers) else tuple(answer.mass for answer in answers)
 
 
 def unusable(answers: Sequence[Answer], min_mass: float) -> Failed | None:
@@ -45,7 +64,7 @@ def unusable(answers: Sequence[Answer], min_mass: float) -> Failed | None:
     for answer in answers:
         if answer.failed is not None:
             return answer.failed
-    masses = [answer.mass for answer in answers]
+    masses = [1.0 if answer.relative else answer.mass for answer in answers]
     if not all(map(math.isfinite, masses)):
         return Failed("the judge's log-probs are not finite", False)
     if min(masses) < min_mass or not min(masses):
@@ -94,6 +113,7 @@ class Labels:
         samples: sample this many answers and count them instead of reading log-probs.
         reasoning_tokens: maximum length of the reasoning before a sampled answer.
         seed: of those samples.
+        structured: have the server constrain them to JSON.
     """
 
     def __init__(
@@ -104,11 +124,13 @@ class Labels:
         samples: int = 0,
         reasoning_tokens: int = 0,
         seed: int = 0,
+        structured: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._labels = list(labels)
         self._samples, self._seed = samples, seed
-        self._answer_tokens = ANSWER_TOKENS + reasoning_tokens
+        self._structured = structured
+        self._answer_tokens = (JSON_TOKENS if structured else ANSWER_TOKENS) + reasoning_tokens
 
     def question(self, messages: Sequence[Message], prefill: str, reasoning: str | None = None) -> Question:
         """A question up to the label.
@@ -117,6 +139,7 @@ class Labels:
             prefill: the beginning of the reply before the label.
             reasoning: the model's own, before the reply.
         """
+        prefill = "" if self._structured else prefill  # the reply is JSON from its first character
         return Question(*self._tokenizer.answers(messages, prefill, self._labels, reasoning))
 
     def requests(self, question: Question) -> list[Request]:
@@ -131,7 +154,8 @@ class Labels:
             for job, questions in jobs
         )
         if self._samples:
-            sampling = Sampling(n=self._samples, max_tokens=self._answer_tokens)
+            numbers = tuple(map(int, self._labels)) if self._structured else ()
+            sampling = Sampling(n=self._samples, max_tokens=self._answer_tokens, numbers=numbers)
             for (job, _), sampled in gather(lambda requests: engine.generate(requests, sampling), asked):
                 yield job, [self._counted(completions) for completions in sampled]
             return
@@ -154,14 +178,21 @@ _ANSWER = re.compile(rf"(?:{re.escape(ANSWER_PREFIX.strip())}\s*)?([0-9]+)\.?")
 def sampled_label(completion: Completion, labels: Sequence[str]) -> str | None:
     """The label that a reply, or its last line, consists of; None if a label only occurs somewhere in it.
 
-    A label may have the answer prefix before it ("Number: 1") and a full stop after it. A reply that was cut off has no
-    last line, and a number in the reasoning is not an answer.
+    A label may have the answer prefix before it ("Number: 1") and a full stop after it; or the whole reply is JSON,
+    {"number": 1}. A reply that was cut off has no last line, and a number in the reasoning is not an answer.
     """
     if completion.no_answer or completion.finish_reason == "length" or not completion.answered:
         return None
-    lines = completion.text.strip().splitlines()
+    lines = completion.reply.splitlines()
     answer = _ANSWER.fullmatch(lines[-1].strip()) if lines else None
-    return answer[1] if answer and answer[1] in labels else None
+    label = answer[1] if answer else _json_number(completion.reply)
+    return label if label in labels else None
+
+
+def _json_number(text: str) -> str | None:
+    """The number of {"number": 1}, and nothing else."""
+    found = re.fullmatch(r"\{\s*\"number\"\s*:\s*([0-9]+)\s*\}", text)
+    return found[1] if found else None
 
 
 def _read(question: Question, found: Sequence[list[float] | Failed]) -> Answer:
@@ -184,4 +215,5 @@ def _read(question: Question, found: Sequence[list[float] | Failed]) -> Answer:
         for other, shorter, _ in spelled:
             if other != place and len(shorter) < len(tokens) and tokens[: len(shorter)] == shorter:
                 p[other] = max(0.0, p[other] - share)
-    return Answer(tuple(p), sum(math.exp(logprob) for logprob in choices if isinstance(logprob, Bound)))
+    unseen = sum(math.exp(logprob) for logprob in choices if isinstance(logprob, Bound))
+    return Answer(tuple(p), unseen, relative=any(isinstance(logprob, Relative) for logprob in choices))

@@ -17,7 +17,7 @@ from rlaif_cli.engines.base import Completion, Engine, Failed, Request, Sampling
 from rlaif_cli.judge import prompts
 from rlaif_cli.judge.base import Approval, Comparison, Judgement, Single, direction, mean, position_won
 from rlaif_cli.judge.constitution import Constitution
-from rlaif_cli.judge.labels import Answer, Labels, Question, unusable
+from rlaif_cli.judge.labels import Answer, Labels, Question, known_masses, unusable
 
 _CHUNK = 128  # comparisons whose rationales are decoded together before their labels are read
 
@@ -31,6 +31,7 @@ class PairwiseJudge:
         cot: the judge reasons before it answers.
         samples: count this many sampled answers instead of reading log-probs; with `cot`, each after its own reasoning.
         reasoning_tokens: maximum length of the judge's reasoning.
+        structured: have the server constrain sampled answers to JSON.
         clamp: bounds for the final probability (Bai et al. 2022, for labels after reasoning).
     """
 
@@ -48,6 +49,7 @@ class PairwiseJudge:
         samples: int = 0,
         reasoning_tokens: int = 0,
         seed: int = 0,
+        structured: bool = False,
     ) -> None:
         self._engine = engine
         self._constitution = constitution
@@ -55,7 +57,7 @@ class PairwiseJudge:
         self._shots = shots
         self._cot, self._samples, self._reasoning_tokens = cot, samples, reasoning_tokens
         self._clamp = clamp or (0.0, 1.0)
-        sampled = {"samples": samples, "reasoning_tokens": reasoning_tokens, "seed": seed}
+        sampled = {"samples": samples, "reasoning_tokens": reasoning_tokens, "seed": seed, "structured": structured}
         self._labels = Labels(engine.tokenizer, prompts.LABELS, **sampled)
 
     def requests(self, comparison: Comparison) -> list[Request]:
@@ -168,7 +170,7 @@ class PairwiseJudge:
 
     def _judgement(self, comparison: Comparison, answers: list[Answer], rationales: tuple[str, ...]) -> Judgement:
         """answers: per principle and order."""
-        mass = tuple(answer.mass for answer in answers)
+        mass = known_masses(answers)
         p_first = tuple(
             0.5 + direction(comparison.principles[place // 2]) * (answer.p[0] / answer.mass - 0.5)
             for place, answer in enumerate(answers)

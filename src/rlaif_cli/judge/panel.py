@@ -66,7 +66,7 @@ def combined(votes: dict[str, Judgement]) -> Judgement:
         p_a=mean([vote.p_a for vote in every if vote.p_a is not None]),
         by_principle=_means([vote.by_principle for vote in every]),
         p_first=p_first,
-        mass=_means([vote.mass for vote in every]),
+        mass=_means([vote.mass for vote in every]) if all(vote.mass for vote in every) else (),
         scores=_means([vote.scores for vote in every]),
         flipped=position_won(p_first),
         panel=votes,

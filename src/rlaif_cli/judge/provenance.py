@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlaif_cli.config.base import FUNCTION_FIELDS, StageConfig
+from rlaif_cli.config.engine import SERVERS
 from rlaif_cli.data import user_function
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.models.metadata import checkpoint_hash
@@ -27,4 +28,5 @@ def judging_hashes(config: StageConfig) -> dict[str, Any]:
 
 
 def _behind_a_server(config: Any, role: str) -> bool:
-    return role == "judge" and "openai" in (getattr(config, "engine", None), getattr(config, "judge_engine", None))
+    engines = (getattr(config, "engine", None), getattr(config, "judge_engine", None))
+    return role == "judge" and any(engine in SERVERS for engine in engines)

@@ -13,7 +13,7 @@ from rlaif_cli.engines.base import Engine, Request
 from rlaif_cli.judge import prompts
 from rlaif_cli.judge.base import Approval, Comparison, Judgement, NoReward, Prompt, Single, direction, mean
 from rlaif_cli.judge.constitution import Constitution, Principle
-from rlaif_cli.judge.labels import Answer, Labels, Question, unusable
+from rlaif_cli.judge.labels import Answer, Labels, Question, known_masses, unusable
 
 
 class ScoreJudge:
@@ -23,6 +23,7 @@ class ScoreJudge:
         min_mass: a response whose ten scores have less probability than this is unscored.
         samples: count this many sampled answers instead of reading log-probs.
         reasoning_tokens: maximum length of the reasoning before each of them.
+        structured: have the server constrain them to JSON.
     """
 
     method = "score"
@@ -36,11 +37,12 @@ class ScoreJudge:
         samples: int = 0,
         reasoning_tokens: int = 0,
         seed: int = 0,
+        structured: bool = False,
     ) -> None:
         self._engine = engine
         self._constitution = constitution
         self._min_mass = min_mass
-        sampled = {"samples": samples, "reasoning_tokens": reasoning_tokens, "seed": seed}
+        sampled = {"samples": samples, "reasoning_tokens": reasoning_tokens, "seed": seed, "structured": structured}
         self._labels = Labels(engine.tokenizer, prompts.SCORES, **sampled)
 
     def requests(self, comparison: Comparison) -> list[Request]:
@@ -91,7 +93,7 @@ class ScoreJudge:
 
     def _judgement(self, comparison: Comparison, answers: list[Answer]) -> Judgement:
         """answers: to the questions about a and b in turn, per principle."""
-        mass = tuple(answer.mass for answer in answers)
+        mass = known_masses(answers)
         failed = unusable(answers, self._min_mass)
         if failed is not None:
             return Judgement(None, failed.reason, failed.retryable, mass=mass)

@@ -31,7 +31,7 @@ class JudgeSession:
     """The judges of a config. They can build their questions at once; their engines are started when they are asked.
 
     Attributes:
-        models: the judges' models, each resolved once.
+        models: the judges' models, each resolved once, by the names that records have.
         members: the judges, one for each model.
 
     Raises:
@@ -40,16 +40,17 @@ class JudgeSession:
 
     def __init__(self, config: JudgeConfig, constitution: Constitution) -> None:
         self._config = config
-        self.models = [resolve(config, name) for name in config.judge]
-        opened = [open_tokenizer(config, model) for model in self.models]
+        models = [resolve(config, name) for name in config.judge]
+        self.models = dict(zip(config.judge_names, models, strict=True))
+        opened = [open_tokenizer(config, model) for model in models]
         self.tokenizers: list[AnyTokenizer] = [tokenizer for tokenizer, _ in opened]
         self.limits = [limit for _, limit in opened]
         self._engines = [DeferredEngine(tokenizer) for tokenizer in self.tokenizers]
         self.members: list[Judge] = [make_judge(config, constitution, engine) for engine in self._engines]
 
-    def start(self, engines: EnginePool) -> tuple[Judge, list[Engine]]:
-        """The judge, or the panel of several, and the engines that it asks."""
-        started = engines.get_all(self._config, self.models)
+    def start(self, engines: EnginePool) -> tuple[Judge, dict[str, Engine]]:
+        """The judge, or the panel of several, and the engines that it asks, by the names that records have."""
+        started = engines.get_all(self._config, list(self.models.values()))
         for deferred, engine in zip(self._engines, started, strict=True):
             deferred.start(engine)
-        return make_panel(self._config, self.members), started
+        return make_panel(self._config, self.members), dict(zip(self.models, started, strict=True))

@@ -98,7 +98,7 @@ def run(
                 raise
         summary["stages"][step.name] = {
             "run": step.kind,
-            "settings": step.config.model_dump(mode="json"),
+            "settings": step.config.shown(),
             "seconds": round(seconds() - started, 1),
             "results": numbers,
         }

@@ -90,7 +90,7 @@ def _generate(
         summary.resumed = len(output.done)
         if not output.complete:
             engine = engines.get(config, model)
-            with accounted(output, [engine], config):
+            with accounted(output, {model.name: engine}, config):
                 _sample(config, source, prompts.tokenized(source), output, engine, summary, progress)
         summary.without_text = summary.rows * config.n - summary.responses
         # A server reports the total tokens of the n responses, but not those of each.

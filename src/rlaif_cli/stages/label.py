@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from rlaif_cli.config.judge import LabelConfig
+from rlaif_cli.config.naming import option
 from rlaif_cli.data.hash_set import HashSet
 from rlaif_cli.data.messages import Message, as_messages
 from rlaif_cli.data.paths import beside, file_of, rejected_path
@@ -15,6 +16,7 @@ from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import NO_ANSWER, Candidates, PairsOnly, Preference, Unscored, Verdict, Vote
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import EnginePool
+from rlaif_cli.errors import UsageError
 from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.constitution_files import load_constitution
@@ -86,6 +88,10 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
         InputError: the candidates or the constitution are invalid, or a pair does not fit in the judge's context.
         UsageError: an option has an unknown name.
     """
+    if config.recheck:
+        raise UsageError(
+            f"{option('recheck')} asks a finished output's rows again; it is for the command line, not for a stage"
+        )
     constitution = load_constitution(config.constitution)
     choose_pairs = pair_chooser(config.pairs, config.seed)
     check_principles(config, constitution)
@@ -103,23 +109,28 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
     if config.dry_run:
         summary.pairs = pairs.count
         return summary
-    settings = config.deciding() | {"input_sha256": source.sha256} | {"constitution_sha256": constitution.sha256}
+    settings = label_settings(config, constitution, source)
     output = Output(file_of(config.output), settings, overwrite=config.overwrite, on_row=summary.add)
     unscored = UnscoredFile(config, settings, summary)
     try:
         done = output.done | unscored.done
         summary.resumed = len(done)
         if not output.complete:
-            comparisons = _comparisons(config, constitution, source, choose_pairs, done, budget)
+            asked = comparisons(config, constitution, source, lambda pair: pair not in done, budget)
             judge, started = budget.session.start(engines)
             with accounted(output, started, config):
-                _judge_all(config, judge, comparisons, output, unscored, summary, pairs.count, progress)
+                _judge_all(config, judge, asked, output, unscored, summary, pairs.count, progress)
         unscored.finish()
         finish(output, "label", config, budget.session.models, summary.as_numbers())
     finally:
         output.close()
         unscored.close()
     return summary
+
+
+def label_settings(config: LabelConfig, constitution: Constitution, source: Source[Any]) -> dict[str, Any]:
+    """Everything that determines the labels."""
+    return config.deciding() | {"input_sha256": source.sha256} | {"constitution_sha256": constitution.sha256}
 
 
 class _PairCount:
@@ -138,17 +149,18 @@ class _PairCount:
         return reason
 
 
-def _comparisons(
+def comparisons(
     config: LabelConfig,
     constitution: Constitution,
     source: Source[PairsOnly],
-    choose_pairs: Any,
-    done: HashSet,
+    wanted: Callable[[str], bool],
     budget: ContextBudget,
 ) -> Iterator[Comparison]:
+    """The pairs to judge; `wanted`: whether a pair, by its id, is to be judged. Keys: (row, i, j)."""
+    choose_pairs = pair_chooser(config.pairs, config.seed)
     for row in source:
         for i, j in choose_pairs(row):
-            if pair_id(row, i, j) not in done:
+            if wanted(pair_id(row, i, j)):
                 a, b = (row.responses[index].seen(config.judge_sees) for index in (i, j))
                 principles = choose_principles(constitution, config.principles, row.prompt, a, b, config.seed)
                 yield budget.fit(Comparison((row, i, j), row.prompt, a, b, principles))

@@ -87,7 +87,7 @@ def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallb
         summary.rows = summary.resumed = len(output.done)
         if not output.complete:
             engine = engines.get(config, model)
-            with accounted(output, [engine], config):
+            with accounted(output, {model.name: engine}, config):
                 _revise_all(config, constitution, engine, source, output, summary, progress)
         finish(output, "revise", config, model, vars(summary))
     finally:

@@ -17,12 +17,12 @@ from typing import Any
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.data.inputs import raw_lines
 from rlaif_cli.data.records import Candidates, Response
-from rlaif_cli.engines import FAKE, SERVER, computing_engine, engine_name
+from rlaif_cli.engines import DECISIONS, FAKE, SERVER, SERVERS, computing_engine, engine_name
 from rlaif_cli.engines.server_labels import reply_tokens
 from rlaif_cli.errors import RlaifError
 from rlaif_cli.judge import named_principles
 from rlaif_cli.judge.constitution_files import load_constitution
-from rlaif_cli.judge.labels import ANSWER_TOKENS
+from rlaif_cli.judge.labels import ANSWER_TOKENS, JSON_TOKENS
 from rlaif_cli.judge.prompts import LABELS, SCORES
 from rlaif_cli.pipeline.file import Step
 from rlaif_cli.pipeline.plan.work import File, Plan, Work
@@ -75,7 +75,7 @@ def _engine_work(config: Any, model: str, prefill: float, decode: float) -> tupl
     engine = computing_engine(config, model)
     if engine == FAKE:
         return ()
-    if engine == SERVER:
+    if engine in SERVERS:
         return None
     name = engine_name(config, model)
     names = (
@@ -174,7 +174,7 @@ def _judged(config: Any, pairs: int, texts: File) -> Plan:
         "pairwise": (2, 2, whole + 2 * texts.response, LABELS, whole + 4 * texts.response),
         "score": (
             2,
-            2 if config.engine == SERVER or config.samples else 4,
+            2 if config.engine in SERVERS or config.samples else 4,
             whole + texts.response,
             SCORES,
             whole + 2 * texts.response,
@@ -184,7 +184,7 @@ def _judged(config: Any, pairs: int, texts: File) -> Plan:
     answer = _answer_tokens(config, labels)
     all_prompts, all_calls = pairs * asked * prompts, pairs * asked * calls
     decoded = all_prompts * answer if config.samples else 0  # labels read from log-probs take no time to decode
-    if config.cot:  # the reasoning, then the label after it
+    if config.cot and not config.samples:  # the reasoning, then the label after it; a sample has both
         tokens_in = round(all_prompts * (2 * length + config.rationale_tokens))
         reasoning = all_prompts * config.rationale_tokens
         work = _judges_work(config, pairs * asked * uncached + reasoning, reasoning + decoded)
@@ -199,10 +199,11 @@ def _answer_tokens(config: Any, labels: Sequence[str]) -> int:
     In-process engines decode one token to get its log-probs. Not counted are the extra replies that some servers are
     asked for when a "1" may still become "10"; how often that happens depends on the judge.
     """
-    if not labels:
+    if not labels or config.engine == DECISIONS:
         return 0
     if config.samples:
-        return int(config.samples) * ANSWER_TOKENS
+        reasoning = config.rationale_tokens if config.engine == SERVER or getattr(config, "cot", False) else 0
+        return int(config.samples) * ((JSON_TOKENS if config.structured else ANSWER_TOKENS) + reasoning)
     return reply_tokens(labels) if config.engine == SERVER else 1
 
 
