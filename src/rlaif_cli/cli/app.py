@@ -28,7 +28,7 @@ from rlaif_cli.cli import (
     sft,
     train_rm,
 )
-from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, RlaifError
+from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Paused, RlaifError
 from rlaif_cli.ui import console
 
 MAX_ERRORS_SHOWN = 20
@@ -66,11 +66,15 @@ def say_interrupted() -> None:
 
 
 def show_error(error: RlaifError) -> None:
-    """Print `error: place: what`, the list of errors and `hint: how to fix it`, unless another process has done so."""
+    """Print `error: place: what` (or `paused: …`), the list of errors and `hint: how to fix it`.
+
+    Nothing is printed if another process has done so.
+    """
     if not error.what or not console.first_to_fail():
         return
     console.quiet = False
-    console.say(f"error: {error}", style="bold red")
+    paused = isinstance(error, Paused)
+    console.say(f"{'paused' if paused else 'error'}: {error}", style="yellow" if paused else "bold red")
     for each in error.errors[:MAX_ERRORS_SHOWN]:
         console.say(f"  {each}")
     if len(error.errors) > MAX_ERRORS_SHOWN:

@@ -38,6 +38,25 @@ class EngineConfig(ChatConfig, section=ENGINE):
         None, "openai: price per million input tokens, to record the cost in the manifest.", ge=0, output=False
     )
     price_out: float | None = setting(None, "openai: price per million output tokens.", ge=0, output=False)
+    max_cost: float | None = setting(
+        None,
+        "openai: stop before this output has cost more USD than this, over all runs; a rerun with a higher value "
+        "resumes. Needs the prices, from --price-in and --price-out or [prices] in rlaif.toml.",
+        gt=0,
+        output=False,
+    )
+    batch: bool = setting(
+        False,
+        "openai: send requests through the server's Batch API. The command submits them and ends with exit code 3; run "
+        "it again to collect the answers.",
+        output=False,
+    )
+    batch_wait: float = setting(
+        0.0, "With --batch: seconds to wait for each round of batches before the command ends.", ge=0, output=False
+    )
+    batch_size: int = setting(
+        50_000, "With --batch: requests per batch at most; a batch has at most 100 MB.", ge=1, le=50_000, output=False
+    )
     dtype: Dtype = setting(
         "auto",
         "Data type of the weights. auto: that of the checkpoint, or float32 on a CPU without bf16 instructions.",
@@ -87,6 +106,26 @@ class EngineConfig(ChatConfig, section=ENGINE):
             raise ValueError("--max-length needs the model's tokenizer, which --engine openai does not have")
         if (self.price_in is None) != (self.price_out is None):
             raise ValueError("--price-in and --price-out must be given together")
+        return self
+
+    @model_validator(mode="after")
+    def _spending_options(self) -> EngineConfig:
+        for name in ("batch_wait", "batch_size"):
+            if not self.batch and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"--{name.replace('_', '-')} needs --batch")
+        for option, given in (("--batch", self.batch), ("--max-cost", self.max_cost is not None)):
+            if given and self.engine != "openai":
+                raise ValueError(f"{option} needs --engine openai")
+            if given and getattr(self, "output", "-") == "-":
+                raise ValueError(f"{option} needs an output file (-o), so that a rerun can resume")
+        if self.max_cost is not None and self.price_in is None:
+            raise ValueError(
+                '--max-cost needs prices: --price-in and --price-out, or [prices."MODEL"] with in and out in rlaif.toml'
+            )
+        if self.batch and len(self.base_url) > 1:
+            raise ValueError("--batch needs a single --base-url")
+        if self.batch and getattr(self, "ordered", False):
+            raise ValueError("--ordered does not apply to --batch: failed requests are answered batches later")
         return self
 
 

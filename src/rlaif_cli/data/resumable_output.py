@@ -48,6 +48,7 @@ class Output:
         done: the keys of the rows already in the file.
         complete: the file already has all rows of this run: there is nothing to do.
         usage: what the rows have cost so far, including interrupted runs; see `spend`.
+        written: how many rows this run has added.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Output:
         self.done = HashSet()
         self.complete = False
         self.usage: Counter[str] = Counter()
+        self.written = 0
         self._key = key
         self._on_row = on_row
         self._started = self._flushed = time.monotonic()
@@ -105,6 +107,7 @@ class Output:
         """Append a row; it is flushed within a second, so a kill loses no more than that."""
         due = time.monotonic() - self._flushed > FLUSH_SECONDS
         self._write(record.model_dump_json(exclude_none=True) + "\n", flush=due)
+        self.written += 1
 
     def flush(self) -> None:
         self._write("", flush=True)
@@ -120,12 +123,16 @@ class Output:
         except OSError as error:
             raise cannot_write(self.path or "stdout", error) from error
 
-    def spend(self, usage: dict[str, float]) -> None:
-        """Add to what the rows have cost; saved in `<output>.run.json` for a resumed run."""
+    def spend(self, usage: dict[str, float], *, for_resume: bool = True) -> None:
+        """Add to what the rows have cost.
+
+        Args:
+            for_resume: save it in `<output>.run.json`, for a resumed run; not if another file does that.
+        """
         self.usage.update(usage)
         if self.usage["uncounted"]:  # then the known cost is only a part
             self.usage.pop("cost", None)
-        if self.path is not None:
+        if for_resume and self.path is not None:
             self._write_run()
 
     def _write_run(self) -> None:

@@ -24,7 +24,10 @@ from typing import Any
 from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines import server_errors as errors
 from rlaif_cli.engines.base import Failed, Request, Usage
+from rlaif_cli.engines.server_account import Account
 from rlaif_cli.engines.server_answers import PERMANENT, Unusable
+from rlaif_cli.engines.server_batch import Attempts
+from rlaif_cli.engines.server_budget import NotNow
 from rlaif_cli.engines.server_dialect import Dialect, sent_names
 from rlaif_cli.errors import EngineError, MissingDependency
 from rlaif_cli.ui.console import warn, warn_once
@@ -60,7 +63,12 @@ class AmbiguousFailure(Exception):
         reason: why the request failed, if only this one does.
         error: what ends the run, if all requests fail.
         own: whether only this request is known to fail; its argument: whether all others are done.
+
+    Attributes:
+        keys: of the kept answers that led to it.
     """
+
+    keys: Sequence[str] = ()
 
     def __init__(self, reason: str, error: EngineError, own: Callable[[bool], bool]) -> None:
         super().__init__(reason)
@@ -112,6 +120,8 @@ class Fleet:
             )
         errors.check_environment(bool(base_url))
         self._lock = threading.Lock()
+        self._account: Account | None = None
+        self._attempts = Attempts()
         self._answered = False  # until then, a refusal may apply to every request
         connect = functools.partial(self._openai.OpenAI, api_key=key, max_retries=retries, timeout=timeout)
         try:
@@ -161,6 +171,13 @@ class Fleet:
         server.max_length = answers.context_length(found)
         return None
 
+    def attach(self, account: Account | None) -> None:
+        """Work for an output that has an account, until called again."""
+        self._account = account
+        if account is not None:
+            first = self._servers[0]  # batches have one server
+            account.connect(self._model, first.client, first.where, self._attempts)
+
     def close(self) -> None:
         for server in self._servers:
             server.client.close()
@@ -174,19 +191,29 @@ class Fleet:
         while True:
             body = server.dialect.body(request, options)
             try:
-                sent = server.client.chat.completions.with_raw_response.create(model=self._model, **body)
+                answer = self._answer(server, request, body)
                 break
             except self._openai.APIStatusError as error:
                 if error.status_code not in PERMANENT:
                     raise
                 self._refused(server, request, options, body, error)
-        answer = answers.parsed(sent.http_response.content)
-        answers.choices(answer)
         with self._lock:
             server.failures = 0
             self._answered = True
-            self.usage.add(*answers.usage(answer))
         return answer
+
+    def _answer(self, server: Server, request: Request, body: dict[str, Any]) -> dict[str, Any]:
+        def send() -> dict[str, Any]:
+            sent = server.client.chat.completions.with_raw_response.create(model=self._model, **body)
+            answer = answers.parsed(sent.http_response.content)
+            answers.choices(answer)
+            with self._lock:
+                self.usage.add(*answers.usage(answer))
+            return answer
+
+        if self._account is None:
+            return send()
+        return self._account.answer(self._model, server.where, body, request.seed, send)
 
     def _refused(
         self, server: Server, request: Request, options: dict[str, Any], body: dict[str, Any], error: Exception
@@ -235,17 +262,24 @@ class Fleet:
             try:
                 return self._ask_once(ask, server, request)
             except Unusable as error:
+                if error.retryable:
+                    self._discard()
                 if not error.retryable or attempt == self._retries:
                     return self._failed(server, error, retryable=error.retryable)
             time.sleep(min(8.0, 0.5 * 2**attempt) * (1 - 0.25 * random.random()))  # the client's own back-off
         raise AssertionError
 
     def _ask_once(self, ask: Ask, server: Server, request: Request) -> Any:
+        if self._account is not None:
+            self._account.kept.begin()
         try:
             return ask(server, request)
+        except NotNow as reason:
+            return Failed(str(reason), True)
         except AmbiguousFailure as failure:
-            return failure
+            return self._with_keys(failure)
         except _Stop as stop:
+            self._discard()
             with self._lock:
                 return self._drop(server, stop.error)
         except self._openai.APIStatusError as error:
@@ -257,10 +291,21 @@ class Fleet:
                     return self._drop(server, errors.failing(server.where, error))
             if error.status_code in PERMANENT:
                 what = f"the server refuses every request: {errors.describe(error)}"
-                return AmbiguousFailure(reason, EngineError(what, where=server.where), own=lambda _: self._answered)
+                failure = AmbiguousFailure(reason, EngineError(what, where=server.where), own=lambda _: self._answered)
+                return self._with_keys(failure)
             return self._failed(server, error, retryable=True)
         except self._openai.APIConnectionError as error:  # timeouts are among these
             return self._failed(server, error, retryable=True)
+
+    def _with_keys(self, failure: AmbiguousFailure) -> AmbiguousFailure:
+        if self._account is not None:
+            failure.keys = self._account.kept.asked()
+        return failure
+
+    def _discard(self) -> None:
+        """Ask again for what this thread's request was answered, the next time."""
+        if self._account is not None:
+            self._account.kept.discard(self._account.kept.asked())
 
     def _failed(self, server: Server, error: Exception, retryable: bool) -> Failed:
         if retryable:
@@ -314,6 +359,8 @@ class Fleet:
         if held:
             alike = {re.sub(r"\d+", "", failure.reason) for _, failure in held}
             if done or len(held) >= (_MAX_IDENTICAL_FAILURES if len(alike) == 1 else _MAX_FAILURES):
+                if self._account is not None:
+                    self._account.kept.discard([key for _, failure in held for key in failure.keys])
                 raise held[-1][1].error
 
 

@@ -15,6 +15,7 @@ from rlaif_cli.data.paths import beside, rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import NO_ANSWER, Candidates, Response
 from rlaif_cli.engines import EnginePool
+from rlaif_cli.engines.server_account import until_paused
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.evaluation.result import nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.judge import Judgement
@@ -30,6 +31,7 @@ from rlaif_cli.stats.length import length_controlled_estimate
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
+@until_paused
 def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
     """The share of comparisons in which the judge prefers A; the interval is over prompts.
 
@@ -140,6 +142,11 @@ def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool
             raise UsageError(
                 f"'{name}' is not a candidates file; sampling from a model needs --prompts",
                 hint="give a .jsonl from `rlaif generate`, or add --prompts",
+            )
+        if config.batch or config.max_cost is not None:
+            raise UsageError(
+                f"--batch and --max-cost apply to one output at a time, so '{name}' cannot be sampled from on the way",
+                hint="sample with `rlaif generate` first, and give its file",
             )
         path = str(beside(config.output, "win-rate", side))
         shared = {

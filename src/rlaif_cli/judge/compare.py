@@ -11,7 +11,7 @@ from rlaif_cli.judge import Comparison, Judgement, choose_principles
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.constitution_files import load_constitution
 from rlaif_cli.judge.context_budget import ContextBudget
-from rlaif_cli.judge.session import check_principles, open_judge
+from rlaif_cli.judge.session import check_principles, judge_of_evaluation
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
@@ -23,8 +23,7 @@ def judge_all(
     texts: Sequence[tuple[Any, str, str]],
     progress: ProgressCallback,
 ) -> list[Judgement]:
-    """Judge (prompt, a, b) triples; results are in the same order."""
-    judge = open_judge(config, constitution, engines)
+    """Judge (prompt, a, b) triples; results are in the same order. Raises: Paused: see `judge_of_evaluation`."""
 
     def comparisons() -> Iterator[Comparison]:
         for index, (prompt, a, b) in enumerate(texts):
@@ -32,9 +31,10 @@ def judge_all(
             yield budget.fit(Comparison(index, prompt, a, b, principles))
 
     judged: dict[int, Judgement] = {}
-    for comparison, judgement in judge.compare(comparisons()):
-        judged[comparison.key] = judgement
-        progress(len(judged), len(texts))
+    with judge_of_evaluation(config, constitution, engines) as judge:
+        for comparison, judgement in judge.compare(comparisons()):
+            judged[comparison.key] = judgement
+            progress(len(judged), len(texts))
     return [judged[index] for index in range(len(texts))]
 
 

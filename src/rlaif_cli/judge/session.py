@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig
 from rlaif_cli.engines import EnginePool
+from rlaif_cli.engines.server_account import attached, open_account, start_over
 from rlaif_cli.errors import UsageError
 from rlaif_cli.judge import Judge, make_panel, named_principles
 from rlaif_cli.judge.constitution import Constitution
@@ -24,3 +28,18 @@ def check_principles(config: JudgeConfig, constitution: Constitution) -> None:
 
 def open_judge(config: JudgeConfig, constitution: Constitution, engines: EnginePool) -> Judge:
     return make_panel(config, constitution, engines.get_all(config, config.judge))
+
+
+@contextmanager
+def judge_of_evaluation(config: JudgeConfig, constitution: Constitution, engines: EnginePool) -> Iterator[Judge]:
+    """The judge of an evaluation, which ends with this context: with `--batch` or `--max-cost` its answers are kept.
+
+    Raises:
+        Paused: they are waiting for a batch or a higher budget.
+    """
+    start_over(config)
+    judge = open_judge(config, constitution, engines)
+    with open_account(config, {}) as account, attached(engines.get_all(config, config.judge), account):
+        yield judge
+        if account is not None:
+            account.check("the answers so far are kept")

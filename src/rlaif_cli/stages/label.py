@@ -15,6 +15,7 @@ from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import NO_ANSWER, Candidates, PairsOnly, Preference, Unscored, Verdict, Vote
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import EnginePool
+from rlaif_cli.engines.server_account import start_over, until_paused
 from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
 from rlaif_cli.judge.constitution import Constitution
 from rlaif_cli.judge.constitution_files import load_constitution
@@ -79,6 +80,7 @@ def _ratio(part: float, whole: int) -> float | None:
     return round(part / whole, 4) if whole else None
 
 
+@until_paused
 def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> LabelSummary:
     """Run the stage; see `LabelConfig`.
 
@@ -103,6 +105,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
         summary.pairs = pairs.count
         return summary
     settings = config.deciding() | {"input_sha256": source.sha256} | {"constitution_sha256": constitution.sha256}
+    start_over(config)
     output = Output(file_of(config.output), settings, overwrite=config.overwrite, on_row=summary.add)
     unscored = UnscoredFile(config, settings, summary)
     try:

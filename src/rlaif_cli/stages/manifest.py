@@ -10,6 +10,8 @@ from typing import Any
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import LOCAL, Engine, computing_engine, engine_name
+from rlaif_cli.engines.server_account import attached, discard, open_account, prices_of
+from rlaif_cli.errors import RowsUnanswered
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.models.resolve import resolve_model
 from rlaif_cli.ui.console import warn_once
@@ -24,6 +26,10 @@ def accounted(output: Output, engines: Sequence[Engine], config: EngineConfig) -
     """Add what servers count in this context to the usage of the output, even after an error or Ctrl-C.
 
     With `--price-in` and `--price-out` also the cost, if every answer was counted. Other engines count nothing.
+    With `--batch` or `--max-cost` answers are kept beside the output, and are counted when it is finished.
+
+    Raises:
+        Paused: rows are waiting for a batch or a higher budget.
     """
     counted = [usage for engine in engines if (usage := getattr(engine, "usage", None)) is not None]
 
@@ -31,17 +37,29 @@ def accounted(output: Output, engines: Sequence[Engine], config: EngineConfig) -
         return sum((Counter(vars(usage)) for usage in counted), Counter())
 
     before = totals()
-    try:
-        yield
-    finally:
-        used: dict[str, float] = dict(totals() - before)
-        if used:
-            tokens_in, tokens_out = used.setdefault("tokens_in", 0), used.setdefault("tokens_out", 0)
-            if config.price_in is not None and config.price_out is not None:
-                used["cost"] = round((tokens_in * config.price_in + tokens_out * config.price_out) / 1e6, 6)
-                if uncounted := used.get("uncounted"):
-                    warn_once(f"the server does not report the tokens of {uncounted} answers, so the cost is unknown")
-            output.spend(used)
+    with open_account(config, output.usage) as account:
+        try:
+            with attached(engines, account):
+                yield
+        except RowsUnanswered:
+            if account is not None:
+                account.check(f"{len(output.done) + output.written} rows are done")
+            raise
+        finally:
+            if account is None and (used := totals() - before):
+                output.spend(priced(dict(used), config))
+        if account is not None and (used := +Counter(vars(account.kept.usage))):
+            output.spend(priced(dict(used), config), for_resume=False)
+
+
+def priced(used: dict[str, float], config: EngineConfig) -> dict[str, float]:
+    """Token counts with their cost, if it is known."""
+    tokens_in, tokens_out = used.setdefault("tokens_in", 0), used.setdefault("tokens_out", 0)
+    if (prices := prices_of(config)) is not None:
+        used["cost"] = round(prices.cost(tokens_in, tokens_out), 6)
+        if uncounted := used.get("uncounted"):
+            warn_once(f"the server does not report the tokens of {uncounted:g} answers, so the cost is unknown")
+    return used
 
 
 def finish(
@@ -53,3 +71,5 @@ def finish(
         return of(config, model) if isinstance(model, str) else {name: of(config, name) for name in model}
 
     output.finish({"stage": stage, "model_sha256": each(model_hash), "engine": each(engine_name), "counts": counts})
+    if output.path is not None:
+        discard(output.path)
