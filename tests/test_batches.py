@@ -91,7 +91,7 @@ def unpaid_twice(server: BatchServer) -> None:
 
 def test_failing_lines_and_an_expired_batch_lose_and_double_nothing(batches: Any, candidates: Any) -> None:
     server = batches(oracle, failing=0.1, expiring=(1,))
-    config = labelling(server, candidates(100), batch_size=60)
+    config = labelling(server, candidates(100), batch_requests=60)
     summary, runs = until_done(label, config)
     assert summary.pairs == 100 and summary.unscored == 0 and runs > 2
     usage = check_labels(config, 100)
@@ -116,13 +116,13 @@ def test_the_command_submits_leaves_and_collects(batches: Any, candidates: Any, 
                "--engine", "openai", "--base-url", server.url, "--batch")  # fmt: skip
     first = rlaif(*command, cwd=tmp_path)
     assert first.returncode == 3, first.stderr
-    assert "paused: 12 requests in 1 batch is at the server (batch-0)" in first.stderr
+    assert f"paused: 12 requests in batch batch-0 at {server.url}; 0 rows are done" in first.stderr
     assert "run the same command again" in first.stderr
     again = rlaif(*command, cwd=tmp_path)
     assert again.returncode == 3 and len(server.batches) == 1
     server.slow = False
-    assert "which --overwrite would throw away" in rlaif(*command, "--overwrite", cwd=tmp_path).stderr
-    assert "add --batch to collect" in rlaif(*command[:-1], cwd=tmp_path).stderr
+    assert "would be thrown away by --overwrite" in rlaif(*command, "--overwrite", cwd=tmp_path).stderr
+    assert "must be collected first" in rlaif(*command[:-1], cwd=tmp_path).stderr
     assert not server.charged
     done = rlaif(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -152,7 +152,7 @@ def test_a_kill_at_any_step_pays_for_nothing_twice(
     batches: Any, candidates: Any, monkeypatch: pytest.MonkeyPatch, event: str, before: bool
 ) -> None:
     server = batches(oracle, failing=0.1)
-    config = labelling(server, candidates(40), batch_size=30)
+    config = labelling(server, candidates(40), batch_requests=30)
     record, killed = Journal._record, list[str]()
 
     def interrupted(self: Journal, row: dict[str, Any]) -> None:
@@ -282,7 +282,7 @@ def test_evaluations_wait_for_all_answers(batches: Any, candidates: Any, write_j
     assert manifest["usage"]["cost"] == pytest.approx(60 * EACH) and len(server.charged) == 60
     assert not answers_path(Path(output)).exists()
 
-    server.answer = lambda body, text: message("1", {"1": 0.6, "2": 0.3})
+    server.answer = lambda body, text: message("1", {"1": 0.6, "2": 0.38})
     output = str(tmp_path / "harmless.json")
     harmless, _ = until_done(harmless_rate, HarmlessRateConfig(candidates=candidates(5), output=output, **common))
     assert harmless["n"] == 10 and harmless["unscored"] == 0
@@ -306,12 +306,13 @@ def test_what_a_server_refuses_in_every_line_is_asked_in_another_way_or_ends_the
     check_labels(config, 5)
 
     server.line = lambda body: (400, {"error": {"message": "logprobs are not supported", "param": "logprobs"}})
-    config = labelling(server, candidates(5), overwrite=True)
+    config = labelling(server, candidates(6))
+    Path(config.output).unlink()
     with pytest.raises(EngineError, match="the server refuses 'logprobs'"):
         until_done(label, config)
     server.line = lambda body: None
-    until_done(label, config.model_copy(update={"overwrite": False}))
-    check_labels(config, 5)
+    until_done(label, config)
+    check_labels(config, 6)
 
 
 def test_a_line_that_is_too_long_is_unscored(batches: Any, candidates: Any) -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
+from rlaif_cli.cli import defaults
 from rlaif_cli.config.base import FUNCTION_FIELDS, OUTPUT, OWN, SECTIONS, StageConfig
 from rlaif_cli.config.train import TrainConfig
 from rlaif_cli.errors import EXIT_PARTIAL, UsageError
@@ -60,7 +61,9 @@ def command(
         console.debug = values.pop("debug")
         if issubclass(config, TrainConfig):
             launch.silence_unless_main()
-        say_sources(values.pop("context"))
+        context = values.pop("context")
+        say_sources(context)
+        defaults.add_prices(values, context.obj)
         settings = parse(config, {key: value for key, value in values.items() if value is not None})
         console.guard_stdout()
         if settings.dry_run:

@@ -54,7 +54,7 @@ class EngineConfig(ChatConfig, section=ENGINE):
     batch_wait: float = setting(
         0.0, "With --batch: seconds to wait for each round of batches before the command ends.", ge=0, output=False
     )
-    batch_size: int = setting(
+    batch_requests: int = setting(
         50_000, "With --batch: requests per batch at most; a batch has at most 100 MB.", ge=1, le=50_000, output=False
     )
     dtype: Dtype = setting(
@@ -110,7 +110,7 @@ class EngineConfig(ChatConfig, section=ENGINE):
 
     @model_validator(mode="after")
     def _spending_options(self) -> EngineConfig:
-        for name in ("batch_wait", "batch_size"):
+        for name in ("batch_wait", "batch_requests"):
             if not self.batch and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"--{name.replace('_', '-')} needs --batch")
         for option, given in (("--batch", self.batch), ("--max-cost", self.max_cost is not None)):

@@ -21,7 +21,7 @@ from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines.base import Engine
 from rlaif_cli.engines.server_batch import Attempts, BatchQueue
 from rlaif_cli.engines.server_budget import Budget, Prices
-from rlaif_cli.engines.server_journal import Journal, journal_path, open_batches
+from rlaif_cli.engines.server_journal import Batch, Journal, journal_path, open_batches
 from rlaif_cli.engines.server_kept import OK, KeptAnswers, answers_path
 from rlaif_cli.errors import EngineError, Paused, UsageError
 from rlaif_cli.ui.console import counted
@@ -69,7 +69,7 @@ class Account:
                 model,
                 client,
                 where,
-                size=self._config.batch_size,
+                size=self._config.batch_requests,
                 retries=self._config.retries,
                 attempts=attempts,
                 journal=self._journal,
@@ -127,12 +127,9 @@ class Account:
         if ended := self._wait():
             raise Paused("batches have ended", hint="run the same command again to collect them", again=ended)
         batches = [batch for queue in self._queues.values() for batch in queue.open]
-        hints = []
-        what = []
+        what, hints = list[str](), list[str]()
         if batches:
-            requests = sum(len(batch.keys) for batch in batches)
-            names = ", ".join(str(batch.id) for batch in batches[:3]) + (", …" if len(batches) > 3 else "")
-            what.append(f"{counted(requests, 'request')} in {_batches(len(batches))} at the server ({names})")
+            what.append(f"{_size(batches)} at {batches[0].server}")
             hints.append("run the same command again to collect the answers, without --overwrite")
         if self._budget is not None and self._budget.exhausted:
             what.append(f"the next request might pass --max-cost {self._budget.limit:g}")
@@ -157,8 +154,10 @@ class Account:
             self._journal.close()
 
 
-def _batches(number: int) -> str:
-    return "1 batch is" if number == 1 else f"{number} batches are"
+def _size(batches: Sequence[Batch]) -> str:
+    requests = counted(sum(len(batch.keys) for batch in batches), "request")
+    names = ", ".join(batch.id or "being created" for batch in batches[:3])
+    return f"{requests} in batch {names}" + (f" and {len(batches) - 3} more" if len(batches) > 3 else "")
 
 
 def _refusal(status: int, body: dict[str, Any]) -> Exception:
@@ -187,7 +186,7 @@ def start_over(config: EngineConfig) -> None:
         return
     if batches := open_batches(output):
         raise UsageError(
-            f"{_batches(len(batches))} still at {batches[0].server}, which --overwrite would throw away",
+            f"{_size(batches)} at {batches[0].server} would be thrown away by --overwrite",
             where=str(output),
             hint=f"run the command without --overwrite to collect; to give them up, delete {journal_path(output)}",
         )
@@ -213,7 +212,7 @@ def open_account(config: EngineConfig, before: dict[str, float]) -> Iterator[Acc
         return
     if not config.batch and (batches := open_batches(output)):
         raise UsageError(
-            f"{_batches(len(batches))} still at {batches[0].server}",
+            f"{_size(batches)} at {batches[0].server} must be collected first",
             where=str(output),
             hint=f"add --batch to collect; to give them up, delete {journal_path(output)}",
         )

@@ -253,7 +253,7 @@ class BatchQueue:
             reason = failed.most_common(1)[0][0] if failed else f"the batch is {remote.status}"
             self._attempts.failure = reason
             what = f"{len(missing)} of {len(keys)} requests of batch {batch.id} failed"
-            if len(missing) == len(keys) and remote.status == "completed":
+            if remote.status == "completed" and not any(after.values()):  # nothing was ever answered
                 raise EngineError(f"{what}: {reason}", where=self._where)
             warn(f"{what} and go into the next batch; the most common reason: {reason}")
 
@@ -287,7 +287,7 @@ class BatchQueue:
     def _refused(self, batch: Batch, remote: Any) -> EngineError:
         data = getattr(remote.errors, "data", None) or []
         said = [f"{each.message} ({each.code})" for each in data if each.message]
-        hint = "finished work is kept; a smaller --batch-size may help against a limit of queued tokens"
+        hint = "finished work is kept; fewer --batch-requests may help against a limit of queued tokens"
         return EngineError(
             f"the server refused batch {batch.id}: {said[0] if said else 'no reason given'}",
             where=self._where,

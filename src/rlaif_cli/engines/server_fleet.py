@@ -279,7 +279,8 @@ class Fleet:
         except AmbiguousFailure as failure:
             return self._with_keys(failure)
         except _Stop as stop:
-            self._discard()
+            if self._account is not None:
+                self._account.kept.discard_refusals()
             with self._lock:
                 return self._drop(server, stop.error)
         except self._openai.APIStatusError as error:
@@ -360,6 +361,7 @@ class Fleet:
             alike = {re.sub(r"\d+", "", failure.reason) for _, failure in held}
             if done or len(held) >= (_MAX_IDENTICAL_FAILURES if len(alike) == 1 else _MAX_FAILURES):
                 if self._account is not None:
+                    self._account.kept.discard_refusals()
                     self._account.kept.discard([key for _, failure in held for key in failure.keys])
                 raise held[-1][1].error
 

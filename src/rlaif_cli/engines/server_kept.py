@@ -37,6 +37,7 @@ class KeptAnswers:
     def __init__(self, path: Path) -> None:
         self._log = AppendLog(path)
         self._places: dict[str, int] = {}
+        self._refused: set[str] = set()
         self._lock = threading.Lock()
         self._current = threading.local()
         self.usage = Usage()
@@ -48,8 +49,10 @@ class KeptAnswers:
             self._places.pop(row["key"], None)
             return
         self._places.setdefault(row["key"], place)
-        if row["status"] == OK:  # refused requests are not charged
+        if row["status"] == OK:
             self.usage.add(*answers.usage(row["body"]))
+        else:  # not charged
+            self._refused.add(row["key"])
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -92,6 +95,10 @@ class KeptAnswers:
             for key in keys:
                 if self._places.pop(key, None) is not None:
                     self._log.append({"key": key, "discarded": True})
+
+    def discard_refusals(self) -> None:
+        """When a refusal ends the run: the next one asks again, since the server may have been changed."""
+        self.discard(sorted(self._refused))
 
     def close(self) -> None:
         self._log.close()
