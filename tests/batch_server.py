@@ -137,7 +137,7 @@ class BatchServer:
         lines = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]
         assert len({line["custom_id"] for line in lines}) == len(lines)
         expired = self.batches.index(batch) in self.expiring
-        done, failed = [], []
+        done, failed = list[str](), list[str]()
         for number, line in enumerate(lines):
             found: dict[str, Any] = {"id": "r", "custom_id": line["custom_id"], "response": None, "error": None}
             if expired and number >= len(lines) // 2:

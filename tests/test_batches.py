@@ -16,10 +16,11 @@ from conftest import rlaif, rows_of
 from rlaif_cli.config.engine import GenerateConfig, ReviseConfig
 from rlaif_cli.config.evaluate import AlignmentConfig, HarmlessRateConfig
 from rlaif_cli.config.judge import LabelConfig
+from rlaif_cli.data.append_log import AppendLog
 from rlaif_cli.engines import EnginePool, server_batch
 from rlaif_cli.engines.server_journal import Journal, journal_path
 from rlaif_cli.engines.server_kept import answers_path
-from rlaif_cli.errors import EngineError, Paused, UsageError
+from rlaif_cli.errors import EngineError, InputError, Paused, UsageError
 from rlaif_cli.evaluation.alignment import alignment
 from rlaif_cli.evaluation.harmless_rate import harmless_rate
 from rlaif_cli.stages.generate import generate
@@ -209,6 +210,27 @@ def test_a_server_that_forgets_metadata_is_searched_by_file(batches: Any, candid
     server.drop = lambda method, path: ""
     until_done(label, config)
     assert len(server.batches) == 1
+
+
+def test_a_log_drops_a_line_that_a_kill_cut_and_reports_a_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "log.jsonl"
+    log = AppendLog(path)
+    place = log.append({"text": "a\u2028\ud800"})
+    log.append({"n": 2})
+    assert log.at(place) == {"text": "a\u2028\ud800"}
+    with pytest.raises(UsageError, match="another process"):
+        AppendLog(path)
+    log.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"n": 3')
+    log = AppendLog(path)
+    assert [row for row, _ in log.rows()] == [{"text": "a\u2028\ud800"}, {"n": 2}]
+    log.append({"n": 4})
+    log.close()
+    assert path.read_bytes() == whole + b'{"n":4}\n'
+    path.write_bytes(b"damaged\n" + whole)
+    with pytest.raises(InputError, match="line 1: this is not a JSON object"):
+        list(AppendLog(path).rows())
 
 
 # --------------------------------------------------------------------------------------------- several rounds

@@ -104,10 +104,11 @@ def reward_model(config: RewardModelEvalConfig, engines: Any, progress: Progress
 
 
 def best_of_n(config: BestOfNConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:
+    from rlaif_cli.engines.server_account import until_paused
     from rlaif_cli.evaluation import best_of_n
     from rlaif_cli.judge.compare import comparer
 
-    return best_of_n.best_of_n(config, comparer(config, engines))
+    return until_paused(lambda config: best_of_n.best_of_n(config, comparer(config, engines)))(config)
 
 
 def reward(config: RewardConfig, engines: Any, progress: ProgressCallback) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.data.atomic import cannot_write, lock
-from rlaif_cli.errors import InputError
+from rlaif_cli.errors import InputError, UsageError
 
 
 class AppendLog:
@@ -21,12 +21,17 @@ class AppendLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._size = 0
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "a+b")  # noqa: SIM115 - open until `close`
         except OSError as error:
             raise cannot_write(path, error) from error
-        lock(self._file, path)
-        self._size = 0
+        try:
+            lock(self._file, path)
+        except UsageError:
+            self._file.close()
+            raise
 
     def rows(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Every row with the offset of its line; read all of them before the first `append`.

@@ -104,7 +104,7 @@ class BatchQueue:
             stopped = self._budget is not None and self._budget.exhausted
             if not stopped and key not in self._wanted and key not in self._in_flight:
                 if self._attempts.submitted[key] > self._retries:
-                    return NotNow(self._attempts.failure)
+                    return NotNow(self._attempts.failure or "its answer cannot be used")
                 line = self._line(key, body)
                 self._wanted[key] = (line, *most_tokens(body))
                 self._bytes += len(line)

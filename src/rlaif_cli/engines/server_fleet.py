@@ -304,9 +304,9 @@ class Fleet:
         return failure
 
     def _discard(self) -> None:
-        """Ask again for what this thread's request was answered, the next time."""
+        """Request again what this thread was answered last, which was unusable."""
         if self._account is not None:
-            self._account.kept.discard(self._account.kept.asked())
+            self._account.kept.discard(self._account.kept.asked()[-1:])
 
     def _failed(self, server: Server, error: Exception, retryable: bool) -> Failed:
         if retryable:

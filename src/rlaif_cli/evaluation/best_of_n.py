@@ -11,7 +11,6 @@ from rlaif_cli.data.messages import as_messages, content_id, prompt_key
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates, PairsOnly
-from rlaif_cli.engines.server_account import until_paused
 from rlaif_cli.evaluation.result import nothing_scored, planned, save
 from rlaif_cli.evaluation.reward import RowScores, _scores
 from rlaif_cli.stats.agreement import wins
@@ -20,7 +19,6 @@ from rlaif_cli.train.best_policy import Compare
 from rlaif_cli.train.reward_source import check_reward_source, reward_source
 
 
-@until_paused
 def best_of_n(config: BestOfNConfig, compare: Compare) -> dict[str, Any]:
     """How often a judge prefers the best-scoring response to the first one, and to a random one.
 
