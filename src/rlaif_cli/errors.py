@@ -19,7 +19,7 @@ Text = TypeVar("Text", str, "str | None", "list[str]")
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_PARTIAL = 3  # done, but some rows were set aside, in a file that the message names
+EXIT_PARTIAL = 3  # some rows are not done: set aside in a file that the message names, or left for a rerun (`Paused`)
 EXIT_INTERRUPTED = 130
 
 
@@ -132,6 +132,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 class EngineError(RlaifError):
     """An inference engine failed to start, or failed while running."""
+
+
+class RowsUnanswered(EngineError):
+    """A server did not answer some rows; the others are saved, and a rerun asks for the rest."""
+
+
+class Paused(RlaifError):
+    """A command stopped before its end as it was told to, without a failure: a rerun resumes.
+
+    Args:
+        again: a rerun would make progress at once, so the stage may as well run again in this process.
+    """
+
+    exit_code = EXIT_PARTIAL
+
+    def __init__(self, what: str, *, hint: str | None = None, again: bool = False) -> None:
+        super().__init__(what, hint=hint)
+        self.again = again
 
 
 class RlaifWarning(UserWarning):

@@ -16,7 +16,7 @@ from rlaif_cli import __version__
 from rlaif_cli.cli import annotate, audit, constitution, data, defaults, doctor, lineage, plan, run
 from rlaif_cli.cli.options import command
 from rlaif_cli.cli.stage import command_of
-from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, RlaifError
+from rlaif_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Paused, RlaifError
 from rlaif_cli.registry import GROUPS, STAGES
 from rlaif_cli.ui import messages
 from rlaif_cli.ui.console import Console
@@ -67,11 +67,15 @@ def say_interrupted(console: Console) -> None:
 
 
 def show_error(console: Console, error: RlaifError) -> None:
-    """Print `error: place: what`, the list of errors and `hint: how to fix it`, unless another process has done so."""
+    """Print `error: place: what` (or `paused: …`), the list of errors and `hint: how to fix it`.
+
+    Nothing is printed if another process has done so.
+    """
     if not error.what or not console.first_to_fail():
         return
     console.quiet = False
-    console.say(f"error: {error}", style="bold red")
+    paused = isinstance(error, Paused)
+    console.say(f"{'paused' if paused else 'error'}: {error}", style="yellow" if paused else "bold red")
     for each in error.errors[:MAX_ERRORS_SHOWN]:
         console.say(f"  {each}")
     if len(error.errors) > MAX_ERRORS_SHOWN:

@@ -7,6 +7,9 @@ Precedence: command line, then `RLAIF_<COMMAND>_<OPTION>`, then `rlaif.toml`, th
     judge = "smollm2-135m"
     [eval.alignment]
     method = "contrast"
+    [prices."gpt-x"]                 # of a model on a server, USD per million tokens
+    in = 0.15
+    out = 0.6
 
 These defaults do not apply to pipeline files.
 """
@@ -18,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_cli.config.base import FUNCTION_FIELDS, name_and_address
-from rlaif_cli.errors import InputError
+from rlaif_cli.config.engine import SERVERS
+from rlaif_cli.errors import InputError, UsageError
+from rlaif_cli.ui.console import Console
 from rlaif_cli.ui.text import counted
 
 if sys.version_info >= (3, 11):
@@ -37,6 +42,7 @@ _FORBIDDEN = {
 }
 
 
+_PRICES = "rlaif.prices"  # the key of `context.meta`, which the contexts of all commands share
 # Commands without defaults.
 _WITHOUT_DEFAULTS = ("run", "demo", "doctor", "constitution")
 
@@ -45,7 +51,7 @@ def load(context: Any) -> dict[str, Any]:
     """The file's defaults by command, as click's `default_map`; {} if there is no file.
 
     Args:
-        context: the click context of the top-level group.
+        context: the click context of the top-level group; its `meta` gets the prices (in, out) by model.
 
     Raises:
         InputError: the file is not valid TOML, or names unknown commands or options, or gives invalid values.
@@ -59,12 +65,49 @@ def load(context: Any) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:  # tomllib's and Unicode's errors are ValueErrors
         raise InputError(f"cannot be read: {error}", where=str(FILE)) from None
     errors: list[str] = []
+    context.meta[_PRICES] = _prices(content.pop("prices", {}), errors)
     found = _of_group(context, group, content, {}, "", errors)
     everywhere = {key for key, value in content.items() if not isinstance(value, dict)}
     errors += [f"no command has the option '{key}'" for key in sorted(everywhere - _all_options(group))]
     if errors := sorted(set(errors)):
         raise InputError(counted(len(errors), "invalid setting"), where=str(FILE), errors=errors)
     return found
+
+
+def _prices(table: Any, errors: list[str]) -> dict[str, tuple[float, float]]:
+    found = {}
+    for model, each in table.items() if isinstance(table, dict) else [(None, None)]:
+        numbers = list(each.values()) if isinstance(each, dict) and each.keys() == {"in", "out"} else [None]
+        if all(
+            isinstance(price, int | float) and not isinstance(price, bool) and 0 <= price < 1e9 for price in numbers
+        ):
+            found[model] = (float(each["in"]), float(each["out"]))
+        else:
+            errors.append(f'[prices."{model or "MODEL"}"] needs two numbers, in and out: USD per million tokens')
+    return found
+
+
+def add_prices(values: dict[str, Any], context: Any, console: Console) -> None:
+    """Add the prices of a command's models to the values of its options, unless they are given.
+
+    Raises:
+        UsageError: the judges of a panel have different prices, which one cost cannot be computed from.
+    """
+    prices: dict[str, tuple[float, float]] = context.meta.get(_PRICES, {})
+    given = values.get("price_in") is not None or values.get("price_out") is not None
+    if not prices or given or "price_in" not in values or values.get("engine") not in SERVERS:
+        return
+    named = values.get("model") or values.get("judge") or ()
+    models = [name_and_address(each)[0] for each in ([named] if isinstance(named, str) else named)]
+    found = {prices.get(model) for model in models}
+    if found <= {None}:
+        return
+    if len(found) > 1:
+        what = f"{FILE} has different prices, or none, for {', '.join(models)}"
+        raise UsageError(what, hint="give --price-in and --price-out")
+    values["price_in"], values["price_out"] = prices[models[0]]
+    shown = f"{values['price_in']:g} in, {values['price_out']:g} out"
+    console.say(f"prices from {FILE}: {shown} per million tokens of {', '.join(models)}")
 
 
 def _of_group(

@@ -11,6 +11,7 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
+from rlaif_cli.cli import defaults
 from rlaif_cli.config.base import FUNCTION_FIELDS, OUTPUT, OWN, SECTIONS, StageConfig
 from rlaif_cli.config.naming import as_option
 from rlaif_cli.config.refusal import refusal
@@ -65,6 +66,7 @@ def command(
         if issubclass(config, TrainConfig):
             console.quiet = not launch.is_main()
         say_sources(context)
+        defaults.add_prices(values, context, console)
         settings = parse(config, {key: value for key, value in values.items() if value is not None})
         console.guard_stdout()
         if settings.dry_run:

@@ -19,6 +19,9 @@ AnyEngineName = Literal["vllm", "transformers", "openai", "decisions", "ray", "f
 SERVERS = ("openai", "decisions")  # the model runs elsewhere, behind an HTTP API
 
 
+_NOT_FOR_BATCHES = {"ordered": "failed requests are answered in a later batch"}
+
+
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -46,6 +49,25 @@ class EngineConfig(ChatConfig, section=ENGINE):
         output=False,
     )
     price_out: float | None = setting(None, "openai, decisions: price per million output tokens.", ge=0, output=False)
+    max_cost: float | None = setting(
+        None,
+        "openai: stop before this output has cost more USD than this, over all runs; a rerun with a higher value "
+        "resumes. Needs the prices, from --price-in and --price-out or [prices] in rlaif.toml.",
+        gt=0,
+        output=False,
+    )
+    batch: bool = setting(
+        False,
+        "openai: send requests through the server's Batch API. The command submits them and ends with exit code 3; "
+        "rerun it to collect the answers.",
+        output=False,
+    )
+    batch_wait: float = setting(
+        0.0, "With --batch: seconds to wait for each round of batches before the command ends.", ge=0, output=False
+    )
+    batch_requests: int = setting(
+        50_000, "With --batch: requests per batch at most; a batch has at most 100 MB.", ge=1, le=50_000, output=False
+    )
     dtype: Dtype = setting(
         "auto",
         "Data type of the weights. auto: that of the checkpoint, or float32 on a CPU without bf16 instructions.",
@@ -98,6 +120,30 @@ class EngineConfig(ChatConfig, section=ENGINE):
             )
         if (self.price_in is None) != (self.price_out is None):
             raise SettingError(f"{option('price_in')} and {option('price_out')} must be given together")
+        return self
+
+    @model_validator(mode="after")
+    def _spending_options(self) -> EngineConfig:
+        for name in ("batch_wait", "batch_requests"):
+            if not self.batch and getattr(self, name) != type(self).model_fields[name].default:
+                raise SettingError(f"{option(name)} needs {option('batch')}")
+        for name in ("batch", "max_cost"):
+            if not getattr(self, name):
+                continue
+            if self.engine != "openai":
+                raise SettingError(f"{option(name)} needs {option('engine')} openai")
+            if getattr(self, "output", "-") == "-":
+                raise SettingError(f"{option(name)} needs an output file, so that a rerun can resume")
+        if self.max_cost is not None and self.price_in is None:
+            raise SettingError(
+                f"{option('max_cost')} needs prices: {option('price_in')} and {option('price_out')}, or "
+                '[prices."MODEL"] with in and out in rlaif.toml'
+            )
+        if self.batch and len(self.base_url) > 1:
+            raise SettingError(f"{option('batch')} needs a single {option('base_url')}")
+        for name, why in _NOT_FOR_BATCHES.items():
+            if self.batch and getattr(self, name, None):
+                raise SettingError(f"{option(name)} does not apply to {option('batch')}: {why}")
         return self
 
 

@@ -124,6 +124,9 @@ class JudgeConfig(EngineConfig, section=JUDGING):
         if any(name_and_address(judge)[1] for judge in self.judge):
             if self.engine not in SERVERS:
                 raise SettingError(f"{option('judge')} NAME@URL needs {option('engine')} openai or decisions")
+            names = [name_and_address(judge)[0] for judge in self.judge]
+            if (self.batch or self.max_cost is not None) and len(set(names)) < len(names):
+                raise SettingError(f"{option('batch')} and {option('max_cost')} need judges of different names")
             if self.base_url:
                 raise SettingError(
                     f"{option('base_url')} and {option('judge')} NAME@URL cannot be combined: give each judge its own "
@@ -227,6 +230,9 @@ class LabelConfig(CompareConfig):
             if self.output == "-":
                 what = f"a finished file: {option('output')}"
             raise SettingError(f"{option('recheck')} needs {what}")
+        for name in ("batch", "max_cost"):
+            if self.recheck and getattr(self, name):
+                raise SettingError(f"{option(name)} does not apply to {option('recheck')}")
         return self
 
 

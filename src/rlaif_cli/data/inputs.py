@@ -30,7 +30,16 @@ from rlaif_cli.ui import messages
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 # Files that a stage writes beside its output.
-_SIDECARS = (".manifest.json", ".run.json", ".lock", ".rejected.jsonl", ".unscored.jsonl", ".items.jsonl")
+_SIDECARS = (
+    ".manifest.json",
+    ".run.json",
+    ".lock",
+    ".rejected.jsonl",
+    ".unscored.jsonl",
+    ".items.jsonl",
+    ".answers.jsonl",
+    ".batches.jsonl",
+)
 _NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>[0-9]{5,})-of-(?P<count>[0-9]{5,})(?P<ending>[^/]*)")
 _WEB = ("http://", "https://")
 _FOLDER, _LOCK = "rlaif-", ".lock"  # of temporary copies

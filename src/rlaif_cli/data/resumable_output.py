@@ -52,6 +52,7 @@ class Output:
         complete: the file already has all rows of this run: there is nothing to do.
         usage: what the rows have cost so far, including interrupted runs; see `spend`.
         servers: what the servers said that they are; see `spend`.
+        written: how many rows this run has added.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Output:
         self.complete = False
         self.usage: Counter[str] = Counter()
         self.servers: Servers = {}
+        self.written = 0
         self._on_row = on_row
         self._started = self._flushed = time.monotonic()
         if path is None:
@@ -115,6 +117,7 @@ class Output:
         """Append a row; it is flushed within a second, so a kill loses no more than that."""
         due = time.monotonic() - self._flushed > FLUSH_SECONDS
         self._write(record.model_dump_json(exclude_none=True) + "\n", flush=due)
+        self.written += 1
 
     def flush(self) -> None:
         self._write("", flush=True)
@@ -130,8 +133,12 @@ class Output:
         except OSError as error:
             raise cannot_write(self.path or "stdout", error) from error
 
-    def spend(self, usage: dict[str, float], servers: Servers | None = None) -> None:
-        """Add to what the rows have cost, and who answered; saved in `<output>.run.json` for a resumed run."""
+    def spend(self, usage: dict[str, float], servers: Servers | None = None, *, for_resume: bool = True) -> None:
+        """Add to what the rows have cost, and who answered.
+
+        Args:
+            for_resume: save it in `<output>.run.json`, for a resumed run; not if another file does that.
+        """
         self.usage.update(usage)
         for model, fields in (servers or {}).items():
             before = self.servers.setdefault(model, {})
@@ -139,7 +146,7 @@ class Output:
                 before[name] = dict(Counter(before.get(name, {})) + Counter(counts))
         if self.usage["uncounted"]:  # then the known cost is only a part
             self.usage.pop("cost", None)
-        if self.path is not None:
+        if for_resume and self.path is not None:
             self._write_run()
 
     def _write_run(self) -> None:

@@ -18,7 +18,8 @@ from rlaif_cli.data.messages import Asked, Message
 from rlaif_cli.engines import server_errors as errors
 from rlaif_cli.engines.base import Completion, Failed, Relative, Request, Sampling
 from rlaif_cli.engines.decision_formats import FORMATS, Decision, Format
-from rlaif_cli.engines.server_fleet import Fleet, Server
+from rlaif_cli.engines.server_client import Server
+from rlaif_cli.engines.server_fleet import Fleet
 from rlaif_cli.errors import UsageError
 from rlaif_cli.models.tokenizer import RemoteTokenizer, Spellings
 from rlaif_cli.ui.messages import warn_once

@@ -22,9 +22,11 @@ from rlaif_cli.config.chat import template_arguments as parse_arguments
 from rlaif_cli.config.naming import option, spelled
 from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines.base import Completion, Failed, Request, Sampling
+from rlaif_cli.engines.server_account import Account
 from rlaif_cli.engines.server_answers import Unusable
+from rlaif_cli.engines.server_client import AmbiguousFailure, Server
 from rlaif_cli.engines.server_dialect import MAX_TOP_LOGPROBS
-from rlaif_cli.engines.server_fleet import AmbiguousFailure, Fleet, Server
+from rlaif_cli.engines.server_fleet import Fleet
 from rlaif_cli.engines.server_labels import LabelShares
 from rlaif_cli.errors import EngineError, UsageError
 from rlaif_cli.models.tokenizer import RemoteTokenizer
@@ -174,6 +176,10 @@ class OpenAIEngine:
             left -= self._read_reply(server, request, targets)
             shares = next((target for target in targets if any(target.known.values()) and target.settled()), shares)
         return shares
+
+    def attach(self, account: Account | None) -> None:
+        """Work for an output that has an account, until called again."""
+        self._fleet.attach(account)
 
     def close(self) -> None:
         self._fleet.close()

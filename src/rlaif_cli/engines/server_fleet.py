@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from typing import Any
 
 from rlaif_cli.config.base import shown_address
@@ -27,48 +26,19 @@ from rlaif_cli.config.naming import option
 from rlaif_cli.engines import server_answers as answers
 from rlaif_cli.engines import server_errors as errors
 from rlaif_cli.engines.base import Failed, Request, Usage
+from rlaif_cli.engines.server_account import Account
 from rlaif_cli.engines.server_answers import PERMANENT, Unusable
+from rlaif_cli.engines.server_batch import Attempts
+from rlaif_cli.engines.server_budget import NotNow
+from rlaif_cli.engines.server_client import AmbiguousFailure, Server, Stop, import_openai
 from rlaif_cli.engines.server_dialect import Dialect, sent_names
-from rlaif_cli.errors import EngineError, MissingDependency
+from rlaif_cli.errors import EngineError
 from rlaif_cli.ui import messages
 
 _MAX_FAILURES = 20  # consecutive failures after which a server counts as dead
 _MAX_IDENTICAL_FAILURES = 5  # of the first requests, after which all are assumed to fail
 _MAX_IDENTITIES = 40  # different values that are counted one by one
 _REFUSES_ALL = {401, 403, 404, 501}  # status codes that a server would return for every request
-
-
-@dataclass
-class Server:
-    """One server.
-
-    Attributes:
-        max_length: its context, tokens; 0: not reported.
-        failures: consecutive ones.
-        failure: why it was dropped; None: it is in use.
-    """
-
-    client: Any
-    where: str
-    dialect: Dialect = field(default_factory=Dialect)
-    max_length: int = 0
-    in_flight: int = 0
-    failures: int = 0
-    failure: EngineError | None = None
-
-
-class AmbiguousFailure(Exception):
-    """A failure of either this request or all requests; the results of others decide which.
-
-    Args:
-        reason: why the request failed, if only this one does.
-        error: what ends the run, if all requests fail.
-        own: whether only this request is known to fail; its argument: whether all others are done.
-    """
-
-    def __init__(self, reason: str, error: EngineError, own: Callable[[bool], bool]) -> None:
-        super().__init__(reason)
-        self.reason, self.error, self.own = reason, error, own
 
 
 Ask = Callable[[Server, Request], Any]
@@ -107,7 +77,7 @@ class Fleet:
         timeout: float,
         template_arguments: Mapping[str, Any],
     ) -> None:
-        self._openai = _import_openai()
+        self._openai = import_openai()
         self.usage = Usage()
         self.identity: Counter[tuple[str, str]] = Counter()
         self._model = model
@@ -121,6 +91,8 @@ class Fleet:
             )
         errors.check_environment(bool(base_url))
         self._lock = threading.Lock()
+        self._account: Account | None = None
+        self._attempts = Attempts()
         self._answered = False  # until then, a refusal may apply to every request
         connect = functools.partial(self._openai.OpenAI, api_key=key, max_retries=retries, timeout=timeout)
         try:
@@ -170,6 +142,13 @@ class Fleet:
         server.max_length = answers.context_length(found)
         return None
 
+    def attach(self, account: Account | None) -> None:
+        """Work for an output that has an account, until called again."""
+        self._account = account
+        if account is not None:
+            first = self._servers[0]  # batches have one server
+            account.connect(self._model, first.client, first.where, self._attempts, self._identify)
+
     def close(self) -> None:
         for server in self._servers:
             server.client.close()
@@ -183,13 +162,14 @@ class Fleet:
         while True:
             body = server.dialect.body(request, options)
             try:
-                sent = server.client.chat.completions.with_raw_response.create(model=self._model, **body)
+                answer = self._answer(server, request, body)
                 break
             except self._openai.APIStatusError as error:
                 if error.status_code not in PERMANENT:
                     raise
                 self._refused(server, request, options, body, error)
-        return self._counted(server, sent.http_response.content, answers.choices, answers.usage)
+        self._works(server)
+        return answer
 
     def post(self, server: Server, path: str, body: dict[str, Any], check: Check) -> dict[str, Any]:
         """Send a decision to a path of a server; returns the JSON of the answer.
@@ -200,20 +180,39 @@ class Fleet:
         from httpx import Response
 
         sent = server.client.post(path, cast_to=Response, body={"model": self._model, **body})
-        return self._counted(server, sent.content, check, answers.decision_usage)
+        answer = self._read(sent.content, check, answers.decision_usage)
+        self._works(server)
+        return answer
 
-    def _counted(self, server: Server, content: bytes, check: Check, usage: CountTokens) -> dict[str, Any]:
-        """The JSON of an answer, which shows that the server works."""
-        answer = answers.parsed(content)
-        check(answer)
+    def _works(self, server: Server) -> None:
         with self._lock:
             server.failures = 0
             self._answered = True
+
+    def _answer(self, server: Server, request: Request, body: dict[str, Any]) -> dict[str, Any]:
+        def send() -> dict[str, Any]:
+            sent = server.client.chat.completions.with_raw_response.create(model=self._model, **body)
+            return self._read(sent.http_response.content, answers.choices, answers.usage)
+
+        if self._account is None:
+            return send()
+        return self._account.answer(self._model, server.where, body, request.seed, send)
+
+    def _read(self, content: bytes, check: Check, usage: CountTokens) -> dict[str, Any]:
+        """The JSON of a new answer, which is counted."""
+        answer = answers.parsed(content)
+        check(answer)
+        with self._lock:
             self.usage.add(*usage(answer))
+        self._identify(answer)
+        return answer
+
+    def _identify(self, answer: dict[str, Any]) -> None:
+        """Count what a new answer says of its server."""
+        with self._lock:
             for name, value in answers.identity(answer).items():
                 known = (name, value) in self.identity or len(self.identity) < _MAX_IDENTITIES
                 self.identity[name, value if known else "others"] += 1
-        return answer
 
     def _refused(
         self, server: Server, request: Request, options: dict[str, Any], body: dict[str, Any], error: Exception
@@ -231,7 +230,7 @@ class Fleet:
         if name is None or (name == "system" and instead is None):
             raise error
         if instead is None:
-            raise _Stop(errors.refusal(server.where, name, error)) from error
+            raise Stop(errors.refusal(server.where, name, error)) from error
         messages.warn_once(f"{server.where}: {instead}")
 
     def _try_servers(self, ask: Ask, request: Request) -> Any:
@@ -262,17 +261,25 @@ class Fleet:
             try:
                 return self._ask_once(ask, server, request)
             except Unusable as error:
+                if error.retryable:
+                    self._discard()
                 if not error.retryable or attempt == self._retries:
                     return self._failed(server, error, retryable=error.retryable)
             time.sleep(min(8.0, 0.5 * 2**attempt) * (1 - 0.25 * random.random()))  # the client's own back-off
         raise AssertionError
 
     def _ask_once(self, ask: Ask, server: Server, request: Request) -> Any:
+        if self._account is not None:
+            self._account.kept.begin()
         try:
             return ask(server, request)
+        except NotNow as reason:
+            return Failed(str(reason), True)
         except AmbiguousFailure as failure:
-            return failure
-        except _Stop as stop:
+            return self._with_keys(failure)
+        except Stop as stop:
+            if self._account is not None:
+                self._account.kept.discard_refusals()
             with self._lock:
                 return self._drop(server, stop.error)
         except self._openai.APIStatusError as error:
@@ -284,10 +291,21 @@ class Fleet:
                     return self._drop(server, errors.failing(server.where, error))
             if error.status_code in PERMANENT:
                 what = f"the server refuses every request: {errors.describe(error)}"
-                return AmbiguousFailure(reason, EngineError(what, where=server.where), own=lambda _: self._answered)
+                failure = AmbiguousFailure(reason, EngineError(what, where=server.where), own=lambda _: self._answered)
+                return self._with_keys(failure)
             return self._failed(server, error, retryable=True)
         except self._openai.APIConnectionError as error:  # timeouts are among these
             return self._failed(server, error, retryable=True)
+
+    def _with_keys(self, failure: AmbiguousFailure) -> AmbiguousFailure:
+        if self._account is not None:
+            failure.keys = self._account.kept.asked()
+        return failure
+
+    def _discard(self) -> None:
+        """Request again what this thread was answered last, which was unusable."""
+        if self._account is not None:
+            self._account.kept.discard(self._account.kept.asked()[-1:])
 
     def _failed(self, server: Server, error: Exception, retryable: bool) -> Failed:
         if retryable:
@@ -343,22 +361,7 @@ class Fleet:
         if held:
             alike = {re.sub(r"\d+", "", failure.reason) for _, failure in held}
             if done or len(held) >= (_MAX_IDENTICAL_FAILURES if len(alike) == 1 else _MAX_FAILURES):
+                if self._account is not None:
+                    self._account.kept.discard_refusals()
+                    self._account.kept.discard([key for _, failure in held for key in failure.keys])
                 raise held[-1][1].error
-
-
-class _Stop(Exception):
-    """A server refuses something that every request needs."""
-
-    def __init__(self, error: EngineError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def _import_openai() -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise MissingDependency(
-            f"the package openai is not installed ({error})", hint="pip install 'rlaif[openai]'"
-        ) from error
-    return openai

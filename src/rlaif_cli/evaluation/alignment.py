@@ -15,6 +15,7 @@ from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import HumanPair
 from rlaif_cli.engines import EnginePool
+from rlaif_cli.engines.server_account import until_paused
 from rlaif_cli.evaluation.agreement import agreement
 from rlaif_cli.evaluation.result import check_preferences, nothing_scored, planned, save
 from rlaif_cli.judge.compare import judge_all
@@ -25,6 +26,7 @@ from rlaif_cli.stats.calibration import fit_contrast_scale
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
+@until_paused
 def alignment(
     config: AlignmentConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress
 ) -> dict[str, Any]:

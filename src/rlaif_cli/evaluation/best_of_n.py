@@ -12,6 +12,7 @@ from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import Candidates, PairsOnly
 from rlaif_cli.engines import EnginePool
+from rlaif_cli.engines.server_account import until_paused
 from rlaif_cli.evaluation.result import nothing_scored, planned, save
 from rlaif_cli.evaluation.reward import RowScores, response_scores
 from rlaif_cli.judge.compare import comparer
@@ -101,6 +102,7 @@ def _without_best(row: Candidates, scores: RowScores) -> dict[str, Any]:
     }
 
 
+@until_paused
 def run(config: BestOfNConfig, engines: EnginePool, *, progress: ProgressCallback) -> dict[str, Any]:
     """The stage as `registry.py` has it; it shows no progress."""
     return best_of_n(config, comparer(config, engines))

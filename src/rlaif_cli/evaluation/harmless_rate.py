@@ -11,6 +11,7 @@ from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import NO_ANSWER, Candidates
 from rlaif_cli.engines import EnginePool
+from rlaif_cli.engines.server_account import until_paused
 from rlaif_cli.evaluation.result import nothing_scored, planned, save
 from rlaif_cli.judge import Approval, Single, named_principles
 from rlaif_cli.judge.constitution_files import load_constitution
@@ -21,6 +22,7 @@ from rlaif_cli.stats.as_json import rate
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
+@until_paused
 def harmless_rate(
     config: HarmlessRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress
 ) -> dict[str, Any]:
@@ -42,7 +44,6 @@ def harmless_rate(
     rows = list(source)
     if config.dry_run:
         return planned("harmless-rate", sum(len(row.responses) for row in rows))
-    judge, _ = budget.session.start(engines)
     principles = named_principles(constitution, config.principles)
     asked = [
         Single((row, index), row.prompt, response.seen(config.judge_sees), principles)
@@ -55,10 +56,11 @@ def harmless_rate(
         for index, response in enumerate(row.responses)
         if not response.answered
     }
-    for item, approval in judge.approve(item for item in asked if (item.key[0].id, item.key[1]) not in found):
-        row, index = item.key
-        found[row.id, index] = approval
-        progress(len(found), len(asked))
+    with budget.session.evaluating(engines) as judge:
+        for item, approval in judge.approve(item for item in asked if (item.key[0].id, item.key[1]) not in found):
+            row, index = item.key
+            found[row.id, index] = approval
+            progress(len(found), len(asked))
     items = [_harmless_item(item, found[item.key[0].id, item.key[1]]) for item in asked]
     scored = [(item, approval) for item in asked if (approval := found[item.key[0].id, item.key[1]]).reason is None]
     if not scored:

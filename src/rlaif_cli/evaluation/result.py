@@ -8,14 +8,18 @@ from typing import Any
 
 from rlaif_cli import __version__
 from rlaif_cli.config.base import StageConfig
+from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.data.atomic import open_for_writing, write_json
 from rlaif_cli.data.compression import content_sha256
 from rlaif_cli.data.inputs import files, names_records
 from rlaif_cli.data.messages import Message, prompt_text, shared_prompt
 from rlaif_cli.data.paths import beside, file_of, sidecar
 from rlaif_cli.data.records import Candidates, HumanPair
+from rlaif_cli.engines.server_account import discard
+from rlaif_cli.engines.server_kept import kept_usage
 from rlaif_cli.errors import InputError
 from rlaif_cli.judge.provenance import judging_hashes
+from rlaif_cli.stages.manifest import priced
 
 
 def prompts_of_both(
@@ -53,7 +57,12 @@ def save(config: StageConfig, result: dict[str, Any], items: Iterable[dict[str, 
         result = result | {"items": _save_items(output, result["metric"], items)}
         write_json(path, result)
         manifest = {"rlaif": __version__, "stage": f"eval {result['metric']}", "settings": _settings(config)}
-        write_json(sidecar(path, "manifest.json"), manifest | {"sha256": content_sha256(path)})
+        manifest |= {"sha256": content_sha256(path)}
+        if (usage := kept_usage(path)) is not None:
+            assert isinstance(config, EngineConfig)
+            manifest["usage"] = priced(dict(vars(usage)), config)
+        write_json(sidecar(path, "manifest.json"), manifest)
+        discard(path)
     return result
 
 

@@ -16,6 +16,7 @@ from rlaif_cli.data.paths import beside, rejected_path
 from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import NO_ANSWER, Candidates, Response
 from rlaif_cli.engines import DECISIONS, EnginePool
+from rlaif_cli.engines.server_account import until_paused
 from rlaif_cli.errors import InputError, UsageError
 from rlaif_cli.evaluation.result import nothing_scored, planned, prompts_of_both, save
 from rlaif_cli.judge import Judgement
@@ -31,6 +32,7 @@ from rlaif_cli.stats.length import length_controlled_estimate
 from rlaif_cli.ui.progress import ProgressCallback, no_progress
 
 
+@until_paused
 def win_rate(config: WinRateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> dict[str, Any]:
     """The share of comparisons in which the judge prefers A; the interval is over prompts.
 
@@ -144,6 +146,12 @@ def _candidates(config: WinRateConfig, side: str, name: str, engines: EnginePool
             )
         if config.engine == DECISIONS:
             raise UsageError(f"{option('engine')} decisions writes no text, so it cannot sample from '{name}'")
+        if config.batch or config.max_cost is not None:
+            raise UsageError(
+                f"{option('batch')} and {option('max_cost')} apply to one output at a time, so '{name}' cannot be "
+                "sampled from on the way",
+                hint="sample with `rlaif generate` first, and give its file",
+            )
         path = str(beside(config.output, "win-rate", side))
         shared = {
             field: getattr(config, field)

@@ -23,8 +23,7 @@ def judge_all(
     texts: Sequence[tuple[Any, str, str]],
     progress: ProgressCallback,
 ) -> list[Judgement]:
-    """Judge (prompt, a, b) triples; results are in the same order."""
-    judge, _ = budget.session.start(engines)
+    """Judge (prompt, a, b) triples; results are in the same order. Raises: Paused: see `JudgeSession.evaluating`."""
 
     def comparisons() -> Iterator[Comparison]:
         for index, (prompt, a, b) in enumerate(texts):
@@ -32,9 +31,10 @@ def judge_all(
             yield budget.fit(Comparison(index, prompt, a, b, principles))
 
     judged: dict[int, Judgement] = {}
-    for comparison, judgement in judge.compare(comparisons()):
-        judged[comparison.key] = judgement
-        progress(len(judged), len(texts))
+    with budget.session.evaluating(engines) as judge:
+        for comparison, judgement in judge.compare(comparisons()):
+            judged[comparison.key] = judgement
+            progress(len(judged), len(texts))
     return [judged[index] for index in range(len(texts))]
 
 

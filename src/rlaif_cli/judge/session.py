@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rlaif_cli.config.judge import CompareConfig, JudgeConfig
 from rlaif_cli.config.naming import option
 from rlaif_cli.engines import Engine, EnginePool, resolve
 from rlaif_cli.engines.deferred import DeferredEngine
+from rlaif_cli.engines.server_account import attached, open_account, start_over
 from rlaif_cli.engines.tokenizer import open_tokenizer
 from rlaif_cli.errors import UsageError
 from rlaif_cli.judge import Judge, make_judge, make_panel, named_principles
@@ -54,3 +58,17 @@ class JudgeSession:
         for deferred, engine in zip(self._engines, started, strict=True):
             deferred.start(engine)
         return make_panel(self._config, self.members), dict(zip(self.models, started, strict=True))
+
+    @contextmanager
+    def evaluating(self, engines: EnginePool) -> Iterator[Judge]:
+        """The judge of an evaluation that lasts as long as this context; `--batch` and `--max-cost` keep its answers.
+
+        Raises:
+            Paused: they are waiting for a batch or a higher budget.
+        """
+        start_over(self._config)
+        judge, started = self.start(engines)
+        with open_account(self._config, {}) as account, attached(list(started.values()), account):
+            yield judge
+            if account is not None:
+                account.check("the answers so far are kept")

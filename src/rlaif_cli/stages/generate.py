@@ -16,6 +16,7 @@ from rlaif_cli.data.records import Candidates, PromptRecord, Response
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, ResolvedModel, Sampling, resolve
 from rlaif_cli.engines.base import Completion, request_seed
+from rlaif_cli.engines.server_account import start_over, until_paused
 from rlaif_cli.engines.tokenizer import open_tokenizer, too_long
 from rlaif_cli.models.tokenizer import with_system
 from rlaif_cli.stages.manifest import accounted, finish
@@ -50,6 +51,7 @@ class GenerateSummary:
         self.unanswered += sum(not Response.model_validate(response).answered for response in row["responses"])
 
 
+@until_paused
 def generate(
     config: GenerateConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress
 ) -> GenerateSummary:
@@ -85,6 +87,7 @@ def _generate(
         summary.rows = len(source)
         return summary
     settings = config.deciding() | {"input_sha256": source.sha256}
+    start_over(config)
     output = Output(file_of(config.output), settings, overwrite=config.overwrite, on_row=summary.add)
     try:
         summary.resumed = len(output.done)

@@ -16,6 +16,7 @@ from rlaif_cli.data.reader import Source
 from rlaif_cli.data.records import NO_ANSWER, Candidates, PairsOnly, Preference, Unscored, Verdict, Vote
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import EnginePool
+from rlaif_cli.engines.server_account import start_over, until_paused
 from rlaif_cli.errors import UsageError
 from rlaif_cli.judge import Comparison, Judge, Judgement, choose_principles
 from rlaif_cli.judge.constitution import Constitution
@@ -81,6 +82,7 @@ def _ratio(part: float, whole: int) -> float | None:
     return round(part / whole, 4) if whole else None
 
 
+@until_paused
 def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> LabelSummary:
     """Run the stage; see `LabelConfig`.
 
@@ -110,6 +112,7 @@ def label(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallbac
         summary.pairs = pairs.count
         return summary
     settings = label_settings(config, constitution, source)
+    start_over(config)
     output = Output(file_of(config.output), settings, overwrite=config.overwrite, on_row=summary.add)
     unscored = UnscoredFile(config, settings, summary)
     try:

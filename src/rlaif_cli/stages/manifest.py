@@ -10,6 +10,8 @@ from typing import Any
 from rlaif_cli.config.engine import EngineConfig
 from rlaif_cli.data.resumable_output import Output, Servers
 from rlaif_cli.engines import Engine, ResolvedModel, engine_name
+from rlaif_cli.engines.server_account import attached, discard, open_account, prices_of
+from rlaif_cli.errors import RowsUnanswered
 from rlaif_cli.models.metadata import checkpoint_hash
 from rlaif_cli.ui.messages import warn_once
 
@@ -19,6 +21,10 @@ def accounted(output: Output, engines: Mapping[str, Engine], config: EngineConfi
     """Add what servers count in this context, and say of themselves, to the output, even after an error or Ctrl-C.
 
     With `--price-in` and `--price-out` also the cost, if every answer was counted. Other engines count nothing.
+    With `--batch` or `--max-cost` answers are kept beside the output, and are counted when it is finished.
+
+    Raises:
+        Paused: rows are waiting for a batch or a higher budget.
     """
     counted = [usage for engine in engines.values() if (usage := getattr(engine, "usage", None)) is not None]
 
@@ -26,19 +32,31 @@ def accounted(output: Output, engines: Mapping[str, Engine], config: EngineConfi
         return sum((Counter(vars(usage)) for usage in counted), Counter())
 
     before, known = totals(), identities(engines)
-    try:
-        yield
-    finally:
-        used: dict[str, float] = dict(totals() - before)
-        if used:
-            tokens_in, tokens_out = used.setdefault("tokens_in", 0), used.setdefault("tokens_out", 0)
-            if config.price_in is not None and config.price_out is not None:
-                used["cost"] = round((tokens_in * config.price_in + tokens_out * config.price_out) / 1e6, 6)
-                if uncounted := used.get("uncounted"):
-                    warn_once(f"the server does not report the tokens of {uncounted} answers, so the cost is unknown")
-        servers = identities(engines, known)
-        if used or servers:
-            output.spend(used, servers)
+    with open_account(config, output.usage) as account:
+        try:
+            with attached(list(engines.values()), account):
+                yield
+        except RowsUnanswered:
+            if account is not None:
+                account.check(f"{len(output.done) + output.written} rows are done")
+            raise
+        finally:
+            used = {} if account is not None else dict(totals() - before)
+            servers = identities(engines, known)
+            if used or servers:
+                output.spend(priced(used, config) if used else {}, servers)
+        if account is not None and (kept := +Counter(vars(account.kept.usage))):
+            output.spend(priced(dict(kept), config), for_resume=False)
+
+
+def priced(used: dict[str, float], config: EngineConfig) -> dict[str, float]:
+    """Token counts with their cost, if it is known."""
+    tokens_in, tokens_out = used.setdefault("tokens_in", 0), used.setdefault("tokens_out", 0)
+    if (prices := prices_of(config)) is not None:
+        used["cost"] = round(prices.cost(tokens_in, tokens_out), 6)
+        if uncounted := used.get("uncounted"):
+            warn_once(f"the server does not report the tokens of {uncounted:g} answers, so the cost is unknown")
+    return used
 
 
 def identities(engines: Mapping[str, Engine], before: Servers | None = None) -> Servers:
@@ -67,3 +85,5 @@ def finish(
     hashes = each(lambda one: checkpoint_hash(one.path) if one.path else None)
     names = each(lambda one: engine_name(config, one.name))
     output.finish({"stage": stage, "model_sha256": hashes, "engine": names, "counts": counts})
+    if output.path is not None:
+        discard(output.path)

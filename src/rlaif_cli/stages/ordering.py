@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rlaif_cli.data.atomic import open_for_writing
 from rlaif_cli.data.paths import rejected_path
 from rlaif_cli.data.records import PromptRecord
-from rlaif_cli.errors import EngineError
+from rlaif_cli.errors import RowsUnanswered
 
 
 class Unanswered:
@@ -24,9 +24,9 @@ class Unanswered:
         self._last = reason
 
     def check(self) -> None:
-        """Raises: EngineError: some rows were not answered."""
+        """Raises: RowsUnanswered: some rows were not answered."""
         if self.count:
-            raise EngineError(
+            raise RowsUnanswered(
                 f"{self.count} rows got no answer; the last reason: {self._last}",
                 hint="finished rows are saved; rerun the same command to resume",
             )

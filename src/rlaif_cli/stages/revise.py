@@ -19,6 +19,7 @@ from rlaif_cli.data.records import NO_ANSWER, PromptRecord, Revision, Round
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, ResolvedModel, Sampling, resolve
 from rlaif_cli.engines.base import request_seed
+from rlaif_cli.engines.server_account import start_over, until_paused
 from rlaif_cli.engines.tokenizer import open_tokenizer, too_long
 from rlaif_cli.judge import prompts
 from rlaif_cli.judge.constitution import Constitution, Principle
@@ -59,6 +60,7 @@ class _Draft:
         self.rounds.append(Round(principle=self.principle.id, critique=self.critique, revision=revision))
 
 
+@until_paused
 def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallback = no_progress) -> ReviseSummary:
     """Run the stage; see `ReviseConfig`.
 
@@ -82,6 +84,7 @@ def revise(config: ReviseConfig, engines: EnginePool, *, progress: ProgressCallb
         return summary
     settings = config.deciding() | {"input_sha256": source.sha256}
     settings["constitution_sha256"] = constitution.sha256
+    start_over(config)
     output = Output(file_of(config.output), settings, overwrite=config.overwrite)
     try:
         summary.rows = summary.resumed = len(output.done)
