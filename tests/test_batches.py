@@ -122,7 +122,7 @@ def test_the_command_submits_leaves_and_collects(batches: Any, candidates: Any, 
     again = rlaif(*command, cwd=tmp_path)
     assert again.returncode == 3 and len(server.batches) == 1
     server.slow = False
-    assert "would be thrown away by --overwrite" in rlaif(*command, "--overwrite", cwd=tmp_path).stderr
+    assert "would be discarded by --overwrite" in rlaif(*command, "--overwrite", cwd=tmp_path).stderr
     assert "must be collected first" in rlaif(*command[:-1], cwd=tmp_path).stderr
     assert not server.charged
     done = rlaif(*command, cwd=tmp_path)
