@@ -366,10 +366,11 @@ def readers() -> dict[str, Callable[[Path, random.Random], None]]:
         (folder / "summary.json").write_bytes(as_line(summary, chance))
         reproduce.reproduce(str(folder), folder / "again", STAGES)
 
-    def checkpoints(folder: Path, chance: random.Random) -> None:
-        from rlaif_cli.models.tokenizer import ChatTokenizer
-        from rlaif_cli.train.nn.heads import load_policy, new_reward_model
+    # Imported before the clock of an input starts: an import that is interrupted leaves half a module.
+    from rlaif_cli.models.tokenizer import ChatTokenizer
+    from rlaif_cli.train.nn.heads import load_policy, new_reward_model
 
+    def checkpoints(folder: Path, chance: random.Random) -> None:
         checkpoint(good_checkpoint(), folder / "broken", chance)
         path = resolve_model(str(folder / "broken"))
         context_length(path)

@@ -285,7 +285,10 @@ def readers() -> dict[str, Reader]:
 
         for row in rows(folder, run):
             said = set().union(*(texts(answer) for answer in server.sent[row["prompt"]]))
-            wrong = [each["text"] for each in row["responses"] if each["text"] not in said]
+            reasoned = [each for each in row["responses"] if "reasoning" in each and not each["text"]]  # no answer
+            if any(each["reasoning"] not in str(server.sent[row["prompt"]]) for each in reasoned):
+                raise Invented(f"{row['id']}: {reasoned!r:.300}")
+            wrong = [each["text"] for each in row["responses"] if each not in reasoned and each["text"] not in said]
             if wrong or not 1 <= len(row["responses"]) <= n:
                 raise Invented(f"{row['id']}: {wrong or row['responses']!r:.300}")
 

@@ -426,13 +426,13 @@ def test_a_process_without_a_held_out_prompt_asks_for_nothing(tiny: Path, tmp_pa
 
 def test_how_to_evaluate_belongs_to_either_option(tiny: Path) -> None:
     for name in ("eval_every", "eval_fraction"):
-        with pytest.raises(ValidationError, match="needs --eval-function or --eval-judge"):
+        with pytest.raises(ValidationError, match="needs eval_function or eval_judge"):
             ppo_config(tiny, **{name: 0.5 if name == "eval_fraction" else 3})
     assert ppo_config(tiny, eval_function="gold.py:tone", eval_every=3).evaluates
     assert not ppo_config(tiny).evaluates
-    with pytest.raises(ValidationError, match="--eval-constitution needs --eval-judge"):
+    with pytest.raises(ValidationError, match="eval_constitution needs eval_judge"):
         ppo_config(tiny, eval_function="gold.py:tone", eval_constitution="helpfulness")
-    with pytest.raises(ValidationError, match="--eval-judge needs --eval-constitution"):
+    with pytest.raises(ValidationError, match="eval_judge needs eval_constitution"):
         PPOConfig(prompts="-", output="-", model=str(tiny), reward_model="rm", eval_judge="fake")
 
 

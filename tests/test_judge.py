@@ -419,10 +419,10 @@ def test_several_principles_keep_their_own_results():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"method": "score", "shots": 1}, "--shots needs --method pairwise"),
-        ({"method": "contrast", "cot": True}, "--cot needs --method pairwise"),
-        ({"clamp": (0.6, 0.4)}, "--clamp needs two increasing bounds"),
-        ({"rationale_tokens": 9}, "--rationale-tokens needs --cot"),
+        ({"method": "score", "shots": 1}, "shots needs method pairwise"),
+        ({"method": "contrast", "cot": True}, "cot needs method pairwise"),
+        ({"clamp": (0.6, 0.4)}, "clamp needs two increasing bounds"),
+        ({"rationale_tokens": 9}, "rationale_tokens needs cot or samples"),
     ],
 )
 def test_options_of_another_method_are_refused(options, said):

@@ -254,7 +254,7 @@ def test_what_is_scored_is_what_files_of_responses_hold(tiny: Path) -> None:
     assert texts == [["yes", "no"]]
     config = GenerateConfig(prompts="-", model=str(tiny))
     record = PromptRecord(id="p", prompt="q")
-    written = _candidates(config, record, [], [Completion(" yes\n"), Completion("\n\nno")])
+    written = _candidates(config, record, [Completion(" yes\n"), Completion("\n\nno")])
     assert [response.text for response in written.responses] == texts[0]
 
 

@@ -24,7 +24,7 @@ def benchmark(*arguments: str) -> str:
 
 def test_killed_stages_lose_nothing() -> None:
     said = benchmark("benchmarks/kill.py", "--kills", "6", "--stages", "generate", "label", "--rows", "1500")
-    assert "6 kills: 0 lost, 0 doubled, 0 different, 0 tracebacks" in said
+    assert "6 kills: 0 lost, 0 duplicated, 0 different, 0 tracebacks" in said
 
 
 @pytest.mark.parametrize("seed", [100, 101])

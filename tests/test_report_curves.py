@@ -140,7 +140,7 @@ def test_a_fine_tuned_model_has_the_curve_of_its_loss(tmp_path: Path) -> None:
     write_rows(tmp_path / "tuned" / "metrics.jsonl", [{"step": step, "loss": 2.0 / step} for step in (1, 2)])
     (group,) = (each for each in curves(Run.of_summary(summary, tmp_path)) if "tuned" in each.title)
     assert (group.title, group.note, group.charts[0].title) == ("sft: tuned", "", "Loss")
-    assert group.charts[0].layout["yaxis"]["title"]["text"] == "nats a token"
+    assert group.charts[0].layout["yaxis"]["title"]["text"] == "nats per token"
     assert [line["name"] for line in group.charts[0].data] == ["each step", "held out"], "a coin has no such loss"
 
 

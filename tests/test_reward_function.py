@@ -284,9 +284,9 @@ def test_a_function_is_named_with_its_file_where_names_are_alike() -> None:
         ({"reward_function": ["a.py:f", "a.py:g"], "reward_weights": [1, 0]}, "the weight of g is 0"),
         (
             {"reward_model": "rm", "judge": "fake", "constitution": "helpfulness"},
-            "--reward-model and --judge cannot be combined",
+            "reward_model and judge cannot be combined",
         ),
-        ({"reward_function": "a.py:f", "method": "score"}, "--method needs --judge"),
+        ({"reward_function": "a.py:f", "method": "score"}, "method needs judge"),
         ({}, "a reward source is needed"),
     ],
 )
