@@ -57,7 +57,12 @@ class PairwiseJudge:
         self._shots = shots
         self._cot, self._samples, self._reasoning_tokens = cot, samples, reasoning_tokens
         self._clamp = clamp or (0.0, 1.0)
-        sampled = {"samples": samples, "reasoning_tokens": reasoning_tokens, "seed": seed, "structured": structured}
+        sampled: dict[str, Any] = {
+            "samples": samples,
+            "reasoning_tokens": reasoning_tokens,
+            "seed": seed,
+            "structured": structured,
+        }
         self._labels = Labels(engine.tokenizer, prompts.LABELS, **sampled)
 
     def requests(self, comparison: Comparison) -> list[Request]:

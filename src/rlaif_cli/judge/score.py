@@ -42,7 +42,12 @@ class ScoreJudge:
         self._engine = engine
         self._constitution = constitution
         self._min_mass = min_mass
-        sampled = {"samples": samples, "reasoning_tokens": reasoning_tokens, "seed": seed, "structured": structured}
+        sampled: dict[str, Any] = {
+            "samples": samples,
+            "reasoning_tokens": reasoning_tokens,
+            "seed": seed,
+            "structured": structured,
+        }
         self._labels = Labels(engine.tokenizer, prompts.SCORES, **sampled)
 
     def requests(self, comparison: Comparison) -> list[Request]:

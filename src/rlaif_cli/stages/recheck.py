@@ -55,7 +55,7 @@ def recheck(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallb
     budget = ContextBudget(config, constitution)
     asked = list(comparisons(config, constitution, source, earlier.__contains__, budget))
     judge, started = budget.session.start(engines)
-    before = identities(started)
+    known = identities(started)
     found: list[dict[str, float]] = []
     reasons: Counter[str] = Counter()
     for number in range(2):
@@ -65,12 +65,10 @@ def recheck(config: LabelConfig, engines: EnginePool, *, progress: ProgressCallb
     if not both:
         raise EngineError(f"none of the {len(asked)} rows could be judged again: {next(iter(reasons), 'no rows')}")
     ids = [pair_id(*each.key) for each in both]
-    compared = drift(
-        [_earlier_p(earlier[name], each) for name, each in zip(ids, both, strict=True)],
-        *([p[name] for name in ids] for p in found),
-        [prompt_key(each.prompt) for each in both],
-    )
-    servers = {"earlier": manifest.get("servers", {}), "now": identities(started, before)}
+    first, second = ([p[name] for name in ids] for p in found)
+    before = [_earlier_p(earlier[name], each) for name, each in zip(ids, both, strict=True)]
+    compared = drift(before, first, second, [prompt_key(each.prompt) for each in both])
+    servers = {"earlier": manifest.get("servers", {}), "now": identities(started, known)}
     result = {
         "output": config.output,
         "rows": len(both),
