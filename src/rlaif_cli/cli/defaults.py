@@ -76,7 +76,7 @@ def _prices(table: Any, errors: list[str]) -> dict[str, tuple[float, float]]:
     """The prices (in, out) by model; what is invalid is added to `errors`."""
     found = dict[str, tuple[float, float]]()
     for model, each in (table if isinstance(table, dict) else {"MODEL": None}).items():
-        prices = [each.get("in"), each.get("out")] if isinstance(each, dict) and len(each) == 2 else []
+        prices: list[Any] = [each.get("in"), each.get("out")] if isinstance(each, dict) and len(each) == 2 else []
         numbers = [float(price) for price in prices if type(price) in (int, float) and 0 <= price < 1e9]
         if len(numbers) == 2:
             found[model] = (numbers[0], numbers[1])
