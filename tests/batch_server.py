@@ -117,7 +117,7 @@ class BatchServer:
         parts = BytesParser().parsebytes(b"Content-Type: " + kind.encode() + b"\n\n" + content).get_payload()
         found = {part.get_param("name", header="content-disposition"): part.get_payload(decode=True) for part in parts}  # type: ignore[union-attr]
         assert found["purpose"] == b"batch"
-        return bytes(found["file"])  # type: ignore[arg-type]
+        return bytes(found["file"])
 
     def _created(self, asked: dict[str, Any]) -> dict[str, Any]:
         assert asked["endpoint"] == "/v1/chat/completions" and asked["completion_window"] == "24h"

@@ -58,9 +58,10 @@ def candidates(write_jsonl: Any) -> Callable[[int], str]:
 
 
 def labelling(server: BatchServer, path: str, **settings: Any) -> LabelConfig:
-    settings = {"judge": "judge", "batch": True, "retries": 0, "constitution": "helpfulness", **PRICES} | settings
-    output = str(Path(path).with_name("prefs.jsonl"))
-    return LabelConfig(candidates=path, output=output, engine="openai", base_url=server.url, **settings)
+    common: dict[str, Any] = {"judge": "judge", "batch": True, "retries": 0, "constitution": "helpfulness", **PRICES}
+    common |= {"candidates": path, "output": str(Path(path).with_name("prefs.jsonl"))}
+    common |= {"engine": "openai", "base_url": server.url}
+    return LabelConfig(**common | settings)
 
 
 def until_done(stage: Callable[..., Any], config: Any, most: int = 20) -> tuple[Any, int]:

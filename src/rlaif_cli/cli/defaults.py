@@ -75,15 +75,15 @@ def load(context: Any) -> dict[str, Any]:
 
 
 def _prices(table: Any, errors: list[str]) -> dict[str, tuple[float, float]]:
-    found = {}
-    for model, each in table.items() if isinstance(table, dict) else [(None, None)]:
-        numbers = list(each.values()) if isinstance(each, dict) and each.keys() == {"in", "out"} else [None]
-        if all(
-            isinstance(price, int | float) and not isinstance(price, bool) and 0 <= price < 1e9 for price in numbers
-        ):
-            found[model] = (float(each["in"]), float(each["out"]))
+    """The prices (in, out) by model; what is invalid is added to `errors`."""
+    found = dict[str, tuple[float, float]]()
+    for model, each in (table if isinstance(table, dict) else {"MODEL": None}).items():
+        prices: list[Any] = [each.get("in"), each.get("out")] if isinstance(each, dict) and len(each) == 2 else []
+        numbers = [float(price) for price in prices if type(price) in (int, float) and 0 <= price < 1e9]
+        if len(numbers) == 2:
+            found[model] = (numbers[0], numbers[1])
         else:
-            errors.append(f'[prices."{model or "MODEL"}"] needs two numbers, in and out: USD per million tokens')
+            errors.append(f'[prices."{model}"] needs two numbers, in and out: USD per million tokens')
     return found
 
 

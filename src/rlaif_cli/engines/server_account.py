@@ -9,10 +9,12 @@ answered yet, and the next run finds their answers kept.
 from __future__ import annotations
 
 import functools
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar
 
 from rlaif_cli.config.engine import EngineConfig
@@ -42,7 +44,7 @@ class Account:
         UsageError: `--max-cost` cannot be kept, since earlier answers have no token count.
     """
 
-    def __init__(self, config: EngineConfig, output: Path, before: dict[str, float]) -> None:
+    def __init__(self, config: EngineConfig, output: Path, before: Mapping[str, float]) -> None:
         self._config, self._output = config, output
         self.kept = KeptAnswers(answers_path(output))
         self._journal = Journal(journal_path(output)) if config.batch else None
@@ -167,10 +169,10 @@ def _size(batches: Sequence[Batch]) -> str:
 
 def _refusal(status: int, body: dict[str, Any]) -> Exception:
     """A refusal in a batch, as the client would have raised it."""
-    import httpx
     import openai
 
-    response = httpx.Response(status, request=httpx.Request("POST", "http://batch"), json=body)
+    # Versions of the client differ in their HTTP library, so this is only what an error reads of a response.
+    response: Any = SimpleNamespace(status_code=status, request=None, headers={}, text=json.dumps(body))
     return openai.APIStatusError(f"Error code: {status}", response=response, body=body.get("error", body))
 
 
@@ -206,7 +208,7 @@ def discard(output: Path) -> None:
 
 
 @contextmanager
-def open_account(config: EngineConfig, before: dict[str, float]) -> Iterator[Account | None]:
+def open_account(config: EngineConfig, before: Mapping[str, float]) -> Iterator[Account | None]:
     """The account of a config's output; None if it needs none.
 
     Raises:

@@ -273,8 +273,8 @@ class Fleet:
             self._account.kept.begin()
         try:
             return ask(server, request)
-        except NotNow as reason:
-            return Failed(str(reason), True)
+        except NotNow as missing:
+            return Failed(str(missing), True)
         except AmbiguousFailure as failure:
             return self._with_keys(failure)
         except Stop as stop:
@@ -291,8 +291,8 @@ class Fleet:
                     return self._drop(server, errors.failing(server.where, error))
             if error.status_code in PERMANENT:
                 what = f"the server refuses every request: {errors.describe(error)}"
-                failure = AmbiguousFailure(reason, EngineError(what, where=server.where), own=lambda _: self._answered)
-                return self._with_keys(failure)
+                every = EngineError(what, where=server.where)
+                return self._with_keys(AmbiguousFailure(reason, every, own=lambda _: self._answered))
             return self._failed(server, error, retryable=True)
         except self._openai.APIConnectionError as error:  # timeouts are among these
             return self._failed(server, error, retryable=True)
