@@ -139,7 +139,7 @@ class PairwiseJudge:
         questions = self._questions(comparison)
         if self._cot and self._samples:
             return [Question(self._engine.tokenizer.question(asked), ()) for asked in questions]
-        said = list(rationales) or [None] * len(questions)
+        said: list[str | None] = [*rationales] or [None] * len(questions)
         return [self._question(asked, rationale) for asked, rationale in zip(questions, said, strict=True)]
 
     def _question(self, asked: Sequence[Message], rationale: str | None) -> Question:
