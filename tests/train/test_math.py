@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers import ROOT
 from rlaif_cli.judge.constitution import Principle
 from rlaif_cli.judge.score import expected_score, reward_of_scores
 from rlaif_cli.train import math as ops
 from rlaif_cli.train.math import logprobs as logprobs_module
 from rlaif_cli.train.math import masked as masked_module
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "ops.json").read_text())
+GOLDEN: dict[str, Any] = json.loads((ROOT / "tests" / "golden" / "ops.json").read_text())
 GARBAGE = [0.0, 1e30, -1e30, math.inf, -math.inf, math.nan]
 
 

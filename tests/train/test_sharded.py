@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import heed_interrupts, rlaif_process, rows_of
+from helpers import ROOT, heed_interrupts, rlaif_process, rows_of
 from rlaif_cli.config.ppo import PPOConfig
 from rlaif_cli.config.train import RewardModelConfig, SftConfig
 from rlaif_cli.engines import EnginePool, open_engine
@@ -120,7 +120,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 def together(script: str, *arguments: str) -> None:
     """Two processes, started by torchrun, that run Python of this file."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    found = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    found = os.pathsep.join([str(Path(__file__).parent), str(ROOT / "tests"), *sys.path])
     environment = os.environ | {"PYTHONPATH": found, "OMP_NUM_THREADS": "1"}
     command += [__file__, script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_training import Interrupted, assert_same_run, interrupt_after, log_of, make_rollouts, ppo_config
 
 from helpers import rows_of
 from rlaif_cli.cli import ppo as ppo_command
@@ -42,7 +43,6 @@ from rlaif_cli.train.reward_function import PromptRow
 from rlaif_cli.train.reward_source import JudgeScorer, why_unscored
 from rlaif_cli.train.rollout import Prompt, Rollout
 from rlaif_cli.ui.progress import no_progress
-from test_train import Interrupted, assert_same_run, interrupt_after, log_of, make_rollouts, ppo_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_training import PPO_DEFAULTS, Interrupted, assert_same_run, interrupt_after, log_of, mean
 
 from helpers import rlaif, rows_of
 from rlaif_cli.config.evaluate import BestOfNConfig, RewardConfig
@@ -35,7 +36,6 @@ from rlaif_cli.train.reward_source import (
     scores_and_parts,
     why_unscored,
 )
-from test_train import PPO_DEFAULTS, Interrupted, assert_same_run, interrupt_after, log_of, mean
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

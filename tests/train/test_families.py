@@ -16,6 +16,7 @@ from transformers import BertConfig, BertLMHeadModel
 
 import families
 from families import FAMILIES
+from helpers import ROOT
 from rlaif_cli.config.train import SftConfig
 from rlaif_cli.errors import ModelError
 from rlaif_cli.train.nn.heads import load_policy, new_reward_model, packs, response_logprobs, rewards
@@ -25,7 +26,7 @@ from rlaif_cli.train.runtime.optim import sharded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PAGE = ROOT / "docs" / "models.md"
 # One of each quirk; all others are slow.
 QUICK = ("llama", "gpt2", "opt", "gemma2", "gpt_oss", "granite", "cohere", "mixtral", "deepseek_v3", "lfm2", "mamba2")
 QUICK += ("qwen3_next", "stablelm", "bloom", "bert-generation")

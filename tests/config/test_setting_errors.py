@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from helpers import rows_of
+from helpers import ROOT, rows_of
 from rlaif_cli import api
 from rlaif_cli.cli import options
 from rlaif_cli.config.base import StageConfig
@@ -31,7 +31,7 @@ from rlaif_cli.registry import STAGES
 from rlaif_cli.train.reward_model import train_reward_model
 from rlaif_cli.ui.progress import no_progress
 
-PACKAGE = Path(__file__).parents[1] / "src" / "rlaif_cli"
+PACKAGE = ROOT / "src" / "rlaif_cli"
 ABOVE = ("cli", "pipeline", "report", "worker.py")  # they know the command line
 
 

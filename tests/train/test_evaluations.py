@@ -11,6 +11,16 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from test_training import (
+    Interrupted,
+    Lowercase,
+    _lowercase,
+    assert_same_run,
+    interrupt_after,
+    log_of,
+    make_rollouts,
+    ppo_config,
+)
 
 from helpers import rows_of
 from rlaif_cli.cli import ppo as ppo_command
@@ -27,16 +37,6 @@ from rlaif_cli.train.ppo_update import Trainer
 from rlaif_cli.train.reward_source import reward_source
 from rlaif_cli.train.rollout import RolloutEngine
 from rlaif_cli.ui.progress import no_progress
-from test_train import (
-    Interrupted,
-    Lowercase,
-    _lowercase,
-    assert_same_run,
-    interrupt_after,
-    log_of,
-    make_rollouts,
-    ppo_config,
-)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_data import CANDIDATES, DEMONSTRATION, PREFERENCE, WILD
 
 from helpers import ROOT, rlaif, rows_of
 from rlaif_cli.config.data import ConvertConfig, ShardConfig, ValidateConfig
@@ -41,7 +42,6 @@ from rlaif_cli.evaluation.win_rate import win_rate
 from rlaif_cli.report.samples import _sample
 from rlaif_cli.stages.annotate import Session
 from rlaif_cli.stages.audit import audit
-from test_data import CANDIDATES, DEMONSTRATION, PREFERENCE, WILD
 
 Write = Callable[..., str]
 Row = dict[str, Any]
