@@ -813,7 +813,10 @@ def test_a_stage_that_fails_is_named_and_goes_on_with_the_settings_that_the_erro
     said = ("error: stage 'rm': ", "--set rm.skip_invalid=true", "`skip_invalid: true`", "rerun the same command")
     fails(rlaif(*command, "--from", "rm"), 1, *said)
     fails(
-        rlaif(*command, "--from", "rm", "--set", "rm.max_length=seven"), 1, "stage 'rm': 'max_length'", "--set: rm.max_"
+        rlaif(*command, "--from", "rm", "--set", "rm.max_length=seven"),
+        1,
+        "stage 'rm': max_length: must be a whole number",
+        "--set: rm.max_",
     )
     done = rlaif(*command, "--from", "rm", "--set", "rm.skip_invalid=true")
     assert done.returncode == 0, done.stderr
