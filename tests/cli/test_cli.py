@@ -846,7 +846,7 @@ def test_a_stage_that_fails_is_named_and_goes_on_with_the_settings_that_the_erro
     fails(
         rlaif(*command, "--from", "rm", "--set", "rm.max_length=seven"),
         1,
-        "stage 'rm': max_length: must be",
+        "stage 'rm': max_length: must be a whole number",
         "--set: rm.max_",
     )
     done = rlaif(*command, "--from", "rm", "--set", "rm.skip_invalid=true")

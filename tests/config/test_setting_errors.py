@@ -122,6 +122,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("generate", {"prompts": "p", **FAKE, "n": 0}, "-n: must be greater than or equal to 1"),
     ("generate", {"prompts": 3, **FAKE}, "PROMPTS: must be a valid string"),
+    ("generate", {"prompts": "p", **FAKE, "top_p": "high"}, "--top-p: must be a number"),
     ("generate", {"prompts": "p", **FAKE, "stop": ["a", 1]}, "--stop[1]: must be a valid string"),
     (
         "generate",

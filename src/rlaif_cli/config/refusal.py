@@ -10,6 +10,18 @@ from pydantic import ValidationError
 from rlaif_cli.config.base import StageConfig
 from rlaif_cli.config.naming import SettingError, Spell, spelled
 
+# pydantic's error types for a value that is not the number, or not the truth value, that is needed.
+PLAIN_TYPES = {
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "finite_number": "a finite number",
+}
+
 
 def refusal(error: ValueError, kind: type[StageConfig], spell: Spell) -> str:
     """What is wrong with settings, all of it in one line.
@@ -28,6 +40,8 @@ def _one(found: Any, kind: type[StageConfig], spell: Spell) -> str:
     cause = found.get("ctx", {}).get("error")
     message = refusal(cause, kind, spell) if isinstance(cause, ValueError) else str(found["msg"])
     message = message.replace("Input should ", "must ", 1)
+    if found["type"] in PLAIN_TYPES:
+        message = f"must be {PLAIN_TYPES[found['type']]}"
     if not found["loc"]:
         return message
     name = str(found["loc"][0])

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rlaif_cli.config.refusal import PLAIN_TYPES
+
 MAX_DEPTH = 100  # pydantic cannot serialise 255 levels
 
 
@@ -83,14 +85,7 @@ _TYPES = {
     "dict_type": "an object",
     "model_type": "an object",
     "model_attributes_type": "an object",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "finite_number": "a finite number",
+    **PLAIN_TYPES,
 }
 
 
