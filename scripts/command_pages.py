@@ -32,7 +32,7 @@ def commands(group: Any, before: str = "") -> list[tuple[str, Any]]:
 
 def page(name: str, command: Any) -> str:
     from rlaif_cli.cli.options import options_by_section
-    from rlaif_cli.errors import as_option
+    from rlaif_cli.config.naming import as_option
 
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     usage = " ".join([f"rlaif {name}", *(p.name.upper() for p in arguments), "[OPTIONS]"])

@@ -59,7 +59,7 @@ class ChatConfig(InputConfig, section=ENGINE):
 
     chat_template_arg: TemplateArguments = setting((), TEMPLATE_HELP.format("the model's"))
     reasoning_marks: tuple[str, str] | None = setting(
-        None, "OPEN CLOSE, the texts around the model's reasoning. Default: as its chat template says."
+        None, "OPEN CLOSE, the marks before and after the model's reasoning. Default: taken from its chat template."
     )
 
     @field_validator("reasoning_marks")

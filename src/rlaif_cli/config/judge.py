@@ -28,7 +28,9 @@ Part = Literal["answer", "all"]  # of a response
 
 def judge_sees() -> Any:
     return setting(
-        "answer", "What the judge reads of a response with reasoning: its answer, or all of it.", section=JUDGING
+        "answer",
+        "Which part of a reasoning model's response the judge reads: its answer, or the reasoning too.",
+        section=JUDGING,
     )
 
 
@@ -121,6 +123,9 @@ class JudgeConfig(EngineConfig, section=JUDGING):
 
     @model_validator(mode="after")
     def _own_addresses(self) -> JudgeConfig:
+        # The client would send the key and the texts to its default server.
+        if self.engine in SERVERS and (broken := [name for name in self.judge if name.strip() != name.strip(" @")]):
+            raise SettingError(f"{option('judge')} '{broken[0]}' lacks the name before @ or the address after it")
         if any(name_and_address(judge)[1] for judge in self.judge):
             if self.engine not in SERVERS:
                 raise SettingError(f"{option('judge')} NAME@URL needs {option('engine')} openai or decisions")

@@ -203,6 +203,8 @@ class Demonstration(Record):
             row |= {"messages": messages[:-1], name: messages[-1:]}
         if name in ("completion", "chosen"):
             refuse_repeated_text(row, name)
+        if name == "responses" and isinstance(row[name], list) and len(row[name]) > 1:
+            raise ValueError(f"{len(row[name])} 'responses' to one prompt: a demonstration has one 'response'")
         row = accept_prompt(row)
         if name is None:
             return row

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from rlaif_cli.config.naming import option
 from rlaif_cli.models.reasoning import first_mark
-from rlaif_cli.models.tokenizer import AnyTokenizer
+from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -106,7 +106,7 @@ class Completion:
 
 
 def completion(
-    tokenizer: AnyTokenizer, ids: list[int], logprobs: list[float], *, ended: bool, stop: Sequence[str] = ()
+    tokenizer: ChatTokenizer, ids: list[int], logprobs: list[float], *, ended: bool, stop: Sequence[str] = ()
 ) -> Completion:
     """Sampled tokens as a completion.
 
@@ -160,8 +160,13 @@ class Usage:
 class Engine(Protocol):
     """An inference engine. Only servers return `Failed` results."""
 
-    name: str
-    max_length: int  # prompt and response together, tokens; 0: unknown
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def max_length(self) -> int:
+        """Prompt and response together, tokens; 0: unknown."""
+        ...
 
     @property
     def tokenizer(self) -> AnyTokenizer: ...

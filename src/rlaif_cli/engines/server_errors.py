@@ -77,7 +77,10 @@ def failing(where: str, error: Exception) -> EngineError:
         403: f"the key is read from {KEY}",
         404: "the address usually ends in /v1, as in http://host:port/v1, with nothing after it",
     }
-    hint = hints.get(getattr(error, "status_code", 0), "finished work is kept; rerun the same command to resume")
+    hint = hints.get(
+        getattr(error, "status_code", 0),
+        "check that it is running at this address; finished work is kept: rerun the same command to resume",
+    )
     return EngineError(f"the server is failing: {describe(error)}", where=where, hint=hint)
 
 

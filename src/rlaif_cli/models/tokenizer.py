@@ -329,8 +329,5 @@ class RemoteTokenizer:
     def decode(self, ids: Sequence[str]) -> str:
         return "".join(ids)
 
-    def reply(self, ids: Sequence[str]) -> Reply:
-        return split_reply(self.decode(ids))
-
 
 AnyTokenizer = ChatTokenizer | FakeTokenizer | RemoteTokenizer

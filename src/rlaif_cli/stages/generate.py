@@ -123,7 +123,7 @@ class _Prompts:
     def check(self, record: PromptRecord) -> str | None:
         if self._limit is None:  # a server, which gets the texts
             return None
-        ids = self._tokenizer.chat(_messages(self._config, record))
+        ids: list[Any] = self._tokenizer.chat(_messages(self._config, record))
         reason = too_long(len(ids) + self._config.max_tokens, self._limit, "prompt and response")
         if reason is None:
             self.tokens_in += len(ids)

@@ -46,7 +46,7 @@ def accounted(output: Output, engines: Mapping[str, Engine], config: EngineConfi
             if used or servers:
                 output.spend(priced(used, config) if used else {}, servers)
         if account is not None and (kept := +Counter(vars(account.kept.usage))):
-            output.spend(priced(dict(kept), config), for_resume=False)
+            output.spend(priced({name: float(count) for name, count in kept.items()}, config), for_resume=False)
 
 
 def priced(used: dict[str, float], config: EngineConfig) -> dict[str, float]:

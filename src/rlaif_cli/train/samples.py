@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -34,7 +35,7 @@ def write_samples(
     measured = {name: scores_of_first(source, shown, texts) for name, source in functions.items()}
     with open(folder / SAMPLES, "a", encoding="utf-8") as file:
         for index, (rollout, text) in enumerate(zip(shown, texts, strict=True)):
-            row = {
+            row: dict[str, Any] = {
                 "step": step,
                 "prompt": [message.model_dump() for message in rollout.prompt.messages],
                 "response": text,
