@@ -476,7 +476,7 @@ def test_nothing_is_cut_off_on_a_small_phone_however_long_a_name_or_a_text(tmp_p
     (folder / "summary.json").write_text(json.dumps(summary))
     page_of(folder)
     page = browser.new_page(viewport={"width": 360, "height": 800})
-    page.goto((folder / "report.html").as_uri())
+    page.goto((folder / "report.html").as_uri(), timeout=120_000)  # to lay out words of 200,000 letters takes a while
     page.locator("details").evaluate_all("all => all.forEach(each => { each.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     cut = "all => all.filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.innerText.slice(0, 80))"
