@@ -41,7 +41,7 @@ class Work:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.resolved, self.tokenized, self.read, self.looked = (Counter[str]() for _ in range(4))
         self.judges = 0
-        chat, make_judge, blocks = ChatTokenizer.chat, session.make_judge, compression.blocks
+        chat, make_judge, blocks = ChatTokenizer.chat, session.make_judge, compression.blocks  # type: ignore[attr-defined]
 
         def counted_resolve(name: str, **options: Any) -> Path:
             self.resolved[name] += 1

@@ -94,7 +94,7 @@ def test_messages_do_not_spell_options_themselves() -> None:
                 continue
             for text in (each.value for each in ast.walk(call) if isinstance(each, ast.Constant)):
                 outside = re.sub(r"`[^`]*`", "", text) if isinstance(text, str) else ""
-                assert not names & set(spelled_out.findall(outside)), f"{name}:{call.lineno}: {text}"
+                assert not names & set(spelled_out.findall(outside)), f"{name}:{call.lineno}: {text!r}"
 
 
 def test_the_command_line_spells_settings_as_its_help_does() -> None:

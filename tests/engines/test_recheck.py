@@ -110,7 +110,7 @@ def test_scatter_is_no_drift_and_less_certainty_is() -> None:
     for seed in range(200):
         drawn = np.random.default_rng(seed)
         same = [passes(drawn, 0.7) for _ in range(3)]
-        told[0] += drift(*same, range(200))["drifted"]
+        told[0] += drift(*same, range(200))["drifted"]  # type: ignore[call-arg]
         told[1] += drift(passes(drawn, 0.9), passes(drawn, 0.7), passes(drawn, 0.7), range(200))["drifted"]
     assert told[0] <= 18, "about 1 in 20"
     assert told[1] == 200

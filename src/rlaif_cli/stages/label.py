@@ -165,8 +165,8 @@ def comparisons(
         for i, j in choose_pairs(row):
             if wanted(pair_id(row, i, j)):
                 a, b = (row.responses[index].seen(config.judge_sees) for index in (i, j))
-                answers = (row.responses[index].text for index in (i, j))  # whatever the judge sees of them
-                principles = choose_principles(constitution, config.principles, row.prompt, *answers, config.seed)
+                one, other = row.responses[i].text, row.responses[j].text  # whatever the judge sees of them
+                principles = choose_principles(constitution, config.principles, row.prompt, one, other, config.seed)
                 yield budget.fit(Comparison((row, i, j), row.prompt, a, b, principles))
 
 

@@ -46,11 +46,12 @@ def accounted(output: Output, engines: Mapping[str, Engine], config: EngineConfi
             if used or servers:
                 output.spend(priced(used, config) if used else {}, servers)
         if account is not None and (kept := +Counter(vars(account.kept.usage))):
-            output.spend(priced({name: float(count) for name, count in kept.items()}, config), for_resume=False)
+            output.spend(priced(kept, config), for_resume=False)
 
 
-def priced(used: dict[str, float], config: EngineConfig) -> dict[str, float]:
+def priced(counts: Mapping[str, float], config: EngineConfig) -> dict[str, float]:
     """Token counts with their cost, if it is known."""
+    used = dict(counts)
     tokens_in, tokens_out = used.setdefault("tokens_in", 0), used.setdefault("tokens_out", 0)
     if (prices := prices_of(config)) is not None:
         used["cost"] = round(prices.cost(tokens_in, tokens_out), 6)
