@@ -174,6 +174,8 @@ def main() -> int:
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         source = Path(shutil.copytree(ROOT / "src", Path(folder) / "src"))
+        for shipped in ("constitutions", "examples"):
+            (Path(folder) / shipped).symlink_to(ROOT / shipped)
         for mutation in MUTATIONS:
             survived = survives(mutation, source)
             survivors += survived
