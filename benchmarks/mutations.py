@@ -136,7 +136,7 @@ MUTATIONS = (
         "train/runtime/checkpoint.py",
         "        self._optimizer.load_state_dict(_unflatten(tensors, optimizer))\n",
         "",
-        "test_training.py -k resume",
+        "test_training.py -k interrupted",
     ),
     Mutation(
         "every item counts as independent, whatever its prompt",
