@@ -129,7 +129,7 @@ MUTATIONS = (
         "data/run_settings.py",
         "(record: dict[str, Any], now: dict[str, Any], where: Path) -> None:\n",
         "(record: dict[str, Any], now: dict[str, Any], where: Path) -> None:\n    return\n",
-        "test_output.py",
+        "test_cli.py -k train_rm",
     ),
     Mutation(
         "the optimizer starts anew when training resumes",
