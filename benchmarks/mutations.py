@@ -64,7 +64,7 @@ MUTATIONS = (
     Mutation(
         "reasoning without an answer is an answer",
         "data/records.py",
-        "return self.reasoning is None or bool(self.text.strip())",
+        "return reasoning is None or bool(text.strip())",
         "return True",
         "test_reasoning.py",
     ),
@@ -132,7 +132,7 @@ MUTATIONS = (
         "test_cli.py -k train_rm",
     ),
     Mutation(
-        "the optimizer starts anew when training resumes",
+        "the optimizer's state is lost when training resumes",
         "train/runtime/checkpoint.py",
         "        self._optimizer.load_state_dict(_unflatten(tensors, optimizer))\n",
         "",

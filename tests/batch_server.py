@@ -21,7 +21,7 @@ class BatchServer:
 
     Args:
         answer: (request, its texts) -> a choice, or several.
-        failing: share of the lines that fail, drawn anew for every batch.
+        failing: share of the lines that fail, drawn again for every batch.
         expiring: the numbers of the batches that expire after half of their lines.
         line: (request) -> (status, body), for lines that are answered in another way.
         usage: of every answer.

@@ -33,13 +33,13 @@ def command_pages() -> ModuleType:
 def test_the_pages_of_commands_are_up_to_date(command_pages: ModuleType) -> None:
     written = {path.name: path.read_text("utf-8") for path in PAGES.glob("*.md")}
     pages = command_pages.pages()
-    assert written == pages, "`make docs` writes them anew"
-    assert (ROOT / "mkdocs.yml").read_text("utf-8") == command_pages.site(pages), "`make docs` lists them anew"
+    assert written == pages, "`make docs` writes them"
+    assert (ROOT / "mkdocs.yml").read_text("utf-8") == command_pages.site(pages), "`make docs` lists them"
 
 
 def test_the_man_page_is_up_to_date_and_man_can_show_it(command_pages: ModuleType) -> None:
     page = (ROOT / "docs" / "rlaif.1").read_text("utf-8")
-    assert page == command_pages.man_page(), "`make docs` writes it anew"
+    assert page == command_pages.man_page(), "`make docs` writes it"
     known = ('.\\"', ".TH", ".SH", ".SS", ".PP", ".TP", ".B ", ".I ")
     assert all(line.startswith(known) for line in page.splitlines() if line.startswith((".", "'")))
     assert "\\-\\-constitution" in page and ".SS rlaif eval win\\-rate A B" in page

@@ -53,7 +53,7 @@ class Source(Generic[R]):
     Args:
         check: a further check of a record; returns what is wrong, or None. It is called once for every record of the
             iteration, in that order, and last for a record: one that it passes is valid.
-        restart: called before the records are checked; once more if ids repeat, which checks them anew.
+        restart: called before the records are checked; once more if ids repeat, which checks them again.
         each: applies a function to every file, in order: `map`, or a process pool's (without `check`).
         repeats: ids may repeat.
 

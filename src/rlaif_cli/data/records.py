@@ -111,6 +111,11 @@ class PromptRecord(Record):
         return accept_prompt(row)
 
 
+def has_answer(text: str, reasoning: str | None) -> bool:
+    """False if all of a response is reasoning: an empty text without reasoning is an answer."""
+    return reasoning is None or bool(text.strip())
+
+
 NO_ANSWER = "it ended inside its reasoning, without an answer"  # why a response cannot be judged or scored
 
 
@@ -125,8 +130,7 @@ class Response(BaseModel):
 
     @property
     def answered(self) -> bool:
-        """False if the response ended inside its reasoning: an empty text without reasoning is an answer."""
-        return self.reasoning is None or bool(self.text.strip())
+        return has_answer(self.text, self.reasoning)
 
     def seen(self, part: str) -> str:
         """What a judge reads: the "answer", or "all" of it."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from rlaif_cli.config.naming import option
+from rlaif_cli.data.records import has_answer
 from rlaif_cli.models.reasoning import first_mark
 from rlaif_cli.models.tokenizer import AnyTokenizer, ChatTokenizer
 
@@ -76,8 +77,7 @@ class Completion:
 
     @property
     def answered(self) -> bool:
-        """False if all of it is reasoning; an empty reply without reasoning is an answer."""
-        return self.reasoning is None or bool(self.text.strip())
+        return has_answer(self.text, self.reasoning)
 
     @property
     def reply(self) -> str:

@@ -57,13 +57,14 @@ class PairwiseJudge:
         self._shots = shots
         self._cot, self._samples, self._reasoning_tokens = cot, samples, reasoning_tokens
         self._clamp = clamp or (0.0, 1.0)
-        sampled: dict[str, Any] = {
-            "samples": samples,
-            "reasoning_tokens": reasoning_tokens,
-            "seed": seed,
-            "structured": structured,
-        }
-        self._labels = Labels(engine.tokenizer, prompts.LABELS, **sampled)
+        self._labels = Labels(
+            engine.tokenizer,
+            prompts.LABELS,
+            samples=samples,
+            reasoning_tokens=reasoning_tokens,
+            seed=seed,
+            structured=structured,
+        )
 
     def requests(self, comparison: Comparison) -> list[Request]:
         return [request for question in self._prompts(comparison) for request in self._labels.requests(question)]

@@ -42,13 +42,14 @@ class ScoreJudge:
         self._engine = engine
         self._constitution = constitution
         self._min_mass = min_mass
-        sampled: dict[str, Any] = {
-            "samples": samples,
-            "reasoning_tokens": reasoning_tokens,
-            "seed": seed,
-            "structured": structured,
-        }
-        self._labels = Labels(engine.tokenizer, prompts.SCORES, **sampled)
+        self._labels = Labels(
+            engine.tokenizer,
+            prompts.SCORES,
+            samples=samples,
+            reasoning_tokens=reasoning_tokens,
+            seed=seed,
+            structured=structured,
+        )
 
     def requests(self, comparison: Comparison) -> list[Request]:
         return [request for question in self._prompts(comparison) for request in self._labels.requests(question)]

@@ -12,7 +12,7 @@ from rlaif_cli.config.engine import GenerateConfig
 from rlaif_cli.data.messages import Message, as_messages
 from rlaif_cli.data.paths import file_of, rejected_path
 from rlaif_cli.data.reader import Source
-from rlaif_cli.data.records import Candidates, PromptRecord, Response
+from rlaif_cli.data.records import Candidates, PromptRecord, Response, has_answer
 from rlaif_cli.data.resumable_output import Output
 from rlaif_cli.engines import Engine, EnginePool, Failed, Request, ResolvedModel, Sampling, resolve
 from rlaif_cli.engines.base import Completion, request_seed
@@ -48,7 +48,7 @@ class GenerateSummary:
         reasons = [response.get("finish_reason") for response in row["responses"]]
         self.unfinished += reasons.count("length")
         self.refused += reasons.count("refusal")
-        self.unanswered += sum(not Response.model_validate(response).answered for response in row["responses"])
+        self.unanswered += sum(not has_answer(each["text"], each.get("reasoning")) for each in row["responses"])
 
 
 @until_paused
